@@ -1,0 +1,128 @@
+"""FLOPs of a subnet. One multiply-add is one FLOP, as in the paper and the field.
+
+The rule: **a weight costs its elements times the positions it is applied at**; attention adds its
+two products between activations. Counted: convolutions, linear layers, attention products. Not
+counted: bias, normalization, activation, softmax, residual sums.
+
+Each cost depends on a few decisions only, so a space's FLOPs are a sum of small integer tables,
+one axis a decision::
+
+    flops(arch) = sum_t table_t[choice_i, choice_j, ...]
+
+With one-hot policies instead of choices the same sum, contracted, is differentiable and exact
+(``models.relaxed``). Eq. 10 of the paper adds a cost per decision instead; a ViT's cost is a
+product of decisions (embedding x heads x depth), for which that is wrong. No torch here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from models.arch import Arch, Choice
+from models.space import Block, Product, SearchSpace, Size, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A cost table: int64, one axis for each decision in ``decisions`` (positions in the space)."""
+
+    decisions: tuple[int, ...]
+    table: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FlopsRule:
+    """The FLOPs of every arch of a space."""
+
+    terms: tuple[Term, ...]
+    space: SearchSpace
+
+    def exact(self, arch: Arch) -> int:
+        """Multiply-adds of one arch for one image."""
+        return int(self.batch(self.space.indices(arch)[None])[0])
+
+    def batch(self, indices: np.ndarray) -> np.ndarray:
+        """FLOPs of many archs at once: (archs, decisions) positions of choices -> int64 (archs,).
+
+        What dropped blocks choose does not matter.
+        """
+        columns = np.ascontiguousarray(indices.T)
+        total = np.zeros(len(indices), np.int64)
+        for flat, decisions, strides in self._flat:
+            offset = columns[decisions[0]] * strides[0]
+            for decision, stride in zip(decisions[1:], strides[1:], strict=True):
+                offset = offset + columns[decision] * stride
+            total += flat[offset]
+        return total
+
+    @cached_property
+    def _flat(self) -> list[tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]]:
+        return [
+            (
+                np.ascontiguousarray(term.table).ravel(),
+                term.decisions,
+                tuple(int(np.prod(term.table.shape[i + 1 :])) for i in range(term.table.ndim)),
+            )
+            for term in self.terms
+        ]
+
+
+def weight_flops(weight: Weight, arch: Mapping[str, Choice]) -> int:
+    """Elements times positions, whether or not its block is there."""
+    if weight.positions is None:
+        return 0
+    elements = 1
+    for size in weight.shape:
+        elements *= size(arch)
+    return elements * weight.positions(arch)
+
+
+def product_flops(product: Product, arch: Mapping[str, Choice]) -> int:
+    """The product of its sizes, whether or not its block is there."""
+    count = 1
+    for size in product.factors:
+        count *= size(arch)
+    return count
+
+
+def flops_rule(space: SearchSpace) -> FlopsRule:
+    """Tabulate a space's costs, merged so that each set of decisions is looked up once."""
+    position = {decision.name: i for i, decision in enumerate(space.decisions)}
+    tables: dict[tuple[int, ...], np.ndarray] = {}
+    costs: list[tuple[tuple[Size, ...], Block | None, Weight | Product]] = [
+        *(((*w.shape, w.positions), w.block, w) for w in space.weights if w.positions is not None),
+        *((p.factors, p.block, p) for p in space.products),
+    ]
+    for sizes, block, cost in costs:
+        names = {name for size in sizes for name in size.decisions}
+        if block is not None:
+            names.add(block.depth)
+        axes = tuple(sorted(position[name] for name in names))
+        decisions = [space.decisions[i] for i in axes]
+        table = np.zeros([len(d.choices) for d in decisions], np.int64)
+        for index in itertools.product(*(range(n) for n in table.shape)):
+            arch = {d.name: d.choices[i] for d, i in zip(decisions, index, strict=True)}
+            if block is None or block.present(arch):
+                is_weight = isinstance(cost, Weight)
+                table[index] = weight_flops(cost, arch) if is_weight else product_flops(cost, arch)
+        tables[axes] = tables[axes] + table if axes in tables else table
+    return FlopsRule(_merged(tables), space)
+
+
+def _merged(tables: dict[tuple[int, ...], np.ndarray]) -> tuple[Term, ...]:
+    """Add every table whose decisions are among those of a larger one into that one."""
+    kept: dict[tuple[int, ...], np.ndarray] = {}
+    for axes in sorted(tables, key=len, reverse=True):
+        home = next((other for other in kept if set(axes) <= set(other)), None)
+        if home is None:
+            kept[axes] = tables[axes]
+        else:
+            shape = [n if a in axes else 1 for a, n in zip(home, kept[home].shape, strict=True)]
+            kept[home] = kept[home] + tables[axes].reshape(shape)
+    assert all(kept), "a space without decisions has no budget to keep"
+    return tuple(Term(axes, table) for axes, table in kept.items())

@@ -1,0 +1,178 @@
+"""Elastic layers and the base of every net. Uses torch.
+
+A layer holds the supernet's parameters and the space's description of them; the view it is called
+with says which part to use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from models.arch import Arch
+from models.nets.view import AbstractView, Masked, Sliced, Whole
+from models.relaxed import MaskMaps, Relaxed
+from models.space import SearchSpace
+from models.weights import NORM_EPSILON
+
+TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
+"""BatchNorm statistics of one arch: norm's name -> (mean, variance)."""
+
+
+class StatisticsRecorder:
+    """Collects BatchNorm statistics: the mean over batches of each batch's mean and variance."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, int] = {}
+        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen = self.batches.get(name, 0)
+        if not seen:
+            zeros = torch.zeros(x.shape[1], device=x.device)
+            self.statistics[name] = (zeros, zeros.clone())
+        mean, variance = self.statistics[name]
+        self.batches[name] = seen + 1
+        # momentum 1 / n makes torch's running average the plain mean of n batches
+        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / (seen + 1), NORM_EPSILON)
+
+
+class AbstractNet(nn.Module, ABC):
+    """A network of a space, at the size of ``own_arch``.
+
+    ``net(images)`` runs it whole, ``net(images, arch)`` runs a smaller subnet by slicing,
+    ``net(images, relaxed)`` runs masks. Images: float (batch, 3, side, side), any side; logits:
+    (batch, classes). In training mode BatchNorm normalizes by the batch; in evaluation mode it
+    needs ``statistics``, which belong to one arch.
+    """
+
+    def __init__(self, space: SearchSpace, arch: Arch) -> None:
+        super().__init__()
+        self.space = space
+        self.own_arch = arch
+        self._mask_maps = MaskMaps(space)
+
+    def forward(
+        self,
+        images: Tensor,
+        arch: Arch | Relaxed | None = None,
+        statistics: TensorStatistics | StatisticsRecorder | None = None,
+    ) -> Tensor:
+        view: AbstractView
+        if arch is None:
+            view = Whole(self.own_arch)
+        else:
+            assert self.own_arch == self.space.largest, "only the supernet has smaller subnets"
+            if isinstance(arch, Relaxed):
+                view = Masked(self._mask_maps, arch)
+            else:
+                view = Sliced(self.space, arch)
+        return self.run(images, view, statistics)
+
+    @abstractmethod
+    def run(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: TensorStatistics | StatisticsRecorder | None,
+    ) -> Tensor:
+        """The forward pass: the one place where the network is written."""
+
+    def parameter_for(self, name: str) -> nn.Parameter:
+        """An uninitialized parameter of the size it has in this net."""
+        return nn.Parameter(torch.empty(self.space.weight[name].shape_at(self.own_arch)))
+
+
+class ElasticBatchNorm(nn.Module):
+    """BatchNorm without running statistics: they belong to archs, not to the supernet."""
+
+    def __init__(self, net: AbstractNet, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = net.parameter_for(f"{name}.weight")
+        self.bias = net.parameter_for(f"{name}.bias")
+        self._weight = net.space.weight[f"{name}.weight"]
+        self._bias = net.space.weight[f"{name}.bias"]
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        view: AbstractView,
+        statistics: TensorStatistics | StatisticsRecorder | None,
+    ) -> Tensor:
+        weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
+        if isinstance(statistics, StatisticsRecorder):
+            return statistics.normalize(self.name, x, weight, bias)
+        if statistics is not None:
+            mean, variance = statistics[self.name]
+            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, NORM_EPSILON)
+        if not self.training:
+            raise ValueError(
+                f"{self.name}: BatchNorm statistics belong to an arch; pass statistics= "
+                "(models.calibration) or call net.train() to normalize by the batch"
+            )
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, NORM_EPSILON)
+
+
+class ElasticConv2d(nn.Module):
+    """Convolution, BatchNorm, activation, mask. ``folded``: a bias in place of the BatchNorm."""
+
+    def __init__(
+        self,
+        net: AbstractNet,
+        name: str,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        activation: str | None,
+        folded: bool,
+    ) -> None:
+        super().__init__()
+        self._weight = net.space.weight[f"{name}.weight"]
+        self.weight = net.parameter_for(f"{name}.weight")
+        self.bias = nn.Parameter(torch.zeros(self.weight.shape[0])) if folded else None
+        self.norm = None if folded else ElasticBatchNorm(net, f"{name}.norm")
+        self._stride, self._depthwise, self._activation = stride, depthwise, activation
+        nn.init.kaiming_normal_(self.weight, mode="fan_out" if not depthwise else "fan_in")
+
+    def forward(
+        self,
+        x: Tensor,
+        view: AbstractView,
+        statistics: TensorStatistics | StatisticsRecorder | None,
+    ) -> Tensor:
+        weight = view.weight(self.weight, self._weight)
+        groups = weight.shape[0] if self._depthwise else 1
+        padding = weight.shape[-1] // 2
+        x = F.conv2d(x, weight, self.bias, self._stride, padding, 1, groups)
+        if self.norm is not None:
+            x = self.norm(x, view, statistics)
+        if self._activation is not None:
+            x = ACTIVATIONS[self._activation](x)
+        return view.mask(x, self._weight.shape[0])
+
+
+class ElasticLinear(nn.Module):
+    """A linear layer on the last axis, with a bias. Truncated normal weights of deviation 0.02."""
+
+    def __init__(self, net: AbstractNet, name: str) -> None:
+        super().__init__()
+        self.weight = net.parameter_for(f"{name}.weight")
+        self.bias = net.parameter_for(f"{name}.bias")
+        self._weight = net.space.weight[f"{name}.weight"]
+        self._bias = net.space.weight[f"{name}.bias"]
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
+        return view.mask(F.linear(x, weight, bias), self._weight.shape[0], axis=-1)
+
+
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu}

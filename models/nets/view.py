@@ -1,0 +1,132 @@
+"""Views: how one forward pass sees the weights. Uses torch.
+
+``net(images)`` looks through ``Whole``, ``net(images, arch)`` through ``Sliced`` and
+``net(images, relaxed)`` through ``Masked``. They differ in the three things a forward pass asks:
+a weight, a mask for what it computed, and whether a block is there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from models.arch import Arch
+from models.relaxed import MaskMaps, Relaxed
+from models.space import Block, SearchSpace, Size, Weight
+from models.weights import weight_slices
+
+
+class AbstractView(ABC):
+    """What a forward pass asks while it runs."""
+
+    @abstractmethod
+    def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
+        """The part of a parameter that is used."""
+
+    @abstractmethod
+    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+        """Silence what lies beyond ``size`` along an axis of an activation."""
+
+    @abstractmethod
+    def present(self, block: Block | None) -> bool:
+        """Whether a block has to be computed."""
+
+    @abstractmethod
+    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
+        """What a block adds to its input."""
+
+    @abstractmethod
+    def active(self, size: Size) -> int | Tensor:
+        """How many entries of an axis are active; a LayerNorm divides by it."""
+
+
+class Whole(AbstractView):
+    """A network at its own size: parameters as they are. Blocks that are not there do not exist."""
+
+    def __init__(self, arch: Arch) -> None:
+        self._arch = arch
+
+    def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
+        return parameter
+
+    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+        return x
+
+    def present(self, block: Block | None) -> bool:
+        return True
+
+    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
+        return residual
+
+    def active(self, size: Size) -> int:
+        return size(self._arch)
+
+
+class Sliced(AbstractView):
+    """A subnet inside the supernet: prefixes of its parameters, fewer blocks."""
+
+    def __init__(self, space: SearchSpace, arch: Arch) -> None:
+        self._arch = arch
+        self._slices = weight_slices(space, arch)
+
+    def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
+        return parameter[self._slices[weight.name]]
+
+    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+        return x
+
+    def present(self, block: Block | None) -> bool:
+        return block is None or block.present(self._arch)
+
+    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
+        return residual
+
+    def active(self, size: Size) -> int:
+        return size(self._arch)
+
+
+class Masked(AbstractView):
+    """The whole supernet with masks between 0 and 1 that carry gradients to the policies.
+
+    Activations are masked after norm and nonlinearity, so that the gradient of a mask says what
+    the silenced channel would have added. Masked inputs make the weights' input axis right by
+    themselves; kernels are masked on the weight.
+    """
+
+    def __init__(self, maps: MaskMaps, relaxed: Relaxed) -> None:
+        self._maps = maps
+        self._relaxed = relaxed
+        self._masks: dict[Size, Tensor | None] = {}
+
+    def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
+        if not weight.centred:
+            return parameter
+        mask = self._maps.kernel_mask(self._relaxed, weight.shape[-1], parameter.device)
+        return parameter if mask is None else parameter * mask
+
+    def _mask(self, size: Size, device: torch.device) -> Tensor | None:
+        if size not in self._masks:
+            self._masks[size] = self._maps.mask(self._relaxed, size, device)
+        return self._masks[size]
+
+    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+        mask = self._mask(size, x.device)
+        if mask is None:
+            return x
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return x * mask.to(x.dtype).reshape(shape)
+
+    def present(self, block: Block | None) -> bool:
+        return True
+
+    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
+        if block is None:
+            return residual
+        return residual * self._relaxed.gate(block).to(residual)
+
+    def active(self, size: Size) -> int | Tensor:
+        mask = self._mask(size, torch.device("cpu"))
+        return size.rule() if mask is None else mask.sum()

@@ -1,0 +1,32 @@
+"""The search spaces, by name. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+
+from models.space import SearchSpace
+
+SPACES: dict[str, str] = {
+    "cifar-cnn": "models.spaces.cifar_cnn:cifar_cnn",
+    "nano-cnn": "models.spaces.nano_cnn:nano_cnn",
+}
+"""Name -> ``module:function``; the function takes the number of classes and gives the space."""
+
+
+@cache
+def get_space(name: str, num_classes: int | None = None) -> SearchSpace:
+    """The space called ``name``, with its own number of classes or the given one.
+
+    Raises ValueError naming the spaces there are.
+    """
+    if name not in SPACES:
+        near = difflib.get_close_matches(name, SPACES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no search space {name!r}; {hint}there are: {', '.join(sorted(SPACES))}")
+    module, _, function = SPACES[name].partition(":")
+    build = getattr(importlib.import_module(module), function)
+    space = build() if num_classes is None else build(num_classes=num_classes)
+    assert isinstance(space, SearchSpace)
+    return space
