@@ -101,15 +101,15 @@ class Batches:
         stop = start + self._batch_size * self._world_size
         rows = self._order(epoch)[start:stop][self._rank :: self._world_size]
         images = self._data.images[rows]
-        labels = self._data.labels[rows]
-        if self._augment is not None:
+        if self._augment is None:
+            floats = self._normalize(images)
+        else:
             generator = _generator(self._seed, 1, epoch, index, self._rank)
-            images = self._augment(images, generator)
-        floats = images.to(torch.float32).mul_(self._scale).add_(self._shift)
-        if self._augment is not None:
+            floats = self._normalize(self._augment(images, generator))
             # After normalization, so that what is cut out is the mean: no information.
             floats = self._augment.erase(floats, generator)
-        return Batch(epoch, index, floats.contiguous(memory_format=self._format), labels)
+        floats = floats.contiguous(memory_format=self._format)
+        return Batch(epoch, index, floats, self._data.labels[rows])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from index `start` on."""
@@ -131,6 +131,9 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """The batches of epoch 0: what an evaluation with shuffle=False goes over."""
         return self.epoch(0)
+
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
 
     def _run(self, positions: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         if not self._prefetch:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.preprocess import Preprocess
 from trainer.batches import Batch as Batch
 from trainer.batches import Batches as Batches
 from trainer.decode import decode_images
@@ -17,6 +18,9 @@ from trainer.splits import Splits as Splits
 from trainer.splits import stratified_holdout
 
 DATA_FOLDER_VARIABLE = "SHIFTNAS_DATA"
+
+# The bundle's defaults for cropping and resizing; load_splits leaves normalization to Batches.
+AS_SERVED = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 _EMBEDDED = {"digits": read_digits}
 
@@ -34,19 +38,25 @@ _FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
 )  # fmt: skip
-_TITLES = {_CIFAR10: "CIFAR-10", _FASHION_MNIST: "Fashion-MNIST"}
+_TITLES: dict[tuple[str, ...], str] = {_CIFAR10: "CIFAR-10", _FASHION_MNIST: "Fashion-MNIST"}
 
 
 def load_splits(
-    source: str, *, steer_share: float, seed: int, resolution: int | None = None
+    source: str,
+    *,
+    steer_share: float,
+    seed: int,
+    resolution: int | None = None,
+    preprocess: Preprocess = AS_SERVED,
 ) -> Splits:
     """Read, decode and split a data set. Nothing is downloaded, nothing is written.
 
     source: "digits" (embedded); a parquet file or a folder of them; an image folder; or the
     name of a data set that lies as such a file or folder in $SHIFTNAS_DATA. steer_share: share
     of each class of the training images that becomes `steer`, between 0 and 1; `seed` draws
-    them. resolution: side in pixels that images are resized and cropped to; None keeps them
-    as they are, if they are square and of one size.
+    them. resolution: side in pixels that images are cropped and resized to; None is the side
+    they have, if they are square and of one size. preprocess: how they are cropped and resized,
+    as the bundle will tell the server (its mean and std are not used here).
     Raises ValueError, in one line, for a source that is not there or not usable: no images, a
     broken image (named), labels that are no integers, one class only, fewer training images
     than classes.
@@ -65,9 +75,10 @@ def load_splits(
     train, steer = train.take(kept), train.take(held)
     if not (len(steer) and len(test)):
         raise ValueError(f"{source} has too few images to hold any out: give more per class")
-    decoded_train = _decode(train, resolution)
+    decoded_train = _decode(train, resolution, preprocess)
     side = decoded_train.images.shape[-1]
-    steer_images, test_images = _decode(steer, resolution), _decode(test, resolution)
+    steer_images = _decode(steer, resolution, preprocess)
+    test_images = _decode(test, resolution, preprocess)
     for name, split in (("steer", steer_images), ("test", test_images)):
         if split.images.shape[-1] != side:
             raise ValueError(
@@ -128,8 +139,8 @@ def _check(found: Source, source: str) -> None:
         )
 
 
-def _decode(rows: Rows, resolution: int | None) -> LabelledImages:
-    images = decode_images(rows.encoded, rows.where, resolution)
+def _decode(rows: Rows, resolution: int | None, preprocess: Preprocess) -> LabelledImages:
+    images = decode_images(rows.encoded, rows.where, preprocess, resolution)
     return LabelledImages(images, torch.from_numpy(rows.labels.copy()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,29 +9,53 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+
+from models.preprocess import ImageError, Preprocess, decode_image
 
 _CHUNK = 256  # images per task: enough that the pool's own work does not show
+_MAX_PIXELS = 200_000_000  # training images are the user's own: refuse bombs, not panoramas
 
 
 def decode_images(
     encoded: Sequence[bytes | Path],
     where: Callable[[int], str],
+    preprocess: Preprocess,
     resolution: int | None = None,
 ) -> torch.Tensor:
     """Decode to uint8 (N, 3, R, R), RGB, as the server decodes what it is sent.
 
-    encoded: file contents or paths. where: names image i in an error. resolution: R in pixels;
-    None takes the images as they are, which needs them square and of one size.
+    encoded: file contents or paths. where: names image i in an error. preprocess: how images are
+    cropped and resized. resolution: R in pixels; None takes the side of the images, which need
+    to be square and of one size.
     Raises ValueError naming the first image that cannot be decoded or does not fit.
     """
     assert len(encoded) > 0
-    side = resolution if resolution is not None else _common_side(encoded[0], where(0))
+    side = resolution
+    if side is None:
+        first = _decode_as_it_is(encoded[0], where(0), preprocess)
+        if first.width != first.height:
+            raise ValueError(
+                f"{where(0)} is {first.width}x{first.height}, not square: "
+                "give a resolution to crop and resize to"
+            )
+        side = first.width
     images = np.empty((len(encoded), 3, side, side), dtype=np.uint8)
+
+    def decode(row: int) -> Image.Image:
+        if resolution is not None:
+            return _decode_for(resolution, encoded[row], where(row), preprocess)
+        image = _decode_as_it_is(encoded[row], where(row), preprocess)
+        if image.size != (side, side):
+            raise ValueError(
+                f"{where(row)} is {image.width}x{image.height}, {where(0)} is {side}x{side}: "
+                "give a resolution to crop and resize to"
+            )
+        return image
 
     def decode_chunk(start: int) -> None:
         for row in range(start, min(start + _CHUNK, len(encoded))):
-            images[row] = _decode(encoded[row], where(row), side, resize=resolution is not None)
+            images[row] = preprocess.pixels(decode(row), side).transpose(2, 0, 1)
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(max_workers=workers)
@@ -45,35 +68,24 @@ def decode_images(
     return torch.from_numpy(images)
 
 
-def _common_side(first: bytes | Path, where: str) -> int:
-    with _open(first, where) as image:
-        if image.width != image.height:
-            raise ValueError(
-                f"{where} is {image.width}x{image.height}, not square: "
-                "give a resolution to resize and crop to"
-            )
-        return image.width
-
-
-def _decode(encoded: bytes | Path, where: str, side: int, *, resize: bool) -> np.ndarray:
-    """uint8 (3, side, side)."""
+def _decode_for(
+    resolution: int, encoded: bytes | Path, where: str, preprocess: Preprocess
+) -> Image.Image:
+    """Decoded for a crop to `resolution`: a large JPEG at a fraction of its size."""
     try:
-        with _open(encoded, where) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} is not a readable image: {error}") from error
-    if image.size != (side, side):
-        if not resize:
-            raise ValueError(
-                f"{where} is {image.width}x{image.height}, others are {side}x{side}: "
-                "give a resolution to resize them to"
-            )
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+        return preprocess.decode(_contents(encoded), resolution, _MAX_PIXELS)
+    except (ImageError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _open(encoded: bytes | Path, where: str) -> Image.Image:
+def _decode_as_it_is(encoded: bytes | Path, where: str, preprocess: Preprocess) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
-    except OSError as error:
-        raise ValueError(f"{where} is not a readable image") from error
+        return decode_image(
+            _contents(encoded), background=preprocess.background, max_pixels=_MAX_PIXELS
+        )
+    except (ImageError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _contents(encoded: bytes | Path) -> bytes:
+    return encoded if isinstance(encoded, bytes) else encoded.read_bytes()

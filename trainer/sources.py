@@ -63,14 +63,14 @@ def read_digits() -> Source:
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    shades, labels = load_digits(return_X_y=True)
+    grey = np.rint(shades.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     encoded = []
     for image in grey:
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="PNG", compress_level=1)
         encoded.append(file.getvalue())
-    rows = Rows(encoded, digits.target.astype(np.int64), "digit {}".format)
+    rows = Rows(encoded, np.asarray(labels, dtype=np.int64), "digit {}".format)
     return Source("digits", tuple(str(digit) for digit in range(10)), rows, None)
 
 
@@ -231,10 +231,9 @@ def _columns(file: Path, schema: pyarrow.Schema) -> tuple[str, str]:
 
 def _image_bytes(file: Path, column: pyarrow.ChunkedArray) -> list[bytes]:
     import pyarrow
-    import pyarrow.compute
 
     if pyarrow.types.is_struct(column.type):
-        column = pyarrow.compute.struct_field(column, "bytes")
+        column = column.flatten()[column.type.get_field_index("bytes")]
     contents = column.to_pylist()
     for row, content in enumerate(contents):
         if content is None:
