@@ -258,11 +258,11 @@ def _number(name: str, value: object) -> float:
 
 
 def _three(document: Mapping[str, object], name: str) -> tuple[float, float, float]:
-    value = document.get(name)
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise ValueError(f"{name} must be 3 numbers, not {value!r}")
-    first, second, third = (_number(name, v) for v in value)
-    return first, second, third
+    match document.get(name):
+        case [first, second, third]:
+            return _number(name, first), _number(name, second), _number(name, third)
+        case value:
+            raise ValueError(f"{name} must be 3 numbers, not {value!r}")
 
 
 def _colour(value: object) -> tuple[int, int, int]:

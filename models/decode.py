@@ -1,0 +1,104 @@
+"""Decoding with a guarantee: the most probable arch that keeps a budget. No torch.
+
+The argmax of the generator can miss the budget. Here the answer is searched among archs whose
+FLOPs lie in ``[(1 - SLACK) * budget, budget]``, most probable first; where the space has none in
+that window, the one nearest below it. So an answer is never over budget and rarely much under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.arch import Arch
+from models.space import SearchSpace
+
+SLACK = 0.02
+"""How far below the budget an answer may stay for the sake of probability."""
+
+_ROUNDS = 8
+
+
+def decode(space: SearchSpace, log_probabilities: Sequence[np.ndarray], budget_flops: float) -> Arch:
+    """The arch for a budget from the generator's log-probabilities (one array per decision).
+
+    A local search from the argmax: all single and all paired changes of decisions, best first,
+    until none improves. Raises ValueError for a budget below the smallest subnet.
+    """
+    if not budget_flops >= space.min_flops:
+        raise ValueError(
+            f"a budget of {budget_flops:,.0f} FLOPs is below the smallest subnet of {space.name} "
+            f"({space.min_flops:,} FLOPs)"
+        )
+    if budget_flops >= space.max_flops:
+        return space.largest
+    search = _Search(space, log_probabilities, budget_flops)
+    return space.from_indices(search.run())
+
+
+class _Search:
+    def __init__(
+        self, space: SearchSpace, log_probabilities: Sequence[np.ndarray], budget: float
+    ) -> None:
+        self._rule, self._budget = space.flops_rule, budget
+        self._counts = [len(d.choices) for d in space.decisions]
+        self._free = [i for i, count in enumerate(self._counts) if count > 1]
+        self._table = np.full((len(self._counts), max(self._counts)), -np.inf)
+        for row, values in zip(self._table, log_probabilities, strict=True):
+            row[: len(values)] = values
+
+    def run(self) -> np.ndarray:
+        here = self._table.argmax(axis=1)
+        here = self._within(here)
+        score = self._score(here[None])[0]
+        for _ in range(_ROUNDS):
+            near = self._neighbours(here)
+            scores = self._score(near)
+            best = int(scores.argmax())
+            if scores[best] <= score + 1e-9:
+                break
+            here, score = near[best], scores[best]
+        return here
+
+    def _score(self, archs: np.ndarray) -> np.ndarray:
+        """Log-probability; what is outside the window ranks below all that is inside."""
+        flops = self._rule.batch(archs)
+        probability = self._table[np.arange(len(self._counts)), archs].sum(axis=1)
+        shortfall = np.maximum((1 - SLACK) * self._budget - flops, 0) / self._budget
+        score = np.where(shortfall > 0, -1e6 * (1 + shortfall), 0) + probability
+        return np.where(flops > self._budget, -np.inf, score)
+
+    def _within(self, here: np.ndarray) -> np.ndarray:
+        """Step down, least loss of probability per FLOP saved first, until the budget is kept."""
+        while (flops := self._rule.batch(here[None])[0]) > self._budget:
+            lower = np.repeat(here[None], len(self._free), axis=0)
+            rows = np.arange(len(self._free))
+            lower[rows, self._free] = np.maximum(here[self._free] - 1, 0)
+            saved = flops - self._rule.batch(lower)
+            now = self._table[self._free, here[self._free]]
+            then = self._table[self._free, lower[rows, self._free]]
+            moved = here[self._free] > 0
+            price = np.where(moved & (saved > 0), (now - then + 1e-3) / np.maximum(saved, 1), np.inf)
+            step = int(price.argmin())
+            if not np.isfinite(price[step]):  # what is left to lower belongs to dropped blocks
+                step = int(moved.argmax())
+                assert moved[step], "the smallest arch is within every budget that is asked"
+            here = lower[step]
+        return here
+
+    def _neighbours(self, here: np.ndarray) -> np.ndarray:
+        """Every change of one or two decisions."""
+        moves = [
+            (i, choice) for i in self._free for choice in range(self._counts[i]) if choice != here[i]
+        ]
+        decision = np.array([move[0] for move in moves])
+        choice = np.array([move[1] for move in moves])
+        singles = np.repeat(here[None], len(moves), axis=0)
+        singles[np.arange(len(moves)), decision] = choice
+        first, second = np.triu_indices(len(moves), k=1)
+        apart = decision[first] != decision[second]
+        first, second = first[apart], second[apart]
+        pairs = singles[first]
+        pairs[np.arange(len(pairs)), decision[second]] = choice[second]
+        return np.concatenate([singles, pairs])
