@@ -65,6 +65,22 @@ def read_log(path: Path) -> list[Record]:
     return [record for record, _ in _parse(path)]
 
 
+def number(record: Record, field: str) -> float:
+    """A field that must be a number. Raises ValueError naming it."""
+    value = record.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{field} is {value!r} in {json.dumps(record)[:80]}: it must be a number")
+    return value
+
+
+def numbers(record: Record, field: str) -> list[float]:
+    """A field that must be a list of numbers. Raises ValueError naming it."""
+    value = record.get(field)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{field} is {value!r} in {json.dumps(record)[:80]}: it must be a list")
+    return [number({field: entry}, field) for entry in value]
+
+
 def _parse(path: Path) -> list[tuple[Record, int]]:
     """Records, each with the offset in bytes of its end."""
     if not path.is_file():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.display import format_flops
-from trainer.log import Record, read_log
+from trainer.log import Record, number, read_log
 
 LOG_NAME = "log.jsonl"
 FRONTIER_NAME = "frontier.json"
@@ -28,6 +28,12 @@ class RunRecord:
     name: str
     records: list[Record]
     frontier: list[Record]
+
+    @property
+    def space(self) -> str | None:
+        """The name of the search space, from the first record that tells it."""
+        names = (record.get("space") for record in self.records)
+        return next((name for name in names if isinstance(name, str)), None)
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of one kind, in the order they were written."""
@@ -58,7 +64,7 @@ def write_report(run: Path, out: Path | None = None) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[tuple[str, str]] = []
     files: list[Path] = []
-    for name, title, figure in plots.draw(record.of_kind, record.frontier):
+    for name, title, figure in plots.draw(record.of_kind, record.frontier, record.space):
         drawn.append((name, title))
         files += plots.save(figure, folder / name)
     text = report_text(record, drawn)
@@ -95,14 +101,6 @@ def frontier_table(frontier: Sequence[Record]) -> list[str]:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def number(record: Record, field: str) -> float:
-    """A field that must be a number. Raises ValueError naming it."""
-    value = record.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{field} is {value!r} in {json.dumps(record)[:80]}: it must be a number")
-    return value
 
 
 def _accuracy(row: Record, field: str) -> str:
