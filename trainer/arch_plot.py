@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from models.arch import Choice
 from models.spaces import SPACES, get_space
+from trainer.flops_text import flops_unit
 from trainer.log import Record, number
 
 _GAP = 0.5  # between kinds of decisions, in rows
@@ -74,10 +75,10 @@ def arch_figure(frontier: Sequence[Record], space: str | None) -> Figure:
     axes.set_xlim(0, len(archs))
     axes.set_ylim(max(height, 1), 0)
     axes.set_yticks([place + 0.5 for place in places], [row.label for row in rows], fontsize=8)
-    unit, suffix = (1e9, "G") if budgets[-1] >= 1e9 else (1e6, "M")
-    labels = [f"{budget / unit:.3g}" for budget in budgets]
+    scale, unit = flops_unit(budgets[-1])
+    labels = [f"{budget / scale:.3g}" for budget in budgets]
     axes.set_xticks([column + 0.5 for column in range(len(archs))], labels)
-    axes.set_xlabel(f"budget ({suffix}FLOPs)")
+    axes.set_xlabel(f"budget ({unit}FLOPs)")
     axes.tick_params(length=0)
     axes.grid(visible=False)
     for side in ("left", "bottom", "top", "right"):

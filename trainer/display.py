@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from trainer.flops_text import format_flops
 
 Groups = Sequence[tuple[int, float]]
 
@@ -52,7 +55,10 @@ class Display:
 
     def __enter__(self) -> Self:
         if self._is_live:
-            self._live = Live(console=self._console, auto_refresh=False)
+            # What others print must not tear the screen; but a redirected stdout is theirs alone.
+            self._live = Live(
+                console=self._console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()
+            )
             self._live.__enter__()
         return self
 
@@ -170,14 +176,6 @@ def merge_groups(groups: Groups, max_rows: int) -> list[tuple[str, float]]:
             label = f"{label}-{format_flops(members[-1][0])}"
         rows.append((label, sum(probability for _, probability in members)))
     return rows
-
-
-def format_flops(flops: float) -> str:
-    """Multiply-adds with a unit: 1.3G, 4.25M, 800K."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if flops >= size:
-            return f"{flops / size:.3g}{unit}"
-    return f"{flops:.3g}"
 
 
 def format_duration(seconds: float) -> str:

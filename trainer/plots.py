@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from trainer.arch_plot import arch_figure
+from trainer.flops_text import flops_unit
 from trainer.log import Record, number, numbers
 
 STYLE: dict[str, object] = {
@@ -37,7 +38,8 @@ STYLE: dict[str, object] = {
 }
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#9a9a9a"
-_COLOURS = "viridis"  # reads in grey and with colour blindness
+# Reads in grey and with colour blindness; without its palest end, which white swallows.
+_COLOURS = LinearSegmentedColormap.from_list("groups", colormaps["viridis"](np.linspace(0, 0.92)))
 _MAX_POINTS = 1500  # per line: more only make the SVG large
 _MAX_SVG_BYTES = 300_000
 
@@ -143,7 +145,8 @@ def groups_figure(records: Sequence[Record]) -> Figure:
     at_end.axhline(1 / len(flops), color="#222222", lw=1, ls="--")
     at_end.annotate(
         "uniform", (1, 1 / len(flops)), xycoords=("axes fraction", "data"), ha="right",
-        xytext=(0, 3), textcoords="offset points", fontsize=9,
+        xytext=(0, 4), textcoords="offset points", fontsize=9,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip
     at_end.set_xlabel(f"{unit}FLOPs of the group")
     at_end.set_ylabel(f"probability at step {int(steps[-1]):,}")
@@ -225,11 +228,6 @@ def loss_figure(records: Sequence[Record]) -> Figure:
         panels[1].set_yscale("log", nonpositive="mask")
     _step_axis(panels[-1])
     return figure
-
-
-def flops_unit(flops: float) -> tuple[float, str]:
-    """What to divide FLOPs by, and the prefix to write, for an axis that ends at `flops`."""
-    return (1e9, "G") if flops >= 1e9 else (1e6, "M")
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.display import format_flops
+from trainer.flops_text import format_flops
 from trainer.log import Record, number, read_log
 
 LOG_NAME = "log.jsonl"
