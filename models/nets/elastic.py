@@ -159,7 +159,10 @@ class ElasticConv2d(nn.Module):
 
 
 class ElasticLinear(nn.Module):
-    """A linear layer on the last axis, with a bias. Truncated normal weights of deviation 0.02."""
+    """A linear layer on the last axis, with a bias. Truncated normal weights of deviation 0.02.
+
+    Its output is not masked: that is done where it is used, after a nonlinearity or a norm.
+    """
 
     def __init__(self, net: AbstractNet, name: str) -> None:
         super().__init__()
@@ -172,7 +175,7 @@ class ElasticLinear(nn.Module):
 
     def forward(self, x: Tensor, view: AbstractView) -> Tensor:
         weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
-        return view.mask(F.linear(x, weight, bias), self._weight.shape[0], axis=-1)
+        return F.linear(x, weight, bias)
 
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}

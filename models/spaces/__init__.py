@@ -10,7 +10,9 @@ from models.space import SearchSpace
 
 SPACES: dict[str, str] = {
     "cifar-cnn": "models.spaces.cifar_cnn:cifar_cnn",
+    "cifar-vit": "models.spaces.cifar_vit:cifar_vit",
     "nano-cnn": "models.spaces.nano_cnn:nano_cnn",
+    "nano-vit": "models.spaces.nano_vit:nano_vit",
 }
 """Name -> ``module:function``; the function takes the number of classes and gives the space."""
 
