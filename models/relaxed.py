@@ -64,6 +64,7 @@ class MaskMaps:
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
         self._maps: dict[tuple[Size, torch.device], Tensor] = {}
+        self._values: dict[Size, Tensor] = {}
 
     def mask(self, relaxed: Relaxed, size: Size, device: torch.device) -> Tensor | None:
         """Ones for active channels, zeros beyond: shape (largest size,). None if never masked."""
@@ -83,6 +84,15 @@ class MaskMaps:
             self._maps[key] = self._matrix(size, centred=True).to(device)
         side = size(self._space.largest)
         return (self._maps[key] @ relaxed.joint(size.decisions).to(device)).reshape(side, side)
+
+    def expected(self, relaxed: Relaxed, size: Size) -> Tensor:
+        """The mean of a size under the policies: a scalar."""
+        joint = relaxed.joint(size.decisions)
+        if size not in self._values:
+            decisions = [self._space.decision[name] for name in size.decisions]
+            values = [size.rule(*c) for c in itertools.product(*(d.choices for d in decisions))]
+            self._values[size] = torch.tensor(values, dtype=torch.float32)
+        return self._values[size].to(joint) @ joint
 
     def _matrix(self, size: Size, *, centred: bool) -> Tensor:
         decisions = [self._space.decision[name] for name in size.decisions]

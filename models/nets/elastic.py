@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.arch import Arch
 from models.nets.view import AbstractView, Masked, Sliced, Whole
 from models.relaxed import MaskMaps, Relaxed
-from models.space import SearchSpace
+from models.space import SearchSpace, Size
 from models.weights import NORM_EPSILON
 
 TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -121,7 +121,11 @@ class ElasticBatchNorm(nn.Module):
 
 
 class ElasticConv2d(nn.Module):
-    """Convolution, BatchNorm, activation, mask. ``folded``: a bias in place of the BatchNorm."""
+    """Convolution, BatchNorm, activation, mask. ``folded``: a bias in place of the BatchNorm.
+
+    ``masked`` is False where a depthwise convolution follows, whose own mask is enough: a second
+    one in the same path would hide from the first what a silenced channel would have added.
+    """
 
     def __init__(
         self,
@@ -132,8 +136,10 @@ class ElasticConv2d(nn.Module):
         depthwise: bool = False,
         activation: str | None,
         folded: bool,
+        masked: bool = True,
     ) -> None:
         super().__init__()
+        self._masked = masked
         self._weight = net.space.weight[f"{name}.weight"]
         self.weight = net.parameter_for(f"{name}.weight")
         self.bias = nn.Parameter(torch.zeros(self.weight.shape[0])) if folded else None
@@ -155,7 +161,53 @@ class ElasticConv2d(nn.Module):
             x = self.norm(x, view, statistics)
         if self._activation is not None:
             x = ACTIVATIONS[self._activation](x)
-        return view.mask(x, self._weight.shape[0])
+        return view.mask(x, self._weight.shape[0]) if self._masked else x
+
+
+class ElasticPointwise(nn.Module):
+    """A 1x1 convolution alone, with a bias if the space has one. Its output is not masked."""
+
+    def __init__(self, net: AbstractNet, name: str) -> None:
+        super().__init__()
+        self._weight = net.space.weight[f"{name}.weight"]
+        self._bias = net.space.weight.get(f"{name}.bias")
+        self.weight = net.parameter_for(f"{name}.weight")
+        self.bias = None if self._bias is None else net.parameter_for(f"{name}.bias")
+        if self.weight.numel():  # an arch may need none of it: a shortcut between equal widths
+            nn.init.kaiming_normal_(self.weight, mode="fan_out")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def out_size(self) -> Size:
+        """The channels of its output."""
+        return self._weight.shape[0]
+
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        weight = view.weight(self.weight, self._weight)
+        bias = None
+        if self.bias is not None and self._bias is not None:
+            bias = view.weight(self.bias, self._bias)
+        return F.conv2d(x, weight, bias)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the mean of all (Hu et al., arXiv 1709.01507).
+
+    The input is masked, so a gate that is not zero at zero (h-sigmoid is 1/2) lets nothing
+    through. The hidden units are masked: their biases would leak.
+    """
+
+    def __init__(self, net: AbstractNet, name: str, activation: str, gate: str) -> None:
+        super().__init__()
+        self.reduce = ElasticPointwise(net, f"{name}.reduce")
+        self.expand = ElasticPointwise(net, f"{name}.expand")
+        self._activation, self._gate = ACTIVATIONS[activation], ACTIVATIONS[gate]
+
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        hidden = self._activation(self.reduce(x.mean((2, 3), keepdim=True), view))
+        hidden = view.mask(hidden, self.reduce.out_size)
+        return x * self._gate(self.expand(hidden, view))
 
 
 class ElasticLinear(nn.Module):
@@ -178,4 +230,9 @@ class ElasticLinear(nn.Module):
         return F.linear(x, weight, bias)
 
 
-ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+}

@@ -1,22 +1,52 @@
-"""MBConvNet: the forward pass of the convolutional spaces (``models.spaces.mbconv``). Uses torch."""
+"""MBConvNet: the forward pass of the CNN spaces (``models.spaces.mbconv``). Uses torch."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.arch import Arch
 from models.nets.elastic import (
+    ACTIVATIONS,
     AbstractNet,
     ElasticConv2d,
     ElasticLinear,
+    ElasticPointwise,
+    SqueezeExcite,
     StatisticsRecorder,
     TensorStatistics,
 )
 from models.nets.view import AbstractView
 from models.space import SearchSpace
-from models.spaces.mbconv import BlockLayout, MBConvLayout
+from models.spaces.mbconv import BlockLayout, MBConvLayout, ProjectionLayout
 
 BatchStatistics = TensorStatistics | StatisticsRecorder | None
+
+
+class ProjectedShortcut(nn.Module):
+    """What AttentiveNAS adds to a stage's first block: its input, made to fit the output.
+
+    Average pooling where the block strides (odd sides are padded on both ends, as there), then a
+    1x1 convolution without norm where the channels differ. Where they happen to agree the input
+    passes unchanged; relaxed, both ways are computed and weighed.
+    """
+
+    def __init__(self, net: AbstractNet, name: str, layout: ProjectionLayout, stride: int) -> None:
+        super().__init__()
+        self.conv = ElasticPointwise(net, name)
+        self._layout, self._stride = layout, stride
+
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        if self._stride > 1:
+            x = F.avg_pool2d(x, self._stride, padding=x.shape[-1] % self._stride)
+        differs = view.holds(self._layout.differs)
+        if not isinstance(differs, Tensor):
+            return self.conv(x, view) if differs else x
+        differs = differs.to(x)
+        converted = view.mask(self.conv(x, view), self.conv.out_size)
+        same = F.pad(x, (0, 0, 0, 0, 0, converted.shape[1] - x.shape[1]))
+        return differs * converted + (1 - differs) * same
 
 
 class InvertedResidual(nn.Module):
@@ -31,7 +61,7 @@ class InvertedResidual(nn.Module):
         self.expand = None
         if layout.expands:
             self.expand = ElasticConv2d(
-                net, f"{here}.expand", activation=activation, folded=folded
+                net, f"{here}.expand", activation=activation, folded=folded, masked=False
             )
         self.spatial = ElasticConv2d(
             net,
@@ -41,14 +71,28 @@ class InvertedResidual(nn.Module):
             activation=activation,
             folded=folded,
         )
+        self.squeeze = None
+        if layout.squeeze is not None:
+            squeeze = layout.squeeze
+            self.squeeze = SqueezeExcite(net, f"{here}.squeeze", squeeze.activation, squeeze.gate)
         self.project = ElasticConv2d(net, f"{here}.project", activation=None, folded=folded)
-        if layout.shortcut and self.project.norm is not None:
+        self.shortcut = None
+        if layout.projection is not None:
+            self.shortcut = ProjectedShortcut(
+                net, f"{here}.shortcut.conv", layout.projection, layout.stride
+            )
+        residual = layout.shortcut or layout.projection is not None
+        if residual and self.project.norm is not None:
             nn.init.zeros_(self.project.norm.weight)  # a residual block starts as the identity
 
     def forward(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
         inside = x if self.expand is None else self.expand(x, view, statistics)
         inside = self.spatial(inside, view, statistics)
+        if self.squeeze is not None:
+            inside = self.squeeze(inside, view)
         inside = self.project(inside, view, statistics)
+        if self.shortcut is not None:
+            return self.shortcut(x, view) + inside
         return x + view.gate(inside, self._layout.block) if self._layout.shortcut else inside
 
 
@@ -73,7 +117,13 @@ class MBConvNet(AbstractNet):
                 self.stages.append(nn.ModuleList())
             self.stages[stage].append(InvertedResidual(self, block, act, folded))
             self._blocks.append(block)
-        self.head = ElasticConv2d(self, "head", activation=act, folded=folded)
+        self.head_expand = None
+        self._head_activation = ACTIVATIONS[act]
+        if layout.pooled_head:
+            self.head_expand = ElasticConv2d(self, "head_expand", activation=act, folded=folded)
+            self.head = ElasticPointwise(self, "head")
+        else:
+            self.head = ElasticConv2d(self, "head", activation=act, folded=folded)
         self.classifier = ElasticLinear(self, "classifier")
 
     def run(self, images: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
@@ -82,5 +132,13 @@ class MBConvNet(AbstractNet):
         for block, layout in zip(blocks, self._blocks, strict=True):
             if view.present(layout.block):
                 x = block(x, view, statistics)
-        x = self.head(x, view, statistics)
-        return self.classifier(x.mean((2, 3)), view)
+        return self.classifier(self._features(x, view, statistics), view)
+
+    def _features(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
+        """The head: the last map (batch, channels, side, side) -> features (batch, features)."""
+        if isinstance(self.head, ElasticConv2d):
+            return self.head(x, view, statistics).mean((2, 3))
+        assert self.head_expand is not None
+        x = self.head_expand(x, view, statistics).mean((2, 3), keepdim=True)
+        x = self._head_activation(self.head(x, view))
+        return torch.flatten(view.mask(x, self.head.out_size), 1)

@@ -38,6 +38,10 @@ class AbstractView(ABC):
         """What a block adds to its input."""
 
     @abstractmethod
+    def holds(self, size: Size) -> bool | Tensor:
+        """Whether a size that is 0 or 1 is 1; its probability where decisions are relaxed."""
+
+    @abstractmethod
     def active(self, size: Size) -> int | Tensor:
         """How many entries of an axis are active; a LayerNorm divides by it."""
 
@@ -59,6 +63,9 @@ class Whole(AbstractView):
 
     def gate(self, residual: Tensor, block: Block | None) -> Tensor:
         return residual
+
+    def holds(self, size: Size) -> bool:
+        return bool(size(self._arch))
 
     def active(self, size: Size) -> int:
         return size(self._arch)
@@ -82,6 +89,9 @@ class Sliced(AbstractView):
 
     def gate(self, residual: Tensor, block: Block | None) -> Tensor:
         return residual
+
+    def holds(self, size: Size) -> bool:
+        return bool(size(self._arch))
 
     def active(self, size: Size) -> int:
         return size(self._arch)
@@ -126,6 +136,11 @@ class Masked(AbstractView):
         if block is None:
             return residual
         return residual * self._relaxed.gate(block).to(residual)
+
+    def holds(self, size: Size) -> bool | Tensor:
+        if not size.decisions:
+            return bool(size.rule())
+        return self._maps.expected(self._relaxed, size)
 
     def active(self, size: Size) -> int | Tensor:
         mask = self._mask(size, torch.device("cpu"))

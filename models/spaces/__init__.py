@@ -9,6 +9,8 @@ from functools import cache
 from models.space import SearchSpace
 
 SPACES: dict[str, str] = {
+    "attentivenas": "models.spaces.attentivenas:attentivenas",
+    "bignas": "models.spaces.bignas:bignas",
     "cifar-cnn": "models.spaces.cifar_cnn:cifar_cnn",
     "cifar-vit": "models.spaces.cifar_vit:cifar_vit",
     "nano-cnn": "models.spaces.nano_cnn:nano_cnn",

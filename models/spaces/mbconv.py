@@ -1,15 +1,21 @@
 """The family of convolutional spaces: a stem, stages of inverted residual blocks, a head.
 
 A stage has one width, depth, kernel and expansion for all its blocks (AttentiveNAS's table has
-the same form: arXiv 2011.09011). A block expands (1x1), convolves each channel (depthwise k x k)
-and projects (1x1); a *fused* block does the first two as one dense k x k convolution, which costs
-more FLOPs and runs several times faster a FLOP on a CPU. The stage's first block changes width and
-stride; it has a shortcut where neither changes at any choice, and like all others is
-dropped by depth only beyond the stage's smallest depth.
+the same form: arXiv 2011.09011); a space may choose kernels block by block instead. A block expands
+(1x1), convolves each channel (depthwise k x k) and projects (1x1); a *fused* block does the first
+two as one dense k x k convolution, which costs more FLOPs and runs several times faster a FLOP on a
+CPU. A stage's first block changes width and stride; it has no shortcut, or a projected one
+(AttentiveNAS). Blocks are dropped by depth only beyond the stage's smallest depth.
+
+A shortcut between two widths that are chosen apart needs its convolution only where they differ.
+Where they agree its weight has no rows and is applied at no positions: it costs nothing. The one
+exception is where both are the widest they can be: the largest subnet is the supernet, and holds
+the weight for the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.arch import Choice
@@ -36,6 +42,24 @@ class Stage:
     kernel: tuple[int, ...]
     expand: tuple[Choice, ...]
     fused: bool = False
+    squeeze: bool = False
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """Squeeze-and-excitation. ``hidden(inside, middle)``: its hidden width from the channels that
+    enter the block and those that it scales."""
+
+    hidden: Callable[[int, int], int]
+    activation: str
+    gate: str
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectionLayout:
+    """A shortcut across a change of width or stride. ``differs``: 1 where widths do, else 0."""
+
+    differs: Size
 
 
 @dataclass(frozen=True)
@@ -48,15 +72,24 @@ class BlockLayout:
     expands: bool
     shortcut: bool
     block: Block | None
+    squeeze: Squeeze | None = None
+    projection: ProjectionLayout | None = None
 
 
 @dataclass(frozen=True)
 class MBConvLayout:
-    """What the forward pass must know of the network: no sizes."""
+    """What the forward pass must know of the network: no sizes.
+
+    ``pooled_head``: the head's last 1x1 convolution comes after the pooling (MobileNetV3).
+    """
 
     blocks: tuple[BlockLayout, ...]
     stem_stride: int
     activation: str
+    pooled_head: bool = False
+
+
+Widths = tuple[int, ...]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -74,6 +107,23 @@ def _expanded(inside: Size, ratio: str) -> Size:
     return Size((*inside.decisions, ratio), rule)
 
 
+def _differs(before: Size, width: Size, befores: Widths, widths: Widths) -> Size:
+    """1 where two widths differ, else 0."""
+    if not set(befores) & set(widths):
+        return fixed(1)
+    return derived(lambda a, b: int(a != b), before, width)
+
+
+def _rows(before: Size, width: Size, differs: Size, befores: Widths, widths: Widths) -> Size:
+    """Output channels of a projected shortcut: none where widths agree, save at the widest."""
+    widest = max(befores), max(widths)
+
+    def rule(before: int, width: int, differs: int) -> int:
+        return width if differs or (before, width) == widest else 0
+
+    return derived(rule, before, width, differs)
+
+
 def mbconv_space(
     name: str,
     *,
@@ -84,15 +134,24 @@ def mbconv_space(
     head: tuple[int, ...],
     num_classes: int,
     activation: str,
+    squeeze: Squeeze | None = None,
+    projected_shortcuts: bool = False,
+    kernel_per_block: bool = False,
+    head_expand: int | None = None,
 ) -> SearchSpace:
-    """Lay out a space of the family. Widths of ``head`` are of the last 1x1 convolution."""
+    """Lay out a space of the family. Widths of ``head`` are of the last 1x1 convolution.
+
+    ``squeeze``: the rule for the stages that have it. ``projected_shortcuts``: first blocks have a
+    shortcut too. ``kernel_per_block``: kernels are chosen block by block. ``head_expand``: a first
+    1x1 convolution to that many times the last width; the pooling is between the two.
+    """
     decisions: list[Decision] = []
     weights: list[Weight] = []
     norms: list[Norm] = []
     layouts: list[BlockLayout] = []
 
-    def decide(kind: str, choices: tuple[Choice, ...]) -> Size:
-        decisions.append(Decision(kind, choices))
+    def decide(kind: str, choices: tuple[Choice, ...], block: Block | None = None) -> Size:
+        decisions.append(Decision(kind, choices, block))
         return chosen(kind)
 
     def conv(where: str, shape: tuple[Size, ...], pixels: Size, block: Block | None) -> None:
@@ -102,23 +161,32 @@ def mbconv_space(
             weights.append(Weight(f"{where}.{part}", shape[:1], None, block))
         norms.append(Norm(f"{where}.norm", shape[0], f"{where}", block))
 
+    def linear(where: str, shape: tuple[Size, ...], at: Size, block: Block | None) -> None:
+        weights.append(Weight(f"{where}.weight", shape, at, block))
+        weights.append(Weight(f"{where}.bias", shape[:1], None, block))
+
     image = decide("resolution", resolution)
     side = derived(lambda r: -(-r // stem_stride), image)
     three, one = fixed(3), fixed(1)
     width = decide("width.0", stem)
     conv("stem", (width, three, three, three), derived(lambda s: s * s, side), None)
 
+    widths = (stem,)
     for number, stage in enumerate(stages, start=1):
         before = width
+        widths = (*widths, stage.width)
         width = decide(f"width.{number}", stage.width)
         decide(f"depth.{number - 1}", stage.depth)
-        kernel = decide(f"kernel_size.{number - 1}", stage.kernel)
+        shared = None
+        if not kernel_per_block:
+            shared = decide(f"kernel_size.{number - 1}", stage.kernel)
         decide(f"expand_ratio.{number - 1}", stage.expand)
         for index in range(max(stage.depth)):
             here = f"stages.{number - 1}.{index}"
             block = None
             if index >= min(stage.depth):
                 block = Block(here, f"depth.{number - 1}", index)
+            kernel = shared or decide(f"kernel_size.{len(layouts)}", stage.kernel, block)
             inside = before if index == 0 else width
             stride = stage.stride if index == 0 else 1
             entered = side
@@ -135,11 +203,39 @@ def mbconv_space(
                     entry = derived(lambda s: s * s, entered)
                     conv(f"{here}.expand", (middle, inside, one, one), entry, block)
                 conv(f"{here}.spatial", (middle, one, kernel, kernel), pixels, block)
+            if stage.squeeze:
+                assert squeeze is not None, "a stage squeezes and the space does not say how"
+                hidden = derived(squeeze.hidden, inside, middle)
+                for part, out, into in (("reduce", hidden, middle), ("expand", middle, hidden)):
+                    linear(f"{here}.squeeze.{part}", (out, into, one, one), one, block)
             conv(f"{here}.project", (width, middle, one, one), pixels, block)
-            layouts.append(BlockLayout(here, stride, stage.fused, expands, index > 0, block))
+            projection = None
+            if index == 0 and projected_shortcuts:
+                projection = ProjectionLayout(_differs(before, width, widths[-2], widths[-1]))
+                rows = _rows(before, width, projection.differs, widths[-2], widths[-1])
+                at = derived(lambda p, n: p * n, pixels, projection.differs)
+                weights.append(Weight(f"{here}.shortcut.conv.weight", (rows, before, one, one), at))
+            layouts.append(
+                BlockLayout(
+                    here,
+                    stride,
+                    stage.fused,
+                    expands,
+                    index > 0,
+                    block,
+                    squeeze if stage.squeeze else None,
+                    projection,
+                )
+            )
 
     last = decide(f"width.{len(stages) + 1}", head)
-    conv("head", (last, width, one, one), derived(lambda s: s * s, side), None)
+    pixels = derived(lambda s: s * s, side)
+    if head_expand is None:
+        conv("head", (last, width, one, one), pixels, None)
+    else:
+        wide = derived(lambda w: make_divisible(w * head_expand), width)
+        conv("head_expand", (wide, width, one, one), pixels, None)
+        weights.append(Weight("head.weight", (last, wide, one, one), one))
     weights.append(Weight("classifier.weight", (fixed(num_classes), last), one))
     weights.append(Weight("classifier.bias", (fixed(num_classes),)))
 
@@ -150,6 +246,6 @@ def mbconv_space(
         resolution=image,
         num_classes=num_classes,
         net="models.nets.mbconv:MBConvNet",
-        layout=MBConvLayout(tuple(layouts), stem_stride, activation),
+        layout=MBConvLayout(tuple(layouts), stem_stride, activation, head_expand is not None),
         norms=tuple(norms),
     )
