@@ -51,12 +51,14 @@ class ArchitectureGenerator(nn.Module):
         *,
         temperature: float = 1.0,
         noise: torch.Generator | None = None,
+        noisy: int | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Budgets in FLOPs, (batch,) -> (policies, log-probabilities), each (batch, choices).
 
         Policies are one-hot in value and softmax in gradient (straight-through). With ``noise``
-        they are sampled (Gumbel), without they are the most probable choices. Noise comes from the
-        given CPU generator, so that every process that shares a seed draws the same archs.
+        they are sampled (Gumbel), without they are the most probable choices; ``noisy`` samples
+        only that many rows of the batch, from the first on. Noise comes from the given CPU
+        generator, so that every process that shares a seed draws the same archs.
         """
         low, high = self.space.min_flops, self.space.max_flops
         position = ((budgets.double() - low) / (high - low)).float()
@@ -77,7 +79,10 @@ class ArchitectureGenerator(nn.Module):
             log_probabilities[decision.name] = F.log_softmax(logits, dim=1)
             if noise is not None:
                 uniform = torch.rand(logits.shape, generator=noise).clamp_(1e-9, 1 - 1e-7)
-                logits = logits - torch.log(-torch.log(uniform))
+                gumbel = -torch.log(-torch.log(uniform))
+                if noisy is not None:
+                    gumbel[noisy:] = 0
+                logits = logits + gumbel
             soft = F.softmax(logits / temperature, dim=1)
             hard = F.one_hot(soft.argmax(dim=1), count).to(soft)
             policy = hard + soft - soft.detach()

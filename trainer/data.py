@@ -12,7 +12,8 @@ from models.preprocess import Preprocess
 from trainer.batches import Batch as Batch
 from trainer.batches import Batches as Batches
 from trainer.decode import decode_images
-from trainer.sources import Rows, Source, read_digits, read_image_folder, read_parquet
+from trainer.parquet import parquet_files, read_parquet
+from trainer.sources import Rows, Source, read_digits, read_image_folder
 from trainer.splits import LabelledImages as LabelledImages
 from trainer.splits import Splits as Splits
 from trainer.splits import stratified_holdout
@@ -94,7 +95,7 @@ def read_source(source: str) -> Source:
         return _EMBEDDED[source]()
     path = _path_of(source)
     if path.is_dir():
-        if any(path.rglob("*.parquet")):
+        if parquet_files(path):
             return read_parquet(path)
         return read_image_folder(path)
     if path.suffix == ".parquet":

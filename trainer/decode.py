@@ -40,6 +40,7 @@ def decode_images(
                 "give a resolution to crop and resize to"
             )
         side = first.width
+    _check_memory(len(encoded), side)
     images = np.empty((len(encoded), 3, side, side), dtype=np.uint8)
 
     def decode(row: int) -> Image.Image:
@@ -85,6 +86,19 @@ def _decode_as_it_is(encoded: bytes | Path, where: str, preprocess: Preprocess) 
         )
     except (ImageError, OSError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _check_memory(count: int, side: int) -> None:
+    """Refuse what cannot fit: the system would grant the memory now and kill the run later."""
+    if not hasattr(os, "sysconf"):
+        return
+    needed = count * 3 * side * side
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > installed:
+        raise ValueError(
+            f"{count:,} images of {side}x{side} take {needed / 1e9:.1f} GB, this machine has "
+            f"{installed / 1e9:.1f} GB: give a smaller resolution or fewer images"
+        )
 
 
 def _contents(encoded: bytes | Path) -> bytes:

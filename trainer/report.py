@@ -1,7 +1,7 @@
 """python -m trainer.report RUN: a run's table and plots, from what it left on disk.
 
-Reads log.jsonl and frontier.json (the bundle's rows, if the run has got so far) and writes
-RUN/report/report.md and one PNG and SVG per plot.
+Reads log.jsonl, recipe.json (for the search space's name) and frontier.json (the bundle's rows, if
+the run has got so far); writes RUN/report/report.md and a PNG and an SVG per plot.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from trainer.flops_text import format_flops
 from trainer.log import Record, number, read_log
 
 LOG_NAME = "log.jsonl"
+RECIPE_NAME = "recipe.json"
 FRONTIER_NAME = "frontier.json"
 _FRONTIER_PLACES = (FRONTIER_NAME, f"bundle/{FRONTIER_NAME}")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left on disk: log records, and frontier rows (none before its end)."""
+    """What a run left on disk: log records, and frontier rows (none before its end).
+
+    space: name of the search space, None if the run has no recipe.json.
+    """
 
     name: str
+    space: str | None
     records: list[Record]
     frontier: list[Record]
-
-    @property
-    def space(self) -> str | None:
-        """The name of the search space, from the first record that tells it."""
-        names = (record.get("space") for record in self.records)
-        return next((name for name in names if isinstance(name, str)), None)
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of one kind, in the order they were written."""
@@ -49,7 +48,12 @@ def read_run(run: Path) -> RunRecord:
         if (run / place).is_file():
             frontier = _read_frontier(run / place)
             break
-    return RunRecord(run.resolve().name, read_log(run / LOG_NAME), frontier)
+    space = None
+    if (run / RECIPE_NAME).is_file():
+        recipe = _read_json(run / RECIPE_NAME)
+        space = recipe.get("space") if isinstance(recipe, dict) else None
+    name = space if isinstance(space, str) else None
+    return RunRecord(run.resolve().name, name, read_log(run / LOG_NAME), frontier)
 
 
 def write_report(run: Path, out: Path | None = None) -> list[Path]:
@@ -108,13 +112,17 @@ def _accuracy(row: Record, field: str) -> str:
 
 
 def _read_frontier(path: Path) -> list[Record]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    rows = _read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must be a list of rows")
     return rows
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""How a supernet is trained. Imports models, never shiftnas_serve."""

@@ -1,0 +1,118 @@
+"""Evaluation: what the generator answers at fixed budgets, and how often it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from models.arch import Arch
+from models.calibration import calibrate
+from models.decode import decode
+from models.generator import ArchitectureGenerator
+from models.nets.elastic import AbstractNet, TensorStatistics
+from models.policy import GeneratorPolicy
+from models.space import SearchSpace
+from trainer.batches import Batches
+from trainer.splits import LabelledImages
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class GeneratorReport:
+    """How well the generator keeps budgets over the range.
+
+    mean_error: of the plain argmax, |FLOPs - budget| / budget. mean_use, least_use: FLOPs / budget
+    of the decoded answers, never above 1.
+    """
+
+    mean_error: float
+    mean_use: float
+    least_use: float
+
+
+def even_budgets(space: SearchSpace, count: int) -> list[float]:
+    """Evenly spaced from the smallest subnet to the largest."""
+    low, high = space.min_flops, space.max_flops
+    return [low + (high - low) * i / (count - 1) for i in range(count)]
+
+
+def policy_of(generator: ArchitectureGenerator) -> GeneratorPolicy:
+    """The generator as it will be served, in numpy."""
+    weights = {name: value.cpu().numpy() for name, value in generator.state_dict().items()}
+    return GeneratorPolicy(generator.space, weights)
+
+
+def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
+    """What is served at each budget: the generator's policy, decoded within the budget."""
+    policy = policy_of(generator)
+    return [decode(generator.space, policy.log_probabilities(b), b) for b in budgets]
+
+
+def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
+    """Errors over ``count`` evenly spaced budgets."""
+    space, policy = generator.space, policy_of(generator)
+    errors, uses = [], []
+    for budget in even_budgets(space, count):
+        log_probabilities = policy.log_probabilities(budget)
+        plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
+        errors.append(abs(space.flops(plain) - budget) / budget)
+        uses.append(space.flops(decode(space, log_probabilities, budget)) / budget)
+    return GeneratorReport(sum(errors) / count, sum(uses) / count, min(uses))
+
+
+def at_resolution(images: Tensor, resolution: int) -> Tensor:
+    """Resize images to what a subnet with an elastic resolution reads, as the server's bicubic."""
+    if images.shape[-1] == resolution:
+        return images
+    size = (resolution, resolution)
+    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def calibration_images(batches: Batches, count: int) -> list[Tensor]:
+    """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
+    return [batches.batch(0, index).images for index in range(min(count, len(batches)))]
+
+
+def calibrated(
+    net: AbstractNet, arch: Arch, images: Sequence[Tensor], device: str
+) -> TensorStatistics:
+    """BatchNorm statistics of an arch on cached training batches."""
+    resolution = net.space.resolution(arch)
+    return calibrate(net, arch, (at_resolution(i.to(device), resolution) for i in images))
+
+
+@torch.inference_mode()
+def accuracy(
+    net: AbstractNet,
+    arch: Arch,
+    statistics: TensorStatistics,
+    data: Batches,
+    device: str,
+) -> float:
+    """Top-1 accuracy of a subnet, in 0..1."""
+    was_training = net.training
+    net.eval()
+    resolution = net.space.resolution(arch)
+    right = seen = 0
+    for batch in data:
+        images = at_resolution(batch.images.to(device), resolution)
+        predicted = net(images, arch, statistics).argmax(1).cpu()
+        right += int((predicted == batch.labels.cpu()).sum())
+        seen += len(predicted)
+    net.train(was_training)
+    return right / seen
+
+
+def evaluation_batches(
+    data: LabelledImages, mean: Sequence[float], std: Sequence[float]
+) -> Batches:
+    """A split in its own order, without augmentation."""
+    size = min(EVALUATION_BATCH, len(data))
+    return Batches(
+        data, size, seed=0, mean=mean, std=std, shuffle=False, drop_last=False, channels_last=True
+    )

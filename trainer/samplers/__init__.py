@@ -1,0 +1,28 @@
+"""How a training step chooses its subnets. A new sampler is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from models.space import SearchSpace
+from trainer.samplers.base import AbstractSampler, SamplerOptions
+
+SAMPLERS: dict[str, str] = {
+    "shift": "trainer.samplers.shift:Shift",
+    "shift-direct": "trainer.samplers.shift_direct:ShiftDirect",
+    "uniform-budget": "trainer.samplers.uniform_budget:UniformBudget",
+    "uniform-arch": "trainer.samplers.uniform_arch:UniformArch",
+    "sandwich": "trainer.samplers.sandwich:Sandwich",
+}
+"""Name -> ``module:Class``."""
+
+
+def build_sampler(name: str, space: SearchSpace, options: SamplerOptions) -> AbstractSampler:
+    """The sampler called ``name``. Raises ValueError naming those there are."""
+    if name not in SAMPLERS:
+        near = difflib.get_close_matches(name, SAMPLERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no sampler {name!r}; {hint}there are: {', '.join(SAMPLERS)}")
+    module, _, cls = SAMPLERS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)(space, options)

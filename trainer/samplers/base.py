@@ -1,0 +1,106 @@
+"""AbstractSampler: what the training loop asks of a sampler."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.arch import Arch
+from models.space import SearchSpace
+from trainer.probe import Probe
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Settings that samplers share; each uses what concerns it.
+
+    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: of
+    Adam on the distribution B (the paper: 1e-3, for 5,600 updates; fewer updates need more).
+    floor: share of the uniform distribution that is always mixed in, so that no group dies.
+    as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
+    jitter: draw the budget anywhere in the group, not only at its upper end.
+    groups_per_update: how many groups ``shift-direct`` measures at an update.
+    """
+
+    groups: int = 8
+    learning_rate: float = 1e-2
+    floor: float = 0.2
+    as_printed: bool = False
+    jitter: bool = True
+    groups_per_update: int = 4
+
+    def __post_init__(self) -> None:
+        if self.groups < 2:
+            raise ValueError(f"sampler.groups is {self.groups}; it takes at least 2")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"sampler.floor is {self.floor}; it is a share between 0 and 1")
+        if self.groups_per_update < 2:
+            raise ValueError(
+                f"sampler.groups_per_update is {self.groups_per_update}; drops are compared, "
+                "so it takes at least 2"
+            )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One subnet of a training step: a budget for the generator, or an arch outright.
+
+    distil: learn from the logits of the first draw of the step instead of the labels.
+    """
+
+    budget_flops: float | None = None
+    arch: Arch | None = None
+    group: int | None = None
+    distil: bool = False
+
+
+def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
+    """The upper end of each FLOPs group: evenly spaced up to the largest subnet."""
+    low, high = space.min_flops, space.max_flops
+    return tuple(round(low + (high - low) * (k + 1) / groups) for k in range(groups))
+
+
+class AbstractSampler(ABC):
+    """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2)."""
+
+    space: SearchSpace
+    groups: tuple[int, ...]
+
+    @abstractmethod
+    def draw(self, rng: torch.Generator) -> list[Draw]:
+        """The subnets of one step, in the order in which they run."""
+
+    @property
+    @abstractmethod
+    def learns(self) -> bool:
+        """Whether ``update`` does anything: only then is w_{t-1} kept."""
+
+    @abstractmethod
+    def probabilities(self) -> list[float]:
+        """Of the groups, in their order. Empty where budgets are not drawn from groups."""
+
+    @abstractmethod
+    def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
+        """Algorithm 2: shift the distribution. Answers what was measured for each group."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor | dict]:
+        """All that a resumed run needs."""
+
+    @abstractmethod
+    def load_state(self, state: dict) -> None:
+        """The reverse of ``state``."""
+
+
+def draw_budget(
+    space: SearchSpace, groups: tuple[int, ...], group: int, jitter: bool, rng: torch.Generator
+) -> float:
+    """A budget of a group: its upper end, or with ``jitter`` anywhere between its ends."""
+    upper = groups[group]
+    if not jitter:
+        return float(upper)
+    lower = groups[group - 1] if group else space.min_flops
+    return lower + (upper - lower) * float(torch.rand((), generator=rng, dtype=torch.float64))

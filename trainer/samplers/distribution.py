@@ -1,0 +1,47 @@
+"""GroupDistribution: the learnable distribution B over FLOPs groups (section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from trainer.samplers.base import SamplerOptions
+
+
+class GroupDistribution:
+    """Logits with their own Adam (paper, section 4.1). A floor keeps every group alive."""
+
+    def __init__(self, groups: int, options: SamplerOptions) -> None:
+        self.logits = torch.zeros(groups, requires_grad=True)
+        self._floor = options.floor
+        self._optimizer = torch.optim.Adam([self.logits], lr=options.learning_rate)
+
+    def probabilities(self) -> Tensor:
+        """Shape (groups,), with gradients to the logits."""
+        soft = F.softmax(self.logits, dim=0)
+        return (1 - self._floor) * soft + self._floor / len(soft)
+
+    def draw(self, rng: torch.Generator) -> int:
+        return int(torch.multinomial(self.probabilities().detach(), 1, generator=rng))
+
+    def gumbel_one_hot(self, rng: torch.Generator) -> Tensor:
+        """G(B) of Eq. 6: a sampled group as a one-hot with the gradient of a softmax."""
+        uniform = torch.rand(len(self.logits), generator=rng).clamp_(1e-9, 1 - 1e-7)
+        soft = F.softmax(self.probabilities().log() - torch.log(-torch.log(uniform)), dim=0)
+        hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
+        return hard + soft - soft.detach()
+
+    def step(self, gradient: Tensor) -> None:
+        """One minimizing step along ``gradient`` of the logits."""
+        self.logits.grad = gradient
+        self._optimizer.step()
+        self.logits.grad = None
+
+    def state(self) -> dict[str, Tensor | dict]:
+        return {"logits": self.logits.detach().clone(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state(self, state: dict) -> None:
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self._optimizer.load_state_dict(state["optimizer"])
