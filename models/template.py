@@ -1,0 +1,305 @@
+"""The ONNX template of a space: exported once, cut for any arch by ``models.graph``. Uses torch.
+
+The exporter writes the graph of one arch, so some integers in it belong to that arch (the number
+of heads in a reshape). They are found by exporting a second arch and comparing the two graphs
+node by node: what follows from a weight's shape is left to the cut, a size in a reshape is left
+to be inferred, anything else is refused. At last, cuts for some archs are compared with torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+
+from models.arch import Arch
+from models.graph import (
+    BLOCK_KEY,
+    BLOCKS_KEY,
+    INPUT,
+    OUTPUT,
+    PERMUTATIONS_KEY,
+    cut_graph,
+    deployed_shapes,
+    set_convolution,
+)
+from models.nets import build_net
+from models.space import SearchSpace
+
+_BATCH = "batch"
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_TOLERANCE = 1e-4
+
+
+class TemplateError(RuntimeError):
+    """A forward pass whose graph cannot be cut for other archs; says which node is in the way."""
+
+
+def export_template(space: SearchSpace) -> bytes:
+    """The serialized template of a space, without weights: some kilobytes, some seconds.
+
+    Raises TemplateError naming the node that does not fit all archs.
+    """
+    model = _trace(space, space.largest)
+    permutations = _transpose_weights(model)
+    reference = _trace(space, _smallest_of_full_depth(space))
+    _transpose_weights(reference)
+    blocks = _label_blocks(space, model)
+    _generalize(model, reference)
+
+    template = ir.to_proto(model)
+    template.producer_name, template.producer_version = "shiftnas", ""
+    metadata = {BLOCKS_KEY: blocks, PERMUTATIONS_KEY: permutations}
+    onnx.helper.set_model_props(template, {k: json.dumps(v) for k, v in metadata.items()})
+    _strip(template)
+    _verify(space, template)
+    return template.SerializeToString(deterministic=True)
+
+
+def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
+    """Export a subnet as deployed, its weights as graph inputs, so that none is folded away."""
+    side = space.resolution(arch)
+    with torch.random.fork_rng(devices=[]):
+        net = build_net(space, arch, folded=True).eval()
+    batch = torch.export.Dim(_BATCH, min=1, max=65536)
+    dims: dict[int, object] = {0: batch}
+    if space.resolution(space.smallest) != space.resolution(space.largest):
+        dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.onnx.export(
+        net,
+        (torch.zeros(2, 3, side, side),),
+        dynamo=True,
+        dynamic_shapes=(dims,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    graph = program.model.graph
+    for name in deployed_shapes(space, arch):
+        if name not in graph.initializers:
+            raise TemplateError(f"{space.name}: the exported graph does not use weight {name}")
+        weight = graph.initializers.pop(name)
+        weight.const_value = None
+        graph.inputs.append(weight)
+    program.optimize()
+    return program.model
+
+
+def _smallest_of_full_depth(space: SearchSpace) -> Arch:
+    """All blocks, everything else at its smallest: the arch that shares most nodes and no size."""
+    depths = {weight.block.depth for weight in space.weights if weight.block is not None}
+    return space.arch(
+        {d.name: d.choices[-1 if d.name in depths else 0] for d in space.decisions}
+    )
+
+
+def _transpose_weights(model: ir.Model) -> dict[str, list[int]]:
+    """Remove transpositions of weights: the cut stores the weight as it is read, no session
+    has to copy it."""
+    permutations: dict[str, list[int]] = {}
+    weights = set(model.graph.inputs)
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight not in weights or len(weight.uses()) > 1:
+            continue
+        assert weight.name is not None
+        assert weight.shape is not None
+        axes = list(node.attributes["perm"].as_ints())
+        permutations[weight.name] = axes
+        weight.shape = ir.Shape([weight.shape[axis] for axis in axes])
+        ir.convenience.replace_all_uses_with(node.outputs[0], weight)
+        model.graph.remove(node, safe=True)
+    return permutations
+
+
+def _label_blocks(space: SearchSpace, model: ir.Model) -> dict[str, list[str]]:
+    """Write each node's block into its metadata; block -> [what it reads, what it gives]."""
+    names = [weight.block.name for weight in space.weights if weight.block is not None]
+    members: dict[str, list[ir.Node]] = {name: [] for name in names}
+    for node in model.graph:
+        scopes = node.metadata_props.get(_SCOPES_KEY, "")
+        # a list of module paths written by repr: ['', 'blocks.3', 'blocks.3.attention']
+        inside = [name for name in members if f"'{name}'" in scopes]
+        node.metadata_props.clear()
+        node.doc_string = None
+        if inside:
+            node.metadata_props[BLOCK_KEY] = inside[0]
+            members[inside[0]].append(node)
+
+    blocks: dict[str, list[str]] = {}
+    for name, nodes in members.items():
+        own = set(nodes)
+        reads = {
+            value.name
+            for node in nodes
+            for value in node.inputs
+            if value is not None and value.producer() is not None and value.producer() not in own
+        }
+        gives = {
+            value.name
+            for node in nodes
+            for value in node.outputs
+            if any(user not in own for user in value.consumers())
+        }
+        if len(reads) != 1 or len(gives) != 1:
+            raise TemplateError(
+                f"{space.name}: block {name} cannot be dropped: it reads {sorted(map(str, reads))} "
+                f"and gives {sorted(map(str, gives))}; it must read one value and give one"
+            )
+        blocks[name] = [str(reads.pop()), str(gives.pop())]
+    return blocks
+
+
+def _generalize(model: ir.Model, reference: ir.Model) -> None:
+    """Make every node hold for all archs, or raise TemplateError naming the one that cannot."""
+    nodes, others = list(model.graph), list(reference.graph)
+    if [n.op_type for n in nodes] != [n.op_type for n in others]:
+        at = next((i for i, (a, b) in enumerate(zip(nodes, others)) if a.op_type != b.op_type), -1)
+        raise TemplateError(f"the largest and the smallest arch differ in operators at {nodes[at]}")
+    shapes = _BatchShapes(model)
+    for node, other in zip(nodes, others, strict=True):
+        _compare_attributes(node, other)
+        for position, (value, its) in enumerate(zip(node.inputs, other.inputs, strict=True)):
+            if value is None or its is None or value.const_value is None:
+                continue
+            assert its.const_value is not None
+            here, there = value.const_value.numpy(), its.const_value.numpy()
+            if np.array_equal(here, there):
+                continue
+            if node.op_type != "Reshape" or position != 1 or here.shape != there.shape:
+                raise TemplateError(f"a constant depends on the arch: {value.name} of {node}")
+            node.replace_input_with(1, shapes.inferred(node, here, here != there))
+            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+    model.graph.sort()
+
+
+def _compare_attributes(node: ir.Node, other: ir.Node) -> None:
+    """Equal, or for a convolution what the cut would make of them."""
+    mine, its = (ir.to_proto(n) for n in (node, other))
+    if node.op_type == "Conv":
+        weight = other.inputs[1]
+        assert weight is not None
+        assert weight.shape is not None
+        set_convolution(mine, tuple(int(size) for size in weight.shape.numpy()))
+    if list(mine.attribute) != list(its.attribute):
+        raise TemplateError(f"attributes depend on the arch: {node} against {other}")
+
+
+class _BatchShapes:
+    """Shapes for reshapes in which the batch is copied and one elastic size is inferred."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._batch: ir.Value | None = None
+        self._made: dict[tuple[int | str, ...], ir.Value] = {}
+
+    def inferred(self, node: ir.Node, shape: np.ndarray, elastic: np.ndarray) -> ir.Value:
+        """``shape`` with -1 where it is ``elastic``, for one node."""
+        if elastic.sum() != 1:
+            raise TemplateError(f"two sizes depend on the arch in {shape.tolist()} of {node}")
+        sizes: list[int | str] = [-1 if e else int(s) for e, s in zip(elastic, shape, strict=True)]
+        for axis in np.flatnonzero((shape == -1) & ~elastic):
+            # -1 was what the exporter wrote for the only size that it did not know
+            before, after = node.inputs[0], node.outputs[0]
+            assert before is not None
+            if not _is_batch(after, axis):
+                raise TemplateError(f"two sizes are open in {shape.tolist()} of {node}")
+            sizes[axis] = 0 if _is_batch(before, axis) else _BATCH
+        key = tuple(sizes)
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
+
+    def _make(self, sizes: tuple[int | str, ...]) -> ir.Value:
+        name = "shape_" + "_".join(str(size).replace("-1", "any") for size in sizes)
+        if _BATCH not in sizes:
+            return self._constant(name, [int(size) for size in sizes])
+        if self._batch is None:
+            read = ir.node("Shape", [self._graph.inputs[0]], {"start": 0, "end": 1})
+            read.outputs[0].name = "batch_size"
+            self._graph.append(read)
+            self._batch = read.outputs[0]
+        parts = [
+            self._batch if size == _BATCH else self._constant(f"size_{size}", [int(size)])
+            for size in sizes
+        ]
+        joined = ir.node("Concat", parts, {"axis": 0})
+        joined.outputs[0].name = name
+        self._graph.append(joined)
+        return joined.outputs[0]
+
+    def _constant(self, name: str, values: list[int]) -> ir.Value:
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
+            self._graph.initializers.add(ir.val(name, const_value=tensor))
+        return self._graph.initializers[name]
+
+
+def _is_batch(value: ir.Value, axis: int) -> bool:
+    shape = value.shape
+    return shape is not None and axis < len(shape) and str(shape[axis]) == _BATCH
+
+
+def _strip(template: onnx.ModelProto) -> None:
+    """Weights from inputs to declarations without data; drop what belongs to one arch."""
+    graph = template.graph
+    images, *weights = graph.input
+    images.ClearField("metadata_props")
+    for axis, name in ((0, _BATCH), (2, "side"), (3, "side")):
+        images.type.tensor_type.shape.dim[axis].dim_param = name
+    for weight in weights:
+        graph.initializer.add(
+            name=weight.name,
+            data_type=onnx.TensorProto.FLOAT,
+            dims=[d.dim_value for d in weight.type.tensor_type.shape.dim],
+        )
+    del graph.input[1:]
+    for field in ("value_info", "metadata_props", "doc_string"):
+        graph.ClearField(field)
+    for value in (*graph.initializer, *graph.output):
+        value.ClearField("metadata_props")
+    template.ClearField("doc_string")
+
+
+def _verify(space: SearchSpace, template: onnx.ModelProto) -> None:
+    """Compare cuts with torch: the ends of the space and some archs between, batches 1 and 3."""
+    rng = np.random.default_rng(0)
+    archs = [space.smallest, space.largest, *(space.random_arch(rng) for _ in range(4))]
+    for arch in archs:
+        with torch.random.fork_rng(devices=[]):
+            net = build_net(space, arch, folded=True).eval()
+        weights = {
+            name: weight.numpy() + rng.normal(0, 0.02, weight.shape).astype(np.float32)
+            for name, weight in net.state_dict().items()
+        }
+        net.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+        session = _session(cut_graph(template, space, arch, weights))
+        side = space.resolution(arch)
+        for batch in (1, 3):
+            images = rng.normal(size=(batch, 3, side, side)).astype(np.float32)
+            with torch.no_grad():
+                expected = net(torch.from_numpy(images)).numpy()
+            (logits,) = session.run([OUTPUT], {INPUT: images})
+            error = np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max()
+            if not error < _TOLERANCE:
+                raise TemplateError(
+                    f"{space.name}: the graph cut for {space.arch_to_json(arch)} differs from "
+                    f"torch by {error:.1e} of the largest logit"
+                )
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,73 @@
+"""AbstractBudgetKind: something a request can limit, and how it limits FLOPs.
+
+Whatever the unit, a budget ends as an upper bound in FLOPs, because that is what the architecture
+generator answers. Several budgets bind together: the smallest bound counts.
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import ClassVar
+
+from shiftnas_serve.latency import LatencyTable
+
+# The longest number a header may hold; far more than any budget needs.
+_MAX_LENGTH = 40
+_NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
+
+
+class BadBudget(ValueError):
+    """The header cannot be read as a budget (HTTP 400)."""
+
+
+class OutOfRange(ValueError):
+    """The budget is readable, and no subnet keeps it (HTTP 422). ``allowed`` says what would."""
+
+    def __init__(self, detail: str, allowed: dict[str, float]) -> None:
+        super().__init__(detail)
+        self.allowed = allowed
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the planner knows when it decides: the range served, and how busy the server is."""
+
+    min_flops: int
+    max_flops: int
+    latency: LatencyTable
+    elapsed_ms: float = 0.0
+    queue_ms: float = 0.0
+
+
+class AbstractBudgetKind(abc.ABC):
+    """One kind of budget. Final subclasses are stateless and listed in ``BUDGET_KINDS``.
+
+    ``name`` is the key in answers, ``header`` the request header, ``example`` and ``description``
+    go into the API documentation.
+    """
+
+    name: ClassVar[str]
+    header: ClassVar[str]
+    example: ClassVar[str]
+    description: ClassVar[str]
+    # Whether this budget is why an answer counts as degraded when it binds.
+    degrades: ClassVar[bool]
+
+    @abc.abstractmethod
+    def parse(self, text: str) -> float:
+        """The value of the header. BadBudget when it is not one."""
+
+    @abc.abstractmethod
+    def flops_bound(self, value: float, moment: Moment) -> float:
+        """The largest number of FLOPs that keeps the budget now. OutOfRange when none does."""
+
+
+def parse_number(text: str, header: str, example: str) -> Decimal:
+    """A non-negative decimal number with an optional exponent. BadBudget names the header."""
+    text = text.strip()
+    if len(text) > _MAX_LENGTH or not text.isascii() or not _NUMBER.fullmatch(text):
+        raise BadBudget(f"{header}: {text[:_MAX_LENGTH]!r} is not a number; send e.g. {example}")
+    return Decimal(text)

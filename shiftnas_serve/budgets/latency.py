@@ -1,0 +1,53 @@
+"""LatencyBudget: at most so many milliseconds inside the server."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from shiftnas_serve.budgets.base import (
+    AbstractBudgetKind,
+    BadBudget,
+    Moment,
+    OutOfRange,
+    parse_number,
+)
+
+# A week; above it a latency budget is no budget.
+_CEILING_MS = 7 * 24 * 3600 * 1000.0
+
+
+class LatencyBudget(AbstractBudgetKind):
+    """``Latency-Budget: 25``: milliseconds from the complete request to the answer."""
+
+    name: ClassVar[str] = "latency_ms"
+    header: ClassVar[str] = "Latency-Budget"
+    example: ClassVar[str] = "25"
+    description: ClassVar[str] = (
+        "Milliseconds from the complete request to the answer, inside the server. The largest "
+        "subnet that is predicted to answer in time serves; with FLOPs-Budget both bind. An image "
+        "whose turn comes after its time is refused with 504."
+    )
+    degrades: ClassVar[bool] = True
+
+    def parse(self, text: str) -> float:
+        """Milliseconds."""
+        value = float(min(parse_number(text, self.header, self.example), _CEILING_MS))
+        if value == 0:
+            raise BadBudget(f"{self.header}: must be more than 0 ms; send e.g. {self.example}")
+        return value
+
+    def flops_bound(self, value: float, moment: Moment) -> float:
+        """What can still be computed in the time that is left.
+
+        A budget that even an idle server cannot keep is out of range. One that this server could
+        keep, were it not for the queue, gets the smallest subnet: its turn may come in time.
+        """
+        smallest_ms = moment.latency.answer_ms(moment.min_flops)
+        if value < smallest_ms:
+            raise OutOfRange(
+                f"{self.header}: {value:g} ms is less than the {smallest_ms:.2f} ms that this "
+                "server needs for the smallest subnet; ask for more time",
+                {"min_latency_ms": round(smallest_ms, 3)},
+            )
+        left_ms = value - moment.elapsed_ms - moment.queue_ms
+        return max(moment.latency.flops_within(left_ms), moment.min_flops)

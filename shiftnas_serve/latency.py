@@ -1,0 +1,99 @@
+"""LatencyTable: how long a subnet of so many FLOPs takes on this machine.
+
+Measured by a worker when it starts, for a handful of subnets, one image at a time; corrected while
+the server runs by what answers really took.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+# How fast the correction follows what is observed.
+_STEP = 0.05
+# One slow answer (a busy machine) must not make every prediction absurd.
+_CORRECTION_RANGE = (0.5, 4.0)
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds by FLOPs: straight lines between ``points``, which ascend in both.
+
+    ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
+    multiplies the measured milliseconds.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    overhead_ms: float = 1.0
+    correction: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert self.points, "a latency table needs at least one point"
+        for (flops, ms), (more_flops, more_ms) in pairwise(self.points):
+            assert flops < more_flops, self.points
+            assert ms <= more_ms, self.points
+
+    @classmethod
+    def of(cls, measured: Sequence[tuple[float, float]], overhead_ms: float = 1.0) -> LatencyTable:
+        """A table from measurements in any order.
+
+        Noise can make a larger subnet look faster; it then counts as slow as the smaller one, so
+        that the prediction never errs on the side of missing a budget.
+        """
+        ordered = sorted(dict(measured).items())
+        rising = accumulate((ms for _, ms in ordered), max)
+        return cls(
+            tuple((flops, ms) for (flops, _), ms in zip(ordered, rising, strict=True)), overhead_ms
+        )
+
+    def infer_ms(self, flops: float) -> float:
+        """Predicted milliseconds of inference for one image."""
+        flops_of = [point[0] for point in self.points]
+        at = bisect_right(flops_of, flops)
+        if at == 0:
+            return self.points[0][1] * self.correction
+        if at == len(self.points):
+            low_flops, low_ms = self.points[-1]
+            return low_ms * (flops / low_flops) * self.correction
+        (low_flops, low_ms), (high_flops, high_ms) = self.points[at - 1], self.points[at]
+        part = (flops - low_flops) / (high_flops - low_flops)
+        return (low_ms + part * (high_ms - low_ms)) * self.correction
+
+    def answer_ms(self, flops: float) -> float:
+        """Predicted milliseconds for a whole answer of an idle server, decoding aside."""
+        return self.infer_ms(flops) + self.overhead_ms
+
+    def flops_within(self, ms: float) -> float:
+        """The most FLOPs whose answer is predicted to take at most ``ms``; 0 when none does."""
+        if self.answer_ms(self.points[0][0]) > ms:
+            return 0.0
+        for (low_flops, _), (high_flops, _) in pairwise(self.points):
+            low_ms, high_ms = self.answer_ms(low_flops), self.answer_ms(high_flops)
+            if high_ms > ms:
+                return low_flops + (high_flops - low_flops) * (ms - low_ms) / (high_ms - low_ms)
+        return self.points[-1][0]
+
+    def observed(self, flops: float, infer_ms: float) -> LatencyTable:
+        """The table, a step closer to what one image took."""
+        expected = self.infer_ms(flops) / self.correction
+        target = infer_ms / max(expected, 1e-6)
+        low, high = _CORRECTION_RANGE
+        moved = self.correction + _STEP * (min(max(target, low), high) - self.correction)
+        return replace(self, correction=moved)
+
+
+def measure_ms(run: Callable[[], object], seconds: float = 0.1, least: int = 5) -> float:
+    """Median milliseconds of ``run()``, after two calls that do not count."""
+    for _ in range(2):
+        run()
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < least or (time.perf_counter() < end and len(samples) < 200):
+        start = time.perf_counter()
+        run()
+        samples.append((time.perf_counter() - start) * 1000)
+    return statistics.median(samples)
