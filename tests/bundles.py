@@ -1,0 +1,73 @@
+"""Untrained but valid bundles for tests: random weights, real statistics, a trivial generator."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from models.arch import Arch
+from models.bundle import FrontierRow, save_bundle
+from models.calibration import calibrate
+from models.decode import decode
+from models.generator import ArchitectureGenerator
+from models.nets import build_net
+from models.policy import GeneratorPolicy
+from models.preprocess import Preprocess
+from models.space import SearchSpace
+from models.spaces import get_space
+from models.template import export_template
+
+ANSWERS = 12
+
+
+@cache
+def template_of(space_name: str, num_classes: int) -> bytes:
+    """Exporting takes seconds; one test session does it once for a space."""
+    return export_template(get_space(space_name, num_classes))
+
+
+def make_bundle(space_name: str, folder: Path, num_classes: int = 10, seed: int = 0) -> Path:
+    """Write a bundle into ``folder`` and answer it."""
+    space = get_space(space_name, num_classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_net(space)
+        for parameter in net.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        generator = ArchitectureGenerator(space)
+        images = torch.randn(16, 3, space.resolution(space.largest), space.resolution(space.largest))
+    weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
+    generator_weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
+    answers = _answers(space, GeneratorPolicy(space, generator_weights))
+    statistics = {}
+    for _, arch in answers:
+        side = space.resolution(arch)
+        measured = calibrate(net, arch, [images[:, :, :side, :side]])
+        statistics[arch] = {n: (m.numpy(), v.numpy()) for n, (m, v) in measured.items()}
+    save_bundle(
+        folder,
+        name=f"test-{space_name}",
+        space=space,
+        preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        labels=[f"class {i}" for i in range(num_classes)],
+        groups=[space.max_flops],
+        frontier=[
+            FrontierRow(budget, arch, space.flops(arch), space.params(arch), 0.1, None)
+            for budget, arch in answers
+        ],
+        answers=answers,
+        weights=weights,
+        generator=generator_weights,
+        statistics=statistics,
+        template=template_of(space_name, num_classes),
+        provenance={"recipe": "untrained", "seed": seed},
+    )
+    return folder
+
+
+def _answers(space: SearchSpace, policy: GeneratorPolicy) -> list[tuple[float, Arch]]:
+    low, high = space.min_flops, space.max_flops
+    budgets = [low + (high - low) * i / (ANSWERS - 1) for i in range(ANSWERS)]
+    return [(b, decode(space, policy.log_probabilities(b), b)) for b in budgets]
