@@ -95,7 +95,9 @@ def _parse(text: str, hint: object, key: str) -> object:
     if literals and value is not None and value not in literals:
         raise ValueError(f"{key} is one of {', '.join(literals)}, not {text!r}")
     if hint == tuple[float, float, float] and not (
-        isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(v, int | float) for v in value)
     ):
         raise ValueError(f"{key} takes three numbers like [0.5,0.5,0.5], not {text!r}")
     return value

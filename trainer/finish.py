@@ -1,1 +1,144 @@
-def finish(*a): return {}
+"""From a trained run to what it was for: the bundle, the accuracy per budget, the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from models.arch import Arch
+from models.bundle import FrontierRow, frontier_row_to_json, save_bundle
+from models.generator import ArchitectureGenerator
+from models.nets import build_net
+from models.preprocess import Preprocess
+from models.spaces import get_space
+from models.template import export_template
+from models.weights import Statistics
+from trainer.batches import Batches
+from trainer.checkpoint import load_checkpoint
+from trainer.evaluate import (
+    accuracy,
+    answers,
+    calibrated,
+    calibration_images,
+    evaluation_batches,
+    even_budgets,
+    report_generator,
+)
+from trainer.log import Record, read_log
+from trainer.provenance import provenance
+from trainer.recipes import Recipe
+from trainer.report import write_report
+from trainer.samplers import build_sampler
+from trainer.splits import Splits
+
+
+def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
+    """Write ``folder/bundle``, ``frontier.json`` and ``report``; print the table per budget.
+
+    Archs are the generator's answers to a fine grid of budgets, each calibrated on training
+    images. ``val_accuracy`` is on the held-out training images, ``test_accuracy`` on test images,
+    which decide nothing.
+    """
+    state = load_checkpoint(folder)
+    space = get_space(recipe.space, len(splits.labels))
+    net = build_net(space).to(recipe.device)
+    net.load_state_dict(state["net"])
+    generator = ArchitectureGenerator(space)
+    generator.load_state_dict(state["generator"])
+    grid = even_budgets(space, recipe.answer_budgets)
+    grid_answers = list(zip(grid, answers(generator, grid), strict=True))
+    shown = even_budgets(space, recipe.evaluation_budgets)
+    served = [_served(grid_answers, budget) for budget in shown]
+
+    print("calibrating, evaluating and exporting ...", file=sys.stderr)
+    batches = Batches(
+        splits.train,
+        min(recipe.batch_size, len(splits.train)),
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+        augment=recipe.augment,
+        channels_last=True,
+    )
+    images = calibration_images(batches, recipe.calibration_batches)
+    measured = {
+        arch: calibrated(net, arch, images, recipe.device)
+        for arch in dict.fromkeys(arch for _, arch in grid_answers)
+    }
+    rows = []
+    val = evaluation_batches(splits.steer, recipe.mean, recipe.std)
+    test = evaluation_batches(splits.test, recipe.mean, recipe.std)
+    for budget, arch in zip(shown, served, strict=True):
+        right = [accuracy(net, arch, measured[arch], data, recipe.device) for data in (val, test)]
+        rows.append(FrontierRow(budget, arch, space.flops(arch), space.params(arch), *right))
+
+    statistics: dict[Arch, Statistics] = {
+        arch: {name: (m.cpu().numpy(), v.cpu().numpy()) for name, (m, v) in values.items()}
+        for arch, values in measured.items()
+    }
+    report = report_generator(generator)
+    records = read_log(folder / "log.jsonl")
+    seconds = [record["elapsed_s"] for record in records if record["kind"] == "step"]
+    started = next(record for record in records if record["kind"] == "start")
+    save_bundle(
+        folder / "bundle",
+        name=recipe.name,
+        space=space,
+        preprocess=Preprocess(mean=recipe.mean, std=recipe.std),
+        labels=splits.labels,
+        groups=build_sampler(recipe.sampler, space, recipe.sampler_options).groups,
+        frontier=rows,
+        answers=grid_answers if space.norms else [],
+        weights={name: p.detach().cpu().numpy() for name, p in net.named_parameters()},
+        generator={name: np.asarray(p) for name, p in generator.state_dict().items()},
+        statistics=statistics,
+        template=export_template(space),
+        provenance={
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "data": splits.name,
+            "train_images": len(splits.train),
+            "val_images": len(splits.steer),
+            "test_images": len(splits.test),
+            "epochs": recipe.epochs,
+            "training_s": max(seconds, default=None),
+            "trained_with": {k: v for k, v in started.items() if k not in ("kind", "step")},
+            "bundled_with": dict(provenance()),
+        },
+    )
+    table = [frontier_row_to_json(space, row) for row in rows]
+    (folder / "frontier.json").write_text(json.dumps(table, indent=1) + "\n")
+    files = write_report(folder)
+    print(_table(rows), file=sys.stderr)
+    print(
+        f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
+        f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
+        f"report: {files[0]}\n"
+        f"serve it: python -m shiftnas_serve --bundle {folder / 'bundle'}",
+        file=sys.stderr,
+    )
+    return {
+        "run": str(folder),
+        "bundle": str(folder / "bundle"),
+        "frontier": table,
+        "generator_mean_error": report.mean_error,
+        "generator_mean_use": report.mean_use,
+    }
+
+
+def _served(grid: list[tuple[float, Arch]], budget: float) -> Arch:
+    """The answer to a budget as the bundle gives it: that of the grid's budget below it."""
+    return [arch for lower, arch in grid if lower <= budget + 1e-6][-1]
+
+
+def _table(rows: list[FrontierRow]) -> str:
+    lines = ["budget MFLOPs   MFLOPs   params   held-out %   test %"]
+    for row in rows:
+        lines.append(
+            f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:8,}   "
+            f"{100 * (row.val_accuracy or 0):10.2f}   {100 * (row.test_accuracy or 0):6.2f}"
+        )
+    return "\n".join(lines)

@@ -37,7 +37,8 @@ class GeneratorOptions:
     which L_RC is taken every step. masked_every: every m-th step runs masks and sends the task
     loss to the generator too; the others run sliced subnets, which are faster. 1 is the paper.
     temperature: of the Gumbel softmax, linear from first to last. entropy_weight: keeps it from
-    settling before the supernet can tell archs apart.
+    settling before the supernet can tell archs apart. pretrain_steps: on the resource loss alone,
+    before the supernet's first step, at pretrain_learning_rate.
     """
 
     learning_rate: float = 1e-3
@@ -47,6 +48,8 @@ class GeneratorOptions:
     first_temperature: float = 1.0
     last_temperature: float = 0.3
     entropy_weight: float = 1e-3
+    pretrain_steps: int = 0
+    pretrain_learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def digits() -> Recipe:
         sampler="shift",
         sampler_options=SamplerOptions(groups=6, learning_rate=0.05),
         optimizer=Optimizer(learning_rate=0.1, weight_decay=1e-4),
+        generator=GeneratorOptions(pretrain_steps=1000),
         augment=Augment(padding=2, border="zero", flip=False),
         mean=(0.3, 0.3, 0.3),
         std=(0.35, 0.35, 0.35),

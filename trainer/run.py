@@ -55,7 +55,7 @@ from trainer.provenance import provenance
 from trainer.recipes import RECIPES, Recipe
 from trainer.samplers import build_sampler
 from trainer.splits import Splits
-from trainer.step import linear, train_step
+from trainer.step import linear, pretrain_generator, train_step
 
 LOG_EVERY_STEPS = 20
 
@@ -140,6 +140,9 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
         }
         save_checkpoint(folder, state)
 
+    if step == 0:
+        pretrain_generator(generator, relaxed_flops, recipe.generator, rng)
+
     # ---- Algorithm 1 ---------------------------------------------------------------------------
     log = JsonlLog(folder / "log.jsonl", resume_step=step if resume else None)
     display = Display(f"{recipe.name}: {space.name} on {splits.name}")
@@ -154,7 +157,8 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
             progress = step / total_steps
             options = recipe.generator
             set_learning_rate(
-                generator_optimizer, linear(options.learning_rate, options.learning_rate / 10, progress)
+                generator_optimizer,
+                linear(options.learning_rate, options.learning_rate / 10, progress),
             )
             temperature = linear(options.first_temperature, options.last_temperature, progress)
 
@@ -236,7 +240,9 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
                     "images_per_s": images_per_s,
                 }
                 probabilities = sampler.probabilities()
-                groups = list(zip(sampler.groups, probabilities, strict=True)) if probabilities else None
+                groups = (
+                    list(zip(sampler.groups, probabilities, strict=True)) if probabilities else None
+                )
                 display.update(step, total_steps, metrics, groups)
 
             if index == 0 and epoch % recipe.evaluate_every == 0 and step < total_steps:
@@ -312,7 +318,9 @@ def run(options: argparse.Namespace) -> int:
     if options.resume is not None:
         folder, resume = options.resume, True
         if not (folder / "recipe.json").is_file():
-            raise ValueError(f"{folder} holds no run (no recipe.json); start one with --out {folder}")
+            raise ValueError(
+                f"{folder} holds no run (no recipe.json); start one with --out {folder}"
+            )
         document = json.loads((folder / "recipe.json").read_text())
         recipe = with_settings(recipe_from_json(document), options.set)
         resume = (folder / CHECKPOINT_NAME).is_file()
@@ -321,7 +329,9 @@ def run(options: argparse.Namespace) -> int:
         recipe = with_settings(get_recipe(options.recipe), options.set)
         folder = options.out or free_folder(Path("runs"), recipe.name)
         if (folder / "recipe.json").exists():
-            raise ValueError(f"{folder} holds a run; resume it with --resume {folder}, or name another")
+            raise ValueError(
+                f"{folder} holds a run; resume it with --resume {folder}, or name another"
+            )
     if options.data is not None:
         recipe = replace(recipe, data=options.data)
     get_space(recipe.space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed, RelaxedFlops
 from trainer.evaluate import at_resolution
-from trainer.recipes import Recipe
+from trainer.recipes import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
 
@@ -32,6 +33,64 @@ def linear(first: float, last: float, progress: float) -> float:
     return first + (last - first) * min(progress, 1.0)
 
 
+def generator_losses(
+    generator: ArchitectureGenerator,
+    relaxed_flops: RelaxedFlops,
+    drawn: Sequence[float],
+    options: GeneratorOptions,
+    *,
+    temperature: float,
+    rng: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """One call of the generator: policies, the loss that needs no image, and L_RC alone.
+
+    The batch holds the ``drawn`` budgets first, then ``resource_batch`` more spread over the
+    range. Half of those are sampled and half are argmax, so that both what trains and what is
+    served keeps its budget.
+    """
+    space, count = generator.space, options.resource_batch
+    range_flops = space.max_flops - space.min_flops
+    spread = (torch.arange(count) + torch.rand(count, generator=rng)) / count
+    spread = spread[torch.randperm(count, generator=rng)].double()
+    budgets = torch.cat([torch.tensor(drawn).double(), space.min_flops + range_flops * spread])
+    policies, log_probabilities = generator(
+        budgets, temperature=temperature, noise=rng, noisy=len(drawn) + count // 2
+    )
+    # L_RC (Eq. 10): squared distance to the budget, in units of the space's range
+    gap = (relaxed_flops(policies) - budgets) / range_flops
+    resource_loss = gap.square().mean()
+    entropy = sum(
+        (-(p.exp() * p).sum(1).mean() for p in log_probabilities.values()), start=torch.zeros(())
+    )
+    loss = options.resource_weight * resource_loss - options.entropy_weight * entropy
+    return policies, loss, resource_loss
+
+
+def pretrain_generator(
+    generator: ArchitectureGenerator,
+    relaxed_flops: RelaxedFlops,
+    options: GeneratorOptions,
+    rng: torch.Generator,
+) -> None:
+    """Teach the generator to keep budgets before the supernet trains: it needs no image.
+
+    Differs from the paper, where both start together and early draws miss their budgets.
+    """
+    optimizer = torch.optim.Adam(generator.parameters(), lr=options.pretrain_learning_rate)
+    for step in range(options.pretrain_steps):
+        progress = step / options.pretrain_steps
+        temperature = linear(options.first_temperature, options.last_temperature, progress)
+        optimizer.zero_grad()
+        _, loss, _ = generator_losses(
+            generator, relaxed_flops, (), options, temperature=temperature, rng=rng
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = options.pretrain_learning_rate * (1 - 0.9 * progress)
+        optimizer.step()
+
+
 def train_step(
     net: AbstractNet,
     generator: ArchitectureGenerator,
@@ -48,30 +107,13 @@ def train_step(
     """Accumulate the gradients of the supernet's weights and of the generator.
 
     One generator call serves both its uses: the archs of the drawn budgets, and the resource loss
-    over a batch of budgets across the range, half of them sampled and half of them argmax, so
-    that both what trains and what is served keeps its budget.
+    over a batch of budgets across the range.
     """
-    space, options = generator.space, recipe.generator
+    space = generator.space
     drawn = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
-    spread = (torch.arange(options.resource_batch) + torch.rand(options.resource_batch, generator=rng))
-    order = torch.randperm(options.resource_batch, generator=rng)
-    spread = spread[order].double() / options.resource_batch
-    range_flops = space.max_flops - space.min_flops
-    budgets = torch.cat([torch.tensor(drawn).double(), space.min_flops + range_flops * spread])
-    policies, log_probabilities = generator(
-        budgets,
-        temperature=temperature,
-        noise=rng,
-        noisy=len(drawn) + options.resource_batch // 2,
+    policies, generator_loss, resource_loss = generator_losses(
+        generator, relaxed_flops, drawn, recipe.generator, temperature=temperature, rng=rng
     )
-
-    # L_RC (Eq. 10): squared distance to the budget, in units of the space's range
-    gap = (relaxed_flops(policies) - budgets) / range_flops
-    resource_loss = gap.square().mean()
-    entropy = -sum(
-        ((p.exp() * p).sum(1).mean() for p in log_probabilities.values()), start=torch.zeros(())
-    )
-    generator_loss = options.resource_weight * resource_loss - options.entropy_weight * entropy
     generator_loss.backward(retain_graph=masked and bool(drawn))
 
     # task loss of every drawn subnet

@@ -54,9 +54,7 @@ class Shift(AbstractSampler):
         losses, gradients = [], []
         for before in (True, False):
             loss = probe.loss(relaxed, before=before)
-            (gradient,) = torch.autograd.grad(
-                loss, self._distribution.logits, retain_graph=before
-            )
+            (gradient,) = torch.autograd.grad(loss, self._distribution.logits, retain_graph=before)
             losses.append(float(loss.detach()))
             gradients.append(gradient)
         printed = gradients[0] - gradients[1]
