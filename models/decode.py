@@ -20,7 +20,9 @@ SLACK = 0.02
 _ROUNDS = 8
 
 
-def decode(space: SearchSpace, log_probabilities: Sequence[np.ndarray], budget_flops: float) -> Arch:
+def decode(
+    space: SearchSpace, log_probabilities: Sequence[np.ndarray], budget_flops: float
+) -> Arch:
     """The arch for a budget from the generator's log-probabilities (one array per decision).
 
     A local search from the argmax: all single and all paired changes of decisions, best first,
@@ -79,7 +81,9 @@ class _Search:
             now = self._table[self._free, here[self._free]]
             then = self._table[self._free, lower[rows, self._free]]
             moved = here[self._free] > 0
-            price = np.where(moved & (saved > 0), (now - then + 1e-3) / np.maximum(saved, 1), np.inf)
+            price = np.where(
+                moved & (saved > 0), (now - then + 1e-3) / np.maximum(saved, 1), np.inf
+            )
             step = int(price.argmin())
             if not np.isfinite(price[step]):  # what is left to lower belongs to dropped blocks
                 step = int(moved.argmax())
@@ -90,7 +94,10 @@ class _Search:
     def _neighbours(self, here: np.ndarray) -> np.ndarray:
         """Every change of one or two decisions."""
         moves = [
-            (i, choice) for i in self._free for choice in range(self._counts[i]) if choice != here[i]
+            (i, choice)
+            for i in self._free
+            for choice in range(self._counts[i])
+            if choice != here[i]
         ]
         decision = np.array([move[0] for move in moves])
         choice = np.array([move[1] for move in moves])
