@@ -1,0 +1,1 @@
+"""One question a script; the last line on stdout is JSON. ``benchmarks/README.md`` lists them."""

@@ -1,0 +1,70 @@
+"""Timing on noisy machines: candidates in turn, so that a slow second hits all of them alike."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: median, 10th and 90th percentile over the rounds."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+def time_in_turn(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[Timing]:
+    """Call each once a round, in turn, after two rounds that do not count."""
+    seconds = np.zeros((rounds + 2, len(calls)))
+    for turn in range(rounds + 2):
+        for index, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            seconds[turn, index] = time.perf_counter() - start
+    milliseconds = 1000 * seconds[2:]
+    low, median, high = np.percentile(milliseconds, (10, 50, 90), axis=0)
+    return [
+        Timing(float(m), float(lo), float(hi)) for m, lo, hi in zip(median, low, high, strict=True)
+    ]
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's: 1 when y rises wherever x does (ties are not expected)."""
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def machine() -> dict[str, str]:
+    """What a figure was measured on, to stand beside it."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            model = names[0].partition(":")[2].strip()
+    runtime = next(
+        name for name in ("onnxruntime-gpu", "onnxruntime") if _installed(name) is not None
+    )
+    return {
+        "cpu": model,
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "onnxruntime": f"{version(runtime)}",
+    }
+
+
+def _installed(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
