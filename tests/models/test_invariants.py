@@ -212,6 +212,8 @@ def test_relaxed_flops_gradient_is_the_cost_of_another_choice(name):
     RelaxedFlops(rule)(policies).sum().backward()
     here = space.indices(arch)
     for position, decision in enumerate(space.decisions):
+        if len(decision.choices) == 1:
+            continue  # nothing else can be chosen
         gradient = policies[decision.name].grad
         assert gradient is not None, decision.name
         for choice in range(len(decision.choices)):
@@ -253,6 +255,8 @@ def test_a_training_step_changes_exactly_the_slices(name):
             continue
         if key.endswith("attention.key.bias"):
             continue  # what is added to all keys cancels in the softmax
+        if key.endswith("project.norm.bias"):
+            continue  # a constant added to a channel cancels in the next BatchNorm
         for axis, part in enumerate(slices[key]):
             others = [other for other in range(changed.ndim) if other != axis]
             along = changed.any(dim=others) if others else changed
