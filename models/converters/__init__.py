@@ -1,0 +1,57 @@
+"""Converters: public supernet checkpoints, read into our weights. No torch at this level.
+
+A new one is a file in this folder and a line here. A converter reads tensors only (no pickled
+objects), renames them, and refuses by name whatever it cannot carry over.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.arch import Arch
+from models.space import SearchSpace
+from models.weights import Statistics
+
+CONVERTERS: dict[str, str] = {
+    "attentivenas": "models.converters.attentivenas:convert_attentivenas",
+}
+"""Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """A checkpoint in our terms.
+
+    weights: float32, every weight of the space at the supernet's size.
+    statistics: BatchNorm's as the checkpoint stores them, of the widest channels; empty for
+    spaces without BatchNorm. They were not measured for any one arch (``models.calibration``).
+    """
+
+    space: SearchSpace
+    weights: Mapping[str, np.ndarray]
+    statistics: Statistics
+
+    def arch_statistics(self, arch: Arch) -> Statistics:
+        """What the original implementation uses for an arch: the first channels of each."""
+        return {
+            norm.name: tuple(part[: norm.size(arch)] for part in self.statistics[norm.name])
+            for norm in self.space.norms
+            if norm.block is None or norm.block.present(arch)
+        }
+
+
+def convert(name: str, checkpoint: Path) -> Converted:
+    """Read a public checkpoint. Raises ValueError naming what is not as it should be."""
+    if name not in CONVERTERS:
+        near = difflib.get_close_matches(name, CONVERTERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no converter {name!r}; {hint}there are: {', '.join(sorted(CONVERTERS))}")
+    module, _, function = CONVERTERS[name].partition(":")
+    read: Callable[[Path], Converted] = getattr(importlib.import_module(module), function)
+    return read(checkpoint)

@@ -1,0 +1,95 @@
+"""Reading checkpoints from outside: tensors only, never pickled objects. Uses torch."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+WRAPPERS = ("state_dict", "model", "net")
+"""Entries under which training scripts put a network's tensors, beside optimizers and counters."""
+
+
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """A network's tensors by name, from a ``.safetensors`` file or one written by ``torch.save``.
+
+    Floating point comes back as float32. Takes the entry ``state_dict``, ``model`` or ``net`` if
+    there is one, and removes a ``module.`` before every name (data-parallel training). Raises
+    ValueError if the file is missing, holds pickled objects, or holds no tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}; give a .safetensors file or one of torch.save")
+    document = _load(path)
+    for wrapper in WRAPPERS:
+        inner = document.get(wrapper)
+        if isinstance(inner, Mapping):
+            document = inner
+            break
+    tensors = {str(name): value for name, value in document.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(document):
+        strange = [str(name) for name, value in document.items() if not isinstance(value, Tensor)]
+        raise ValueError(
+            f"{path} is no network's checkpoint: it should hold tensors by name, at the top or "
+            f"under {' / '.join(WRAPPERS)}; it has {named(strange) or 'nothing'}"
+        )
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name: _array(value) for name, value in tensors.items()}
+
+
+def named(names: Iterable[str], at_most: int = 3) -> str:
+    """Some names for a message: the first few, and how many more."""
+    listed = sorted(names)
+    more = f" and {len(listed) - at_most} more" if len(listed) > at_most else ""
+    return ", ".join(listed[:at_most]) + more
+
+
+def take(
+    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, np.ndarray]:
+    """Our name -> (their name, shape) looked up, as float32.
+
+    Raises ValueError naming the tensors that are missing, or the first whose shape is another.
+    """
+    missing = [theirs for theirs, _ in wanted.values() if theirs not in tensors]
+    if missing:
+        raise ValueError(f"the checkpoint lacks {named(missing)}; it is of another network")
+    taken = {}
+    for ours, (theirs, shape) in wanted.items():
+        array = tensors[theirs]
+        if array.shape != shape or array.dtype != np.float32:
+            raise ValueError(
+                f"the checkpoint's {theirs} is {array.dtype} {array.shape}, not float32 {shape}; "
+                "it is of another network"
+            )
+        taken[ours] = array
+    return taken
+
+
+def _load(path: Path) -> Mapping[object, object]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from None
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as tensors only ({reason[:120]}); "
+            "save the network's state_dict alone, with torch.save or as safetensors"
+        ) from None
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
+    return document
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
