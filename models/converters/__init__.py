@@ -39,11 +39,13 @@ class Converted:
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
-        return {
-            norm.name: tuple(part[: norm.size(arch)] for part in self.statistics[norm.name])
-            for norm in self.space.norms
-            if norm.block is None or norm.block.present(arch)
-        }
+        first: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for norm in self.space.norms:
+            if norm.block is None or norm.block.present(arch):
+                mean, variance = self.statistics[norm.name]
+                channels = norm.size(arch)
+                first[norm.name] = mean[:channels], variance[:channels]
+        return first
 
 
 def convert(name: str, checkpoint: Path) -> Converted:

@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         if isinstance(inner, Mapping):
             document = inner
             break
-    tensors = {str(name): value for name, value in document.items() if isinstance(value, Tensor)}
+    tensors = {str(k): value for k, value in document.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(document):
         strange = [str(name) for name, value in document.items() if not isinstance(value, Tensor)]
         raise ValueError(
@@ -72,10 +72,10 @@ def take(
     return taken
 
 
-def _load(path: Path) -> Mapping[object, object]:
+def _load(path: Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(path))
+            return {str(name): tensor for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
     try:
@@ -88,7 +88,7 @@ def _load(path: Path) -> Mapping[object, object]:
         ) from None
     if not isinstance(document, Mapping):
         raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
-    return document
+    return {str(name): value for name, value in document.items()}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -58,7 +58,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self._layout = layout
         here = layout.name
-        self.expand = None
+        self.expand: ElasticConv2d | None = None
         if layout.expands:
             self.expand = ElasticConv2d(
                 net, f"{here}.expand", activation=activation, folded=folded, masked=False
@@ -71,12 +71,12 @@ class InvertedResidual(nn.Module):
             activation=activation,
             folded=folded,
         )
-        self.squeeze = None
+        self.squeeze: SqueezeExcite | None = None
         if layout.squeeze is not None:
             squeeze = layout.squeeze
             self.squeeze = SqueezeExcite(net, f"{here}.squeeze", squeeze.activation, squeeze.gate)
         self.project = ElasticConv2d(net, f"{here}.project", activation=None, folded=folded)
-        self.shortcut = None
+        self.shortcut: ProjectedShortcut | None = None
         if layout.projection is not None:
             self.shortcut = ProjectedShortcut(
                 net, f"{here}.shortcut.conv", layout.projection, layout.stride
@@ -108,17 +108,20 @@ class MBConvNet(AbstractNet):
             self, "stem", stride=layout.stem_stride, activation=act, folded=folded
         )
         self.stages = nn.ModuleList()
-        self._blocks = []
+        self._blocks: list[BlockLayout] = []
         for block in layout.blocks:
             if block.block is not None and not block.block.present(arch):
                 continue
             stage = int(block.name.split(".")[1])
             if stage == len(self.stages):
                 self.stages.append(nn.ModuleList())
-            self.stages[stage].append(InvertedResidual(self, block, act, folded))
+            blocks = self.stages[stage]
+            assert isinstance(blocks, nn.ModuleList)
+            blocks.append(InvertedResidual(self, block, act, folded))
             self._blocks.append(block)
-        self.head_expand = None
+        self.head_expand: ElasticConv2d | None = None
         self._head_activation = ACTIVATIONS[act]
+        self.head: ElasticConv2d | ElasticPointwise
         if layout.pooled_head:
             self.head_expand = ElasticConv2d(self, "head_expand", activation=act, folded=folded)
             self.head = ElasticPointwise(self, "head")
@@ -128,7 +131,7 @@ class MBConvNet(AbstractNet):
 
     def run(self, images: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
         x = self.stem(images, view, statistics)
-        blocks = (block for stage in self.stages for block in stage)
+        blocks = [block for stage in self.stages for block in stage.children()]
         for block, layout in zip(blocks, self._blocks, strict=True):
             if view.present(layout.block):
                 x = block(x, view, statistics)

@@ -47,8 +47,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Squeeze:
-    """Squeeze-and-excitation. ``hidden(inside, middle)``: its hidden width from the channels that
-    enter the block and those that it scales."""
+    """Squeeze-and-excitation.
+
+    ``hidden(inside, middle)``: its hidden width from the channels that enter the block and those
+    that it scales.
+    """
 
     hidden: Callable[[int, int], int]
     activation: str
@@ -107,11 +110,39 @@ def _expanded(inside: Size, ratio: str) -> Size:
     return Size((*inside.decisions, ratio), rule)
 
 
+def _square(side: int) -> int:
+    return side * side
+
+
+def _product(a: int, b: int) -> int:
+    return a * b
+
+
+def _strided(side: Size, stride: int) -> Size:
+    """The side of a map after a convolution with this stride: odd sides round up."""
+
+    def rule(side: int) -> int:
+        return -(-side // stride)
+
+    return derived(rule, side)
+
+
+def _times(width: Size, factor: int) -> Size:
+    def rule(width: int) -> int:
+        return make_divisible(width * factor)
+
+    return derived(rule, width)
+
+
 def _differs(before: Size, width: Size, befores: Widths, widths: Widths) -> Size:
     """1 where two widths differ, else 0."""
     if not set(befores) & set(widths):
         return fixed(1)
-    return derived(lambda a, b: int(a != b), before, width)
+
+    def rule(before: int, width: int) -> int:
+        return int(before != width)
+
+    return derived(rule, before, width)
 
 
 def _rows(before: Size, width: Size, differs: Size, befores: Widths, widths: Widths) -> Size:
@@ -157,8 +188,9 @@ def mbconv_space(
     def conv(where: str, shape: tuple[Size, ...], pixels: Size, block: Block | None) -> None:
         centred = where.endswith(".spatial")
         weights.append(Weight(f"{where}.weight", shape, pixels, block, centred))
-        for part in ("norm.weight", "norm.bias"):
-            weights.append(Weight(f"{where}.{part}", shape[:1], None, block))
+        weights.extend(
+            Weight(f"{where}.norm.{part}", shape[:1], None, block) for part in ("weight", "bias")
+        )
         norms.append(Norm(f"{where}.norm", shape[0], f"{where}", block))
 
     def linear(where: str, shape: tuple[Size, ...], at: Size, block: Block | None) -> None:
@@ -166,10 +198,10 @@ def mbconv_space(
         weights.append(Weight(f"{where}.bias", shape[:1], None, block))
 
     image = decide("resolution", resolution)
-    side = derived(lambda r: -(-r // stem_stride), image)
+    side = _strided(image, stem_stride)
     three, one = fixed(3), fixed(1)
     width = decide("width.0", stem)
-    conv("stem", (width, three, three, three), derived(lambda s: s * s, side), None)
+    conv("stem", (width, three, three, three), derived(_square, side), None)
 
     widths = (stem,)
     for number, stage in enumerate(stages, start=1):
@@ -191,8 +223,8 @@ def mbconv_space(
             stride = stage.stride if index == 0 else 1
             entered = side
             if stride > 1:
-                side = derived(lambda s, d=stride: -(-s // d), entered)
-            pixels = derived(lambda s: s * s, side)
+                side = _strided(entered, stride)
+            pixels = derived(_square, side)
             expands = not stage.fused and stage.expand != (1,)
             middle = _expanded(inside, f"expand_ratio.{number - 1}") if expands else inside
             if stage.fused:
@@ -200,7 +232,7 @@ def mbconv_space(
                 conv(f"{here}.spatial", (middle, inside, kernel, kernel), pixels, block)
             else:
                 if expands:
-                    entry = derived(lambda s: s * s, entered)
+                    entry = derived(_square, entered)
                     conv(f"{here}.expand", (middle, inside, one, one), entry, block)
                 conv(f"{here}.spatial", (middle, one, kernel, kernel), pixels, block)
             if stage.squeeze:
@@ -213,7 +245,7 @@ def mbconv_space(
             if index == 0 and projected_shortcuts:
                 projection = ProjectionLayout(_differs(before, width, widths[-2], widths[-1]))
                 rows = _rows(before, width, projection.differs, widths[-2], widths[-1])
-                at = derived(lambda p, n: p * n, pixels, projection.differs)
+                at = derived(_product, pixels, projection.differs)
                 weights.append(Weight(f"{here}.shortcut.conv.weight", (rows, before, one, one), at))
             layouts.append(
                 BlockLayout(
@@ -229,11 +261,11 @@ def mbconv_space(
             )
 
     last = decide(f"width.{len(stages) + 1}", head)
-    pixels = derived(lambda s: s * s, side)
+    pixels = derived(_square, side)
     if head_expand is None:
         conv("head", (last, width, one, one), pixels, None)
     else:
-        wide = derived(lambda w: make_divisible(w * head_expand), width)
+        wide = _times(width, head_expand)
         conv("head_expand", (wide, width, one, one), pixels, None)
         weights.append(Weight("head.weight", (last, wide, one, one), one))
     weights.append(Weight("classifier.weight", (fixed(num_classes), last), one))
