@@ -41,10 +41,12 @@ class ProjectedShortcut(nn.Module):
         if self._stride > 1:
             x = F.avg_pool2d(x, self._stride, padding=x.shape[-1] % self._stride)
         differs = view.holds(self._layout.differs)
-        if not isinstance(differs, Tensor):
-            return self.conv(x, view) if differs else x
+        if differs is False:
+            return x
+        converted = view.mask(self.conv(x, view), self._layout.width)
+        if differs is True:
+            return converted
         differs = differs.to(x)
-        converted = view.mask(self.conv(x, view), self.conv.out_size)
         same = F.pad(x, (0, 0, 0, 0, 0, converted.shape[1] - x.shape[1]))
         return differs * converted + (1 - differs) * same
 

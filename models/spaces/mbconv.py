@@ -60,9 +60,14 @@ class Squeeze:
 
 @dataclass(frozen=True, eq=False)
 class ProjectionLayout:
-    """A shortcut across a change of width or stride. ``differs``: 1 where widths do, else 0."""
+    """A shortcut across a change of width or stride.
+
+    ``differs`` is 1 where the block changes the number of channels, else 0; ``width`` is the
+    number that it gives.
+    """
 
     differs: Size
+    width: Size
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def mbconv_space(
             conv(f"{here}.project", (width, middle, one, one), pixels, block)
             projection = None
             if index == 0 and projected_shortcuts:
-                projection = ProjectionLayout(_differs(before, width, widths[-2], widths[-1]))
+                projection = ProjectionLayout(_differs(before, width, *widths[-2:]), width)
                 rows = _rows(before, width, projection.differs, widths[-2], widths[-1])
                 at = derived(_product, pixels, projection.differs)
                 weights.append(Weight(f"{here}.shortcut.conv.weight", (rows, before, one, one), at))

@@ -1,0 +1,254 @@
+"""bignas and attentivenas: published numbers, and what only their layers can get wrong."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.extract import extract
+from models.nets import build_net
+from models.relaxed import Relaxed, relax
+from models.spaces import get_space
+from models.weights import weight_slices
+
+# AttentiveNAS's published subnets: resolution, widths, kernels, expansions, depths; FLOPs, and
+# parameters (in millions) of what they use.
+PUBLISHED = {
+    "A0": (192, (16, 16, 24, 32, 64, 112, 192, 216, 1792), 3333333, 1444466, 1333331),
+    "A1": (224, (16, 16, 24, 32, 64, 112, 192, 216, 1984), 3335353, 1444466, 1333331),
+    "A2": (224, (16, 16, 24, 32, 64, 112, 200, 224, 1984), 3333353, 1454466, 1333341),
+    "A3": (224, (16, 16, 24, 32, 64, 112, 208, 224, 1984), 3335333, 1444466, 2334351),
+    "A4": (256, (16, 16, 24, 32, 64, 112, 192, 216, 1984), 3335353, 1445466, 1334351),
+    "A5": (256, (16, 16, 24, 32, 72, 112, 192, 216, 1792), 3335333, 1454466, 1333461),
+    "A6": (288, (16, 16, 24, 32, 64, 112, 216, 224, 1984), 3333353, 1465466, 1334461),
+}
+MEGAFLOPS = {
+    "A0": 203.390,
+    "A1": 279.239,
+    "A2": 316.730,
+    "A3": 356.518,
+    "A4": 443.531,
+    "A5": 490.520,
+    "A6": 709.007,
+}
+MEGAPARAMS = {
+    "A0": 8.9542,
+    "A1": 9.4529,
+    "A2": 11.1498,
+    "A3": 12.7849,
+    "A4": 11.8096,
+    "A5": 12.5975,
+    "A6": 15.1548,
+}
+# Where a shortcut's two widths agree: nowhere; in stages 0, 1 and 6; at the widest in stage 0.
+WIDTHS = {
+    "all differ": (24, 16, 32, 40, 72, 128, 208, 224, 1984),
+    "some agree": (16, 24, 24, 32, 64, 120, 216, 216, 1792),
+    "the widest agree": (24, 24, 32, 32, 64, 112, 192, 216, 1984),
+}
+
+
+def published(name):
+    resolution, width, kernel, expand, depth = PUBLISHED[name]
+    return {
+        "resolution": resolution,
+        "width": list(width),
+        "kernel_size": [int(digit) for digit in str(kernel)],
+        "expand_ratio": [int(digit) for digit in str(expand)],
+        "depth": [int(digit) for digit in str(depth)],
+    }
+
+
+def efficientnet_b0():
+    return get_space("bignas").arch_from_json(
+        {
+            "resolution": 224,
+            "width": [32, 16, 24, 40, 80, 112, 192, 320, 1280],
+            "depth": [1, 2, 2, 3, 3, 4, 1],
+            "kernel_size": b0_kernels(),
+        }
+    )
+
+
+def b0_kernels():
+    """A kernel for each block of the largest subnet, of which B0 drops some."""
+    stages = zip((3, 3, 5, 3, 5, 5, 3), (2, 3, 3, 4, 6, 6, 2), strict=True)
+    return [kernel for kernel, blocks in stages for _ in range(blocks)]
+
+
+@pytest.fixture(scope="module")
+def supernets():
+    """Networks in evaluation mode and statistics at full width, none at zero or one."""
+    made = {}
+    for name in ("attentivenas", "bignas"):
+        torch.manual_seed(0)
+        space = get_space(name, 10)
+        net = build_net(space).eval()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.1 * torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5
+        statistics = {}
+        for norm in space.norms:
+            channels = norm.size(space.largest)
+            statistics[norm.name] = torch.randn(channels) / 10, 1 + torch.rand(channels)
+        made[name] = net, statistics
+    return made
+
+
+def statistics_at(space, arch, full):
+    return {
+        norm.name: tuple(part[: norm.size(arch)] for part in full[norm.name])
+        for norm in space.norms
+    }
+
+
+def assert_same(given, wanted):
+    assert (given - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_attentivenas_subnets_have_their_published_flops_and_parameters(name):
+    space = get_space("attentivenas")
+    arch = space.arch_from_json(published(name))
+    assert round(space.flops(arch) / 1e6, 3) == MEGAFLOPS[name]
+    assert round(space.params(arch) / 1e6, 4) == MEGAPARAMS[name]
+    assert space.arch_to_json(arch) == published(name)
+
+
+def test_ends_of_attentivenas():
+    space = get_space("attentivenas")
+    assert space.smallest == space.arch_from_json(published("A0"))
+    assert round(space.max_flops / 1e6, 3) == 1939.336
+
+
+def test_ends_of_bignas():
+    space = get_space("bignas")
+    assert round(space.params(space.smallest) / 1e6, 3) == 3.747
+    assert round(space.min_flops / 1e6, 1) == 206.7
+    assert round(space.params(space.largest) / 1e6, 3) == 10.893
+    assert round(space.max_flops / 1e6) == 1843
+
+
+def test_efficientnet_b0_is_in_bignas():
+    space, arch = get_space("bignas"), efficientnet_b0()
+    assert space.params(arch) == 5_288_548
+    assert round(space.flops(arch) / 1e6, 1) == 385.8
+
+
+def test_bignas_answers_as_torchvisions_efficientnet_b0():
+    """An implementation of others, given our weights in the order in which both hold them."""
+    models = pytest.importorskip("torchvision.models")
+    space, arch = get_space("bignas"), efficientnet_b0()
+    torch.manual_seed(0)
+    theirs = models.efficientnet_b0().eval()
+    ours = build_net(space, arch).eval()
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.copy_((other + 0.05 * torch.randn_like(other)).reshape(mine.shape))
+            other.copy_(mine.reshape(other.shape))
+        images = torch.randn(1, 3, 224, 224)
+        statistics = {
+            n.name: (torch.zeros(n.size(arch)), torch.ones(n.size(arch))) for n in space.norms
+        }
+        with FlopCounterMode(display=False) as counter:
+            wanted = theirs(images)
+        assert counter.get_total_flops() == 2 * space.flops(arch)
+        assert_same(ours(images, statistics=statistics), wanted)
+
+
+# --------------------------------------------------------------------------------- equivalence
+
+
+@pytest.mark.parametrize("side", [32, 40])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_projected_shortcuts_masked_sliced_and_extracted(supernets, widths, side):
+    """At small images, of which some maps have an odd side."""
+    net, full = supernets["attentivenas"]
+    arch = net.space.arch_from_json(published("A3") | {"width": list(WIDTHS[widths])})
+    compare(net, full, arch, side)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
+def test_random_archs_masked_sliced_and_extracted(supernets, name, seed):
+    net, full = supernets[name]
+    compare(net, full, net.space.random_arch(np.random.default_rng(seed)), side=48)
+
+
+def compare(net, full, arch, side):
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    own = statistics_at(net.space, arch, full)
+    with torch.no_grad():
+        wanted = net(images, arch, own)
+        assert_same(net(images, relax(net.space, arch), full), wanted)
+        assert_same(extract(net, arch)(images, statistics=own), wanted)
+
+
+@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
+def test_nothing_silenced_leaks_through_squeeze_and_excitation(supernets, name):
+    """h-sigmoid is 1/2 at zero, and hidden biases outlive a masked input."""
+    net, full = supernets[name]
+    space, arch = net.space, net.space.smallest
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = net(images, relax(space, arch), full)
+        for weight, axes in weight_slices(space, arch).items():
+            if ".squeeze." not in weight:
+                continue
+            outside = torch.ones_like(net.get_parameter(weight), dtype=torch.bool)
+            outside[axes] = False
+            net.get_parameter(weight)[outside] += 7
+        assert_same(net(images, relax(space, arch), full), before)
+
+
+def test_policies_of_widths_learn_through_a_shortcut_that_passes_and_one_that_converts(supernets):
+    net, full = supernets["attentivenas"]
+    space = net.space
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for widths in WIDTHS.values():
+        arch = space.arch_from_json(published("A3") | {"width": list(widths)})
+        policies = {k: p.requires_grad_() for k, p in relax(space, arch).policies.items()}
+        net(images, Relaxed(space, policies), full).square().sum().backward()
+        for name in ("width.0", "width.1", "width.6", "width.7"):
+            gradient = policies[name].grad
+            assert gradient is not None
+            assert gradient.isfinite().all()
+            assert gradient.diff().abs().min() > 1e-4 * gradient.abs().max(), (name, gradient)
+
+
+# --------------------------------------------------------------------------------------- sizes
+
+
+def test_a_shortcut_between_equal_widths_costs_nothing():
+    space = get_space("attentivenas")
+    weight = space.weight["stages.0.0.shortcut.conv.weight"]
+    base = published("A0")
+
+    def at(stem, first):
+        widths = [stem, first, *base["width"][2:]]
+        return space.arch_from_json(base | {"width": widths})
+
+    assert weight.shape_at(at(16, 16)) == (0, 16, 1, 1)
+    assert weight.shape_at(at(16, 24)) == (24, 16, 1, 1)
+    # kept at the widest, because the largest subnet is the supernet; not applied even there
+    assert weight.shape_at(at(24, 24)) == (24, 24, 1, 1)
+    assert [weight.positions(at(*w)) for w in ((16, 16), (16, 24), (24, 24))] == [0, 96 * 96, 0]
+
+
+def test_squeeze_and_excitation_widths():
+    attentivenas, bignas = get_space("attentivenas"), get_space("bignas")
+    hidden = "stages.2.0.squeeze.reduce.bias"
+    assert attentivenas.weight[hidden].shape_at(attentivenas.smallest) == (24,)  # 24 * 4 / 4
+    assert attentivenas.weight[hidden].shape_at(attentivenas.largest) == (48,)  # 32 * 6 / 4
+    assert bignas.weight[hidden].shape_at(bignas.smallest) == (6,)  # 24 / 4
+    assert bignas.weight[hidden].shape_at(bignas.largest) == (8,)  # 32 / 4
+
+
+def test_kernels_of_bignas_are_chosen_block_by_block():
+    space = get_space("bignas")
+    kernels = [d for d in space.decisions if d.kind == "kernel_size"]
+    assert len(kernels) == 2 + 3 + 3 + 4 + 6 + 6 + 2
+    assert sum(d.block is not None for d in kernels) == 1 + 1 + 1 + 2 + 4 + 4 + 1

@@ -1,0 +1,117 @@
+"""Converted AttentiveNAS checkpoints answer as the public implementation does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.converters import convert
+from models.nets import build_net
+from tests.reference.state import inputs, state
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+META = json.loads((REFERENCE / "attentivenas.json").read_text())
+BIAS = "classifier.linear.linear.bias"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    tensors = {k: torch.from_numpy(v) for k, v in state(META["state_dict"], META["seed"]).items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "attentivenas.pth.tar"
+    torch.save({"epoch": 360, "state_dict": {f"module.{k}": v for k, v in tensors.items()}}, path)
+    return convert("attentivenas", path)
+
+
+@pytest.fixture(scope="module")
+def net(converted):
+    net = build_net(converted.space).eval()
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in converted.weights.items()})
+    return net
+
+
+@pytest.mark.parametrize("name", META["archs"])
+def test_logits_are_those_of_the_public_implementation(converted, net, name):
+    space = converted.space
+    arch = space.arch_from_json(META["archs"][name])
+    assert space.flops(arch) == round(1e6 * META["flops_million"][name])
+    statistics = {
+        norm: tuple(torch.from_numpy(part) for part in parts)
+        for norm, parts in converted.arch_statistics(arch).items()
+    }
+    side = space.resolution(arch)
+    images = torch.from_numpy(inputs(300 + side, side))
+    with torch.no_grad():
+        logits = net(images, arch, statistics).numpy()
+    with np.load(REFERENCE / "attentivenas.npz") as answers:
+        wanted = answers[name]
+    assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+# Tensors of one stored number each: what is refused does not depend on values.
+def hollow(**changed):
+    shapes = META["state_dict"] | changed
+    return {
+        k: torch.zeros(1).expand(s) if s else torch.zeros((), dtype=torch.int64)
+        for k, s in shapes.items()
+        if s is not None
+    }
+
+
+def refused(path, document, match):
+    torch.save(document, path)
+    with pytest.raises(ValueError, match=match):
+        convert("attentivenas", path)
+
+
+def test_other_numbers_of_classes_are_read(tmp_path):
+    changed = {BIAS: [7], "classifier.linear.linear.weight": [7, 1984]}
+    torch.save(hollow(**changed), tmp_path / "seven.pth")
+    assert convert("attentivenas", tmp_path / "seven.pth").space.num_classes == 7
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=f"it has no {BIAS}"):
+        convert("attentivenas", tmp_path / "other.safetensors")
+
+
+def test_what_has_no_place_is_refused_by_name(tmp_path):
+    strange = {"blocks.5.attention.qkv.weight": [8, 8]}
+    refused(tmp_path / "a.pth", hollow(**strange), r"has blocks\.5\.attention\.qkv\.weight, for")
+
+
+def test_what_is_missing_is_named(tmp_path):
+    missing = {"first_conv.bn.bn.running_var": None}
+    refused(tmp_path / "a.pth", hollow(**missing), r"lacks first_conv\.bn\.bn\.running_var; it")
+
+
+def test_another_shape_is_named_with_both_shapes(tmp_path):
+    key = "blocks.0.mobile_inverted_conv.depth_conv.conv.conv.weight"
+    refused(tmp_path / "a.pth", hollow(**{key: [24, 1, 3, 3]}), rf"{key} is .*3, 3\), not .*5, 5\)")
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    document = {"state_dict": hollow(), "args": Path("x")}
+    refused(tmp_path / "a.pth", document, "cannot be read as tensors only")
+
+
+@pytest.mark.parametrize("document", [{"epoch": 3}, {}, [torch.zeros(1)]])
+def test_files_without_a_network_are_refused(tmp_path, document):
+    refused(tmp_path / "a.pth", document, "tensors by name")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"these are not the weights you are looking for")
+    with pytest.raises(ValueError, match=r"cannot be read|no safetensors file"):
+        convert("attentivenas", tmp_path / name)
+
+
+def test_missing_files_and_unknown_converters_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        convert("attentivenas", tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="did you mean 'attentivenas'"):
+        convert("attentivnas", tmp_path / "nothing.pth")
