@@ -1,0 +1,94 @@
+"""Engine: the resident sessions of a bundle's subnets, bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.arch import Arch
+from models.bundle import Bundle
+from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+
+
+@dataclass
+class _Slot:
+    """One arch: its session once built. The lock makes concurrent askers wait for one build."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    session: AbstractSession | None = None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Logits, float32 (batch, classes), and what they cost."""
+
+    logits: np.ndarray
+    infer_ms: float
+    build_ms: float
+
+
+class Engine:
+    """Arch -> session. Least recently used sessions go when ``limit_bytes`` is exceeded.
+
+    Thread-safe. A session that is running when it is evicted finishes and is freed then.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: AbstractRuntime, limit_bytes: int) -> None:
+        self._bundle, self._runtime, self._limit = bundle, runtime, limit_bytes
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[Arch, _Slot] = OrderedDict()
+        self.builds = self.evictions = 0
+
+    def run(self, arch: Arch, images: np.ndarray) -> Inference:
+        """Run float32 (batch, 3, side, side) through a subnet, built first if it is not there."""
+        session, build_ms = self.session(arch)
+        start = time.perf_counter()
+        logits = session.run(images)
+        return Inference(logits, 1000 * (time.perf_counter() - start), build_ms)
+
+    def session(self, arch: Arch) -> tuple[AbstractSession, float]:
+        """The session of an arch, and the milliseconds spent on building it (0 if resident)."""
+        with self._lock:
+            slot = self._slots.setdefault(arch, _Slot())
+            self._slots.move_to_end(arch)
+        start = time.perf_counter()
+        with slot.lock:
+            if slot.session is not None:
+                return slot.session, 0.0
+            try:
+                session = slot.session = self._runtime.build(self._bundle, arch)
+            except BaseException:
+                with self._lock:
+                    self._slots.pop(arch, None)
+                raise
+        with self._lock:
+            self.builds += 1
+            self._evict(keep=arch)
+        return session, 1000 * (time.perf_counter() - start)
+
+    def resident(self) -> list[Arch]:
+        """Archs with a session, least recently used first."""
+        with self._lock:
+            return [arch for arch, slot in self._slots.items() if slot.session is not None]
+
+    @property
+    def size_bytes(self) -> int:
+        """An estimate of what the sessions hold."""
+        with self._lock:
+            return self._size()
+
+    def _size(self) -> int:
+        return sum(slot.session.size_bytes for slot in self._slots.values() if slot.session)
+
+    def _evict(self, keep: Arch) -> None:
+        for arch in list(self._slots):
+            if self._size() <= self._limit:
+                return
+            slot = self._slots[arch]
+            if arch != keep and slot.session is not None:
+                del self._slots[arch]
+                self.evictions += 1

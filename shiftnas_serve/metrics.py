@@ -1,0 +1,55 @@
+"""Metrics in Prometheus' format, right over several HTTP processes.
+
+prometheus_client decides when it is imported whether numbers are shared between processes (the
+variable PROMETHEUS_MULTIPROC_DIR), so ``host`` sets that first and imports this later.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
+
+
+class Metrics:
+    """No label is a budget or a subnet: their number has no bound."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self.requests = Counter(
+            "shiftnas_requests", "Answers to /classify by status", ["status"], registry=registry
+        )
+        self.in_flight = Gauge(
+            "shiftnas_requests_in_flight",
+            "Requests to /classify now",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "shiftnas_stage_seconds",
+            "Time of a stage of an answer",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.budget_use = Histogram(
+            "shiftnas_budget_use_ratio",
+            "FLOPs of the subnet over the FLOPs budget",
+            buckets=_PARTS,
+            registry=registry,
+        )
+        self.degraded = Counter(
+            "shiftnas_degraded", "Answers made smaller by a latency budget", registry=registry
+        )
+        self.worker_losses = Counter(
+            "shiftnas_worker_losses", "Deaths of workers that were noticed", registry=registry
+        )
+
+    @staticmethod
+    def text() -> bytes:
+        """All processes together."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)

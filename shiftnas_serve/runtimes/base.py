@@ -1,0 +1,37 @@
+"""AbstractRuntime and AbstractSession: what the engine asks of whatever executes subnets."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+
+from models.arch import Arch
+from models.bundle import Bundle
+
+
+class AbstractSession(abc.ABC):
+    """One subnet, ready to run."""
+
+    size_bytes: int
+    """An estimate of the memory it holds; eviction counts it."""
+
+    @abc.abstractmethod
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """float32 (batch, 3, side, side), any batch from 1 -> logits, float32 (batch, classes)."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give the memory back. Closing twice is no error."""
+
+
+class AbstractRuntime(abc.ABC):
+    """Builds sessions on one device. ``describe`` says what really runs, for /readyz."""
+
+    @abc.abstractmethod
+    def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
+        """A session for a subnet of a bundle."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Name, device and version as they are, not as they were asked for."""

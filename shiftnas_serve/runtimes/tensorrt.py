@@ -1,0 +1,103 @@
+"""TensorRT engines built straight from a subnet's ONNX graph, on a CUDA device.
+
+Not run by the tests of this project's CI, which has no GPU: the marker ``gpu`` runs its
+conformance where there is one. Needs TensorRT 10 (see pyproject.toml) and torch for its buffers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from models.arch import Arch
+from models.bundle import Bundle
+from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+
+MAX_BATCH = 32
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import tensorrt
+    except ImportError:
+        raise ValueError(
+            "TensorRT is not installed; pip install 'tensorrt-cu13>=10.14.1,<11', "
+            "or serve with --runtime onnxruntime"
+        ) from None
+    try:
+        import torch
+    except ImportError:
+        raise ValueError("the tensorrt runtime keeps its buffers in torch; install [train]") from None
+    if not torch.cuda.is_available():
+        raise ValueError("the tensorrt runtime needs a CUDA device and sees none")
+    return tensorrt, torch
+
+
+class TensorRtSession(AbstractSession):
+    """An engine and its execution context."""
+
+    def __init__(self, serialized: bytes, num_classes: int) -> None:
+        self._tensorrt, self._torch = _import()
+        logger = self._tensorrt.Logger(self._tensorrt.Logger.WARNING)
+        self._engine = self._tensorrt.Runtime(logger).deserialize_cuda_engine(serialized)
+        self._context = self._engine.create_execution_context()
+        self._num_classes = num_classes
+        self.size_bytes = len(serialized)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        assert self._context is not None, "this session was closed"
+        parts = [self._run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
+        return np.concatenate(parts)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        torch = self._torch
+        given = torch.from_numpy(images).cuda()
+        logits = torch.empty((len(images), self._num_classes), device="cuda")
+        self._context.set_input_shape("images", tuple(given.shape))
+        self._context.set_tensor_address("images", given.data_ptr())
+        self._context.set_tensor_address("logits", logits.data_ptr())
+        stream = torch.cuda.current_stream()
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT refused to execute the engine")
+        stream.synchronize()
+        return logits.cpu().numpy()
+
+    def close(self) -> None:
+        self._context = self._engine = None
+
+
+class TensorRt(AbstractRuntime):
+    """``device``: cuda."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        if device != "cuda":
+            raise ValueError(f"the tensorrt runtime runs on --device cuda, not {device!r}")
+        self._tensorrt, _ = _import()
+
+    def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
+        serialized = self.serialize(bundle, arch)
+        return TensorRtSession(serialized, bundle.space.num_classes)
+
+    def serialize(self, bundle: Bundle, arch: Arch) -> bytes:
+        """The engine of a subnet, for batches of 1 to 32. Raises RuntimeError with the reason."""
+        trt = self._tensorrt
+        builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, trt.Logger(trt.Logger.WARNING))
+        if not parser.parse(bundle.build_onnx(arch).SerializeToString()):
+            reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise RuntimeError(f"TensorRT cannot read the subnet's graph: {reasons}")
+        side = bundle.space.resolution(arch)
+        profile = builder.create_optimization_profile()
+        shapes = [(batch, 3, side, side) for batch in (1, 8, MAX_BATCH)]
+        profile.set_shape("images", *shapes)
+        config = builder.create_builder_config()
+        config.add_optimization_profile(profile)
+        engine = builder.build_serialized_network(network, config)
+        if engine is None:
+            raise RuntimeError("TensorRT built no engine; its log above says why")
+        return bytes(engine)
+
+    def describe(self) -> dict[str, str]:
+        return {"runtime": "tensorrt", "device": "cuda", "version": self._tensorrt.__version__}

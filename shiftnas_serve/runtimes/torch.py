@@ -1,0 +1,50 @@
+"""The torch network itself, to compare with. Imported only when asked for; needs [train]."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.arch import Arch
+from models.bundle import Bundle
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+
+
+class TorchSession(AbstractSession):
+    """A subnet as a static torch network."""
+
+    def __init__(self, net: AbstractNet, device: str) -> None:
+        self._net: AbstractNet | None = net
+        self._device = device
+        self.size_bytes = sum(p.numel() * p.element_size() for p in net.parameters())
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        assert self._net is not None, "this session was closed"
+        with torch.inference_mode():
+            return self._net(torch.from_numpy(images).to(self._device)).cpu().numpy()
+
+    def close(self) -> None:
+        self._net = None
+
+
+class Torch(AbstractRuntime):
+    """``device``: cpu or cuda."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"torch has no device {device!r} here; one of cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("torch sees no CUDA device; serve with --device cpu")
+        torch.set_num_threads(threads)
+        self._device = device
+
+    def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
+        net = build_net(bundle.space, arch, folded=True).eval()
+        weights = bundle.subnet_weights(arch)
+        net.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
+        return TorchSession(net.to(self._device), self._device)
+
+    def describe(self) -> dict[str, str]:
+        return {"runtime": "torch", "device": self._device, "version": torch.__version__}

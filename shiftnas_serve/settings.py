@@ -1,0 +1,92 @@
+"""Settings: defaults < configuration file < SHIFTNAS_* environment < command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
+PREFIX = "SHIFTNAS_"
+
+
+class Settings(BaseModel):
+    """Everything that can be set. The descriptions are the command line's help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 to be reached from outside"
+    )
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    workers: int = Field(1, ge=1, le=64, description="processes that run subnets")
+    threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
+    runtime: str = Field("onnxruntime", description="onnxruntime, tensorrt or torch")
+    device: str = Field("cpu", description="of the runtime: cpu, cuda, or tensorrt for onnxruntime")
+    default_flops: float | None = Field(
+        None, gt=0, description="budget of requests that name none (default: the largest subnet)"
+    )
+    max_batch: int = Field(16, ge=1, le=256, description="images that are taken together")
+    max_waiting: int = Field(128, ge=1, description="requests at once; more are refused with 429")
+    max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
+    max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
+    timeout_s: float = Field(30.0, gt=0, description="an answer takes no longer; then 504")
+    session_bytes: int = Field(
+        512_000_000, ge=1, description="memory for resident subnets of each worker (estimate)"
+    )
+    prebuild: bool = Field(True, description="build the subnets of all answers while idle")
+    drain_s: float = Field(
+        0.0, ge=0, description="after SIGTERM, seconds in which /readyz is 503 and requests still run"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        "warning", description="of the log on standard error"
+    )
+
+
+def load_settings(
+    command_line: Mapping[str, object],
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Merge the layers. Raises ValueError in one line naming the setting and its source."""
+    values: dict[str, object] = {}
+    if config is not None:
+        values |= _checked(_read(config), f"{config}")
+    named = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX)}
+    named.pop("data", None)  # the trainer's
+    values |= _checked(named, f"environment {PREFIX}*")
+    values |= {name: value for name, value in command_line.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{name}: {first['msg']}, not {first['input']!r:.60}") from None
+
+
+def _read(config: Path) -> dict[str, object]:
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {config}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{config} is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{config} must be a JSON object of settings")
+    return document
+
+
+def _checked(values: Mapping[str, object], where: str) -> dict[str, object]:
+    for name in values:
+        if name not in Settings.model_fields:
+            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: no setting {name!r}{hint}")
+    return dict(values)
