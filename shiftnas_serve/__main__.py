@@ -1,0 +1,59 @@
+"""The server's command line: ``python -m shiftnas_serve --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shiftnas_serve.settings import PREFIX, Settings, load_settings
+
+_DESCRIPTION = f"""\
+Serve a bundle: POST an image to /classify with the header FLOPs-Budget, and the subnet that fits
+the budget answers.
+
+  python -m shiftnas_serve                                    the bundle in this repository
+  python -m shiftnas_serve --bundle runs/digits/bundle --port 9000
+  curl -T photo.jpg -H 'Content-Type: image/jpeg' -H 'FLOPs-Budget: 4M' localhost:8000/classify
+
+Every setting can also stand in a JSON file (--config) or in the environment ({PREFIX}PORT=9000);
+the command line wins over the environment, the environment over the file."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options are the fields of ``Settings``, with their descriptions and defaults."""
+    made = argparse.ArgumentParser(
+        prog="python -m shiftnas_serve",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--config", type=Path, help="JSON file of settings")
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        made.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            metavar=name.rpartition("_")[2].upper(),
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 stopped in order, 2 a mistake of the user's."""
+    options = vars(parser().parse_args(arguments))
+    config = options.pop("config")
+    try:
+        settings = load_settings(options, config=config)
+        from shiftnas_serve.host import serve
+
+        serve(settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""App: the routes beside /classify, request ids, and the documentation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.bundle import Bundle, FrontierRow
+from shiftnas_serve.classify import Classifier, request_id
+from shiftnas_serve.metrics import Metrics
+from shiftnas_serve.openapi import openapi_document
+from shiftnas_serve.planner import Planner
+from shiftnas_serve.problem import Problem, install_problem_handlers, problem_response
+from shiftnas_serve.workers import Workers
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class RequestIds:
+    """Give every request an id, the client's if it sent one, and every answer its header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = identity
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Request-Id"] = identity
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def install_routes(
+    app: FastAPI, bundle: Bundle, planner: Planner, workers: Workers, classifier: Classifier
+) -> None:
+    """Everything that the HTTP interface has."""
+    install_problem_handlers(app)
+    document = openapi_document(bundle)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.add_middleware(RequestIds)
+
+    async def classify(request: Request) -> Response:
+        return await classifier(request)
+
+    async def budgets(request: Request) -> Response:
+        return JSONResponse(describe_budgets(bundle, workers))
+
+    async def subnet(request: Request) -> Response:
+        identity = request.path_params["id"]
+        arch = planner.arch(identity)
+        if arch is None:
+            raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget")
+        wanted = request.query_params.get("format", "json")
+        if wanted == "onnx":
+            model = await asyncio.to_thread(bundle.build_onnx, arch)
+            name = f'attachment; filename="{bundle.name}-{identity}.onnx"'
+            headers = {"Content-Disposition": name}
+            return Response(model.SerializeToString(), 200, headers, "application/octet-stream")
+        if wanted != "json":
+            raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
+        space = bundle.space
+        return JSONResponse(
+            {
+                "id": identity,
+                "flops": space.flops(arch),
+                "params": space.params(arch),
+                "resolution": space.resolution(arch),
+                "arch": space.arch_to_json(arch),
+                "model": {"name": bundle.name, "version": bundle.version},
+            }
+        )
+
+    async def livez(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        if workers.draining or not workers.all_ready:
+            status = "draining" if workers.draining else "starting"
+            problem = Problem(503, f"the server is {status}", headers={"Retry-After": "1"})
+            return problem_response(problem, request.state.request_id)
+        model = {"name": bundle.name, "version": bundle.version}
+        return JSONResponse({"status": "ready", "model": model, "runtime": workers.runtime})
+
+    async def metrics(request: Request) -> Response:
+        text = await asyncio.to_thread(Metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    get: dict[str, Endpoint] = {
+        "/budgets": budgets,
+        "/subnets/{id}": subnet,
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": metrics,
+    }
+    own = [Route("/classify", classify, methods=["POST", "PUT"], include_in_schema=False)]
+    own += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
+    app.router.routes[:0] = own
+
+
+def describe_budgets(bundle: Bundle, workers: Workers) -> dict[str, object]:
+    """What may be asked for, and what one may expect."""
+    ready = workers.ready
+
+    def row(entry: FrontierRow) -> dict[str, object]:
+        latency_ms = workers.latency.infer_ms(entry.flops) if ready else None
+        return {
+            "budget_flops": entry.budget_flops,
+            "subnet": bundle.space.arch_id(entry.arch),
+            "flops": entry.flops,
+            "params": entry.params,
+            "val_accuracy": entry.val_accuracy,
+            "test_accuracy": entry.test_accuracy,
+            "infer_ms": latency_ms,
+        }
+
+    return {
+        "model": {"name": bundle.name, "version": bundle.version, "space": bundle.space.name},
+        "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
+        "latency_ms": {
+            "min": workers.latency.answer_ms(bundle.min_flops) if ready else None,
+            "largest_subnet": workers.latency.answer_ms(bundle.max_flops) if ready else None,
+        },
+        "frontier": [row(entry) for entry in bundle.frontier],
+        "subnets": len(bundle.archs()),
+        "labels": list(bundle.labels),
+    }

@@ -1,0 +1,204 @@
+"""Classify: what one request goes through in the HTTP process.
+
+1. its budgets are read from headers                             (400)
+2. its body is read, bounded                                     (400, 413, 415)
+3. the image is decoded in a thread                              (413, 415, 422)
+4. the planner turns the budgets into a subnet                   (422)
+5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
+6. the answer is awaited: a lost worker is 503, lost time is 504
+7. the logits become the JSON answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.bundle import Bundle
+from models.preprocess import ImageError
+from shiftnas_serve.body import ACCEPTED, read_image
+from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
+from shiftnas_serve.metrics import Metrics
+from shiftnas_serve.planner import Plan, Planner
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings
+from shiftnas_serve.worker import Done, Failed, Job, arch_indices
+from shiftnas_serve.workers import Workers
+
+DEFAULT_TOP_K = 5
+
+
+class Classifier:
+    """The request path. One per HTTP process."""
+
+    def __init__(
+        self, bundle: Bundle, planner: Planner, workers: Workers, metrics: Metrics, settings: Settings
+    ) -> None:
+        self._bundle, self._planner, self._workers = bundle, planner, workers
+        self._metrics, self._settings = metrics, settings
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._in_flight = 0
+
+    async def __call__(self, request: Request) -> Response:
+        started = time.monotonic()
+        status = 500
+        self._in_flight += 1
+        self._metrics.in_flight.inc()
+        try:
+            response = await self._answer(request, started)
+            status = response.status_code
+            return response
+        except Problem as problem:
+            status = problem.status
+            raise
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.dec()
+            self._metrics.requests.labels(str(status)).inc()
+
+    async def _answer(self, request: Request, started: float) -> Response:
+        settings, bundle = self._settings, self._bundle
+        if self._in_flight > settings.max_waiting:
+            raise Problem(
+                429,
+                f"{settings.max_waiting} requests are being answered already; try again",
+                headers={"Retry-After": "1"},
+            )
+        if not self._workers.ready or self._workers.draining:
+            what = "stopping" if self._workers.draining else "not ready yet"
+            raise Problem(503, f"the server is {what}", headers={"Retry-After": "1"})
+        asked = read_budgets(request.headers)
+        top_k = read_top_k(request.query_params, len(bundle.labels))
+        data = await read_image(request, settings.max_body_bytes)
+
+        received = time.monotonic()
+        side = bundle.space.resolution(bundle.space.largest)
+        loop = asyncio.get_running_loop()
+        try:
+            image = await loop.run_in_executor(
+                self._decoders, bundle.preprocess.decode, data, side, settings.max_pixels
+            )
+        except ImageError as error:
+            headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
+            raise Problem(error.status, error.reason, headers=headers) from None
+        decode_ms = 1000 * (time.monotonic() - received)
+
+        plan = self._plan(asked, decode_ms)
+        pixels = bundle.preprocess.pixels(image, bundle.space.resolution(plan.arch))
+        deadline = started + settings.timeout_s
+        if "latency_ms" in asked:
+            deadline = min(deadline, received + asked["latency_ms"] / 1000)
+        now = time.monotonic()
+        job = Job(arch_indices(bundle, plan.arch), pixels, now, deadline)
+        done = await self._workers.run(job, started + settings.timeout_s)
+        if isinstance(done, Failed):
+            raise Problem(500, f"subnet {plan.id} could not run: {done.reason}")
+        if done.logits is None:
+            raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
+        self._observe(plan, done, decode_ms)
+        return self._respond(request, plan, done, decode_ms, top_k)
+
+    def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
+        self._planner.latency = self._workers.latency
+        try:
+            return self._planner.plan(asked, elapsed_ms, self._workers.queue_ms)
+        except OutOfRange as error:
+            raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
+
+    def _observe(self, plan: Plan, done: Done, decode_ms: float) -> None:
+        stages = {
+            "decode": decode_ms,
+            "queue": done.queue_ms,
+            "infer": done.infer_ms,
+            "build": done.build_ms,
+        }
+        for stage, milliseconds in stages.items():
+            self._metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)
+        if "flops" in plan.asked:
+            self._metrics.budget_use.observe(plan.flops / plan.asked["flops"])
+        if plan.degraded:
+            self._metrics.degraded.inc()
+        if done.batch == 1:
+            self._workers.observed(plan.flops, done.infer_ms)
+
+    def _respond(
+        self, request: Request, plan: Plan, done: Done, decode_ms: float, top_k: int
+    ) -> Response:
+        bundle = self._bundle
+        assert done.logits is not None
+        probabilities = softmax(done.logits)
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        body = {
+            "predictions": [
+                {
+                    "label": bundle.labels[index],
+                    "index": int(index),
+                    "probability": float(probabilities[index]),
+                }
+                for index in best
+            ],
+            "subnet": {
+                "id": plan.id,
+                "flops": plan.flops,
+                "params": bundle.space.params(plan.arch),
+                "arch": bundle.space.arch_to_json(plan.arch),
+            },
+            "budget": {
+                "flops": plan.asked.get("flops"),
+                "latency_ms": plan.asked.get("latency_ms"),
+                "degraded": plan.degraded,
+            },
+            "model": {"name": bundle.name, "version": bundle.version},
+            "request_id": request.state.request_id,
+        }
+        source = "built" if done.build_ms else "resident"
+        timing = (
+            f"decode;dur={decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
+            f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{source}"'
+        )
+        headers = {"Served-FLOPs": str(plan.flops), "Server-Timing": timing}
+        return JSONResponse(body, headers=headers)
+
+
+def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
+    """Every budget that the headers name, by the name of its kind. Problem 400 for garbage."""
+    asked: dict[str, float] = {}
+    for kind in BUDGET_KINDS:
+        text = headers.get(kind.header)
+        if text is not None:
+            try:
+                asked[kind.name] = kind.parse(text)
+            except BadBudget as error:
+                raise Problem(400, str(error)) from None
+    return asked
+
+
+def read_top_k(query: Mapping[str, str], classes: int) -> int:
+    """How many predictions to answer; more than there are classes means all."""
+    text = query.get("top_k", str(DEFAULT_TOP_K))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
+        raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
+    return min(int(text), classes)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float32 (classes,) -> probabilities, float64 (classes,)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return powers / powers.sum()
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's Request-Id if it is a sane one, else a new one."""
+    given = headers.get("Request-Id", "")
+    if 0 < len(given) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in given):
+        return given
+    return uuid.uuid4().hex
+
+

@@ -1,0 +1,155 @@
+"""Host: which processes there are, how they start and how they stop. LitServe underneath.
+
+The parent starts LitServe's manager (queues), the workers (spawned) and one HTTP process (forked),
+and waits. SIGTERM or SIGINT: /readyz turns 503, the HTTP process stops listening and finishes what
+is in flight, then the workers go, and the parent exits with 0. A worker that dies is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+
+import litserve
+from fastapi import FastAPI
+
+from models.bundle import Bundle, load_bundle
+from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.settings import Settings
+from shiftnas_serve.status import set_draining
+from shiftnas_serve.worker import ClassifyApi, end_with_parent
+
+_RESTART_POLL_S = 0.2
+
+
+class Host(litserve.LitServer):
+    """LitServe with our route in place of its own."""
+
+    def __init__(self, bundle: Bundle, settings: Settings, folder: Path) -> None:
+        from shiftnas_serve.app import install_routes
+        from shiftnas_serve.classify import Classifier
+        from shiftnas_serve.metrics import Metrics
+        from shiftnas_serve.planner import Planner
+        from shiftnas_serve.workers import Workers
+
+        # an explicit accelerator: "auto" would import torch to look for a GPU
+        super().__init__(
+            ClassifyApi(settings, folder),
+            accelerator="cpu",
+            workers_per_device=settings.workers,
+            timeout=settings.timeout_s,
+            restart_workers=True,
+        )
+        self.monitor_internal = _RESTART_POLL_S
+        self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
+        metrics = Metrics()
+        planner = Planner(bundle, settings.default_flops)
+        self._subnet_workers = Workers(self, folder, settings.workers, metrics)
+        classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings)
+        install_routes(self.app, bundle, planner, self._subnet_workers, classifier)
+
+    def _register_api_endpoints(
+        self, lit_api: litserve.LitAPI, request_type: object, response_type: object
+    ) -> None:
+        """LitServe's own POST /classify waits without end; ``app.install_routes`` has ours."""
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        end_with_parent()
+        async with super().lifespan(app):
+            await self._subnet_workers.start()
+            yield
+            await self._subnet_workers.stop()
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises ValueError for what can be known to fail beforehand."""
+    bundle = load_bundle(settings.bundle)
+    if settings.runtime not in RUNTIMES:
+        raise ValueError(f"no runtime {settings.runtime!r}; there are: {', '.join(RUNTIMES)}")
+    if settings.default_flops is not None and settings.default_flops < bundle.min_flops:
+        raise ValueError(
+            f"default_flops is {settings.default_flops:,.0f}; the smallest subnet of {bundle.name} "
+            f"has {bundle.min_flops:,}"
+        )
+    _check_port(settings)
+    with tempfile.TemporaryDirectory(prefix="shiftnas-") as name:
+        folder = Path(name)
+        metrics_folder = folder / "metrics"
+        metrics_folder.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder)
+        host = Host(bundle, settings, folder)
+        _announce(bundle, settings)
+        _stop_on_signals(folder, settings.drain_s)
+        try:
+            host.run(
+                host=settings.host,
+                port=settings.port,
+                num_api_servers=1,
+                log_level=settings.log_level,
+                generate_client_file=False,
+                access_log=False,
+            )
+        except KeyboardInterrupt:
+            pass  # stopped while it was starting
+        except RuntimeError as error:
+            raise ValueError(f"{error}; the reason stands above") from None
+
+
+def _stop_on_signals(folder: Path, drain_s: float) -> None:
+    """LitServe stops in order on a KeyboardInterrupt, and only on that."""
+    parent = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)  # once is enough; a second must not cut it short
+        set_draining(folder)
+        time.sleep(drain_s)
+        raise KeyboardInterrupt
+
+    def forget() -> None:
+        # forked children (HTTP process, manager): Ctrl-C reaches the whole terminal, but only the
+        # parent decides when they stop
+        if os.getpid() != parent:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    os.register_at_fork(after_in_child=forget)
+
+
+def _check_port(settings: Settings) -> None:
+    family = socket.AF_INET6 if settings.host == "::" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+                "choose another with --port"
+            ) from None
+
+
+def _announce(bundle: Bundle, settings: Settings) -> None:
+    address = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
+    url = f"http://{address}:{settings.port}"
+    middle = (bundle.min_flops + bundle.max_flops) / 2e6
+    print(
+        f"{bundle.name} {bundle.version}: budgets from {bundle.min_flops / 1e6:.2f} to "
+        f"{bundle.max_flops / 1e6:.2f} MFLOPs, {len(bundle.labels)} classes\n"
+        f"  curl -T photo.jpg -H 'Content-Type: image/jpeg' -H 'FLOPs-Budget: {middle:.0f}M' "
+        f"{url}/classify\n"
+        f"  {url}/docs   {url}/budgets   stop with Ctrl-C",
+        file=sys.stderr,
+        flush=True,
+    )

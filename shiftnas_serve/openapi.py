@@ -1,0 +1,160 @@
+"""The OpenAPI document. Written by hand: bodies here are raw images, which FastAPI cannot see."""
+
+from __future__ import annotations
+
+from models.bundle import Bundle
+from shiftnas_serve.body import RAW_TYPES
+from shiftnas_serve.budgets import BUDGET_KINDS
+from shiftnas_serve.problem import TITLES
+
+Json = dict[str, object]
+
+
+def openapi_document(bundle: Bundle) -> Json:
+    """OpenAPI 3.1 of everything that this server answers."""
+    classify = {
+        "tags": ["classify"],
+        "summary": "Classify one image within a budget",
+        "description": (
+            "The network that answers is chosen for the budget: `subnet.flops` never exceeds it. "
+            f"FLOPs are multiply-adds; this model has subnets from {bundle.min_flops:,} to "
+            f"{bundle.max_flops:,}."
+        ),
+        "parameters": [*_budget_headers(), _top_k(), _request_id()],
+        "requestBody": {"required": True, "content": _bodies()},
+        "responses": {
+            "200": {
+                "description": "The classes, and the subnet that found them",
+                "headers": {
+                    "Served-FLOPs": _header("Multiply-adds of the subnet", "integer"),
+                    "Server-Timing": _header("decode, queue, infer and build in ms", "string"),
+                    "Request-Id": _header("The request's id", "string"),
+                },
+                "content": {"application/json": {"schema": {"$ref": _ref("Classification")}}},
+            },
+            **_problems(400, 413, 415, 422, 429, 500, 503, 504),
+        },
+    }
+    subnet_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    form = {
+        "name": "format",
+        "in": "query",
+        "schema": {"type": "string", "enum": ["json", "onnx"], "default": "json"},
+        "description": "onnx downloads the subnet as a self-contained ONNX model",
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ShiftNAS Serve",
+            "version": bundle.version,
+            "description": f"{bundle.name}: one supernet, any FLOPs budget a request names.",
+        },
+        "paths": {
+            "/classify": {
+                "post": {**classify, "operationId": "classify"},
+                "put": {**classify, "operationId": "classify_put"},
+            },
+            "/budgets": {"get": _get("Range, groups, accuracy and latency per budget", "budgets")},
+            "/subnets/{id}": {
+                "get": {
+                    **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 404),
+                    "parameters": [subnet_id, form],
+                }
+            },
+            "/livez": {"get": _get("The process is up", "livez")},
+            "/readyz": {"get": _get("Requests may come", "readyz", 503)},
+            "/metrics": {"get": _get("Prometheus metrics", "metrics", media_type="text/plain")},
+        },
+        "components": {"schemas": {"Classification": _CLASSIFICATION, "Problem": _PROBLEM}},
+    }
+
+
+def _budget_headers() -> list[Json]:
+    return [
+        {
+            "name": kind.header,
+            "in": "header",
+            "required": False,
+            "description": kind.description,
+            "schema": {"type": "string"},
+            "example": kind.example,
+        }
+        for kind in BUDGET_KINDS
+    ]
+
+
+def _top_k() -> Json:
+    schema = {"type": "integer", "minimum": 1, "default": 5}
+    return {"name": "top_k", "in": "query", "schema": schema, "description": "Predictions to answer"}
+
+
+def _request_id() -> Json:
+    schema = {"type": "string", "maxLength": 64}
+    return {"name": "Request-Id", "in": "header", "schema": schema, "description": "Echoed"}
+
+
+def _bodies() -> Json:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    form = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "string", "format": "binary"}},
+    }
+    encoded = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "string", "contentEncoding": "base64"}},
+    }
+    return {
+        **dict.fromkeys(RAW_TYPES, binary),
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": encoded, "example": {"image": "/9j/4AAQSkZJRg..."}},
+    }
+
+
+def _get(
+    summary: str, operation: str, *errors: int, media_type: str = "application/json"
+) -> Json:
+    return {
+        "tags": ["about"],
+        "summary": summary,
+        "operationId": operation,
+        "responses": {
+            "200": {"description": "OK", "content": {media_type: {"schema": {}}}},
+            **_problems(*errors),
+        },
+    }
+
+
+def _problems(*statuses: int) -> Json:
+    content = {"application/problem+json": {"schema": {"$ref": _ref("Problem")}}}
+    return {str(s): {"description": TITLES[s], "content": content} for s in statuses}
+
+
+def _header(description: str, kind: str) -> Json:
+    return {"description": description, "schema": {"type": kind}}
+
+
+def _ref(name: str) -> str:
+    return f"#/components/schemas/{name}"
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_TEXT, _INTEGER, _NUMBER = ({"type": kind} for kind in ("string", "integer", "number"))
+_OPTIONAL_NUMBER: Json = {"type": ["number", "null"]}
+_CLASSIFICATION = _object(
+    predictions={
+        "type": "array",
+        "items": _object(label=_TEXT, index=_INTEGER, probability=_NUMBER),
+    },
+    subnet=_object(id=_TEXT, flops=_INTEGER, params=_INTEGER, arch={"type": "object"}),
+    budget=_object(
+        flops=_OPTIONAL_NUMBER, latency_ms=_OPTIONAL_NUMBER, degraded={"type": "boolean"}
+    ),
+    model=_object(name=_TEXT, version=_TEXT),
+    request_id=_TEXT,
+)
+_PROBLEM = _object(type=_TEXT, title=_TEXT, status=_INTEGER, detail=_TEXT, request_id=_TEXT)
