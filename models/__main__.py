@@ -1,0 +1,112 @@
+"""Ask about search spaces and bundles: ``python -m models --help``. Answers are JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.arch import Arch
+from models.bundle import load_bundle
+from models.quantity import parse_flops
+from models.space import SearchSpace
+from models.spaces import SPACES, get_space
+
+_DESCRIPTION = """\
+Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-adds.
+
+  python -m models describe cifar-cnn
+  python -m models describe cifar-cnn --arch '{"resolution": 32, ...}'   (or a file with it)
+  python -m models generate models/zoo/cifar10-cnn --flops 4M"""
+
+
+def read_arch(space: SearchSpace, text: str) -> Arch:
+    """An arch from JSON, or from a file that holds JSON. Raises ValueError."""
+    source = text
+    if not text.lstrip().startswith("{"):
+        try:
+            source = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot read {text}: {error.strerror}; give a file or JSON") from None
+    try:
+        document = json.loads(source)
+    except ValueError as error:
+        raise ValueError(f"the arch is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError("an arch is a JSON object, like the one describe prints")
+    return space.arch_from_json(document)
+
+
+def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
+    """One arch: id, multiply-adds, parameters, choices."""
+    return {
+        "id": space.arch_id(arch),
+        "flops": space.flops(arch),
+        "params": space.params(arch),
+        "arch": space.arch_to_json(arch),
+    }
+
+
+def describe(options: argparse.Namespace) -> dict[str, object]:
+    """A space, or one arch of it."""
+    space = get_space(options.space)
+    if options.arch is not None:
+        return {"space": space.name, **describe_arch(space, read_arch(space, options.arch))}
+    archs = 1
+    for decision in space.decisions:
+        archs *= len(decision.choices)
+    return {
+        "space": space.name,
+        "flops": {"min": space.min_flops, "max": space.max_flops},
+        "params": {"min": space.params(space.smallest), "max": space.params(space.largest)},
+        "choices": archs,
+        "decisions": {d.name: list(d.choices) for d in space.decisions},
+        "smallest": describe_arch(space, space.smallest),
+        "largest": describe_arch(space, space.largest),
+    }
+
+
+def generate(options: argparse.Namespace) -> dict[str, object]:
+    """What a bundle answers to a budget."""
+    budget = parse_flops(options.flops)
+    bundle = load_bundle(options.bundle)
+    arch = bundle.answer(budget)
+    model = {"name": bundle.name, "version": bundle.version}
+    return {"budget_flops": budget, **describe_arch(bundle.space, arch), "model": model}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m models",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("describe", help="a space: FLOPs, parameters, decisions")
+    one.add_argument("space", metavar="SPACE", help=f"one of: {', '.join(sorted(SPACES))}")
+    one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of the space")
+    one.set_defaults(run=describe)
+    one = commands.add_parser("generate", help="what a bundle answers to a budget")
+    one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    one.add_argument("--flops", required=True, help="the budget: 4000000, 4e6, 4M, 1.3G")
+    one.set_defaults(run=generate)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a mistake of the user's."""
+    options = parser().parse_args(arguments)
+    try:
+        print(json.dumps(options.run(options), indent=2))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
