@@ -1,26 +1,28 @@
 """The ONNX graph of a subnet, cut from its space's template in milliseconds. No torch here.
 
-A template (``models.template``) is the graph of the largest subnet without its weights. Cutting it
-for an arch drops the nodes of absent blocks, declares the weights at the arch's shapes, and
-corrects the few attributes of a convolution that repeat its weight's shape. Everything else in a
-template holds for every arch; its exporter has made sure of that.
+A template (``models.template``) is the graph of a largest subnet without its weights. Cutting it
+for an arch drops the nodes of absent blocks and of weights applied nowhere, declares the weights at
+the arch's shapes, and corrects the few attributes of a convolution that repeat its weight's shape.
+Everything else in a template holds for every arch; its exporter has made sure of that.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import numpy as np
 import onnx
 
 from models.arch import Arch
-from models.space import SearchSpace
+from models.space import SearchSpace, Weight
 from models.weights import weight_slices
 
 INPUT, OUTPUT = "images", "logits"
 BLOCK_KEY = "block"
-"""In a node's metadata: the block it belongs to, if that block can be dropped."""
+"""In a node's metadata: the block, or the conditional weight's module, that it is dropped with."""
 BLOCKS_KEY = "blocks"
 """In a template's metadata: JSON, block -> [the value it reads, the value it gives], in order."""
 PERMUTATIONS_KEY = "permutations"
@@ -30,17 +32,43 @@ PERMUTATIONS_KEY = "permutations"
 def deployed_shapes(space: SearchSpace, arch: Arch) -> dict[str, tuple[int, ...]]:
     """Shapes of a subnet's weights as deployed, by name: BatchNorms folded into biases.
 
-    The names and shapes of what ``models.weights.fold_norms`` gives.
+    The names and shapes of what ``models.weights.fold_norms`` gives, without the weights that are
+    applied nowhere.
     """
+    idle = {weight.name for weight in conditional_weights(space) if not applied(weight, arch)}
     shapes = {
         name: tuple(axis.stop - axis.start for axis in axes)
         for name, axes in weight_slices(space, arch).items()
+        if name not in idle
     }
     for norm in space.norms:
         if f"{norm.name}.weight" in shapes:
             del shapes[f"{norm.name}.weight"]
             shapes[f"{norm.conv}.bias"] = shapes.pop(f"{norm.name}.bias")
     return shapes
+
+
+@lru_cache(maxsize=64)
+def conditional_weights(space: SearchSpace) -> tuple[Weight, ...]:
+    """Weights that some archs apply at no position at all, such as a shortcut's convolution."""
+
+    def positions(weight: Weight) -> Iterator[int]:
+        assert weight.positions is not None
+        choices = (space.decision[name].choices for name in weight.positions.decisions)
+        return (weight.positions.rule(*some) for some in itertools.product(*choices))
+
+    return tuple(w for w in space.weights if w.positions is not None and 0 in positions(w))
+
+
+def applied(weight: Weight, arch: Arch) -> bool:
+    """Whether an arch applies a conditional weight; else its node passes its input on."""
+    assert weight.positions is not None
+    return weight.positions(arch) > 0
+
+
+def module_of(weight: Weight) -> str:
+    """The module whose node applies a conditional weight."""
+    return weight.name.removesuffix(".weight")
 
 
 def cut_graph(
@@ -124,9 +152,7 @@ def set_convolution(node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
         group.i = shape[0]
 
 
-def _checked(
-    weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def _checked(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in weights:
         raise ValueError(f"weight {name} is missing; this arch needs it with shape {shape}")
     weight = weights[name]
@@ -150,12 +176,11 @@ def _permutations(template: onnx.ModelProto) -> dict[str, list[int]]:
 
 def _absent(space: SearchSpace, arch: Arch) -> set[str]:
     blocks = {weight.block for weight in space.weights if weight.block is not None}
-    return {block.name for block in blocks if not block.present(arch)}
+    absent = {block.name for block in blocks if not block.present(arch)}
+    return absent | {module_of(w) for w in conditional_weights(space) if not applied(w, arch)}
 
 
-def _drop_blocks(
-    graph: onnx.GraphProto, blocks: Mapping[str, list[str]], absent: set[str]
-) -> None:
+def _drop_blocks(graph: onnx.GraphProto, blocks: Mapping[str, list[str]], absent: set[str]) -> None:
     """Remove the nodes of absent blocks; who read what a block gives reads what it read."""
     if not absent:
         return

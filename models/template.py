@@ -8,8 +8,9 @@ to be inferred, anything else is refused. At last, cuts for some archs are compa
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import math
 
 import numpy as np
 import onnx
@@ -18,14 +19,19 @@ import onnxruntime
 import torch
 
 from models.arch import Arch
+from models.calibration import calibrate
+from models.extract import extract_folded
 from models.graph import (
     BLOCK_KEY,
     BLOCKS_KEY,
     INPUT,
     OUTPUT,
     PERMUTATIONS_KEY,
+    applied,
+    conditional_weights,
     cut_graph,
     deployed_shapes,
+    module_of,
     set_convolution,
 )
 from models.nets import build_net
@@ -45,9 +51,9 @@ def export_template(space: SearchSpace) -> bytes:
 
     Raises TemplateError naming the node that does not fit all archs.
     """
-    model = _trace(space, space.largest)
+    model = _trace(space, _all_in_use(space, -1))
     permutations = _transpose_weights(model)
-    reference = _trace(space, _smallest_of_full_depth(space))
+    reference = _trace(space, _all_in_use(space, 0))
     _transpose_weights(reference)
     blocks = _label_blocks(space, model)
     _generalize(model, reference)
@@ -68,8 +74,18 @@ def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
         net = build_net(space, arch, folded=True).eval()
     batch = torch.export.Dim(_BATCH, min=1, max=65536)
     dims: dict[int, object] = {0: batch}
-    if space.resolution(space.smallest) != space.resolution(space.largest):
-        dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    sides = {
+        space.resolution.rule(*choices)
+        for choices in itertools.product(
+            *(space.decision[name].choices for name in space.resolution.decisions)
+        )
+    }
+    if len(sides) > 1:
+        # a multiple of what divides all: then no stride leaves it open whether a side is even
+        unit = math.gcd(*sides)
+        for axis, name in ((2, "height"), (3, "width")):
+            least, most = min(sides) // unit, max(sides) // unit
+            dims[axis] = unit * torch.export.Dim(name, min=least, max=most)
     program = torch.onnx.export(
         net,
         (torch.zeros(2, 3, side, side),),
@@ -92,17 +108,29 @@ def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
     return program.model
 
 
-def _smallest_of_full_depth(space: SearchSpace) -> Arch:
-    """All blocks, everything else at its smallest: the arch that shares most nodes and no size."""
+def _all_in_use(space: SearchSpace, end: int) -> Arch:
+    """An arch with every block and every weight, else of the smallest (0) or largest (-1) choices.
+
+    The two share all nodes, and few sizes.
+    """
     depths = {weight.block.depth for weight in space.weights if weight.block is not None}
-    return space.arch(
-        {d.name: d.choices[-1 if d.name in depths else 0] for d in space.decisions}
-    )
+    arch = space.arch({d.name: d.choices[-1 if d.name in depths else end] for d in space.decisions})
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        idle = [w for w in conditional_weights(space) if not applied(w, arch)]
+        if not idle:
+            return arch
+        changed = dict(arch)
+        for weight in idle:  # at random, because putting one right may put another wrong
+            assert weight.positions is not None
+            name = rng.choice(weight.positions.decisions)
+            changed[name] = rng.choice(space.decision[name].choices).item()
+        arch = space.arch(changed)
+    raise TemplateError(f"{space.name}: no arch was found that applies every weight")
 
 
 def _transpose_weights(model: ir.Model) -> dict[str, list[int]]:
-    """Remove transpositions of weights: the cut stores the weight as it is read, no session
-    has to copy it."""
+    """Remove transpositions of weights: the cut stores them as they are read, nobody copies."""
     permutations: dict[str, list[int]] = {}
     weights = set(model.graph.inputs)
     for node in list(model.graph):
@@ -120,8 +148,12 @@ def _transpose_weights(model: ir.Model) -> dict[str, list[int]]:
 
 
 def _label_blocks(space: SearchSpace, model: ir.Model) -> dict[str, list[str]]:
-    """Write each node's block into its metadata; block -> [what it reads, what it gives]."""
+    """Write each node's block into its metadata; block -> [what it reads, what it gives].
+
+    A module whose weight is conditional is dropped like a block.
+    """
     names = [weight.block.name for weight in space.weights if weight.block is not None]
+    names += [module_of(weight) for weight in conditional_weights(space)]
     members: dict[str, list[ir.Node]] = {name: [] for name in names}
     for node in model.graph:
         scopes = node.metadata_props.get(_SCOPES_KEY, "")
@@ -161,7 +193,14 @@ def _generalize(model: ir.Model, reference: ir.Model) -> None:
     """Make every node hold for all archs, or raise TemplateError naming the one that cannot."""
     nodes, others = list(model.graph), list(reference.graph)
     if [n.op_type for n in nodes] != [n.op_type for n in others]:
-        at = next((i for i, (a, b) in enumerate(zip(nodes, others)) if a.op_type != b.op_type), -1)
+        at = next(
+            (
+                i
+                for i, (a, b) in enumerate(zip(nodes, others, strict=False))
+                if a.op_type != b.op_type
+            ),
+            -1,
+        )
         raise TemplateError(f"the largest and the smallest arch differ in operators at {nodes[at]}")
     shapes = _BatchShapes(model)
     for node, other in zip(nodes, others, strict=True):
@@ -269,24 +308,30 @@ def _strip(template: onnx.ModelProto) -> None:
 
 
 def _verify(space: SearchSpace, template: onnx.ModelProto) -> None:
-    """Compare cuts with torch: the ends of the space and some archs between, batches 1 and 3."""
+    """Compare cuts with torch: the ends of the space and some archs between, batches 1 and 3.
+
+    BatchNorms are calibrated before they are folded: without them random weights let activations
+    grow until float32 itself is off by a tenth.
+    """
     rng = np.random.default_rng(0)
     archs = [space.smallest, space.largest, *(space.random_arch(rng) for _ in range(4))]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = build_net(space)
+        for parameter in net.parameters():  # none at zero or one, where a mistake may not show
+            parameter += torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.02)
     for arch in archs:
-        with torch.random.fork_rng(devices=[]):
-            net = build_net(space, arch, folded=True).eval()
-        weights = {
-            name: weight.numpy() + rng.normal(0, 0.02, weight.shape).astype(np.float32)
-            for name, weight in net.state_dict().items()
-        }
-        net.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-        session = _session(cut_graph(template, space, arch, weights))
         side = space.resolution(arch)
-        for batch in (1, 3):
-            images = rng.normal(size=(batch, 3, side, side)).astype(np.float32)
+        images = rng.normal(size=(3, 3, side, side)).astype(np.float32)
+        measured = calibrate(net, arch, [torch.from_numpy(images)])
+        statistics = {name: (mean.numpy(), var.numpy()) for name, (mean, var) in measured.items()}
+        subnet = extract_folded(net, arch, statistics)
+        weights = {name: weight.numpy() for name, weight in subnet.state_dict().items()}
+        session = _session(cut_graph(template, space, arch, weights))
+        for batch in (images[:1], images):
             with torch.no_grad():
-                expected = net(torch.from_numpy(images)).numpy()
-            (logits,) = session.run([OUTPUT], {INPUT: images})
+                expected = subnet(torch.from_numpy(batch)).numpy()
+            (logits,) = session.run([OUTPUT], {INPUT: batch})
             error = np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max()
             if not error < _TOLERANCE:
                 raise TemplateError(
