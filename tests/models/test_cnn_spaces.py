@@ -1,14 +1,19 @@
 """bignas and attentivenas: published numbers, and what only their layers can get wrong."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.extract import extract
+from models.graph import cut_graph, deployed_shapes
 from models.nets import build_net
 from models.relaxed import Relaxed, relax
 from models.spaces import get_space
+from models.spaces.attentivenas import squeezed
+from models.spaces.mbconv import Squeeze, Stage, mbconv_space
+from models.template import export_template
 from models.weights import weight_slices
 
 # AttentiveNAS's published subnets: resolution, widths, kernels, expansions, depths; FLOPs, and
@@ -40,6 +45,24 @@ MEGAPARAMS = {
     "A5": 12.5975,
     "A6": 15.1548,
 }
+# What only attentivenas has, at a size that exports in seconds.
+SMALL = mbconv_space(
+    "nano-projected",
+    resolution=(16, 32),
+    stem=(8, 16),
+    stem_stride=2,
+    stages=(
+        Stage(1, (8, 16), (1, 2), (3, 5), (1,)),
+        Stage(2, (16, 24), (1, 2), (3, 5), (2, 3), squeeze=True),
+    ),
+    head=(24, 32),
+    num_classes=10,
+    activation="silu",
+    squeeze=Squeeze(squeezed, "relu", "hardsigmoid"),
+    projected_shortcuts=True,
+    head_expand=2,
+)
+PARTS = ("stem.", "stages.", "head", "classifier.")
 # Where a shortcut's two widths agree: nowhere; in stages 0, 1 and 6; at the widest in stage 0.
 WIDTHS = {
     "all differ": (24, 16, 32, 40, 72, 128, 208, 224, 1984),
@@ -80,9 +103,8 @@ def b0_kernels():
 def supernets():
     """Networks in evaluation mode and statistics at full width, none at zero or one."""
     made = {}
-    for name in ("attentivenas", "bignas"):
+    for space in (get_space("attentivenas", 10), get_space("bignas", 10), SMALL):
         torch.manual_seed(0)
-        space = get_space(name, 10)
         net = build_net(space).eval()
         with torch.no_grad():
             for parameter in net.parameters():
@@ -91,7 +113,7 @@ def supernets():
         for norm in space.norms:
             channels = norm.size(space.largest)
             statistics[norm.name] = torch.randn(channels) / 10, 1 + torch.rand(channels)
-        made[name] = net, statistics
+        made[space.name] = net, statistics
     return made
 
 
@@ -172,7 +194,7 @@ def test_projected_shortcuts_masked_sliced_and_extracted(supernets, widths, side
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
+@pytest.mark.parametrize("name", ["attentivenas", "bignas", "nano-projected"])
 def test_random_archs_masked_sliced_and_extracted(supernets, name, seed):
     net, full = supernets[name]
     compare(net, full, net.space.random_arch(np.random.default_rng(seed)), side=48)
@@ -187,7 +209,7 @@ def compare(net, full, arch, side):
         assert_same(extract(net, arch)(images, statistics=own), wanted)
 
 
-@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
+@pytest.mark.parametrize("name", ["attentivenas", "bignas", "nano-projected"])
 def test_nothing_silenced_leaks_through_squeeze_and_excitation(supernets, name):
     """h-sigmoid is 1/2 at zero, and hidden biases outlive a masked input."""
     net, full = supernets[name]
@@ -235,6 +257,7 @@ def test_a_shortcut_between_equal_widths_costs_nothing():
     assert weight.shape_at(at(16, 24)) == (24, 16, 1, 1)
     # kept at the widest, because the largest subnet is the supernet; not applied even there
     assert weight.shape_at(at(24, 24)) == (24, 24, 1, 1)
+    assert weight.positions is not None
     assert [weight.positions(at(*w)) for w in ((16, 16), (16, 24), (24, 24))] == [0, 96 * 96, 0]
 
 
@@ -252,3 +275,35 @@ def test_kernels_of_bignas_are_chosen_block_by_block():
     kernels = [d for d in space.decisions if d.kind == "kernel_size"]
     assert len(kernels) == 2 + 3 + 3 + 4 + 6 + 6 + 2
     assert sum(d.block is not None for d in kernels) == 1 + 1 + 1 + 2 + 4 + 4 + 1
+
+
+# -------------------------------------------------------------------------------------- graphs
+
+
+def shortcuts(graph):
+    """Names of the weights of shortcut convolutions that a graph's nodes read."""
+    reads = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    return [name for name in reads if ".shortcut." in name]
+
+
+def test_graphs_are_cut_without_the_shortcut_convolutions_that_an_arch_does_not_need():
+    """Exporting compares cuts with torch, at both ends of the space and in between."""
+    template = onnx.load_model_from_string(export_template(SMALL))
+    first, second = (f"stages.{stage}.0.shortcut.conv.weight" for stage in (0, 1))
+    largest = dict(SMALL.largest)
+    wanted = {(8, 8, 16): [second], (8, 16, 16): [first], (16, 16, 24): [second]}
+    for widths, needed in wanted.items():
+        changed = {f"width.{index}": width for index, width in enumerate(widths)}
+        arch = SMALL.arch(largest | changed)
+        model = cut_graph(template, SMALL, arch)
+        assert shortcuts(model.graph) == needed
+        assert {weight.name for weight in model.graph.initializer} >= set(needed)
+        assert len(deployed_shapes(SMALL, arch)) == len(
+            [weight for weight in model.graph.initializer if weight.name.startswith(PARTS)]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
+def test_cuts_of_the_whole_space_answer_as_torch(name):
+    assert len(export_template(get_space(name))) < 200_000
