@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import litserve
 from fastapi import FastAPI
@@ -60,6 +61,12 @@ class Host(litserve.LitServer):
         self, lit_api: litserve.LitAPI, request_type: object, response_type: object
     ) -> None:
         """LitServe's own POST /classify waits without end; ``app.install_routes`` has ours."""
+
+    def _perform_graceful_shutdown(self, *arguments: Any, **named: Any) -> None:
+        """Let the monitor end first: it would replace the workers that are being stopped."""
+        self._shutdown_event.set()
+        time.sleep(2 * _RESTART_POLL_S)
+        super()._perform_graceful_shutdown(*arguments, **named)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:

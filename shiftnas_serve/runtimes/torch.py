@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 
@@ -10,6 +12,26 @@ from models.bundle import Bundle
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+
+
+def static_net(bundle: Bundle, arch: Arch) -> AbstractNet:
+    """A subnet as deployed: its own weights, BatchNorm folded, evaluation mode."""
+    net = build_net(bundle.space, arch, folded=True).eval()
+    weights = bundle.subnet_weights(arch)
+    net.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
+    return net
+
+
+def exported_program(bundle: Bundle, arch: Arch) -> bytes:
+    """A subnet as the bytes of a torch.export program (.pt2), for any batch size."""
+    side = bundle.space.resolution(arch)
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    shapes = ({0: batch},)
+    images = torch.zeros(2, 3, side, side)
+    program = torch.export.export(static_net(bundle, arch), (images,), dynamic_shapes=shapes)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
 
 
 class TorchSession(AbstractSession):
@@ -41,10 +63,7 @@ class Torch(AbstractRuntime):
         self._device = device
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
-        net = build_net(bundle.space, arch, folded=True).eval()
-        weights = bundle.subnet_weights(arch)
-        net.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
-        return TorchSession(net.to(self._device), self._device)
+        return TorchSession(static_net(bundle, arch).to(self._device), self._device)
 
     def describe(self) -> dict[str, str]:
         return {"runtime": "torch", "device": self._device, "version": torch.__version__}

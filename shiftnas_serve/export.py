@@ -1,0 +1,101 @@
+"""Write one subnet of a bundle to a file: ``python -m shiftnas_serve.export --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from models.__main__ import describe_arch, read_arch
+from models.arch import Arch
+from models.bundle import Bundle, load_bundle
+from models.quantity import parse_flops
+
+_DESCRIPTION = """\
+Write one subnet of a bundle to a file that needs neither the bundle nor this project to run.
+
+  python -m shiftnas_serve.export models/zoo/cifar10-cnn --flops 4M --format onnx --out 4m.onnx
+
+onnx      self-contained ONNX model: images float32 (batch, 3, side, side), normalized -> logits
+tensorrt  serialized TensorRT engine for this machine's GPU (needs TensorRT and a GPU)
+torch     torch.export program, .pt2 (needs torch)"""
+
+
+def export_onnx(bundle: Bundle, arch: Arch) -> bytes:
+    """A self-contained ONNX model."""
+    return bundle.build_onnx(arch).SerializeToString()
+
+
+def export_tensorrt(bundle: Bundle, arch: Arch) -> bytes:
+    """A serialized engine. Raises ValueError without TensorRT or a GPU."""
+    from shiftnas_serve.runtimes.tensorrt import TensorRt
+
+    return TensorRt("cuda", 1).serialize(bundle, arch)
+
+
+def export_torch(bundle: Bundle, arch: Arch) -> bytes:
+    """A torch.export program. Raises ValueError without torch."""
+    try:
+        from shiftnas_serve.runtimes.torch import exported_program
+    except ImportError:
+        raise ValueError("--format torch needs torch; install the [train] extra") from None
+    return exported_program(bundle, arch)
+
+
+FORMATS: dict[str, Callable[[Bundle, Arch], bytes]] = {
+    "onnx": export_onnx,
+    "tensorrt": export_tensorrt,
+    "torch": export_torch,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m shiftnas_serve.export",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    which = made.add_mutually_exclusive_group(required=True)
+    which.add_argument("--flops", help="the generator's subnet for this budget: 4M, 1.3G, 4e6")
+    which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
+    made.add_argument("--format", choices=FORMATS, default="onnx")
+    made.add_argument("--out", type=Path, required=True, help="the file to write")
+    made.add_argument("--json", action="store_true", help="print what was written as JSON")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for a mistake of the user's."""
+    options = parser().parse_args(arguments)
+    try:
+        bundle = load_bundle(options.bundle)
+        if options.arch is not None:
+            arch = read_arch(bundle.space, options.arch)
+        else:
+            arch = bundle.answer(parse_flops(options.flops))
+        data = FORMATS[options.format](bundle, arch)
+        try:
+            options.out.write_bytes(data)
+        except OSError as error:
+            raise ValueError(f"cannot write {options.out}: {error.strerror}") from None
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    described = describe_arch(bundle.space, arch)
+    if options.json:
+        files = {"out": str(options.out), "format": options.format, "size_bytes": len(data)}
+        print(json.dumps({**described, **files}))
+    else:
+        print(
+            f"{options.out}: subnet {described['id']} of {bundle.name}, {described['flops']:,} "
+            f"FLOPs, {described['params']:,} parameters, {len(data):,} bytes"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

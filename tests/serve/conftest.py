@@ -1,0 +1,163 @@
+"""A real server in processes of its own, and photos to send it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.bundle import Bundle, load_bundle
+from tests.bundles import make_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class RunningServer:
+    """A server process and a client that talks to it."""
+
+    process: subprocess.Popen[str]
+    client: httpx.Client
+    url: str
+
+    def descendants(self) -> set[int]:
+        """Process ids of everything the server started."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if fields[0] != "Z":
+                    parents[int(entry.name)] = int(fields[1])
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found - {self.process.pid}
+
+    def worker_pids(self) -> set[int]:
+        """Of the processes that run subnets: the ones that were spawned."""
+        found = set()
+        for pid in self.descendants():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+            except OSError:
+                continue
+            if "spawn_main" in command:
+                found.add(pid)
+        return found
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal the server and answer its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+def start_server(bundle: Path, *options: str) -> RunningServer:
+    """Start a server on a free port and wait until it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONWARNINGS": "default"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    client = httpx.Client(base_url=url, timeout=30)
+    wait_until_ready(client, process)
+    return RunningServer(process, client, url)
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[str], seconds: float = 60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise AssertionError(f"the server ended: {process.stderr.read()}")
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server was not ready in time")
+
+
+def stop_server(server: RunningServer) -> None:
+    """End it whatever state it is in, so that no test leaves a process behind."""
+    left = server.descendants()
+    server.client.close()
+    if server.process.poll() is None:
+        server.process.terminate()
+        try:
+            server.process.wait(20)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait()
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert server.process.stderr is not None
+    server.process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_folder: Path) -> Bundle:
+    return load_bundle(bundle_folder)
+
+
+@pytest.fixture(scope="module")
+def server(bundle_folder: Path) -> Iterator[RunningServer]:
+    """One server for all tests of a module; only for tests that leave it well."""
+    running = start_server(bundle_folder, "--max-body-bytes", "3000000")
+    yield running
+    stop_server(running)
+
+
+@pytest.fixture
+def own_server(bundle_folder: Path) -> Iterator[RunningServer]:
+    """A server that a test may kill."""
+    running = start_server(bundle_folder, "--timeout-s", "10")
+    yield running
+    stop_server(running)
+
+
+def picture(side: int = 40, seed: int = 0) -> Image.Image:
+    """A smooth colour picture: noise would not survive JPEG."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    return encoded(picture())
