@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -64,13 +65,16 @@ class Host(litserve.LitServer):
 
     def _perform_graceful_shutdown(self, *arguments: Any, **named: Any) -> None:
         """Let the monitor end first: it would replace the workers that are being stopped."""
-        self._shutdown_event.set()
+        # In a thread of its own: this one's connection to the manager is still waiting for the
+        # event, which is where the signal found it, and would never hear of the event being set.
+        ender = threading.Thread(target=self._shutdown_event.set, daemon=True)
+        ender.start()
+        ender.join(2.0)
         time.sleep(2 * _RESTART_POLL_S)
         super()._perform_graceful_shutdown(*arguments, **named)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        end_with_parent()
         async with super().lifespan(app):
             await self._subnet_workers.start()
             yield
@@ -128,6 +132,7 @@ def _stop_on_signals(folder: Path, drain_s: float) -> None:
         if os.getpid() != parent:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            end_with_parent()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,108 @@
+"""Reading budgets, predicting latency, planning: no processes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.bundle import Bundle
+from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, LatencyBudget, OutOfRange
+from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.planner import Planner
+from shiftnas_serve.worker import Job, SubnetLoop, _Waiting, by_subnet
+
+
+@given(st.integers(0, 10**17))
+def test_integers_are_read_exactly(flops):
+    assert FlopsBudget().parse(str(flops)) == flops
+
+
+@given(st.decimals(0, 10**6, places=3), st.sampled_from("KMGkmg"))
+def test_suffixes_scale(number, suffix):
+    scale = {"k": 10**3, "m": 10**6, "g": 10**9}[suffix.lower()]
+    assert FlopsBudget().parse(f"{number:f}{suffix}") == int(number * scale)
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=60))
+def test_any_text_is_a_number_or_a_bad_budget(text):
+    for kind in BUDGET_KINDS:
+        try:
+            assert kind.parse(text) >= 0
+        except BadBudget as error:
+            assert kind.header in str(error)
+
+
+def planner(bundle: Bundle, default: float | None = None) -> Planner:
+    made = Planner(bundle, default)
+    low, high = float(bundle.min_flops), float(bundle.max_flops)
+    made.latency = LatencyTable(((low, 1.0), (high, 10.0)), overhead_ms=1.0)
+    return made
+
+
+def test_a_flops_budget_alone_is_never_degraded(bundle: Bundle):
+    plan = planner(bundle).plan({"flops": 1e6}, elapsed_ms=0, queue_ms=10_000)
+    assert not plan.degraded
+    assert plan.arch == bundle.answer(1e6)
+
+
+def test_a_latency_budget_takes_the_queue_into_account(bundle: Bundle):
+    plans = planner(bundle)
+    idle = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=0)
+    busy = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=14)
+    assert idle.flops == bundle.max_flops
+    assert not idle.degraded
+    assert busy.flops < idle.flops
+    assert busy.degraded
+
+
+def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
+    plans = planner(bundle)
+    asked = {"flops": 1e6, "latency_ms": 4.0}
+    both = plans.plan(asked, elapsed_ms=0, queue_ms=0)
+    for name, value in asked.items():
+        alone = plans.plan({name: value}, elapsed_ms=0, queue_ms=0)
+        assert both.flops <= alone.flops
+
+
+def test_impossible_latency_is_out_of_range(bundle: Bundle):
+    with pytest.raises(OutOfRange, match="smallest subnet"):
+        planner(bundle).plan({"latency_ms": 1.5}, elapsed_ms=0, queue_ms=0)
+
+
+def test_the_default_budget_holds_where_none_is_named(bundle: Bundle):
+    plans = planner(bundle, default=500_000)
+    assert plans.plan({}, 0, 0).flops <= 500_000
+    assert plans.plan({"flops": 1e9}, 0, 0).flops == bundle.max_flops
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0.01, 100)), min_size=1, max_size=8))
+def test_latency_never_falls_with_flops(points):
+    table = LatencyTable.of(points)
+    predicted = [table.infer_ms(flops) for flops in sorted(flops for flops, _ in points)]
+    assert predicted == sorted(predicted)
+
+
+def test_latency_follows_what_is_observed():
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
+    for _ in range(200):
+        table = table.observed(1e6, 2.0)
+    assert table.infer_ms(1e6) == pytest.approx(2.0, rel=0.01)
+
+
+def test_waiting_images_are_grouped_by_subnet_and_the_most_urgent_group_is_first():
+    def waiting(arch: int, deadline: float) -> _Waiting:
+        return _Waiting(0, f"{arch}-{deadline}", Job((arch,), None, 0.0, deadline))  # type: ignore[arg-type]
+
+    groups = by_subnet([waiting(1, 5.0), waiting(2, 3.0), waiting(1, 9.0), waiting(2, 4.0)])
+    assert [[one.uid for one in group] for group in groups] == [
+        ["2-3.0", "2-4.0"],
+        ["1-5.0", "1-9.0"],
+    ]
+
+
+def test_the_loop_is_one_of_litserves():
+    from litserve.loops.base import LitLoop
+
+    assert isinstance(SubnetLoop(), LitLoop)

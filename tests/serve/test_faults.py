@@ -1,0 +1,159 @@
+"""Workers that die, signals, stopping: real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.serve.conftest import start_server, stop_server, wait_until_ready
+
+PNG = {"Content-Type": "image/png"}
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether none of these processes runs (zombies do not)."""
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] != "Z":
+                    return False
+        except OSError:
+            continue
+    return True
+
+
+def assert_soon_gone(pids: set[int]) -> None:
+    for _ in range(100):
+        if gone(pids):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still running: {[pid for pid in pids if not gone({pid})]}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_everything_in_order(bundle_folder, png, number):
+    server = start_server(bundle_folder)
+    try:
+        everything = server.descendants()
+        assert len(everything) >= 3
+        assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+        assert server.stop(number) == 0
+        assert_soon_gone(everything)
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+        assert "Traceback" not in said
+    finally:
+        stop_server(server)
+
+
+def test_what_is_in_flight_at_sigterm_is_answered(own_server, png):
+    """Requests whose bodies are still being sent when the signal comes are in flight."""
+    server = own_server
+    sent = threading.Event()
+
+    def slow_body():
+        yield png[:50]
+        sent.set()
+        time.sleep(1.0)
+        yield png[50:]
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(
+            httpx.post, f"{server.url}/classify", content=slow_body(), headers=PNG, timeout=20
+        )
+        assert sent.wait(5)
+        time.sleep(0.2)
+        assert server.stop(signal.SIGTERM) == 0
+        assert answer.result().status_code == 200
+
+
+def test_draining_is_said_before_it_stops(bundle_folder):
+    server = start_server(bundle_folder, "--drain-s", "1.5")
+    try:
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)
+        response = server.client.get("/readyz")
+        assert response.status_code == 503
+        assert "draining" in response.json()["detail"]
+        assert server.process.wait(20) == 0
+    finally:
+        stop_server(server)
+
+
+def test_a_killed_worker_costs_its_requests_a_503_and_is_replaced(own_server, png):
+    """No request hangs: each is answered or gets 503, and the server is ready again."""
+    server = own_server
+    (worker,) = server.worker_pids()
+    stop = threading.Event()
+
+    def load() -> list[int]:
+        statuses = []
+        with httpx.Client(base_url=server.url, timeout=9) as client:
+            while not stop.is_set():
+                statuses.append(client.post("/classify", content=png, headers=PNG).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(load) for _ in range(4)]
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(1.0)
+        wait_until_ready(server.client, server.process)
+        time.sleep(0.5)
+        stop.set()
+        statuses = [status for each in loads for status in each.result()]
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) > 10
+    (replacement,) = server.worker_pids()
+    assert replacement != worker
+    assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+    assert "shiftnas_worker_losses_total 1.0" in server.client.get("/metrics").text
+
+
+def test_a_frozen_worker_is_504_and_then_serves_again(bundle_folder, png):
+    server = start_server(bundle_folder, "--timeout-s", "1")
+    try:
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        response = server.client.post("/classify", content=png, headers=PNG)
+        assert response.status_code == 504
+        assert response.headers["content-type"] == "application/problem+json"
+        os.kill(worker, signal.SIGCONT)
+        time.sleep(0.3)
+        assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+    finally:
+        stop_server(server)
+
+
+def test_too_many_requests_are_429_with_retry_after(bundle_folder, png):
+    server = start_server(bundle_folder, "--max-waiting", "2", "--timeout-s", "3")
+    try:
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        with ThreadPoolExecutor(6) as pool:
+            answers = [
+                pool.submit(
+                    httpx.post, f"{server.url}/classify", content=png, headers=PNG, timeout=20
+                )
+                for _ in range(6)
+            ]
+            responses = [answer.result() for answer in answers]
+        os.kill(worker, signal.SIGCONT)
+        shed = [response for response in responses if response.status_code == 429]
+        assert len(shed) >= 4
+        assert all(int(response.headers["Retry-After"]) >= 1 for response in shed)
+    finally:
+        stop_server(server)
+
+
+def test_nothing_is_left_when_the_parent_is_killed(own_server):
+    everything = own_server.descendants()
+    own_server.process.kill()
+    own_server.process.wait()
+    assert_soon_gone(everything)

@@ -1,0 +1,132 @@
+"""The routes beside /classify, and the command line."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from models.bundle import Bundle
+from shiftnas_serve.settings import load_settings
+from tests.serve.conftest import ROOT
+
+PNG = {"Content-Type": "image/png"}
+
+
+def test_budgets_list_what_may_be_asked_for(server, bundle: Bundle):
+    body = server.client.get("/budgets").json()
+    assert body["flops"]["min"] == bundle.min_flops
+    assert body["flops"]["max"] == bundle.max_flops
+    assert len(body["frontier"]) == len(bundle.frontier)
+    assert all(row["flops"] <= row["budget_flops"] for row in body["frontier"])
+    assert body["latency_ms"]["min"] > 0
+
+
+def test_subnets_can_be_looked_at_and_downloaded(server, bundle: Bundle, png):
+    answer = server.client.post("/classify", content=png, headers={**PNG, "FLOPs-Budget": "1M"})
+    subnet = answer.json()["subnet"]
+    described = server.client.get(f"/subnets/{subnet['id']}").json()
+    assert described["arch"] == subnet["arch"]
+    assert described["flops"] == subnet["flops"]
+    download = server.client.get(f"/subnets/{subnet['id']}", params={"format": "onnx"})
+    assert download.headers["content-type"] == "application/octet-stream"
+    model = onnx.load_model_from_string(download.content)
+    onnx.checker.check_model(model)
+    side = described["resolution"]
+    session = onnxruntime.InferenceSession(download.content)
+    (logits,) = session.run(None, {"images": np.zeros((3, 3, side, side), np.float32)})
+    assert np.asarray(logits).shape == (3, len(bundle.labels))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/subnets/unknown", 404), ("/nothing", 404), ("/classify", 405), ("/admin/reload", 404)],
+)
+def test_what_is_not_there_is_a_problem(server, path, status):
+    response = server.client.get(path)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    if status == 405:
+        assert "POST" in response.headers["allow"]
+
+
+def test_health_and_metrics(server, png):
+    assert server.client.get("/livez").json() == {"status": "alive"}
+    ready = server.client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["runtime"]["provider"] == "CPUExecutionProvider"
+
+    def count() -> float:
+        text = server.client.get("/metrics").text
+        lines = [x for x in text.splitlines() if x.startswith('shiftnas_requests_total{status="200"')]
+        return float(lines[0].split()[-1]) if lines else 0.0
+
+    before = count()
+    for _ in range(7):
+        server.client.post("/classify", content=png, headers=PNG)
+    assert count() == before + 7
+    assert "shiftnas_requests_in_flight 0.0" in server.client.get("/metrics").text
+
+
+def test_openapi_names_every_body_budget_and_error(server):
+    document = server.client.get("/openapi.json").json()
+    operation = document["paths"]["/classify"]["post"]
+    bodies = set(operation["requestBody"]["content"])
+    assert {"image/jpeg", "multipart/form-data", "application/json"} <= bodies
+    assert {"FLOPs-Budget", "Latency-Budget", "top_k"} <= {p["name"] for p in operation["parameters"]}
+    assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
+    assert server.client.get("/docs").status_code == 200
+
+
+def test_the_server_does_not_import_torch(server, png):
+    server.client.post("/classify", content=png, headers=PNG)
+    for pid in {server.process.pid} | server.descendants():
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "libtorch" not in mapped, pid
+
+
+def test_no_client_file_is_left_behind(server):
+    assert not (ROOT / "client.py").exists()
+
+
+def run_server(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shiftnas_serve", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cases = [
+            (("--bundle", str(tmp_path)), "is no bundle"),
+            (("--bundle", str(bundle_folder), "--port", port), "choose another with --port"),
+            (("--bundle", str(bundle_folder), "--port", "70000"), "port"),
+            (("--bundle", str(bundle_folder), "--runtime", "onnx"), "onnxruntime"),
+            (("--bundle", str(bundle_folder), "--default-flops", "5"), "smallest subnet"),
+        ]
+        for options, words in cases:
+            ended = run_server(*options)
+            assert ended.returncode == 2, ended.stderr
+            assert words in ended.stderr
+            assert "Traceback" not in ended.stderr
+
+
+def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
+    config = tmp_path / "settings.json"
+    config.write_text('{"port": 9001, "workers": 2}')
+    environment = {"SHIFTNAS_PORT": "9002", "HOME": "x"}
+    settings = load_settings({"threads": "3"}, config=config, environment=environment)
+    assert (settings.port, settings.workers, settings.threads) == (9002, 2, 3)
+    with pytest.raises(ValueError, match="did you mean 'workers'"):
+        load_settings({}, environment={"SHIFTNAS_WORKER": "1"})
+    config.write_text('{"prot": 1}')
+    with pytest.raises(ValueError, match="did you mean 'port'"):
+        load_settings({}, config=config, environment={})
