@@ -22,14 +22,18 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
     """The encoded image. Raises Problem: 400 malformed or empty, 413 too long, 415 other types.
 
     Raw, as the field ``image`` of a multipart form, or base64 in JSON ``{"image": ...}``. A raw
-    body's content decides its format, not its content type.
+    body's content decides its format, not its content type, which may be missing.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # `curl -T photo.jpg` names no type at all; the content says what it is.
+    media_type = given or "application/octet-stream"
     if media_type not in ACCEPTED:
-        given = media_type or "no Content-Type"
+        detail = f"{media_type[:60]} is not accepted; send one of {', '.join(ACCEPTED)}"
+        if media_type == "application/x-www-form-urlencoded":
+            detail += " (curl --data-binary needs -H 'Content-Type: image/jpeg')"
         raise Problem(
             415,
-            f"{given} is not accepted; send one of {', '.join(ACCEPTED)}",
+            detail,
             headers={"Accept": ", ".join(ACCEPTED), "Accept-Post": ", ".join(ACCEPTED)},
         )
     body = await _read(request, limit_bytes)

@@ -83,6 +83,7 @@ def test_all_forms_of_a_body_answer_alike(server, png):
     answers = [
         classify(server, png, {"Content-Type": "application/octet-stream"}),
         server.client.put("/classify", content=png, headers=PNG),
+        server.client.put("/classify", content=png),  # as `curl -T photo.png` sends it
         server.client.post("/classify", files={"image": ("a.png", png, "image/png")}),
         server.client.post("/classify", json={"image": text}),
         server.client.post("/classify", content=iter([png[:100], png[100:]]), headers=PNG),
@@ -221,7 +222,8 @@ def test_bad_bodies_get_their_4xx_and_hurt_nobody(server, png):
         (png_bomb(50_000), PNG, 413, "pixels"),
         (b"\0" * 3_000_001, PNG, 413, "larger than"),
         (png, {"Content-Type": "text/plain"}, 415, "text/plain"),
-        (png, {}, 415, "no Content-Type"),
+        (png, {"Content-Type": "application/x-www-form-urlencoded"}, 415, "--data-binary"),
+        (b"no type, no image", {}, 415, "not an image"),
         (b"{", {"Content-Type": "application/json"}, 400, "no JSON"),
         (b"[]", {"Content-Type": "application/json"}, 400, "object"),
         (b'{"image": "***"}', {"Content-Type": "application/json"}, 400, "base64"),
