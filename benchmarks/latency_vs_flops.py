@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if min(options.points - 1, options.rounds, options.batch, options.threads) < 1:
-            raise ValueError("--points takes at least 2; --rounds, --batch and --threads at least 1")
+            raise ValueError(
+                "--points takes at least 2; --rounds, --batch and --threads at least 1"
+            )
         bundle = load_bundle(options.bundle)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -38,8 +38,8 @@ def time_in_turn(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's: 1 when y rises wherever x does (ties are not expected)."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    x_ranks, y_ranks = (np.argsort(np.argsort(values)).astype(float) for values in (x, y))
+    return float(np.corrcoef(x_ranks, y_ranks)[0, 1])
 
 
 def machine() -> dict[str, str]:

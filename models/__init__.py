@@ -1,4 +1,4 @@
 """What a subnet is: search spaces, FLOPs, weight sharing, the architecture generator, bundles.
 
-The modules at this level import no torch unless their docstring says so; the server depends on that.
+The modules at this level import no torch unless their docstring says so: the server needs that.
 """

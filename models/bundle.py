@@ -112,7 +112,7 @@ class Bundle:
         return arch
 
     def archs(self) -> tuple[Arch, ...]:
-        """The different archs that a bundle with BatchNorm answers, by FLOPs; else the frontier's."""
+        """The archs that a bundle with BatchNorm answers, each once; else the frontier's."""
         listed = [arch for _, arch in self.answers] or [row.arch for row in self.frontier]
         return tuple(dict.fromkeys(listed))
 
@@ -347,7 +347,7 @@ def _parse(path: Path, fields: _Fields) -> Bundle:
     for name, mine in (("min", space.min_flops), ("max", space.max_flops)):
         if flops.integer(name) != mine:
             raise ValueError(
-                f"flops: {name} is {flops.integer(name):,}, this version of {space.name} has {mine:,}"
+                f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
             )
     _check_files(path, fields.mapping("files"), space)
     weights = _load_arrays(path / SUPERNET)
@@ -365,7 +365,7 @@ def _parse(path: Path, fields: _Fields) -> Bundle:
             unpack_statistics(space, arch, statistics[space.arch_id(arch)])
     try:
         template = onnx.load_model_from_string((path / TEMPLATE).read_bytes())
-    except Exception as error:  # protobuf's own error class is not part of its interface
+    except Exception as error:  # noqa: BLE001 - protobuf's own error class is not part of its interface
         raise ValueError(f"{TEMPLATE} is no ONNX model: {error}") from None
     return Bundle(
         name=fields.text("name"),

@@ -36,7 +36,7 @@ def decode(
     if budget_flops >= space.max_flops:
         return space.largest
     search = _Search(space, log_probabilities, budget_flops)
-    return space.from_indices(search.run())
+    return space.from_indices(search.run().tolist())
 
 
 class _Search:

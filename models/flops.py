@@ -108,8 +108,11 @@ def flops_rule(space: SearchSpace) -> FlopsRule:
         for index in itertools.product(*(range(n) for n in table.shape)):
             arch = {d.name: d.choices[i] for d, i in zip(decisions, index, strict=True)}
             if block is None or block.present(arch):
-                is_weight = isinstance(cost, Weight)
-                table[index] = weight_flops(cost, arch) if is_weight else product_flops(cost, arch)
+                table[index] = (
+                    weight_flops(cost, arch)
+                    if isinstance(cost, Weight)
+                    else product_flops(cost, arch)
+                )
         tables[axes] = tables[axes] + table if axes in tables else table
     return FlopsRule(_merged(tables), space)
 

@@ -1,4 +1,4 @@
-"""The architecture generator (AG): an LSTM from a budget to a policy for every decision. Uses torch.
+"""The architecture generator (AG): an LSTM from budgets to a policy for every decision. Uses torch.
 
 Paper, section 3.3: LSTM with 64 hidden units, one linear head per kind of decision, straight-
 through Gumbel one-hots, decided in sequence. The paper leaves the input open; here the budget,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.relaxed import Relaxed

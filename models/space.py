@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -80,7 +80,7 @@ def fixed(value: int) -> Size:
 
 def chosen(decision: str) -> Size:
     """A size that is the choice itself."""
-    return Size((decision,), lambda choice: int(choice))
+    return Size((decision,), int)
 
 
 def derived(rule: Callable[..., int], *of: Size) -> Size:
@@ -182,7 +182,9 @@ class SearchSpace:
         """
         for name in choices:
             if name not in self.decision:
-                raise ValueError(f"{self.name} has no decision {name!r}; it has {list(self._names)}")
+                raise ValueError(
+                    f"{self.name} has no decision {name!r}; it has {list(self._names)}"
+                )
         picked: dict[str, Choice] = {}
         for decision in sorted(self.decisions, key=lambda d: d.block is not None):
             if decision.block is not None and not decision.block.present(picked):
@@ -193,7 +195,8 @@ class SearchSpace:
                 continue
             if decision.name not in choices:
                 raise ValueError(
-                    f"{self.name}: {decision.name} is missing; choose one of {list(decision.choices)}"
+                    f"{self.name}: {decision.name} is missing; "
+                    f"choose one of {list(decision.choices)}"
                 )
             choice = choices[decision.name]
             if choice not in decision.choices:
@@ -204,7 +207,7 @@ class SearchSpace:
             picked[decision.name] = decision.choices[decision.choices.index(choice)]
         return Arch(self._names, tuple(picked[name] for name in self._names))
 
-    def from_indices(self, indices: Sequence[int]) -> Arch:
+    def from_indices(self, indices: Iterable[int]) -> Arch:
         """An arch from the position of each choice, in the order of ``decisions``."""
         choices = (d.choices[int(i)] for d, i in zip(self.decisions, indices, strict=True))
         return self.arch(dict(zip(self._names, choices, strict=True)))
@@ -225,7 +228,7 @@ class SearchSpace:
 
     def random_arch(self, rng: np.random.Generator) -> Arch:
         """Uniform over every decision's choices (the sampling that the paper argues against)."""
-        return self.from_indices([rng.integers(len(d.choices)) for d in self.decisions])
+        return self.from_indices(int(rng.integers(len(d.choices))) for d in self.decisions)
 
     def arch_to_json(self, arch: Arch) -> dict[str, Choice | list[Choice]]:
         """``{"embed_dim": 192, "depth": 13, "num_heads": [3, 3, ...]}``: a list per numbered kind.
@@ -256,7 +259,7 @@ class SearchSpace:
             members = [d for d in self.decisions if d.kind == kind]
             if kind not in kinds:
                 raise ValueError(f"{self.name} has no {kind!r}; an arch has {sorted(kinds)}")
-            values = list(value) if isinstance(value, list | tuple) else [value]
+            values: list[object] = [*value] if isinstance(value, list) else [value]
             if len(values) > len(members):
                 raise ValueError(
                     f"{self.name}: {kind} has {len(values)} entries, at most {len(members)} fit"
@@ -299,4 +302,3 @@ class SearchSpace:
     @property
     def max_flops(self) -> int:
         return self.flops(self.largest)
-

@@ -281,9 +281,9 @@ class _BatchShapes:
         return self._graph.initializers[name]
 
 
-def _is_batch(value: ir.Value, axis: int) -> bool:
+def _is_batch(value: ir.Value, axis: int | np.integer) -> bool:
     shape = value.shape
-    return shape is not None and axis < len(shape) and str(shape[axis]) == _BATCH
+    return shape is not None and bool(axis < len(shape)) and str(shape[int(axis)]) == _BATCH
 
 
 def _strip(template: onnx.ModelProto) -> None:

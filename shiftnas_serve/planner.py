@@ -26,8 +26,10 @@ class Plan:
 
 
 class Planner:
-    """Stateless but for memory: the same budgets give the same subnet on every replica, save that
-    a latency budget looks at this server's clock and queue."""
+    """The same FLOPs budget gives the same subnet on every replica.
+
+    A latency budget also looks at this server's clock and queue.
+    """
 
     def __init__(self, bundle: Bundle, default_flops: float | None) -> None:
         self._bundle = bundle

@@ -15,6 +15,7 @@ TITLES = {
     401: "Unauthorized",
     404: "Not found",
     405: "Method not allowed",
+    408: "Request timeout",
     413: "Too large",
     415: "Unsupported media type",
     422: "Cannot be processed",
@@ -77,10 +78,14 @@ def install_problem_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return problem_response(
-            Problem(422, f"{where}: {first['msg']}"), request.state.request_id
-        )
+        return problem_response(Problem(422, f"{where}: {first['msg']}"), request.state.request_id)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        # The server's log gets the traceback; the client learns that it is not its fault.
+        problem = Problem(500, "an error of the server's own; its log has the details")
+        return problem_response(problem, request.state.request_id)
 
     app.add_exception_handler(Problem, known)
+    app.add_exception_handler(Exception, unknown)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
 PREFIX = "SHIFTNAS_"
@@ -40,13 +40,27 @@ class Settings(BaseModel):
     session_bytes: int = Field(
         512_000_000, ge=1, description="memory for resident subnets of each worker (estimate)"
     )
+    api_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="keys that may ask, separated by commas; better set as "
+        f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key)",
+    )
     prebuild: bool = Field(True, description="build the subnets of all answers while idle")
     drain_s: float = Field(
-        0.0, ge=0, description="after SIGTERM, seconds in which /readyz is 503 and requests still run"
+        0.0,
+        ge=0,
+        description="after SIGTERM, seconds in which /readyz is 503 and requests still run",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "warning", description="of the log on standard error"
     )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
 
 
 def load_settings(
@@ -59,7 +73,9 @@ def load_settings(
     values: dict[str, object] = {}
     if config is not None:
         values |= _checked(_read(config), f"{config}")
-    named = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX)}
+    named = {
+        k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX)
+    }
     named.pop("data", None)  # the trainer's
     values |= _checked(named, f"environment {PREFIX}*")
     values |= {name: value for name, value in command_line.items() if value is not None}
@@ -68,7 +84,8 @@ def load_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{name}: {first['msg']}, not {first['input']!r:.60}") from None
+        given = "" if name.startswith("api_keys") else f", not {first['input']!r:.60}"
+        raise ValueError(f"{name}: {first['msg']}{given}") from None
 
 
 def _read(config: Path) -> dict[str, object]:

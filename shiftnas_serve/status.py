@@ -40,7 +40,9 @@ class WorkerFile:
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._write({"pid": os.getpid()})
 
-    def ready(self, latency_points: tuple[tuple[float, float], ...], runtime: dict[str, str]) -> None:
+    def ready(
+        self, latency_points: tuple[tuple[float, float], ...], runtime: dict[str, str]
+    ) -> None:
         """Say that requests may come, how long subnets take, and what runs them."""
         self._write({"pid": os.getpid(), "latency_points": latency_points, "runtime": runtime})
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, cast
 
 import litserve
 import numpy as np
@@ -93,7 +93,7 @@ class ClassifyApi(litserve.LitAPI):
         self.state = WorkerState(bundle, engine, file)
         file.ready(points, runtime.describe())
 
-    def predict(self, x: object) -> object:
+    def predict(self, x: object, **kwargs: object) -> object:
         """LitServe asks for one; the loop calls the engine instead."""
         raise AssertionError("SubnetLoop runs the subnets")
 
@@ -189,7 +189,7 @@ class SubnetLoop(LitLoop):
                 one.response_queue_id,
                 one.uid,
                 (),
-                LitAPIStatus.START,
+                cast("LitAPIStatus", LitAPIStatus.START),  # a class of plain strings
                 LoopResponseType.REGULAR,
             )
 
@@ -221,7 +221,7 @@ class SubnetLoop(LitLoop):
             one.response_queue_id,
             one.uid,
             answer,
-            LitAPIStatus.OK,
+            cast("LitAPIStatus", LitAPIStatus.OK),
             LoopResponseType.REGULAR,
         )
 

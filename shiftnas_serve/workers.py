@@ -79,11 +79,12 @@ class Workers:
         tasks = [asyncio.ensure_future(event.wait()) for event in (item.event, lost)]
         try:
             queue = self._server._get_request_queue("/classify")
-            queue.put((self._server.app.response_queue_id, uid, time.monotonic(), job))
+            queue_id = getattr(self._server.app, "response_queue_id")  # noqa: B009 (set by LitServe)
+            queue.put((queue_id, uid, time.monotonic(), job))
             left_s = max(deadline_s - time.monotonic(), 0)
             await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if item.event.is_set():
-                answer, _status = item.response
+                answer = (item.response or (None,))[0]
                 assert isinstance(answer, Done | Failed), answer
                 return answer
             if lost.is_set():
@@ -115,8 +116,11 @@ class Workers:
                 self._latency = LatencyTable.of(state.latency_points)
 
     def _lose(self, worker_id: int) -> None:
-        """End the waits for a worker that died. Those no worker has taken stay in the queue, save
-        with a single worker, which may have died between taking one and saying so."""
+        """End the waits for a worker that died.
+
+        Those no worker has taken stay in the queue, save with a single worker, which may have
+        died between taking one and saying so.
+        """
         alone = len(self._states) == 1
         for item, lost in list(self._waiting.values()):
             if item.worker_id == worker_id or (item.worker_id is None and alone):

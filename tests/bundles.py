@@ -37,7 +37,9 @@ def make_bundle(space_name: str, folder: Path, num_classes: int = 10, seed: int 
         for parameter in net.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         generator = ArchitectureGenerator(space)
-        images = torch.randn(16, 3, space.resolution(space.largest), space.resolution(space.largest))
+        images = torch.randn(
+            16, 3, space.resolution(space.largest), space.resolution(space.largest)
+        )
     weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
     generator_weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
     answers = _answers(space, GeneratorPolicy(space, generator_weights))

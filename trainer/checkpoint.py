@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
-State = dict[str, object]
+State = dict[str, Any]
+"""By name: tensors, plain values, and the state of optimizers as torch gives it."""
 
 
 def save_checkpoint(folder: Path, state: State) -> Path:

@@ -50,7 +50,7 @@ def recipe_from_json(document: Mapping[str, object]) -> Recipe:
 
 def _keys(part: object, prefix: str = "") -> list[str]:
     assert dataclasses.is_dataclass(part)
-    keys = []
+    keys: list[str] = []
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):

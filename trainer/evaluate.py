@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.arch import Arch
@@ -56,7 +56,8 @@ def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[
 def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
     """Errors over ``count`` evenly spaced budgets."""
     space, policy = generator.space, policy_of(generator)
-    errors, uses = [], []
+    errors: list[float] = []
+    uses: list[float] = []
     for budget in even_budgets(space, count):
         log_probabilities = policy.log_probabilities(budget)
         plain = space.from_indices([int(values.argmax()) for values in log_probabilities])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from models.arch import Arch
-from models.bundle import FrontierRow, frontier_row_to_json, save_bundle
+from models.bundle import FrontierRow, Json, frontier_row_to_json, save_bundle
 from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.preprocess import Preprocess
@@ -81,8 +81,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     }
     report = report_generator(generator)
     records = read_log(folder / "log.jsonl")
-    seconds = [record["elapsed_s"] for record in records if record["kind"] == "step"]
+    seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
     started = next(record for record in records if record["kind"] == "start")
+    trained_with: Json = json.loads(json.dumps(started))
     save_bundle(
         folder / "bundle",
         name=recipe.name,
@@ -105,7 +106,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
             "training_s": max(seconds, default=None),
-            "trained_with": {k: v for k, v in started.items() if k not in ("kind", "step")},
+            "trained_with": trained_with,
             "bundled_with": dict(provenance()),
         },
     )
@@ -136,9 +137,9 @@ def _served(grid: list[tuple[float, Arch]], budget: float) -> Arch:
 
 def _table(rows: list[FrontierRow]) -> str:
     lines = ["budget MFLOPs   MFLOPs   params   held-out %   test %"]
-    for row in rows:
-        lines.append(
-            f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:8,}   "
-            f"{100 * (row.val_accuracy or 0):10.2f}   {100 * (row.test_accuracy or 0):6.2f}"
-        )
+    lines += [
+        f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:8,}   "
+        f"{100 * (row.val_accuracy or 0):10.2f}   {100 * (row.test_accuracy or 0):6.2f}"
+        for row in rows
+    ]
     return "\n".join(lines)

@@ -85,7 +85,8 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
     # ---- what is trained -----------------------------------------------------------------------
     torch.manual_seed(recipe.seed)
     space = get_space(recipe.space, len(splits.labels))
-    net = build_net(space).to(recipe.device, memory_format=torch.channels_last)
+    net = build_net(space).to(recipe.device)
+    net = net.to(memory_format=torch.channels_last)
     generator = ArchitectureGenerator(space)
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
     optimizer = build_optimizer(net, recipe.optimizer)
@@ -285,7 +286,8 @@ def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[f
     """Entropy in nats of the generator's policy at each group: 0 is one arch and no other."""
     with torch.no_grad():
         _, log_probabilities = generator(torch.tensor(groups, dtype=torch.float64))
-    return sum(-(p.exp() * p).sum(1) for p in log_probabilities.values()).tolist()
+    each = [-(p.exp() * p).sum(1) for p in log_probabilities.values()]
+    return torch.stack(each).sum(0).tolist()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

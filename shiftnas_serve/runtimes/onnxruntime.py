@@ -34,8 +34,11 @@ class OnnxSession(AbstractSession):
 
 
 class OnnxRuntime(AbstractRuntime):
-    """``device``: cpu, cuda or tensorrt. ONNX Runtime falls back to the CPU with a warning only
-    when a provider cannot load; here that is refused, with the reason."""
+    """``device``: cpu, cuda or tensorrt.
+
+    ONNX Runtime falls back to the CPU with a warning only when a provider cannot load; here that
+    is refused, with the reason.
+    """
 
     def __init__(self, device: str, threads: int) -> None:
         if device not in PROVIDERS:

@@ -6,6 +6,7 @@ conformance where there is one. Needs TensorRT 10 (see pyproject.toml) and torch
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ MAX_BATCH = 32
 
 def _import() -> tuple[Any, Any]:
     try:
-        import tensorrt
+        tensorrt = importlib.import_module("tensorrt")  # has no types, and is rarely installed
     except ImportError:
         raise ValueError(
             "TensorRT is not installed; pip install 'tensorrt-cu13>=10.14.1,<11', "
@@ -28,7 +29,9 @@ def _import() -> tuple[Any, Any]:
     try:
         import torch
     except ImportError:
-        raise ValueError("the tensorrt runtime keeps its buffers in torch; install [train]") from None
+        raise ValueError(
+            "the tensorrt runtime keeps its buffers in torch; install [train]"
+        ) from None
     if not torch.cuda.is_available():
         raise ValueError("the tensorrt runtime needs a CUDA device and sees none")
     return tensorrt, torch

@@ -13,6 +13,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from models.calibration import calibrate
 from models.extract import extract, extract_folded
 from models.flops import flops_rule
@@ -21,7 +23,6 @@ from models.relaxed import Relaxed, RelaxedFlops, relax
 from models.spaces import SPACES, get_space
 from models.spaces.vit import vit_space
 from models.weights import slice_weights, weight_slices
-from torch.utils.flop_counter import FlopCounterMode
 
 # Small, but with what only large registered spaces have.
 RELATIVE = vit_space(

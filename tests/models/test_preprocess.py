@@ -134,9 +134,10 @@ def test_damaged_files_are_read_or_refused_never_anything_else(kind, data):
     for _ in range(data.draw(st.integers(1, 6))):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert decode_image(bytes(file), max_pixels=10_000).mode == "RGB"
+        seen = decode_image(bytes(file), max_pixels=10_000).mode
     except ImageError as error:
-        assert error.status in (413, 415, 422)
+        seen = str(error.status)
+    assert seen in ("RGB", "413", "415", "422")
 
 
 def test_json_round_trip_and_named_mistakes():

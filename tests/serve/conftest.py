@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -112,10 +113,8 @@ def stop_server(server: RunningServer) -> None:
             server.process.kill()
             server.process.wait()
     for pid in left:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     assert server.process.stderr is not None
     server.process.stderr.close()
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle import Bundle
-from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, LatencyBudget, OutOfRange
+from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planner import Planner
 from shiftnas_serve.worker import Job, SubnetLoop, _Waiting, by_subnet

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,9 +21,9 @@ def gone(pids: set[int]) -> bool:
     """Whether none of these processes runs (zombies do not)."""
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] != "Z":
-                    return False
+            status = Path(f"/proc/{pid}/stat").read_text()
+            if status.rpartition(")")[2].split()[0] != "Z":
+                return False
         except OSError:
             continue
     return True

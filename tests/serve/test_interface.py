@@ -64,7 +64,9 @@ def test_health_and_metrics(server, png):
 
     def count() -> float:
         text = server.client.get("/metrics").text
-        lines = [x for x in text.splitlines() if x.startswith('shiftnas_requests_total{status="200"')]
+        lines = [
+            x for x in text.splitlines() if x.startswith('shiftnas_requests_total{status="200"')
+        ]
         return float(lines[0].split()[-1]) if lines else 0.0
 
     before = count()
@@ -79,7 +81,9 @@ def test_openapi_names_every_body_budget_and_error(server):
     operation = document["paths"]["/classify"]["post"]
     bodies = set(operation["requestBody"]["content"])
     assert {"image/jpeg", "multipart/form-data", "application/json"} <= bodies
-    assert {"FLOPs-Budget", "Latency-Budget", "top_k"} <= {p["name"] for p in operation["parameters"]}
+    assert {"FLOPs-Budget", "Latency-Budget", "top_k"} <= {
+        p["name"] for p in operation["parameters"]
+    }
     assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
     assert server.client.get("/docs").status_code == 200
 

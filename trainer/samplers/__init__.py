@@ -1,4 +1,4 @@
-"""How a training step chooses its subnets. A new sampler is a file in this folder and a line here."""
+"""How a training step chooses its subnets. A new sampler: a file in this folder and a line here."""
 
 from __future__ import annotations
 

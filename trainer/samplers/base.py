@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.arch import Arch
 from models.space import SearchSpace
 from trainer.probe import Probe
+
+SamplerState = dict[str, Any]
+"""Tensors and an optimizer's own state, as torch saves them."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ class AbstractSampler(ABC):
         """Algorithm 2: shift the distribution. Answers what was measured for each group."""
 
     @abstractmethod
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         """All that a resumed run needs."""
 
     @abstractmethod
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         """The reverse of ``state``."""
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.samplers.base import SamplerOptions
+from trainer.samplers.base import SamplerOptions, SamplerState
 
 
 class GroupDistribution:
@@ -38,10 +38,10 @@ class GroupDistribution:
         self._optimizer.step()
         self.logits.grad = None
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         return {"logits": self.logits.detach().clone(), "optimizer": self._optimizer.state_dict()}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         with torch.no_grad():
             self.logits.copy_(state["logits"])
         self._optimizer.load_state_dict(state["optimizer"])

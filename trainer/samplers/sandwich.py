@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.space import SearchSpace
 from trainer.probe import Probe
-from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, group_budgets
+from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, SamplerState, group_budgets
 from trainer.samplers.uniform_arch import uniform_arch
 
 
 class Sandwich(AbstractSampler):
-    """Largest, two random and smallest subnet in every step; all but the largest learn from the
-    largest one's logits. A step costs about four times that of the other samplers: compare at
-    equal time, not at equal steps."""
+    """Largest, two random and smallest subnet in every step.
+
+    All but the largest learn from the largest one's logits. A step costs about four times that
+    of the other samplers: compare at equal time, not at equal steps.
+    """
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         self.space = space
@@ -35,8 +36,8 @@ class Sandwich(AbstractSampler):
     def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
         raise AssertionError("the sandwich rule does not learn a distribution")
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         return {}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         assert not state

@@ -11,6 +11,7 @@ from trainer.samplers.base import (
     AbstractSampler,
     Draw,
     SamplerOptions,
+    SamplerState,
     draw_budget,
     group_budgets,
 )
@@ -51,7 +52,8 @@ class Shift(AbstractSampler):
         one_hot = self._distribution.gumbel_one_hot(rng)
         budget = one_hot.double() @ torch.tensor(self.groups, dtype=torch.float64)
         relaxed = probe.generate(budget)
-        losses, gradients = [], []
+        losses: list[float] = []
+        gradients: list[Tensor] = []
         for before in (True, False):
             loss = probe.loss(relaxed, before=before)
             (gradient,) = torch.autograd.grad(loss, self._distribution.logits, retain_graph=before)
@@ -63,8 +65,8 @@ class Shift(AbstractSampler):
         drops[int(one_hot.argmax())] = losses[0] - losses[1]
         return drops
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         return self._distribution.state()
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         self._distribution.load_state(state)

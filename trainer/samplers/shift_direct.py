@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.space import SearchSpace
 from trainer.probe import Probe
@@ -11,6 +10,7 @@ from trainer.samplers.base import (
     AbstractSampler,
     Draw,
     SamplerOptions,
+    SamplerState,
     draw_budget,
     group_budgets,
 )
@@ -69,11 +69,11 @@ class ShiftDirect(AbstractSampler):
             self._distribution.step(gain if self._options.as_printed else -gain)
         return measured
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         own = {"drops": self._drops.clone(), "weights": self._weights.clone()}
         return {**self._distribution.state(), **own}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         self._distribution.load_state(state)
         self._drops.copy_(state["drops"])
         self._weights.copy_(state["weights"])

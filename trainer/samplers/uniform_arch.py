@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.arch import Arch
 from models.space import SearchSpace
 from trainer.probe import Probe
-from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, group_budgets
+from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, SamplerState, group_budgets
 
 
 def uniform_arch(space: SearchSpace, rng: torch.Generator) -> Arch:
@@ -19,8 +18,10 @@ def uniform_arch(space: SearchSpace, rng: torch.Generator) -> Arch:
 
 
 class UniformArch(AbstractSampler):
-    """No budgets: FLOPs pile up in the middle of the range (Remark 1). The generator learns
-    from the resource loss alone."""
+    """No budgets: FLOPs pile up in the middle of the range (Remark 1).
+
+    The generator learns from the resource loss alone.
+    """
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         self.space = space
@@ -39,8 +40,8 @@ class UniformArch(AbstractSampler):
     def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
         raise AssertionError("a uniform distribution does not learn")
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         return {}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         assert not state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from models.space import SearchSpace
 from trainer.probe import Probe
@@ -11,6 +10,7 @@ from trainer.samplers.base import (
     AbstractSampler,
     Draw,
     SamplerOptions,
+    SamplerState,
     draw_budget,
     group_budgets,
 )
@@ -39,8 +39,8 @@ class UniformBudget(AbstractSampler):
     def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
         raise AssertionError("a uniform distribution does not learn")
 
-    def state(self) -> dict[str, Tensor | dict]:
+    def state(self) -> SamplerState:
         return {}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: SamplerState) -> None:
         assert not state

@@ -1,0 +1,30 @@
+"""API keys: who may ask. No keys set means everyone."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+
+from shiftnas_serve.problem import Problem
+
+
+class ApiKeys:
+    """The keys that are accepted as ``Authorization: Bearer KEY``."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raises Problem 401 unless a key is right. Takes the same time whichever is wrong."""
+        if not self._keys:
+            return
+        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        sent = given.strip().encode("utf-8", "replace")
+        # Every key is compared, so that the time does not tell which one came close.
+        right = [hmac.compare_digest(sent, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(right):
+            raise Problem(
+                401,
+                "send a key of this server: Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
