@@ -57,9 +57,12 @@ def install_routes(
         return await classifier(request)
 
     async def budgets(request: Request) -> Response:
-        return JSONResponse(describe_budgets(bundle, workers))
+        classifier.keys.check(request.headers)
+        resident = await asyncio.to_thread(workers.resident)
+        return JSONResponse({**describe_budgets(bundle, workers), "resident": resident})
 
     async def subnet(request: Request) -> Response:
+        classifier.keys.check(request.headers)
         identity = request.path_params["id"]
         arch = planner.arch(identity)
         if arch is None:

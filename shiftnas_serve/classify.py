@@ -52,7 +52,7 @@ class Classifier:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self._keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
+        self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
         self._in_flight = 0
 
     async def __call__(self, request: Request) -> Response:
@@ -74,7 +74,7 @@ class Classifier:
 
     async def _answer(self, request: Request, started: float) -> Response:
         settings, bundle = self._settings, self._bundle
-        self._keys.check(request.headers)
+        self.keys.check(request.headers)
         if self._in_flight > settings.max_waiting:
             raise Problem(
                 429,

@@ -55,10 +55,12 @@ def openapi_document(bundle: Bundle) -> Json:
                 "post": {**classify, "operationId": "classify"},
                 "put": {**classify, "operationId": "classify_put"},
             },
-            "/budgets": {"get": _get("Range, groups, accuracy and latency per budget", "budgets")},
+            "/budgets": {
+                "get": _get("Range, groups, accuracy and latency per budget", "budgets", 401)
+            },
             "/subnets/{id}": {
                 "get": {
-                    **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 404),
+                    **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 401, 404),
                     "parameters": [subnet_id, form],
                 }
             },
@@ -66,7 +68,10 @@ def openapi_document(bundle: Bundle) -> Json:
             "/readyz": {"get": _get("Requests may come", "readyz", 503)},
             "/metrics": {"get": _get("Prometheus metrics", "metrics", media_type="text/plain")},
         },
-        "components": {"schemas": {"Classification": _CLASSIFICATION, "Problem": _PROBLEM}},
+        "components": {
+            "schemas": {"Classification": _CLASSIFICATION, "Problem": _PROBLEM},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -36,8 +37,10 @@ class WorkerFile:
 
     def __init__(self, folder: Path, worker_id: int) -> None:
         self._path = _path(folder, worker_id)
-        self._file: IO[str] = self._path.open("a+", encoding="utf-8")
+        self._path.touch()
+        self._file: IO[str] = self._path.open("r+", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.truncate()  # what the worker before this one said
         self._write({"pid": os.getpid()})
 
     def ready(
@@ -46,10 +49,18 @@ class WorkerFile:
         """Say that requests may come, how long subnets take, and what runs them."""
         self._write({"pid": os.getpid(), "latency_points": latency_points, "runtime": runtime})
 
+    def resident(self, subnet_ids: Sequence[str]) -> None:
+        """Say which subnets have a session now."""
+        path = _resident_path(self._path)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(subnet_ids), encoding="utf-8")
+        partial.replace(path)
+
     def _write(self, document: dict[str, object]) -> None:
+        # One write and no truncation before it: a reader never finds half a document. What is
+        # left of a longer one follows the end of the line.
         self._file.seek(0)
-        self._file.truncate()
-        self._file.write(json.dumps(document))
+        self._file.write(json.dumps(document) + "\n")
         self._file.flush()
 
 
@@ -61,14 +72,14 @@ def read_worker(folder: Path, worker_id: int) -> WorkerStatus:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = file.read()
+                text = file.readline()
             else:
                 return dead  # nobody holds the lock
     except FileNotFoundError:
         return dead
     try:
         document = json.loads(text)
-    except ValueError:  # read between truncation and writing: starting
+    except ValueError:  # the lock is held and nothing is written yet: starting
         return WorkerStatus(True, None, None, {})
     points = document.get("latency_points")
     return WorkerStatus(
@@ -79,6 +90,14 @@ def read_worker(folder: Path, worker_id: int) -> WorkerStatus:
     )
 
 
+def read_resident(folder: Path, worker_id: int) -> list[str]:
+    """Ids of the subnets that a worker last said it has a session for."""
+    try:
+        return list(json.loads(_resident_path(_path(folder, worker_id)).read_text("utf-8")))
+    except FileNotFoundError:
+        return []
+
+
 def set_draining(folder: Path) -> None:
     """From now on /readyz says 503."""
     (folder / _DRAINING).touch()
@@ -87,6 +106,10 @@ def set_draining(folder: Path) -> None:
 def is_draining(folder: Path) -> bool:
     """Whether the server is about to stop."""
     return (folder / _DRAINING).exists()
+
+
+def _resident_path(path: Path) -> Path:
+    return path.with_name(f"resident-{path.name}")
 
 
 def _path(folder: Path, worker_id: int) -> Path:

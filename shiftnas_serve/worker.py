@@ -152,7 +152,9 @@ class SubnetLoop(LitLoop):
         assert isinstance(lit_api, ClassifyApi)
         state, settings = lit_api.state, lit_api.settings
         unbuilt = list(state.bundle.archs()) if settings.prebuild else []
+        said = _Said(state)
         while True:
+            said.keep_up(at_once=not unbuilt)
             try:
                 waiting = self._take(request_queue, settings.max_batch, wait=not unbuilt)
             except (EOFError, ConnectionError):
@@ -224,6 +226,21 @@ class SubnetLoop(LitLoop):
             cast("LitAPIStatus", LitAPIStatus.OK),
             LoopResponseType.REGULAR,
         )
+
+
+class _Said:
+    """Keeps the list of resident subnets in the worker's file true, but not at every step."""
+
+    def __init__(self, state: WorkerState) -> None:
+        self._state = state
+        self._changes, self._next_s = -1, 0.0
+
+    def keep_up(self, *, at_once: bool) -> None:
+        engine, space = self._state.engine, self._state.bundle.space
+        changes = engine.builds + engine.evictions
+        if changes != self._changes and (at_once or time.monotonic() >= self._next_s):
+            self._state.file.resident([space.arch_id(arch) for arch in engine.resident()])
+            self._changes, self._next_s = changes, time.monotonic() + 0.5
 
 
 def by_subnet(waiting: list[_Waiting]) -> list[list[_Waiting]]:

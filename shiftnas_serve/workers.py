@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import litserve
@@ -19,10 +20,20 @@ from litserve.utils import ResponseBufferItem
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import Problem
-from shiftnas_serve.status import WorkerStatus, is_draining, read_worker
+from shiftnas_serve.status import WorkerStatus, is_draining, read_resident, read_worker
 from shiftnas_serve.worker import Done, Failed, Job
 
 POLL_S = 0.1
+# A dead worker's last request for work lives on in LitServe's manager for up to a second, and
+# swallows a job that is handed to it. After this long it is over, and such jobs are sent again.
+_GHOST_S = 1.2
+
+
+@dataclass(frozen=True)
+class _Wait:
+    job: Job
+    item: ResponseBufferItem
+    lost: asyncio.Event
 
 
 class Workers:
@@ -33,7 +44,7 @@ class Workers:
     ) -> None:
         self._server, self._folder, self._metrics = server, folder, metrics
         self._states: list[WorkerStatus] = [WorkerStatus(False, None, None, {})] * count
-        self._waiting: dict[str, tuple[ResponseBufferItem, asyncio.Event]] = {}
+        self._waiting: dict[str, _Wait] = {}
         self._latency: LatencyTable | None = None
         self.draining = False
 
@@ -64,6 +75,11 @@ class Workers:
         ahead = len(self._waiting) / max(sum(state.ready for state in self._states), 1)
         return ahead * self._latency.infer_ms(self._latency.points[-1][0])
 
+    def resident(self) -> list[str]:
+        """Ids of the subnets that any worker has a session for; reads files."""
+        every = [read_resident(self._folder, w) for w in range(len(self._states))]
+        return sorted({subnet_id for one in every for subnet_id in one})
+
     def observed(self, flops: int, infer_ms: float) -> None:
         """Let the latency table follow what answers really took."""
         if self._latency is not None:
@@ -75,12 +91,10 @@ class Workers:
         item = ResponseBufferItem(asyncio.Event())
         lost = asyncio.Event()
         self._server.response_buffer[uid] = item
-        self._waiting[uid] = (item, lost)
+        self._waiting[uid] = _Wait(job, item, lost)
         tasks = [asyncio.ensure_future(event.wait()) for event in (item.event, lost)]
         try:
-            queue = self._server._get_request_queue("/classify")
-            queue_id = getattr(self._server.app, "response_queue_id")  # noqa: B009 (set by LitServe)
-            queue.put((queue_id, uid, time.monotonic(), job))
+            self._send(uid, job)
             left_s = max(deadline_s - time.monotonic(), 0)
             await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if item.event.is_set():
@@ -97,6 +111,17 @@ class Workers:
                 task.cancel()
             del self._waiting[uid]
             self._server.response_buffer.pop(uid, None)
+
+    def _send(self, uid: str, job: Job) -> None:
+        queue = self._server._get_request_queue("/classify")
+        queue_id = getattr(self._server.app, "response_queue_id")  # noqa: B009 (set by LitServe)
+        queue.put((queue_id, uid, time.monotonic(), job))
+
+    def _send_untaken_again(self) -> None:
+        # Should one be in the queue after all, it runs twice, and the second answer is dropped.
+        for uid, wait in list(self._waiting.items()):
+            if wait.item.worker_id is None and not wait.item.event.is_set():
+                self._send(uid, wait.job)
 
     async def watch(self) -> None:
         """Poll the workers for as long as the process lives."""
@@ -118,14 +143,15 @@ class Workers:
     def _lose(self, worker_id: int) -> None:
         """End the waits for a worker that died.
 
-        Those no worker has taken stay in the queue, save with a single worker, which may have
-        died between taking one and saying so.
+        Those that no worker has taken wait for another worker; they are sent again, because the
+        dead one may have taken them without saying so. A single worker has no other.
         """
         alone = len(self._states) == 1
-        for item, lost in list(self._waiting.values()):
-            if item.worker_id == worker_id or (item.worker_id is None and alone):
-                loop = self._loop
-                loop.call_soon_threadsafe(lost.set)
+        for wait in list(self._waiting.values()):
+            taken_by = wait.item.worker_id
+            if taken_by == worker_id or (taken_by is None and alone):
+                self._loop.call_soon_threadsafe(wait.lost.set)
+        self._loop.call_soon_threadsafe(self._loop.call_later, _GHOST_S, self._send_untaken_again)
 
     async def start(self) -> None:
         """Begin to watch; call inside the event loop."""

@@ -158,3 +158,22 @@ def test_nothing_is_left_when_the_parent_is_killed(own_server):
     own_server.process.kill()
     own_server.process.wait()
     assert_soon_gone(everything)
+
+
+def test_a_killed_worker_among_several_swallows_no_request(bundle_folder, png):
+    """Also none that comes while the dead worker's last request for work is still open."""
+    server = start_server(bundle_folder, "--workers", "2", "--timeout-s", "10", "--prebuild", "no")
+    try:
+        time.sleep(0.5)
+        os.kill(min(server.worker_pids()), signal.SIGKILL)
+        time.sleep(0.15)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [
+                pool.submit(server.client.post, "/classify", content=png, headers=PNG)
+                for _ in range(12)
+            ]
+            statuses = [one.result().status_code for one in asked]
+        assert set(statuses) <= {200, 503}
+        assert 200 in statuses
+    finally:
+        stop_server(server)

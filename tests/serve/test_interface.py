@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from models.bundle import Bundle
 from shiftnas_serve.settings import load_settings
-from tests.serve.conftest import ROOT
+from tests.serve.conftest import ROOT, start_server, stop_server
 
 PNG = {"Content-Type": "image/png"}
 
@@ -84,7 +85,9 @@ def test_openapi_names_every_body_budget_and_error(server):
     assert {"FLOPs-Budget", "Latency-Budget", "top_k"} <= {
         p["name"] for p in operation["parameters"]
     }
-    assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
+    assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(
+        operation["responses"]
+    )
     assert server.client.get("/docs").status_code == 200
 
 
@@ -134,3 +137,32 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
     config.write_text('{"prot": 1}')
     with pytest.raises(ValueError, match="did you mean 'port'"):
         load_settings({}, config=config, environment={})
+
+
+def test_keys_are_asked_for_where_they_are_set(monkeypatch, bundle_folder, png):
+    monkeypatch.setenv("SHIFTNAS_API_KEYS", "first-key, second-key")
+    server = start_server(bundle_folder, "--prebuild", "no")
+    try:
+        for wrong in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic first-key"}):
+            for path in ("/budgets", "/subnets/x"):
+                assert server.client.get(path, headers=wrong).status_code == 401
+            refused = server.client.post("/classify", content=png, headers={**PNG, **wrong})
+            assert refused.status_code == 401
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            assert refused.headers["content-type"] == "application/problem+json"
+        for key in ("first-key", "second-key"):
+            right = {**PNG, "Authorization": f"Bearer {key}"}
+            answer = server.client.post("/classify", content=png, headers=right)
+            assert answer.status_code == 200
+        assert server.client.get("/livez").status_code == 200
+    finally:
+        stop_server(server)
+
+
+def test_budgets_say_which_subnets_are_resident(server, bundle: Bundle):
+    for _ in range(100):
+        resident = server.client.get("/budgets").json()["resident"]
+        if len(resident) == len(bundle.archs()):
+            break
+        time.sleep(0.1)
+    assert set(resident) == {bundle.space.arch_id(arch) for arch in bundle.archs()}
