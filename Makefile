@@ -48,7 +48,7 @@ lint: $(VENV)/.full
 	$(bin)/ruff check .
 
 types: $(VENV)/.full
-	$(bin)/pyrefly check --summary=none
+	$(bin)/pyrefly check --summary=none --python-interpreter-path $(bin)/python
 
 contracts: $(VENV)/.full
 	$(bin)/lint-imports

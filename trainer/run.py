@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -337,6 +338,8 @@ def run(options: argparse.Namespace) -> int:
     if options.data is not None:
         recipe = replace(recipe, data=options.data)
     get_space(recipe.space)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("training in several processes is not built yet; run without torchrun")
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     splits = load_splits(
