@@ -95,7 +95,7 @@ class Bundle:
         """The generator's arch for a budget: ``space.flops(arch) <= budget_flops`` always.
 
         BatchNorm statistics exist for the answers to a fine grid of budgets; there a budget gets
-        the answer of the grid's budget below it. Raises ValueError below the smallest subnet.
+        the largest of them that it allows. Raises ValueError below the smallest subnet.
         """
         if not budget_flops >= self.min_flops:
             raise ValueError(

@@ -48,8 +48,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     net.load_state_dict(state["net"])
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
-    grid = even_budgets(space, recipe.answer_budgets)
-    grid_answers = list(zip(grid, answers(generator, grid), strict=True))
+    # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
+    asked = answers(generator, even_budgets(space, recipe.answer_budgets))
+    grid_answers = sorted({space.flops(arch): arch for arch in asked}.items())
     shown = even_budgets(space, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in shown]
 
@@ -92,7 +93,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         labels=splits.labels,
         groups=build_sampler(recipe.sampler, space, recipe.sampler_options).groups,
         frontier=rows,
-        answers=grid_answers if space.norms else [],
+        answers=[(float(flops), arch) for flops, arch in grid_answers] if space.norms else [],
         weights={name: p.detach().cpu().numpy() for name, p in net.named_parameters()},
         generator={name: np.asarray(p) for name, p in generator.state_dict().items()},
         statistics=statistics,
@@ -130,9 +131,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     }
 
 
-def _served(grid: list[tuple[float, Arch]], budget: float) -> Arch:
-    """The answer to a budget as the bundle gives it: that of the grid's budget below it."""
-    return [arch for lower, arch in grid if lower <= budget + 1e-6][-1]
+def _served(grid: list[tuple[int, Arch]], budget: float) -> Arch:
+    """The answer to a budget as the bundle gives it: the largest arch within it."""
+    return [arch for flops, arch in grid if flops <= budget][-1]
 
 
 def _table(rows: list[FrontierRow]) -> str:

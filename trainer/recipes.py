@@ -80,7 +80,7 @@ class Recipe:
     evaluate_every: int = 10
     evaluation_budgets: int = 8
     calibration_batches: int = 16
-    answer_budgets: int = 64
+    answer_budgets: int = 128
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
@@ -138,7 +138,7 @@ def cifar10_cnn() -> Recipe:
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.247, 0.2435, 0.2616),
         evaluate_every=10,
-        answer_budgets=128,
+        answer_budgets=256,
         threads=1,
     )
 

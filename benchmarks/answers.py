@@ -1,0 +1,95 @@
+"""Are budgets kept, how much of them is used, and how long does an answer take?
+
+    python -m benchmarks.answers
+    python -m benchmarks.answers --bundle runs/digits/bundle --budgets 1000
+
+For random budgets over the range: what the bundle answers, what the generator's live decode would
+answer, and the plain argmax of the generator. Times are of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.timing import machine
+from models.bundle import Bundle, load_bundle
+from models.decode import decode
+
+
+def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
+    """Use, errors and milliseconds over the budgets. Asserts that none is exceeded."""
+    space = bundle.space
+    answer_use: list[float] = []
+    decode_use: list[float] = []
+    argmax_error: list[float] = []
+    decode_ms: list[float] = []
+    for budget in budgets:
+        flops = space.flops(bundle.answer(budget))
+        assert flops <= budget, (flops, budget)
+        answer_use.append(flops / budget)
+        start = time.perf_counter()
+        log_probabilities = bundle.policy.log_probabilities(budget)
+        arch = decode(space, log_probabilities, budget)
+        decode_ms.append(1000 * (time.perf_counter() - start))
+        assert space.flops(arch) <= budget, (space.flops(arch), budget)
+        decode_use.append(space.flops(arch) / budget)
+        plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
+        argmax_error.append(abs(space.flops(plain) - budget) / budget)
+    return {
+        "budgets": len(budgets),
+        "over_budget": 0,
+        "answer_mean_use": round(float(np.mean(answer_use)), 5),
+        "answer_least_use": round(float(np.min(answer_use)), 5),
+        "decode_mean_use": round(float(np.mean(decode_use)), 5),
+        "decode_least_use": round(float(np.min(decode_use)), 5),
+        "argmax_mean_error": round(float(np.mean(argmax_error)), 5),
+        "decode_median_ms": round(float(np.median(decode_ms)), 3),
+        "decode_p99_ms": round(float(np.percentile(decode_ms, 99)), 3),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.answers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--budgets", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = load_bundle(options.bundle)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rng = np.random.default_rng(options.seed)
+    budgets = rng.uniform(bundle.min_flops, bundle.max_flops, options.budgets)
+    result = measure(bundle, budgets)
+    if not options.json:
+        print(f"{bundle.name}, {result['budgets']} random budgets (seed {options.seed})")
+        print(
+            f"answers over budget: {result['over_budget']}\n"
+            f"bundle's answers use {100 * result['answer_mean_use']:.2f} % of the budget on average "
+            f"(least {100 * result['answer_least_use']:.2f} %)\n"
+            f"live decode uses {100 * result['decode_mean_use']:.2f} % "
+            f"(least {100 * result['decode_least_use']:.2f} %), "
+            f"{result['decode_median_ms']:.2f} ms median, {result['decode_p99_ms']:.2f} ms p99\n"
+            f"plain argmax is off by {100 * result['argmax_mean_error']:.2f} % on average"
+        )
+    provenance = {"benchmark": "answers", "bundle": bundle.name, "version": bundle.version}
+    print(json.dumps({**provenance, "seed": options.seed, **result, "machine": machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Do test images sent over HTTP score what the bundle's table says?
+
+    python -m benchmarks.http_accuracy --data cifar10.parquet
+    python -m benchmarks.http_accuracy --data cifar10.parquet --images 2000 --budgets 8
+
+Starts a server, sends the encoded test images as they are, and compares the accuracy at each budget
+with the table's test accuracy and its 95 % interval for so many images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.timing import machine
+from models.bundle import FrontierRow, load_bundle
+from trainer.data import read_source
+
+READY_WITHIN_S = 60
+
+
+def start_server(bundle: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server on a free port, ready. Raises ValueError if it does not come up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
+    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return process, url
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    process.terminate()
+    raise ValueError("the server did not come up; start python -m shiftnas_serve to see why")
+
+
+def encoded_test_images(source: str, count: int, seed: int) -> list[tuple[bytes, int]]:
+    """A random sample of a data set's test images as they are stored, with their labels."""
+    test = read_source(source).test
+    if test is None:
+        raise ValueError(f"{source} has no test split; name a folder with test*.parquet or test/")
+    rows = np.random.default_rng(seed).permutation(len(test.encoded))[:count]
+    images = [test.encoded[int(row)] for row in rows]
+    data = [image if isinstance(image, bytes) else Path(str(image)).read_bytes() for image in images]
+    return [(one, int(test.labels[int(row)])) for one, row in zip(data, rows, strict=True)]
+
+
+def send(url: str, images: list[tuple[bytes, int]], row: FrontierRow) -> tuple[float, int]:
+    """Accuracy over HTTP at a row's budget, and the most FLOPs that answered."""
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "FLOPs-Budget": str(int(row.budget_flops)),
+    }
+    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(8) as pool:
+
+        def one(image: tuple[bytes, int]) -> tuple[bool, int]:
+            response = client.post("/classify?top_k=1", content=image[0], headers=headers)
+            response.raise_for_status()
+            best = response.json()["predictions"][0]["index"]
+            return best == image[1], int(response.headers["Served-FLOPs"])
+
+        answers = list(pool.map(one, images))
+    return sum(right for right, _ in answers) / len(answers), max(flops for _, flops in answers)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.http_accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="the data set the bundle was trained on")
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--budgets", type=int, default=4, help="rows of the table, evenly spaced")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = load_bundle(options.bundle)
+        images = encoded_test_images(options.data, options.images, options.seed)
+        process, url = start_server(options.bundle)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    places = np.linspace(0, len(bundle.frontier) - 1, min(options.budgets, len(bundle.frontier)))
+    rows = []
+    try:
+        for place in places.round().astype(int).tolist():
+            row = bundle.frontier[place]
+            accuracy, flops = send(url, images, row)
+            expected = row.test_accuracy or 0.0
+            margin = 1.96 * math.sqrt(expected * (1 - expected) / len(images))
+            rows.append(
+                {
+                    "budget_flops": int(row.budget_flops),
+                    "served_flops": flops,
+                    "http_accuracy": round(accuracy, 4),
+                    "table_accuracy": round(expected, 4),
+                    "interval_95": round(margin, 4),
+                    "within": abs(accuracy - expected) <= margin,
+                }
+            )
+    finally:
+        process.terminate()
+        process.wait()
+    if not options.json:
+        print(f"{bundle.name}: {len(images)} test images over HTTP (seed {options.seed})")
+        print("budget MFLOPs   served   over HTTP %   table %   95 % of so many   within")
+        for one in rows:
+            print(
+                f"{one['budget_flops'] / 1e6:13.2f} {one['served_flops'] / 1e6:8.2f}   "
+                f"{100 * one['http_accuracy']:11.2f}   {100 * one['table_accuracy']:7.2f}   "
+                f"{100 * one['interval_95']:13.2f}   {'yes' if one['within'] else 'NO':>6}"
+            )
+    about = {"benchmark": "http_accuracy", "bundle": bundle.name, "version": bundle.version}
+    print(json.dumps({**about, "images": len(images), "rows": rows, "machine": machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
