@@ -1,38 +1,47 @@
 # CPU image of the server with the bundle of this repository inside. Small: no torch.
 #
 #   docker build -t shiftnas-serve . && docker run -p 8000:8000 shiftnas-serve
+#   docker run -p 8000:8000 -v /my/bundle:/bundle:ro shiftnas-serve --bundle /bundle
 #
-# Not built by this project's CI, which has no container engine; tests/test_foundations.py checks
-# what can be read off this file, and its pip commands were run by hand in an empty environment.
+# Not built by this project's CI, which has no container engine. tests/test_foundations.py checks
+# what can be read off this file and runs its selection of requirements; its pip commands and its
+# entry point were run by hand in an empty environment.
 
 FROM python:3.11-slim AS build
 WORKDIR /app
 RUN python -m venv /opt/venv
-COPY pyproject.toml constraints.txt LICENSE ./
-# pyproject.toml names the GPU build of ONNX Runtime on Linux (one build only may be installed, and
-# that one also runs on a CPU), but it is 256 MB: here everything else is installed from the same
-# list, and the CPU build in its place.
+COPY pyproject.toml constraints.txt ./
+# On Linux pyproject.toml asks for the GPU build of ONNX Runtime: it runs on a CPU too, but it is a
+# wheel of 256 MB, and only one build may be installed. Here its line for other platforms, which
+# asks for the CPU build, counts instead: the same list without the one line and the other's marker.
 RUN python - > requirements.txt <<'EOF'
 import tomllib
-for one in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]:
-    if not one.startswith("onnxruntime"):
-        print(one)
-print("onnxruntime>=1.31,<2")
+with open("pyproject.toml", "rb") as file:
+    wanted = tomllib.load(file)["project"]["dependencies"]
+for one in wanted:
+    name, _, marker = one.partition(";")
+    if not name.startswith("onnxruntime-gpu"):
+        print(name.strip() if name.startswith("onnxruntime") else one)
 EOF
-RUN sed '/^onnxruntime/d' constraints.txt > constraints.cpu.txt \
- && /opt/venv/bin/pip install --no-cache-dir -c constraints.cpu.txt -r requirements.txt
+RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt
 
 FROM python:3.11-slim
+# As process 1, tini passes signals on, also while the server is still starting (the kernel ignores
+# a SIGTERM that process 1 does not handle yet), and buries orphans of killed workers.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends tini \
+ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 shiftnas
 WORKDIR /app
 COPY --from=build /opt/venv /opt/venv
+COPY LICENSE ./
 COPY models ./models
 COPY shiftnas_serve ./shiftnas_serve
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-USER shiftnas
+# A number, so that Kubernetes can see that it is not root.
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["python", "-c", \
   "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
-# The server handles SIGTERM and SIGINT itself, also as process 1.
-ENTRYPOINT ["python", "-m", "shiftnas_serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["tini", "--", "python", "-m", "shiftnas_serve", "--host", "0.0.0.0"]

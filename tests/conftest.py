@@ -1,0 +1,26 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import settings
+
+# Hypothesis fails an example that takes longer than 200 ms, which on a busy machine says nothing
+# about the code. Everything else stays as it was, so that CI still repeats the same examples.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+@cache
+def no_gpu() -> str | None:
+    """Why tests marked gpu cannot run here; None where they can."""
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (reason := no_gpu()):
+        pytest.skip(reason)
