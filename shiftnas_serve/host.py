@@ -2,7 +2,8 @@
 
 The parent starts LitServe's manager (queues), the workers (spawned) and one HTTP process (forked),
 and waits. SIGTERM or SIGINT: /readyz turns 503, the HTTP process stops listening and finishes what
-is in flight, then the workers go, and the parent exits with 0. A worker that dies is replaced.
+is in flight, then the workers go, and the parent exits with 0. A worker or HTTP
+process that dies is replaced.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,6 +54,7 @@ class Host(litserve.LitServer):
         )
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
+        self._stopping = threading.Event()
         metrics = Metrics()
         planner = Planner(bundle, settings.default_flops)
         self._subnet_workers = Workers(self, folder, settings.workers, metrics)
@@ -63,8 +66,27 @@ class Host(litserve.LitServer):
     ) -> None:
         """LitServe's own POST /classify waits without end; ``app.install_routes`` has ours."""
 
+    def _start_server(self, *arguments: Any, **named: Any) -> dict[int, Any]:
+        """Start the HTTP process and keep one running: LitServe watches its workers only."""
+        start = super()._start_server
+        processes: dict[int, Any] = start(*arguments, **named)
+
+        def keep() -> None:
+            while not self._stopping.is_set():
+                # The socket stays open here, so clients that come meanwhile wait and are served.
+                if wait([processes[0].sentinel], timeout=_RESTART_POLL_S):
+                    if self._stopping.is_set():
+                        return
+                    print("the HTTP process died; starting another", file=sys.stderr, flush=True)
+                    processes[0].join()
+                    processes[0] = start(*arguments, **named)[0]
+
+        threading.Thread(target=keep, name="keep-http", daemon=True).start()
+        return processes
+
     def _perform_graceful_shutdown(self, *arguments: Any, **named: Any) -> None:
         """Let the monitor end first: it would replace the workers that are being stopped."""
+        self._stopping.set()
         # In a thread of its own: this one's connection to the manager is still waiting for the
         # event, which is where the signal found it, and would never hear of the event being set.
         assert self._shutdown_event is not None

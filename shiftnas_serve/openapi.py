@@ -22,7 +22,7 @@ def openapi_document(bundle: Bundle) -> Json:
         ),
         "parameters": [*_budget_headers(), _top_k(), _request_id()],
         "requestBody": {"required": True, "content": _bodies()},
-        "security": [{}, {"key": []}],
+        "security": _SECURITY,
         "responses": {
             "200": {
                 "description": "The classes, and the subnet that found them",
@@ -152,6 +152,8 @@ def _object(**properties: Json) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+# Without a key where the server has none, with one where it has.
+_SECURITY: list[dict[str, list[str]]] = [{}, {"key": []}]
 _TEXT: Json = {"type": "string"}
 _INTEGER: Json = {"type": "integer"}
 _NUMBER: Json = {"type": "number"}

@@ -61,6 +61,18 @@ class RunningServer:
                 found.add(pid)
         return found
 
+    def http_pids(self) -> set[int]:
+        """Of the processes that answer HTTP: forked, and with an event loop."""
+        found = set()
+        for pid in self.descendants() - self.worker_pids():
+            try:
+                open_files = [str(x.readlink()) for x in Path(f"/proc/{pid}/fd").iterdir()]
+            except OSError:
+                continue
+            if "anon_inode:[eventpoll]" in open_files:
+                found.add(pid)
+        return found
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal the server and answer its exit status."""
         self.process.send_signal(number)

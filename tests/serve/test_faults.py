@@ -177,3 +177,17 @@ def test_a_killed_worker_among_several_swallows_no_request(bundle_folder, png):
         assert 200 in statuses
     finally:
         stop_server(server)
+
+
+def test_a_killed_http_process_is_replaced_and_the_port_stays_open(own_server, png):
+    server = own_server
+    (http,) = server.http_pids()
+    os.kill(http, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while time.monotonic() < end and server.http_pids() in ({http}, set()):
+        time.sleep(0.05)
+    wait_until_ready(server.client, server.process)
+    assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+    everything = server.descendants()
+    assert server.stop(signal.SIGTERM) == 0
+    assert_soon_gone(everything)

@@ -48,6 +48,18 @@ def parameters(function: object) -> list[str]:
         ("_register_api_endpoints", ["self", "lit_api", "request_type", "response_type"]),
         ("_get_request_queue", ["self", "api_path"]),
         ("lifespan", ["self", "app"]),
+        (
+            "_start_server",
+            [
+                "self",
+                "port",
+                "num_uvicorn_servers",
+                "log_level",
+                "sockets",
+                "uvicorn_worker_type",
+                "kwargs",
+            ],
+        ),
     ],
 )
 def test_methods_that_are_overridden_or_called_take_what_we_expect(name, wanted):
