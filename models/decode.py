@@ -14,7 +14,7 @@ import numpy as np
 from models.arch import Arch
 from models.space import SearchSpace
 
-SLACK = 0.02
+SLACK = 0.03
 """How far below the budget an answer may stay for the sake of probability."""
 
 _ROUNDS = 8

@@ -49,6 +49,7 @@ class GeneratorOptions:
     last_temperature: float = 0.3
     entropy_weight: float = 1e-3
     pretrain_steps: int = 0
+    served_share: float = 0.5
     pretrain_learning_rate: float = 3e-3
 
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.arch import Arch
+from models.decode import decode
 from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed, RelaxedFlops
-from trainer.evaluate import at_resolution
+from trainer.evaluate import at_resolution, policy_of
 from trainer.recipes import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
@@ -125,8 +126,13 @@ def train_step(
         if draw.arch is not None:
             subnet = arch = draw.arch
         else:
+            assert draw.budget_flops is not None
             relaxed = generator.relaxed(policies, row)
             arch = relaxed.arch()
+            if not masked and float(torch.rand((), generator=rng)) < recipe.generator.served_share:
+                policy = policy_of(generator)
+                log_p = policy.log_probabilities(draw.budget_flops)
+                arch = decode(space, log_p, draw.budget_flops)
             subnet = relaxed if masked else arch
             row += 1
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):

@@ -101,9 +101,19 @@ class AbstractSampler(ABC):
 def draw_budget(
     space: SearchSpace, groups: tuple[int, ...], group: int, jitter: bool, rng: torch.Generator
 ) -> float:
-    """A budget of a group: its upper end, or with ``jitter`` anywhere between its ends."""
-    upper = groups[group]
+    """A budget of a group: its upper end, or with ``jitter`` anywhere between its ends.
+
+    The outer groups reach a third beyond the range, so that a quarter of their draws is the
+    smallest or the largest subnet itself, which no budget inside the range would ask for.
+    """
+    upper = float(groups[group])
     if not jitter:
-        return float(upper)
-    lower = groups[group - 1] if group else space.min_flops
-    return lower + (upper - lower) * float(torch.rand((), generator=rng, dtype=torch.float64))
+        return upper
+    lower = float(groups[group - 1] if group else space.min_flops)
+    beyond = (upper - lower) / 3
+    if group == 0:
+        lower -= beyond
+    if group == len(groups) - 1:
+        upper += beyond
+    budget = lower + (upper - lower) * float(torch.rand((), generator=rng, dtype=torch.float64))
+    return min(max(budget, float(space.min_flops)), float(space.max_flops))
