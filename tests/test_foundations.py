@@ -1,69 +1,80 @@
-"""The promises of the repository itself: entry points, imports, Dockerfile, documents."""
+"""The promises of the repository itself: entry points, imports, documents, CI, the image."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import pkgutil
 import re
+import shutil
+import stat
 import subprocess
 import sys
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+import models
+import shiftnas_serve
+
 ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 BENCHMARKS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
     if "def main(" in path.read_text(encoding="utf-8")
 )
+# Each with options that its users rely on.
 ENTRY_POINTS = {
-    "models": "describe",
-    "trainer.run": "--recipe",
-    "trainer.report": "--json",
-    "shiftnas_serve": "--bundle",
-    "shiftnas_serve.export": "--format",
-    **{f"benchmarks.{name}": "--json" for name in BENCHMARKS},
+    "models": ["describe", "generate"],
+    "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
+    "trainer.report": ["--json"],
+    "shiftnas_serve": ["--bundle", "--port", "--config"],
+    "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
+    **{f"benchmarks.{name}": ["--bundle"] for name in BENCHMARKS},
 }
-WITHOUT_TORCH = [
-    "benchmarks.latency_vs_flops",
-    "models.__main__",
-    "models.bundle",
-    "models.decode",
-    "models.graph",
-    "models.policy",
-    "models.preprocess",
-    "models.spaces",
-    "models.weights",
-    "shiftnas_serve.__main__",
-    "shiftnas_serve.app",
-    "shiftnas_serve.host",
-    "shiftnas_serve.worker",
-]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
+
+
+@cache
+def help_of(*arguments: str) -> str:
+    ended = run(sys.executable, "-m", *arguments, "--help")
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+# ----------------------------------------------------------------------------------- commands
 
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)
-def test_help_teaches(module):
-    ended = run("-m", module, "--help")
-    assert ended.returncode == 0, ended.stderr
-    assert ENTRY_POINTS[module] in ended.stdout
-    assert f"python -m {module}" in ended.stdout
+def test_help_names_the_command_and_its_options(module):
+    text = help_of(module)
+    assert f"python -m {module}" in text
+    for option in ENTRY_POINTS[module]:
+        assert option in text
 
 
-def test_what_the_server_imports_has_no_torch():
-    program = (
-        "import importlib, sys\n"
-        "for name in sys.argv[1:]: importlib.import_module(name)\n"
-        "print([m for m in ('torch', 'torchvision', 'trainer', 'datasets') if m in sys.modules])"
-    )
-    ended = run("-c", program, *WITHOUT_TORCH)
-    assert ended.stdout.strip() == "[]", ended.stderr
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_an_unknown_option_is_refused_in_words(module):
+    ended = run(sys.executable, "-m", module, "--no-such-option")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "error:" in ended.stderr
 
 
 def test_every_benchmark_is_listed():
@@ -72,45 +83,199 @@ def test_every_benchmark_is_listed():
         assert f"benchmarks.{name}" in listed, name
 
 
-def test_dockerfile_keeps_its_promises():
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    steps = [line for line in text.splitlines() if re.match(r"[A-Z]+ ", line)]
-    final = steps[max(i for i, step in enumerate(steps) if step.startswith("FROM")) :]
-    users = [step for step in final if step.startswith("USER")]
-    assert users, "runs as root"
-    assert users[-1] != "USER root"
-    assert any(step.startswith("HEALTHCHECK") for step in final)
-    assert "/readyz" in text
-    assert "COPY models ./models" in final  # the bundle lies in models/zoo
-    copied = {step.split()[1] for step in steps if step.startswith("COPY") and "--from" not in step}
-    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    for name in copied | {"constraints.txt", "LICENSE"}:
-        assert f"!{name}" in ignored, name
-    installs = [step for step in steps if "pip install" in step]
-    assert not any("[train]" in step or "torch" in step for step in installs)
+def make_targets() -> set[str]:
+    ended = run("make", "--no-print-directory", "help")
+    assert ended.returncode == 0, ended.stderr
+    return {line.split()[0] for line in ended.stdout.splitlines()}
 
 
-def test_makefile_lists_its_targets():
-    ended = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 0
-    assert {"serve", "test", "check"} <= {line.split()[0] for line in ended.stdout.splitlines()}
+def test_makefile_lists_every_target_that_people_use():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY:(.*)$", text, re.MULTILINE)[1].split())
+    parts_of_check = {"lint-format", "lint", "types", "contracts", "help"}
+    assert phony - parts_of_check <= make_targets()
 
 
-def test_ci_is_executable():
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+# --------------------------------------------------------------------- what the server imports
 
 
-def documents() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+def without_torch() -> list[str]:
+    """All of the server but the runtimes that are named for it, and what it takes from models."""
+    contracts = {c["name"]: c for c in PYPROJECT["tool"]["importlinter"]["contracts"]}
+    server = contracts["the server never imports torch"]
+    excepted = {line.split(" -> ")[0] for line in server["ignore_imports"]}
+    of_models = contracts["what the server takes from models never imports torch"]
+    modules = [
+        found.name
+        for package in (shiftnas_serve, models)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if found.name not in excepted
+        and any(
+            f"{found.name}.".startswith(f"{source}.")
+            for source in (*server["source_modules"], *of_models["source_modules"])
+        )
+    ]
+    assert {"shiftnas_serve.__main__", "shiftnas_serve.worker", "models.bundle"} <= set(modules)
+    return modules
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
-def test_documents_point_at_what_exists(document):
-    text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+def test_what_the_server_imports_has_no_torch():
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print([m for m in ('torch', 'torchvision', 'trainer', 'datasets') if m in sys.modules])"
+    )
+    ended = run(sys.executable, "-c", program, *without_torch(), "models.__main__")
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+
+# ---------------------------------------------------------------------------------- documents
+
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
+@every_document
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (document.parent / target).exists(), target
-    for module in re.findall(r"python -m ([a-z_.]+[a-z_])", text):
-        package = importlib.import_module(module)
-        is_package = hasattr(package, "__path__")
-        assert not is_package or (Path(package.__path__[0]) / "__main__.py").exists(), module
+
+
+@every_document
+def test_commands_exist_with_their_options(document):
+    text = document.read_text(encoding="utf-8")
+    for module, rest in re.findall(r"python -m ([a-z_.]*[a-z_])([^`#\n|]*)", text):
+        if module.partition(".")[0] not in {"models", "trainer", "shiftnas_serve", "benchmarks"}:
+            continue
+        found = importlib.util.find_spec(module)
+        assert found is not None, module
+        if found.submodule_search_locations is not None:
+            assert importlib.util.find_spec(f"{module}.__main__") is not None, module
+        words = re.findall(r"^ ([a-z]+)", rest) if module == "models" else []
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert option in help_of(module, *words), f"{module}{rest}"
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        assert target in make_targets(), target
+
+
+@every_document
+def test_recipes_and_settings_exist(document):
+    from shiftnas_serve.settings import Settings
+    from trainer.config import get_recipe, with_settings
+
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"--recipe ([a-z0-9-]+)", text):
+        get_recipe(name)
+    for setting in re.findall(r"--set ([a-z_.]+=[^\s`]+)", text):
+        with_settings(get_recipe("digits"), [setting])
+    for name in re.findall(r"SHIFTNAS_([A-Z_]+)", text):
+        assert name.lower() in {*Settings.model_fields, "data"}, name
+
+
+# ----------------------------------------------------------------------------------------- CI
+
+FAKE_MAKE = """\
+#!/usr/bin/env bash
+mkdir -p "$VENV"
+for target; do :; done
+echo "$target" >> calls
+case "$target" in
+  check) exit "$CHECK" ;;
+  test) echo "==== 1 passed in 0.10s ===="
+        [ "$TEST" -eq 0 ] || echo "make: Error" >&2
+        exit "$TEST" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("check", "test"), [(0, 0), (2, 0), (0, 2), (2, 2)])
+def test_ci_runs_both_parts_and_fails_if_one_does(tmp_path, check, test):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    fake = tmp_path / "bin" / "make"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_MAKE)
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    environment = tmp_path / "environment"
+    ended = run(
+        str(tmp_path / ".ci" / "run"),
+        PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}",
+        VENV=str(environment),
+        TMPDIR=str(tmp_path),
+        CHECK=str(check),
+        TEST=str(test),
+    )
+    assert (tmp_path / "calls").read_text().split() == ["check", "test"]
+    assert (ended.returncode == 0) == (check == test == 0)
+    assert ended.stdout.splitlines()[-1] == "==== 1 passed in 0.10s ===="
+    assert not environment.exists()
+
+
+# ---------------------------------------------------------------------------------- the image
+
+
+def steps(text: str) -> list[str]:
+    """Instructions of a Dockerfile, lines joined, without comments and here-documents."""
+    text = re.sub(r"<<'(\w+)'\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return [s for s in "\n".join(lines).replace("\\\n", " ").splitlines() if s.strip()]
+
+
+def test_the_image_has_no_torch_and_one_onnxruntime():
+    program = re.search(r"RUN python - .*<<'EOF'\n(.*?)^EOF$", DOCKERFILE, re.DOTALL | re.MULTILINE)
+    chosen = run(sys.executable, "-c", program[1]).stdout.splitlines()
+    names = [re.match(r"[a-z-]+", line)[0] for line in chosen]
+    declared = {re.match(r"[a-z-]+", one)[0] for one in PYPROJECT["project"]["dependencies"]}
+    assert set(names) == declared - {"onnxruntime-gpu"}
+    assert len(names) == len(set(names))
+    assert not any(";" in line for line in chosen if line.startswith("onnxruntime"))
+    installs = [step for step in steps(DOCKERFILE) if "pip install" in step]
+    assert len(installs) == 1
+    assert "-c constraints.txt -r requirements.txt" in installs[0]
+    assert "torch" not in "\n".join([*installs, *chosen])
+
+
+def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
+    from shiftnas_serve.settings import DEFAULT_BUNDLE, Settings
+
+    all_steps = steps(DOCKERFILE)
+    stages = [number for number, step in enumerate(all_steps) if step.startswith("FROM ")]
+    assert len(stages) == 2
+    final = all_steps[stages[-1] :]
+    assert all(all_steps[number].split()[1].endswith("-slim") for number in stages)
+
+    users = [step.split()[1] for step in final if step.startswith("USER ")]
+    assert users
+    assert users[-1] not in {"root", "0"}
+    assert "COPY models ./models" in final
+    assert DEFAULT_BUNDLE.is_relative_to(ROOT / "models")
+    assert (DEFAULT_BUNDLE / "bundle.json").exists()
+
+    port = Settings.model_fields["port"].default
+    assert f"EXPOSE {port}" in final
+    (health,) = [step for step in final if step.startswith("HEALTHCHECK ")]
+    assert f"http://127.0.0.1:{port}/readyz" in health
+    (entry,) = [step for step in final if step.startswith("ENTRYPOINT ")]
+    assert '"tini", "--", "python", "-m", "shiftnas_serve", "--host", "0.0.0.0"' in entry
+    assert any("apt-get install" in step and "tini" in step for step in final)
+
+
+def test_what_the_image_copies_reaches_the_build():
+    copied = {
+        name
+        for step in steps(DOCKERFILE)
+        if step.startswith("COPY ") and "--from" not in step
+        for name in step.split()[1:-1]
+    }
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied
+    for name in copied:
+        assert f"!{name}" in allowed, name
+        assert (ROOT / name).exists(), name
