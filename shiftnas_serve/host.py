@@ -134,6 +134,8 @@ def serve(settings: Settings) -> None:
             )
         except KeyboardInterrupt:
             pass  # stopped while it was starting
+        except (EOFError, ConnectionError):
+            sys.exit("error: the process that holds the queues died, so the server stopped")
         except RuntimeError as error:
             raise ValueError(f"{error}; the reason stands above") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,30 @@ def test_a_frozen_worker_is_504_and_then_serves_again(bundle_folder, png):
         assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
     finally:
         stop_server(server)
+
+
+def test_a_client_that_stalls_is_408_and_stops_nobody(bundle_folder, png):
+    server = start_server(bundle_folder, "--timeout-s", "1")
+    try:
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=10) as stalled:
+            head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+            stalled.sendall(head.encode() + b"never more")
+            assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+            assert stalled.recv(100).startswith(b"HTTP/1.1 408")
+    finally:
+        stop_server(server)
+
+
+def test_a_lost_manager_ends_the_server_with_a_status_that_says_so(own_server):
+    """Nothing can be served without the queues: better to end than to seem alive."""
+    server = own_server
+    everything = server.descendants()
+    trackers = {pid for pid in everything if "tracker" in Path(f"/proc/{pid}/cmdline").read_text()}
+    (manager,) = everything - server.worker_pids() - server.http_pids() - trackers
+    os.kill(manager, signal.SIGKILL)
+    assert server.process.wait(20) == 1
+    assert_soon_gone(everything)
 
 
 def test_too_many_requests_are_429_with_retry_after(bundle_folder, png):
