@@ -7,6 +7,7 @@ run in the order of deadlines. An error belongs to its group of one subnet, neve
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -82,7 +83,7 @@ class ClassifyApi(litserve.LitAPI):
     def setup(self, device: str) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to pass on
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        end_with_parent()
+        end_with_parent(self.folder)
         worker_id = int(os.environ["LITSERVE_WORKER_ID"])
         file = WorkerFile(self.folder, worker_id)
         settings = self.settings
@@ -120,13 +121,17 @@ def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float]
     return tuple(sorted(points.items()))
 
 
-def end_with_parent() -> None:
-    """End this process when its parent is gone, also after a kill -9 of the parent."""
+def end_with_parent(folder: Path) -> None:
+    """End this process when its parent is gone, also after a kill -9 of the parent.
+
+    ``folder``: the run's own, which the parent could not remove then.
+    """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

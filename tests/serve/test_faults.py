@@ -178,11 +178,18 @@ def test_too_many_requests_are_429_with_retry_after(bundle_folder, png):
         stop_server(server)
 
 
-def test_nothing_is_left_when_the_parent_is_killed(own_server):
-    everything = own_server.descendants()
-    own_server.process.kill()
-    own_server.process.wait()
-    assert_soon_gone(everything)
+def test_nothing_is_left_when_the_parent_is_killed(bundle_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = start_server(bundle_folder)
+    try:
+        everything = server.descendants()
+        assert list(tmp_path.glob("shiftnas-*"))
+        server.process.kill()
+        server.process.wait()
+        assert_soon_gone(everything)
+        assert not list(tmp_path.glob("shiftnas-*"))
+    finally:
+        stop_server(server)
 
 
 def test_a_killed_worker_among_several_swallows_no_request(bundle_folder, png):
