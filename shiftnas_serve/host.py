@@ -54,7 +54,7 @@ class Host(litserve.LitServer):
         )
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
-        self._folder, self._stopping = folder, threading.Event()
+        self._stopping = threading.Event()
         metrics = Metrics()
         planner = Planner(bundle, settings.default_flops)
         self._subnet_workers = Workers(self, folder, settings.workers, metrics)
@@ -159,7 +159,7 @@ def _stop_on_signals(folder: Path, drain_s: float) -> None:
             # HTTP process gets uvicorn's own handler after this)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            end_with_parent(self._folder)
+            end_with_parent(folder)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
