@@ -29,7 +29,7 @@ from models.bundle import Bundle, load_bundle
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import set_draining
-from shiftnas_serve.worker import ClassifyApi, end_with_parent
+from shiftnas_serve.worker import GHOST_S, ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
 
@@ -79,6 +79,9 @@ class Host(litserve.LitServer):
                         return
                     print("the HTTP process died; starting another", file=sys.stderr, flush=True)
                     processes[0].join()
+                    # Until then, the dead one's last wait for answers would swallow new answers.
+                    if self._stopping.wait(GHOST_S):
+                        return
                     processes[0] = start(*arguments, **named)[0]
 
         threading.Thread(target=keep, name="keep-http", daemon=True).start()

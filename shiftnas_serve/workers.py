@@ -21,12 +21,9 @@ from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.status import WorkerStatus, is_draining, read_resident, read_worker
-from shiftnas_serve.worker import Done, Failed, Job
+from shiftnas_serve.worker import GHOST_S, Done, Failed, Job
 
 POLL_S = 0.1
-# A dead worker's last request for work lives on in LitServe's manager for up to a second, and
-# swallows a job that is handed to it. After this long it is over, and such jobs are sent again.
-_GHOST_S = 1.2
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ class Workers:
             taken_by = wait.item.worker_id
             if taken_by == worker_id or (taken_by is None and alone):
                 self._loop.call_soon_threadsafe(wait.lost.set)
-        self._loop.call_soon_threadsafe(self._loop.call_later, _GHOST_S, self._send_untaken_again)
+        self._loop.call_soon_threadsafe(self._loop.call_later, GHOST_S, self._send_untaken_again)
 
     async def start(self) -> None:
         """Begin to watch; call inside the event loop."""
