@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
@@ -178,6 +178,31 @@ def test_recipes_and_settings_exist(document):
         with_settings(get_recipe("digits"), [setting])
     for name in re.findall(r"SHIFTNAS_([A-Z_]+)", text):
         assert name.lower() in {*Settings.model_fields, "data"}, name
+
+
+def python_blocks() -> list[str]:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(python_blocks())))
+def test_examples_of_extensions_are_complete(tmp_path, number):
+    from models.space import SearchSpace
+
+    file = tmp_path / "example.py"
+    file.write_text(python_blocks()[number], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("example", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    own = [one for one in vars(module).values() if getattr(one, "__module__", "") == "example"]
+    assert own
+    for one in own:
+        if inspect.isclass(one):
+            assert not inspect.isabstract(one), one
+        else:
+            space = one()
+            assert isinstance(space, SearchSpace)
+            assert space.min_flops < space.max_flops
 
 
 # ----------------------------------------------------------------------------------------- CI
