@@ -32,7 +32,7 @@ from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import WorkerFile
 
 _MEASURED_SUBNETS = 5
-# LitServe's processes wait for each other in calls of a second to the manager. The call of a process
+# LitServe's processes wait for each other in calls of a second to the manager. The call of one
 # that died lives on there, and swallows what it is handed; after this long it is over.
 GHOST_S = 1.2
 
