@@ -103,14 +103,14 @@ def draw_budget(
 ) -> float:
     """A budget of a group: its upper end, or with ``jitter`` anywhere between its ends.
 
-    The outer groups reach a third beyond the range, so that a quarter of their draws is the
-    smallest or the largest subnet itself, which no budget inside the range would ask for.
+    Half of the draws of an outer group are the end of the range itself: the smallest and the
+    largest subnet, which hardly any budget inside the range asks for.
     """
     upper = float(groups[group])
     if not jitter:
         return upper
     lower = float(groups[group - 1] if group else space.min_flops)
-    beyond = (upper - lower) / 3
+    beyond = upper - lower
     if group == 0:
         lower -= beyond
     if group == len(groups) - 1:
