@@ -118,7 +118,8 @@ def frontier_figure(frontier: Sequence[Record]) -> Figure:
     axes.set_xlabel(f"{unit}FLOPs (multiply-adds) of the subnet")
     axes.set_ylabel("top-1 accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-    axes.legend(loc="lower right")
+    if axes.lines:
+        axes.legend(loc="lower right")
     return figure
 
 

@@ -115,6 +115,9 @@ def _read_frontier(path: Path) -> list[Record]:
     rows = _read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must be a list of rows")
+    for row in rows:
+        number(row, "budget_flops")
+        number(row, "flops")
     return rows
 
 

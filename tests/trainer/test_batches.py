@@ -1,0 +1,194 @@
+"""Mini-batches depend on (seed, epoch, index) alone, and augmentation does what it says."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.augment import Augment, crop_and_flip, cutout
+from trainer.batches import Batches
+from trainer.splits import LabelledImages
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def numbered(count, side=8):
+    """Random images whose labels are their row numbers."""
+    images = torch.randint(
+        0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)
+    )
+    return LabelledImages(images.to(torch.uint8), torch.arange(count))
+
+
+def make(data=None, batch_size=4, **options):
+    data = numbered(22) if data is None else data
+    return Batches(data, batch_size, **{"seed": 7, "mean": MEAN, "std": STD} | options)
+
+
+def same(left, right):
+    return left[:2] == right[:2] and all(map(torch.equal, left[2:], right[2:]))
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_image_once_in_another_order_each_time():
+    batches = make(drop_last=False)
+    assert len(batches) == 6
+    orders = [torch.cat([b.labels for b in batches.epoch(e)]).tolist() for e in range(3)]
+    for order in orders:
+        assert sorted(order) == list(range(22))
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_drop_last_leaves_only_whole_batches():
+    batches = make()
+    assert len(batches) == 5
+    assert all(len(b.labels) == 4 for b in batches.epoch(0))
+
+
+def test_without_shuffle_the_order_is_that_of_the_data():
+    batches = make(shuffle=False, drop_last=False)
+    assert torch.cat([b.labels for b in batches]).tolist() == list(range(22))
+
+
+@pytest.mark.parametrize("policy", [None, "randaugment"])
+def test_a_resumed_stream_goes_on_bit_for_bit(policy):
+    def new():
+        return make(augment=Augment(padding=2, cutout=3, policy=policy))
+
+    whole = list(itertools.islice(new().stream(), 13))
+    assert [b[:2] for b in whole[:7]] == [(0, i) for i in range(5)] + [(1, 0), (1, 1)]
+    torch.rand(3)  # whatever else draws from torch's global generator
+    resumed = itertools.islice(new().stream(epoch=1, start=2), 6)
+    assert all(map(same, resumed, whole[7:]))
+
+
+def test_prefetch_changes_nothing():
+    plain = itertools.islice(make(augment=Augment(padding=2)).stream(), 12)
+    ahead = itertools.islice(make(augment=Augment(padding=2), prefetch=True).stream(), 12)
+    assert all(itertools.starmap(same, zip(plain, ahead, strict=True)))
+
+
+def test_prefetch_refuses_a_policy_that_draws_from_the_global_generator():
+    with pytest.raises(ValueError, match=r"policy.*prefetch"):
+        make(augment=Augment(policy="randaugment"), prefetch=True)
+
+
+def test_the_seed_changes_order_and_augmentation():
+    one, other = (make(seed=seed, augment=Augment(padding=2)).batch(0, 0) for seed in (1, 2))
+    assert one.labels.tolist() != other.labels.tolist()
+    one, other = (
+        make(seed=seed, shuffle=False, augment=Augment(padding=2)).batch(0, 0) for seed in (1, 2)
+    )
+    assert not torch.equal(one.images, other.images)
+
+
+def test_ranks_share_out_each_global_batch():
+    ranks = [make(batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [3, 3]
+    seen = [b.labels for rank in ranks for b in rank.epoch(0)]
+    everything = torch.cat(seen).tolist()
+    assert len(set(everything)) == len(everything) == 18
+    alone = make(batch_size=6).batch(0, 1).labels
+    assert sorted(torch.cat([seen[1], seen[4]]).tolist()) == sorted(alone.tolist())
+
+
+def test_too_few_images_for_one_batch_is_said():
+    with pytest.raises(ValueError, match=r"takes 40 images, the data has 22"):
+        make(batch_size=40)
+
+
+# -- pixels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_are_normalized_per_channel(channels_last):
+    data = numbered(22)
+    batch = make(data, channels_last=channels_last).batch(3, 2)
+    pixels = data.images[batch.labels].numpy().transpose(0, 2, 3, 1) / 255
+    expected = ((pixels - MEAN) / STD).transpose(0, 3, 1, 2)
+    assert batch.images.dtype == torch.float32
+    np.testing.assert_allclose(batch.images.numpy(), expected, atol=1e-5)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.images.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("border", "mode"), [("reflect", "reflect"), ("zero", "constant")])
+def test_crops_are_crops_of_the_padded_image_at_many_places(border, mode):
+    images = numbered(300, side=6).images
+    moved = crop_and_flip(
+        images, 2, border=border, flip=True, generator=torch.Generator().manual_seed(1)
+    )
+    found = set()
+    for before, after in zip(images.numpy(), moved.numpy(), strict=True):
+        padded = np.pad(before, ((0, 0), (2, 2), (2, 2)), mode=mode)
+        places = [
+            (y, x, flip)
+            for y in range(5)
+            for x in range(5)
+            for flip in (1, -1)
+            if np.array_equal(padded[:, y : y + 6, x : x + 6][:, :, ::flip], after)
+        ]
+        assert places, "not a crop"
+        found.add(places[0])
+    assert len(found) == 50, "every shift, mirrored and not"
+
+
+def test_without_flip_nothing_is_mirrored():
+    images = numbered(50).images
+    still = crop_and_flip(
+        images, 0, border="zero", flip=False, generator=torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(still, images)
+
+
+def test_cutout_blanks_one_square_per_image_and_nothing_else():
+    images = torch.ones(400, 3, 9, 9)
+    cut = cutout(images.clone(), 3, torch.Generator().manual_seed(0))
+    gone = cut == 0
+    assert torch.equal(gone[:, 0], gone[:, 2])
+    sizes = gone[:, 0].sum((1, 2))
+    assert sizes.max() == 9
+    assert sizes.min() == 4, "the centre lies in the image, so a corner at least is cut"
+    rows = gone[:, 0].any(2).sum(1)
+    columns = gone[:, 0].any(1).sum(1)
+    assert torch.equal(sizes, rows * columns)
+
+
+def test_cutout_leaves_the_mean_colour():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    data = LabelledImages(images, torch.arange(4))
+    augment = Augment(padding=0, flip=False, cutout=4)
+    batch = make(data, augment=augment).batch(0, 0)
+    assert (batch.images == 0).any(), "0 after normalization is the mean before it"
+    assert (batch.images < 0).any()
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10", "trivialaugment"])
+def test_a_policy_leaves_torchs_global_generator_alone(policy):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    make(numbered(8, side=16), augment=Augment(policy=policy)).batch(0, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"padding": -1}, "padding"),
+        ({"cutout": -2}, "cutout"),
+        ({"border": "mirror"}, "reflect, zero"),
+        ({"policy": "rand"}, "randaugment"),
+    ],
+)
+def test_wrong_options_are_named(options, word):
+    with pytest.raises(ValueError, match=word):
+        Augment(**options)
+
+
+def test_a_reflected_border_as_large_as_the_image_is_refused():
+    with pytest.raises(ValueError, match=r"padding 8.*larger"):
+        make(augment=Augment(padding=8)).batch(0, 0)
