@@ -178,6 +178,8 @@ def generator_figure(records: Sequence[Record]) -> Figure:
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     panels[0].set_ylim(bottom=0)
+    # Not zoomed in on: use is within a percent of the same value for most of a run.
+    panels[1].set_ylim(min(0.9, panels[1].get_ylim()[0]), 1)
     if has_entropy:
         entropy = np.array([numbers(record, "entropy") for record in records])
         colours, scale_of = _shades(np.arange(1, entropy.shape[1] + 1))
@@ -273,4 +275,4 @@ def _colour_bar(figure: Figure, scale: ScalarMappable, axes: Axes, label: str) -
 def _step_axis(axes: Axes) -> None:
     axes.set_xlabel("training step")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
