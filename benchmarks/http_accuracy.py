@@ -57,7 +57,9 @@ def encoded_test_images(source: str, count: int, seed: int) -> list[tuple[bytes,
         raise ValueError(f"{source} has no test split; name a folder with test*.parquet or test/")
     rows = np.random.default_rng(seed).permutation(len(test.encoded))[:count]
     images = [test.encoded[int(row)] for row in rows]
-    data = [image if isinstance(image, bytes) else Path(str(image)).read_bytes() for image in images]
+    data = [
+        image if isinstance(image, bytes) else Path(str(image)).read_bytes() for image in images
+    ]
     return [(one, int(test.labels[int(row)])) for one, row in zip(data, rows, strict=True)]
 
 
