@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{bundle.name}, {result['budgets']} random budgets (seed {options.seed})")
         print(
             f"answers over budget: {result['over_budget']}\n"
-            f"bundle's answers use {100 * result['answer_mean_use']:.2f} % of the budget on "
+            f"the bundle uses {100 * result['answer_mean_use']:.2f} % of the budget on "
             f"average (least {100 * result['answer_least_use']:.2f} %)\n"
             f"live decode uses {100 * result['decode_mean_use']:.2f} % "
             f"(least {100 * result['decode_least_use']:.2f} %), "

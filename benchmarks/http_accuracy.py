@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     places = np.linspace(0, len(bundle.frontier) - 1, min(options.budgets, len(bundle.frontier)))
-    rows = []
+    rows: list[dict[str, float | int | bool]] = []
     try:
         for place in places.round().astype(int).tolist():
             row = bundle.frontier[place]
