@@ -146,7 +146,7 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
         pretrain_generator(generator, relaxed_flops, recipe.generator, rng)
 
     # ---- Algorithm 1 ---------------------------------------------------------------------------
-    log = JsonlLog(folder / "log.jsonl", resume_step=step if resume else None)
+    log = JsonlLog(folder / "log.jsonl", resume_step=step)
     display = Display(f"{recipe.name}: {space.name} on {splits.name}")
     stream = batches.stream(*divmod(step, len(batches)))
     started_at = checkpointed_at = measured_at = time.monotonic()
