@@ -171,8 +171,7 @@ class Classifier:
                 "arch": bundle.space.arch_to_json(plan.arch),
             },
             "budget": {
-                "flops": plan.asked.get("flops"),
-                "latency_ms": plan.asked.get("latency_ms"),
+                **{kind.name: plan.asked.get(kind.name) for kind in BUDGET_KINDS},
                 "degraded": plan.degraded,
             },
             "model": {"name": bundle.name, "version": bundle.version},

@@ -165,7 +165,7 @@ _CLASSIFICATION = _object(
     },
     subnet=_object(id=_TEXT, flops=_INTEGER, params=_INTEGER, arch={"type": "object"}),
     budget=_object(
-        flops=_OPTIONAL_NUMBER, latency_ms=_OPTIONAL_NUMBER, degraded={"type": "boolean"}
+        **{kind.name: _OPTIONAL_NUMBER for kind in BUDGET_KINDS}, degraded={"type": "boolean"}
     ),
     model=_object(name=_TEXT, version=_TEXT),
     request_id=_TEXT,
