@@ -202,6 +202,8 @@ def save_bundle(
         if space.norms:
             packed = {space.arch_id(a): pack_statistics(space, a, s) for a, s in statistics.items()}
             save_file(_contiguous(packed), partial / STATISTICS)
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
         files = {file.name: _describe(file) for file in sorted(partial.iterdir())}
         digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         document: dict[str, Json] = {

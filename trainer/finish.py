@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from models.arch import Arch
 from models.bundle import FrontierRow, Json, frontier_row_to_json, save_bundle
 from models.generator import ArchitectureGenerator
 from models.nets import build_net
+from models.nets.elastic import TensorStatistics
 from models.preprocess import Preprocess
 from models.spaces import get_space
 from models.template import export_template
@@ -34,6 +36,10 @@ from trainer.report import write_report
 from trainer.samplers import build_sampler
 from trainer.splits import Splits
 
+DOMINATED_BY = 0.005
+"""Accuracy by which a smaller answer must be better for a larger one to be dropped: about one
+standard error on 5,000 held-out images."""
+
 
 def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     """Write ``folder/bundle``, ``frontier.json`` and ``report``; print the table per budget.
@@ -50,11 +56,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
     asked = answers(generator, even_budgets(space, recipe.answer_budgets))
-    grid_answers = sorted({space.flops(arch): arch for arch in asked}.items())
-    shown = even_budgets(space, recipe.evaluation_budgets)
-    served = [_served(grid_answers, budget) for budget in shown]
+    candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
-    print("calibrating, evaluating and exporting ...", file=sys.stderr)
     batches = Batches(
         splits.train,
         min(recipe.batch_size, len(splits.train)),
@@ -65,16 +68,25 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         channels_last=True,
     )
     images = calibration_images(batches, recipe.calibration_batches)
-    measured = {
-        arch: calibrated(net, arch, images, recipe.device)
-        for arch in dict.fromkeys(arch for _, arch in grid_answers)
-    }
-    rows = []
     val = evaluation_batches(splits.steer, recipe.mean, recipe.std)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std)
-    for budget, arch in zip(shown, served, strict=True):
-        right = [accuracy(net, arch, measured[arch], data, recipe.device) for data in (val, test)]
-        rows.append(FrontierRow(budget, arch, space.flops(arch), space.params(arch), *right))
+    measured: dict[Arch, TensorStatistics] = {}
+    val_accuracy: dict[Arch, float] = {}
+    for number, (_, arch) in enumerate(candidates, start=1):
+        measured[arch] = calibrated(net, arch, images, recipe.device)
+        val_accuracy[arch] = accuracy(net, arch, measured[arch], val, recipe.device)
+        if number % 25 == 0 or number == len(candidates):
+            print(
+                f"calibrated and evaluated {number} of {len(candidates)} answers", file=sys.stderr
+            )
+    grid_answers = undominated(candidates, val_accuracy, DOMINATED_BY)
+    measured = {arch: measured[arch] for _, arch in grid_answers}
+    rows = []
+    for budget in even_budgets(space, recipe.evaluation_budgets):
+        arch = _served(grid_answers, budget)
+        right = accuracy(net, arch, measured[arch], test, recipe.device)
+        sizes = space.flops(arch), space.params(arch)
+        rows.append(FrontierRow(budget, arch, *sizes, val_accuracy[arch], right))
 
     statistics: dict[Arch, Statistics] = {
         arch: {name: (m.cpu().numpy(), v.cpu().numpy()) for name, (m, v) in values.items()}
@@ -107,6 +119,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
             "training_s": max(seconds, default=None),
+            "answers_asked": len(candidates),
+            "answers_kept": len(grid_answers),
             "trained_with": trained_with,
             "bundled_with": dict(provenance()),
         },
@@ -129,6 +143,24 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
     }
+
+
+def undominated(
+    candidates: list[tuple[int, Arch]], val_accuracy: Mapping[Arch, float], margin: float
+) -> list[tuple[int, Arch]]:
+    """Drop answers that a smaller one beats by more than ``margin`` on held-out images.
+
+    To use the last of a budget, a decode may need choices that the generator hardly samples and
+    the supernet hardly trained; a user is better served by the smaller subnet then. By FLOPs,
+    ascending; the smallest always stays.
+    """
+    kept: list[tuple[int, Arch]] = []
+    best = 0.0
+    for flops, arch in candidates:
+        if val_accuracy[arch] >= best - margin:
+            kept.append((flops, arch))
+            best = max(best, val_accuracy[arch])
+    return kept
 
 
 def _served(grid: list[tuple[int, Arch]], budget: float) -> Arch:
