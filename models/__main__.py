@@ -51,7 +51,7 @@ def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
 
 def describe(options: argparse.Namespace) -> dict[str, object]:
     """A space, or one arch of it."""
-    space = get_space(options.space)
+    space = get_space(options.space + ("-rpe" if options.relative_position else ""))
     if options.arch is not None:
         return {"space": space.name, **describe_arch(space, read_arch(space, options.arch))}
     archs = 1
@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("describe", help="a space: FLOPs, parameters, decisions")
     one.add_argument("space", metavar="SPACE", help=f"one of: {', '.join(sorted(SPACES))}")
     one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of the space")
+    one.add_argument(
+        "--relative-position", action="store_true", help="of a vit-* space: the variant with it"
+    )
     one.set_defaults(run=describe)
     one = commands.add_parser("generate", help="what a bundle answers to a budget")
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")

@@ -16,7 +16,7 @@ LOGIT_BOUND = 6.0
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return 0.5 * (1 + np.tanh(0.5 * x))  # exp would overflow
 
 
 @dataclass(frozen=True, eq=False)

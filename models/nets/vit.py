@@ -84,6 +84,15 @@ def relative_entries(grid: int, reach: int) -> Entries:
     return entries(place // grid), entries(place % grid)
 
 
+class SteppedLinear(ElasticLinear):
+    """A linear layer whose bias is the sum of the rows of a table (``vit_space``)."""
+
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        """(..., in) -> (..., out)."""
+        rows = view.mask(view.weight(self.bias, self._bias), self._bias.shape[0], axis=0)
+        return F.linear(x, view.weight(self.weight, self._weight), rows.sum(0))
+
+
 class Attention(nn.Module):
     """Attention of as many heads as its weights have rows for. (batch, tokens, width) both ways.
 
@@ -96,7 +105,8 @@ class Attention(nn.Module):
         super().__init__()
         self.query = ElasticLinear(net, f"{name}.query")
         self.key = ElasticLinear(net, f"{name}.key")
-        self.value = ElasticLinear(net, f"{name}.value")
+        linear = SteppedLinear if layout.stepped_bias else ElasticLinear
+        self.value = linear(net, f"{name}.value")
         self.project = ElasticLinear(net, f"{name}.project")
         self.relative: RelativePosition | None = None
         if layout.relative_position is not None:

@@ -15,6 +15,15 @@ SPACES: dict[str, str] = {
     "cifar-vit": "models.spaces.cifar_vit:cifar_vit",
     "nano-cnn": "models.spaces.nano_cnn:nano_cnn",
     "nano-vit": "models.spaces.nano_vit:nano_vit",
+    "vit-base": "models.spaces.autoformer:vit_base",
+    "vit-base-autoformer": "models.spaces.autoformer:vit_base_autoformer",
+    "vit-base-rpe": "models.spaces.autoformer:vit_base_rpe",
+    "vit-small": "models.spaces.autoformer:vit_small",
+    "vit-small-autoformer": "models.spaces.autoformer:vit_small_autoformer",
+    "vit-small-rpe": "models.spaces.autoformer:vit_small_rpe",
+    "vit-tiny": "models.spaces.autoformer:vit_tiny",
+    "vit-tiny-autoformer": "models.spaces.autoformer:vit_tiny_autoformer",
+    "vit-tiny-rpe": "models.spaces.autoformer:vit_tiny_rpe",
 }
 """Name -> ``module:function``; the function takes the number of classes and gives the space."""
 

@@ -14,6 +14,7 @@ for columns, each for keys and for values, whose entry 0 is for pairs with the c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul
 
@@ -44,6 +45,7 @@ class VitLayout:
     """What the forward pass must know of the network: only sizes that no decision changes.
 
     ``relative_position`` is the distance, in patches, beyond which all are alike; None: not used.
+    ``stepped_bias``: whether values have a bias of their own for each number of heads.
     """
 
     blocks: tuple[VitBlockLayout, ...]
@@ -51,11 +53,17 @@ class VitLayout:
     grid: int
     head_dim: int
     relative_position: int | None
+    stepped_bias: bool = False
 
 
 def hidden_width(embed_dim: Choice, mlp_ratio: Choice) -> int:
     """Units between a block's two linear layers."""
     return int(embed_dim * mlp_ratio)
+
+
+def steps_of(choices: tuple[int, ...]) -> Callable[[int], int]:
+    """The rule that counts the choices up to one of them."""
+    return lambda choice: choices.index(choice) + 1
 
 
 def vit_space(
@@ -70,10 +78,14 @@ def vit_space(
     head_dim: int,
     num_classes: int,
     relative_position: int | None = None,
+    stepped_bias: bool = False,
 ) -> SearchSpace:
     """Lay out a space of the family; choices ascend, ``image`` and ``patch`` are in pixels.
 
     ``relative_position``: the largest distance told apart, in patches; None for none.
+    ``stepped_bias``: the bias of a block's values is not shared between numbers of heads. It is
+    the sum of a table's first rows, one for the smallest number, two for the next, and so on:
+    the table is sliced by prefix like all weights and holds any bias for every number.
     """
     assert image % patch == 0, "patches must tile the image"
     grid = image // patch
@@ -90,9 +102,12 @@ def vit_space(
     def norm(where: str, block: Block | None) -> None:
         weights.extend(Weight(f"{where}.{part}", (width,), None, block) for part in NORM_PARTS)
 
-    def linear(where: str, out: Size, into: Size, at: Size, block: Block | None) -> None:
+    def linear(
+        where: str, out: Size, into: Size, at: Size, block: Block | None, steps: Size | None = None
+    ) -> None:
         weights.append(Weight(f"{where}.weight", (out, into), at, block))
-        weights.append(Weight(f"{where}.bias", (out,), None, block))
+        bias = (out,) if steps is None else (steps, out)
+        weights.append(Weight(f"{where}.bias", bias, None, block))
 
     pixels = fixed(patch)
     weights.append(Weight("patches.weight", (width, fixed(3), pixels, pixels), patches))
@@ -109,8 +124,10 @@ def vit_space(
         hidden = Size(("embed_dim", ratio), hidden_width)
 
         norm(f"{here}.attention_norm", block)
-        for part in ("query", "key", "value"):
+        for part in ("query", "key"):
             linear(f"{here}.attention.{part}", attended, width, tokens, block)
+        steps = derived(steps_of(num_heads), chosen(heads)) if stepped_bias else None
+        linear(f"{here}.attention.value", attended, width, tokens, block, steps)
         linear(f"{here}.attention.project", width, attended, tokens, block)
         # logits from queries and keys, and the sum of values that they weigh
         pairs = (tokens, tokens, attended)
@@ -138,7 +155,7 @@ def vit_space(
         resolution=fixed(image),
         num_classes=num_classes,
         net="models.nets.vit:ViTNet",
-        layout=VitLayout(tuple(layouts), patch, grid, head_dim, relative_position),
+        layout=VitLayout(tuple(layouts), patch, grid, head_dim, relative_position, stepped_bias),
         products=tuple(products),
     )
 

@@ -36,6 +36,7 @@ RELATIVE = vit_space(
     head_dim=8,
     num_classes=10,
     relative_position=2,
+    stepped_bias=True,
 )
 SPACE = {name: get_space(name) for name in SPACES} | {RELATIVE.name: RELATIVE}
 LARGE = {name for name, space in SPACE.items() if space.max_flops > 200e6}

@@ -1,0 +1,157 @@
+"""Bundles: what is wrong with one is named, and an old one survives a failed save."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import models.bundle
+from models.bundle import load_bundle
+from tests.bundles import make_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return Path(shutil.copytree(original, tmp_path / "copy"))
+
+
+def edit(folder, change):
+    document = json.loads((folder / "bundle.json").read_text())
+    change(document)
+    (folder / "bundle.json").write_text(json.dumps(document))
+
+
+def rehash(folder, name):
+    """Let the manifest agree with a file that was changed on purpose."""
+    described = models.bundle._describe(folder / name)
+    edit(folder, lambda d: d["files"].update({name: described}))
+
+
+def refused(folder, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format=2), "format is 2"),
+        (lambda d: d.pop("labels"), "no 'labels'"),
+        (lambda d: d.update(labels=["a"]), "labels has 1 entries"),
+        (lambda d: d["space"].update(name="nano-cn"), "did you mean 'nano-cnn'"),
+        (lambda d: d["flops"].update(max=5), "flops: max is 5"),
+        (lambda d: d["preprocess"].update(mean=[1]), "mean"),
+        (lambda d: d["answers"][0].update(budget_flops=5), "exceed"),
+        (lambda d: d["answers"].pop(0), "begin at the smallest"),
+        (lambda d: d["frontier"][0].update(id="x"), "not that of its arch"),
+        (lambda d: d["frontier"][0]["arch"].update(depth="deep"), "must be numbers"),
+        (lambda d: d["files"].pop("template.onnx"), "does not list template.onnx"),
+        (lambda d: d.update(version=7), "version must be str"),
+    ],
+)
+def test_wrong_fields_are_named(folder, change, words):
+    edit(folder, change)
+    refused(folder, words)
+
+
+@pytest.mark.parametrize(
+    "name", ["supernet.safetensors", "template.onnx", "statistics.safetensors"]
+)
+def test_missing_and_changed_files_are_named(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    refused(folder, f"{name} has another SHA-256")
+    (folder / name).write_bytes(data[:-10])
+    refused(folder, f"{name} has .* bytes")
+    (folder / name).unlink()
+    refused(folder, f"{name} is missing")
+
+
+def test_weights_of_the_wrong_shape_or_name_are_named(folder):
+    file = folder / "supernet.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "classifier.bias": np.zeros(3, np.float32)}, file)
+    rehash(folder, file.name)
+    refused(folder, "classifier.bias is float32")
+    save_file({**weights, "extra": np.zeros(3, np.float32)}, file)
+    rehash(folder, file.name)
+    refused(folder, "has extra")
+
+
+def test_what_is_no_bundle_says_so(tmp_path, folder):
+    refused(tmp_path, "is no bundle")
+    (folder / "bundle.json").write_text("{")
+    refused(folder, "is no JSON")
+
+
+def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
+    version = load_bundle(folder).version
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(models.bundle, "_swap", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_bundle("nano-cnn", folder, seed=1)
+    assert load_bundle(folder).version == version
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    monkeypatch.undo()
+    make_bundle("nano-cnn", folder, seed=1)
+    assert load_bundle(folder).version != version
+
+
+def test_other_folders_are_not_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").touch()
+    with pytest.raises(ValueError, match="is no bundle"):
+        make_bundle("nano-cnn", tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter").exists()
+
+
+@pytest.mark.parametrize("name", ["nano-cnn", "nano-vit"])
+def test_1000_budgets_are_kept(name, tmp_path):
+    bundle = load_bundle(make_bundle(name, tmp_path / "bundle"))
+    rng = np.random.default_rng(0)
+    for budget in rng.uniform(bundle.min_flops, 1.1 * bundle.max_flops, 1000):
+        assert bundle.space.flops(bundle.answer(budget)) <= budget
+    assert bundle.answer(bundle.min_flops) == bundle.space.smallest
+    assert bundle.answer(1e18) == bundle.space.largest
+    with pytest.raises(ValueError, match="below the smallest subnet"):
+        bundle.answer(bundle.min_flops - 1)
+
+
+def test_the_bundle_of_the_repository_is_whole_small_and_keeps_budgets():
+    path = ROOT / "models" / "zoo" / "cifar10-cnn"
+    bundle = load_bundle(path)
+    assert sum(file.stat().st_size for file in path.iterdir()) <= 10e6
+    assert bundle.max_flops >= 4 * bundle.min_flops
+    budgets = np.random.default_rng(0).uniform(bundle.min_flops, bundle.max_flops, 1000)
+    uses = [bundle.space.flops(bundle.answer(budget)) / budget for budget in budgets]
+    assert max(uses) <= 1
+    assert np.mean(uses) >= 0.97
+    accuracies = [row.test_accuracy for row in bundle.frontier]
+    assert accuracies[-1] > accuracies[0]
+
+
+def test_loading_a_bundle_needs_no_torch(original):
+    program = (
+        "import sys, models.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(original)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == "False", ended.stderr
