@@ -20,6 +20,7 @@ from models.weights import Statistics
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
+    "autoformer": "models.converters.autoformer:convert_autoformer",
 }
 """Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
 

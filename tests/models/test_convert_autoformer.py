@@ -1,0 +1,93 @@
+"""Converted AutoFormer checkpoints answer as the public implementation does."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.converters import convert
+from models.extract import extract
+from models.nets import build_net
+from models.relaxed import relax
+from tests.reference.state import inputs, state
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+@cache
+def meta(size):
+    return json.loads((REFERENCE / f"autoformer_{size}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["T", "S"])
+def size(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def net(size, tmp_path_factory):
+    weights = state(meta(size)["state_dict"], meta(size)["seed"])
+    path = tmp_path_factory.mktemp("checkpoint") / "supernet.pth"
+    torch.save({"model": {k: torch.from_numpy(v) for k, v in weights.items()}, "epoch": 500}, path)
+    converted = convert("autoformer", path)
+    net = build_net(converted.space).eval()
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in converted.weights.items()})
+    return net
+
+
+@pytest.mark.parametrize("name", ["published", "min", "max", "r0", "r1"])
+def test_logits_are_those_of_the_public_implementation(size, net, name):
+    given = meta(size)["archs"][name]
+    arch = net.space.arch_from_json(
+        {
+            "embed_dim": given["embed_dim"][0],
+            "depth": given["layer_num"],
+            "num_heads": given["num_heads"],
+            "mlp_ratio": given["mlp_ratio"],
+        }
+    )
+    images = torch.from_numpy(inputs(meta(size)["input_seed"], 224))
+    with np.load(REFERENCE / f"autoformer_{size}.npz") as answers:
+        wanted = torch.from_numpy(answers[name])
+    with torch.no_grad():
+        ways = [net(images, arch)]
+        if name == "published":
+            ways += [extract(net, arch)(images), net(images, relax(net.space, arch))]
+    for logits in ways:
+        assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+# Tensors of one stored number each: what is refused does not depend on values.
+def refused(path, match, **changed):
+    shapes = {k: s for k, s in (meta("T")["state_dict"] | changed).items() if s is not None}
+    torch.save({k: torch.zeros(1).expand(s) for k, s in shapes.items()}, path)
+    with pytest.raises(ValueError, match=match):
+        convert("autoformer", path)
+
+
+def test_what_has_no_place_is_refused_by_name(tmp_path):
+    refused(tmp_path / "a.pth", "has dist_token, for which", dist_token=[1, 1, 256])
+
+
+def test_checkpoints_without_relative_position_are_refused_by_name(tmp_path):
+    key = "blocks.3.attn.rel_pos_embed_k.embeddings_table_v"
+    refused(tmp_path / "a.pth", f"lacks {key}", **{key: None})
+
+
+def test_another_shape_is_named_with_both_shapes(tmp_path):
+    key = "blocks.3.attn.qkv.weight"
+    refused(
+        tmp_path / "a.pth", rf"{key} is .*\(576, 256\), not .*\(768, 256\)", **{key: [576, 256]}
+    )
+
+
+def test_other_widths_are_refused(tmp_path):
+    key = "patch_embed_super.proj.bias"
+    refused(tmp_path / "a.pth", r"is 300 wide; .*256 \(vit-tiny\)", **{key: [300]})
+
+
+def test_other_networks_are_refused(tmp_path):
+    refused(tmp_path / "a.pth", "is no AutoFormer supernet", **{"head.bias": None})
