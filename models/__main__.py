@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.arch import Arch
 from models.bundle import load_bundle
+from models.converters import CONVERTERS
 from models.quantity import parse_flops
 from models.space import SearchSpace
 from models.spaces import SPACES, get_space
@@ -19,7 +21,8 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
 
   python -m models describe cifar-cnn
   python -m models describe cifar-cnn --arch '{"resolution": 32, ...}'   (or a file with it)
-  python -m models generate models/zoo/cifar10-cnn --flops 4M"""
+  python -m models generate models/zoo/cifar10-cnn --flops 4M
+  python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny"""
 
 
 def read_arch(space: SearchSpace, text: str) -> Arch:
@@ -77,6 +80,14 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
     return {"budget_flops": budget, **describe_arch(bundle.space, arch), "model": model}
 
 
+def convert(options: argparse.Namespace) -> dict[str, object]:
+    """A bundle from a public checkpoint."""
+    # loaded by name, since it is the only command here that needs torch
+    deployment = importlib.import_module("models.converters.deployment")
+    write: Callable[[str, Path, Path], dict[str, object]] = deployment.convert_to_bundle
+    return write(options.converter, options.checkpoint, options.out)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -96,6 +107,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument("--flops", required=True, help="the budget: 4000000, 4e6, 4M, 1.3G")
     one.set_defaults(run=generate)
+    one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")
+    one.add_argument(
+        "converter", metavar="CONVERTER", help=f"one of: {', '.join(sorted(CONVERTERS))}"
+    )
+    one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="tensors only")
+    one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
+    one.set_defaults(run=convert)
     return made
 
 

@@ -5,10 +5,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
+from models.__main__ import main
+from models.bundle import load_bundle
 from models.converters import convert
+from models.converters.deployment import convert_to_bundle
 from models.extract import extract
 from models.nets import build_net
 from models.relaxed import relax
@@ -91,3 +95,39 @@ def test_other_widths_are_refused(tmp_path):
 
 def test_other_networks_are_refused(tmp_path):
     refused(tmp_path / "a.pth", "is no AutoFormer supernet", **{"head.bias": None})
+
+
+def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):
+    out = str(tmp_path / "bundle")
+    assert main(["convert", "autoformer", str(tmp_path / "nothing.pth"), "--out", out]) == 2
+    assert capsys.readouterr().err.startswith("error: no checkpoint at")
+    assert main(["convert", "autoforme", str(tmp_path / "nothing.pth"), "--out", out]) == 2
+    assert "did you mean 'autoformer'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_converted_bundle_keeps_budgets_and_answers_alike(tmp_path):
+    weights = state(meta("T")["state_dict"], meta("T")["seed"])
+    checkpoint = tmp_path / "supernet.pth"
+    torch.save({k: torch.from_numpy(v) for k, v in weights.items()}, checkpoint)
+    convert_to_bundle("autoformer", checkpoint, tmp_path / "bundle", steps=3)
+    bundle = load_bundle(tmp_path / "bundle")
+    space = bundle.space
+    for budget in np.linspace(space.min_flops, space.max_flops, 20):
+        assert space.flops(bundle.answer(float(budget))) <= budget
+    given = meta("T")["archs"]["r0"]
+    arch = space.arch_from_json(
+        {
+            "embed_dim": given["embed_dim"][0],
+            "depth": given["layer_num"],
+            "num_heads": given["num_heads"],
+            "mlp_ratio": given["mlp_ratio"],
+        }
+    )
+    session = onnxruntime.InferenceSession(
+        bundle.build_onnx(arch).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (logits,) = session.run(None, {"images": inputs(meta("T")["input_seed"], 224)})
+    with np.load(REFERENCE / "autoformer_T.npz") as answers:
+        wanted = answers["r0"]
+    assert np.abs(logits - wanted).max() <= 1e-4 * np.abs(wanted).max()
