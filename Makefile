@@ -67,7 +67,7 @@ lock: $(VENV)/.full ## write the versions in $(VENV) to constraints.txt
 	@mv constraints.new constraints.txt
 
 clean: ## remove the environment and the caches of the tools
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .hypothesis .import_linter_cache .pyrefly_cache .pytest_cache .ruff_cache *.egg-info
 
 # ------------------------------------------------------------------------- the environment
 # A stamp is written last, so an interrupted installation starts again.
