@@ -61,8 +61,8 @@ class FrontierRow:
 class Bundle:
     """A loaded bundle. Immutable; arrays are shared, not copied.
 
-    answers: the archs that may be answered, each with the budget from which on, ascending. For
-    spaces without BatchNorm it is empty: any arch can be answered, and the generator is asked.
+    answers: the archs that may be answered, each with the budget from which on, ascending. A space
+    without BatchNorm may have none: any of its archs can be answered, and the generator is asked.
     """
 
     name: str
@@ -94,8 +94,9 @@ class Bundle:
     def answer(self, budget_flops: float) -> Arch:
         """The generator's arch for a budget: ``space.flops(arch) <= budget_flops`` always.
 
-        BatchNorm statistics exist for the answers to a fine grid of budgets; there a budget gets
-        the largest of them that it allows. Raises ValueError below the smallest subnet.
+        Where answers to a fine grid of budgets are stored (always with BatchNorm, whose statistics
+        exist for those archs only), a budget gets the largest of them that it allows. Raises
+        ValueError below the smallest subnet.
         """
         if not budget_flops >= self.min_flops:
             raise ValueError(
@@ -103,7 +104,7 @@ class Bundle:
                 f"{self.name}: budgets start at {self.min_flops:,} FLOPs, and from "
                 f"{self.max_flops:,} on the largest answers"
             )
-        if self.space.norms:
+        if self.answers:
             index = bisect_right(self._from_budgets, budget_flops) - 1
             arch = self.answers[max(index, 0)][1]
         else:
@@ -112,7 +113,7 @@ class Bundle:
         return arch
 
     def archs(self) -> tuple[Arch, ...]:
-        """The archs that a bundle with BatchNorm answers, each once; else the frontier's."""
+        """The stored answers, each once; where there are none, the frontier's archs."""
         listed = [arch for _, arch in self.answers] or [row.arch for row in self.frontier]
         return tuple(dict.fromkeys(listed))
 
@@ -409,7 +410,7 @@ def _frontier_row(space: SearchSpace, row: _Fields) -> FrontierRow:
 
 
 def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) -> None:
-    if space.norms and (not answers or answers[0][0] > space.min_flops):
+    if (space.norms and not answers) or (answers and answers[0][0] > space.min_flops):
         raise ValueError(f"answers must begin at the smallest subnet ({space.min_flops:,} FLOPs)")
     for index, (budget, arch) in enumerate(answers):
         if space.flops(arch) > budget:

@@ -28,6 +28,9 @@ BLOCKS_KEY = "blocks"
 PERMUTATIONS_KEY = "permutations"
 """In a template's metadata: JSON, weight -> axes, for weights that the graph reads transposed."""
 
+_NO_FILE = "given-by-add_external_initializers"
+"""Where weights that are not stored are said to be; no such file is ever looked for."""
+
 
 def deployed_shapes(space: SearchSpace, arch: Arch) -> dict[str, tuple[int, ...]]:
     """Shapes of a subnet's weights as deployed, by name: BatchNorms folded into biases.
@@ -81,8 +84,10 @@ def cut_graph(
 
     ``weights`` are the subnet's as deployed (``slice_weights``, ``fold_norms``), float32; they are
     stored in the graph. With None every weight is declared but not stored, and ONNX Runtime gets
-    the arrays of ``graph_weights`` from ``SessionOptions.add_initializer``, so that sessions can
-    share them; such a graph is not valid by itself.
+    the arrays of ``graph_weights`` from ``SessionOptions.add_external_initializers``; with
+    ``session.disable_prepacking`` sessions then share them. (Not from ``add_initializer``: ONNX
+    Runtime 1.31 rewrites graphs before it looks there, and computes with what is in the file.)
+    Such a graph is not valid by itself.
 
     Raises ValueError naming a weight that is missing or has another shape or type.
     """
@@ -115,6 +120,9 @@ def cut_graph(
         if weights is not None:
             weight = _checked(weights, name, shape)
             tensor.raw_data = (weight if axes is None else weight.transpose(axes)).tobytes()
+        else:
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=_NO_FILE)
     return model
 
 

@@ -105,7 +105,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         labels=splits.labels,
         groups=build_sampler(recipe.sampler, space, recipe.sampler_options).groups,
         frontier=rows,
-        answers=[(float(flops), arch) for flops, arch in grid_answers] if space.norms else [],
+        answers=[(float(flops), arch) for flops, arch in grid_answers],
         weights={name: p.detach().cpu().numpy() for name, p in net.named_parameters()},
         generator={name: np.asarray(p) for name, p in generator.state_dict().items()},
         statistics=statistics,

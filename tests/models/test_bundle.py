@@ -134,6 +134,13 @@ def test_1000_budgets_are_kept(name, tmp_path):
         bundle.answer(bundle.min_flops - 1)
 
 
+def test_the_frontier_shows_what_is_answered(original):
+    for folder in (original, ROOT / "models" / "zoo" / "cifar10-cnn"):
+        bundle = load_bundle(folder)
+        for row in bundle.frontier:
+            assert bundle.answer(row.budget_flops) == row.arch
+
+
 def test_the_bundle_of_the_repository_is_whole_small_and_keeps_budgets():
     path = ROOT / "models" / "zoo" / "cifar10-cnn"
     bundle = load_bundle(path)

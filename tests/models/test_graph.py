@@ -1,0 +1,205 @@
+"""Graphs cut from a space's template answer as torch does, for any arch of any space."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models.arch import Arch
+from models.calibration import calibrate
+from models.extract import extract_folded
+from models.graph import BLOCK_KEY, INPUT, OUTPUT, cut_graph, deployed_shapes, graph_weights
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from models.nets.vit import ViTNet
+from models.space import SearchSpace
+from models.spaces import get_space
+from models.template import TemplateError, export_template
+from models.weights import Statistics, fold_norms, slice_weights
+from tests.bundles import template_of
+
+FAST = ["nano-cnn", "nano-vit"]
+# Exporting their templates takes a while.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar-cnn", "cifar-vit")]
+every_small_space = pytest.mark.parametrize("name", [*FAST, *SLOW])
+
+
+@cache
+def supernet(name: str) -> AbstractNet:
+    """Random weights, none at zero or one, where a mistake may not show."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = build_net(get_space(name, 10))
+        for parameter in net.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return net.eval()
+
+
+def template(name: str) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(template_of(name, 10))
+
+
+def images_for(space: SearchSpace, arch: Arch, batch: int) -> torch.Tensor:
+    side = space.resolution(arch)
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
+
+
+def some_archs(space: SearchSpace) -> list[Arch]:
+    rng = np.random.default_rng(1)
+    return [space.smallest, space.largest, *(space.random_arch(rng) for _ in range(4))]
+
+
+def deployed(net: AbstractNet, arch: Arch) -> tuple[dict[str, np.ndarray], Statistics]:
+    measured = calibrate(net, arch, [images_for(net.space, arch, 16)])
+    statistics = {name: (mean.numpy(), var.numpy()) for name, (mean, var) in measured.items()}
+    weights = {name: parameter.detach().numpy() for name, parameter in net.named_parameters()}
+    sliced = slice_weights(net.space, arch, weights)
+    return fold_norms(net.space, sliced, statistics), statistics
+
+
+def session(
+    model: onnx.ModelProto, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    options = options or onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(runnable: onnxruntime.InferenceSession, images: torch.Tensor) -> np.ndarray:
+    return np.asarray(runnable.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def assert_alike(logits: np.ndarray, expected: np.ndarray) -> None:
+    assert logits.shape == expected.shape
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@every_small_space
+def test_cut_graphs_answer_as_torch_does(name):
+    net = supernet(name)
+    for arch in some_archs(net.space):
+        weights, statistics = deployed(net, arch)
+        model = cut_graph(template(name), net.space, arch, weights)
+        onnx.checker.check_model(model, full_check=True)
+        tensors = {
+            k: (torch.from_numpy(m), torch.from_numpy(v)) for k, (m, v) in statistics.items()
+        }
+        cut = session(model)
+        for batch in (1, 3):
+            images = images_for(net.space, arch, batch)
+            with torch.no_grad():
+                expected = net(images, arch, tensors).numpy()
+            assert_alike(run(cut, images), expected)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_weights_can_be_given_from_outside_the_graph(name):
+    net = supernet(name)
+    for arch in some_archs(net.space):
+        weights, _ = deployed(net, arch)
+        stored = cut_graph(template(name), net.space, arch, weights)
+        bare = cut_graph(template(name), net.space, arch)
+        constants = stored.ByteSize() - sum(weight.nbytes for weight in weights.values())
+        assert bare.ByteSize() < constants + 100 * len(weights)
+
+        arrays = graph_weights(template(name), net.space, arch, weights)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_external_initializers(list(arrays), values)
+        images = images_for(net.space, arch, 2)
+        assert_alike(run(session(bare, options), images), run(session(stored), images))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_dropped_blocks_are_not_in_the_graph(name):
+    space = get_space(name, 10)
+    blocks = {weight.block for weight in space.weights if weight.block is not None}
+    for arch in some_archs(space):
+        graph = cut_graph(template(name), space, arch).graph
+        there = {
+            entry.value
+            for node in graph.node
+            for entry in node.metadata_props
+            if entry.key == BLOCK_KEY
+        }
+        assert there == {block.name for block in blocks if block.present(arch)}
+        names = {tensor.name for tensor in graph.initializer}
+        assert set(deployed_shapes(space, arch)) <= names
+        assert names <= {value for node in graph.node for value in node.input}, "unused"
+        for block in blocks:
+            if not block.present(arch):
+                assert not any(n.startswith(f"{block.name}.") for n in names)
+
+
+def test_a_graph_takes_images_of_its_own_resolution():
+    space = get_space("nano-cnn", 10)
+    for arch in (space.smallest, space.largest):
+        dims = (
+            cut_graph(template("nano-cnn"), space, arch).graph.input[0].type.tensor_type.shape.dim
+        )
+        side = space.resolution(arch)
+        assert [d.dim_value for d in dims] == [0, 3, side, side]
+
+
+def test_cutting_leaves_the_template_as_it_was():
+    space = get_space("nano-cnn", 10)
+    one = template("nano-cnn")
+    before = one.SerializeToString(deterministic=True)
+    cut_graph(one, space, space.smallest)
+    assert one.SerializeToString(deterministic=True) == before
+
+
+def test_weights_that_do_not_fit_are_named():
+    net = supernet("nano-cnn")
+    space, arch = net.space, net.space.smallest
+    weights, _ = deployed(net, arch)
+    others = {
+        "is missing": {k: v for k, v in weights.items() if k != "head.weight"},
+        "needs float32": weights | {"head.weight": weights["head.weight"][:-1]},
+        "is float64": weights | {"head.weight": weights["head.weight"].astype(np.float64)},
+    }
+    for words, wrong in others.items():
+        with pytest.raises(ValueError, match=rf"^weight head\.weight .*{words}"):
+            cut_graph(template("nano-cnn"), space, arch, wrong)
+    with pytest.raises(ValueError, match="no template"):
+        cut_graph(onnx.ModelProto(), space, arch, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAST)
+def test_the_exporter_says_the_same(name):
+    net = supernet(name)
+    arch = some_archs(net.space)[2]
+    weights, statistics = deployed(net, arch)
+    images = images_for(net.space, arch, 2)
+    program = torch.onnx.export(
+        extract_folded(net, arch, statistics),
+        (images,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        verbose=False,
+    )
+    assert program is not None
+    cut = cut_graph(template(name), net.space, arch, weights)
+    assert_alike(run(session(cut), images), run(session(program.model_proto), images))
+
+
+@pytest.mark.slow
+def test_a_forward_pass_that_no_cut_can_follow_is_refused(monkeypatch):
+    run_as_written = ViTNet.run
+
+    def scaled(self, images, view, statistics):
+        return run_as_written(self, images, view, statistics) * (1 / self.own_arch["embed_dim"])
+
+    monkeypatch.setattr(ViTNet, "run", scaled)
+    with pytest.raises(TemplateError, match="a constant depends on the arch"):
+        export_template(get_space("nano-vit", 10))
