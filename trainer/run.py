@@ -324,7 +324,12 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"{folder} holds no run (no recipe.json); start one with --out {folder}"
             )
-        document = json.loads((folder / "recipe.json").read_text())
+        try:
+            document = json.loads((folder / "recipe.json").read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{folder / 'recipe.json'} is no JSON ({error}); restore it, or start a new run"
+            ) from None
         recipe = with_settings(recipe_from_json(document), options.set)
         resume = (folder / CHECKPOINT_NAME).is_file()
     else:

@@ -68,7 +68,13 @@ def test_wrong_fields_are_named(folder, change, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["supernet.safetensors", "template.onnx", "statistics.safetensors"]
+    "name",
+    [
+        "supernet.safetensors",
+        "generator.safetensors",
+        "template.onnx",
+        "statistics.safetensors",
+    ],
 )
 def test_missing_and_changed_files_are_named(folder, name):
     data = bytearray((folder / name).read_bytes())
@@ -112,6 +118,23 @@ def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
     monkeypatch.undo()
     make_bundle("nano-cnn", folder, seed=1)
     assert load_bundle(folder).version != version
+
+
+def test_a_swap_that_fails_half_way_is_taken_back(folder, monkeypatch):
+    """The old bundle is already aside when the new one cannot take its place."""
+    version = load_bundle(folder).version
+    rename = Path.rename
+
+    def fail(self, target):
+        if ".old-" not in str(target) and ".old-" not in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_bundle("nano-cnn", folder, seed=1)
+    assert load_bundle(folder).version == version
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_other_folders_are_not_overwritten(tmp_path):

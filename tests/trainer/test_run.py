@@ -111,6 +111,12 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
         assert words in said.splitlines()[-1], said
 
 
+def test_a_broken_recipe_is_named(tmp_path, capsys):
+    (tmp_path / "recipe.json").write_text("{")
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "recipe.json is no JSON" in capsys.readouterr().err
+
+
 def test_answers_that_a_smaller_one_clearly_beats_are_dropped():
     candidates = [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
     accuracy = {"a": 0.5, "b": 0.8, "c": 0.7, "d": 0.797}
