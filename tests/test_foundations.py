@@ -35,7 +35,7 @@ ENTRY_POINTS = {
     "trainer.report": ["--json"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
-    **{f"benchmarks.{name}": ["--bundle"] for name in BENCHMARKS},
+    **{f"benchmarks.{name}": [] for name in BENCHMARKS},
 }
 
 
@@ -134,6 +134,7 @@ def test_what_the_server_imports_has_no_torch():
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     ROOT / "benchmarks" / "README.md",
+    ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 every_document = pytest.mark.parametrize(

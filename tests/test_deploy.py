@@ -1,0 +1,124 @@
+"""The manifests in deploy/: valid by Kubernetes' own schemas, and true to what they deploy."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from shiftnas_serve.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "deploy" / "kubernetes"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+IMAGE = f"shiftnas-serve:{PROJECT['version']}"
+MANIFESTS = {
+    path.name: list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+}
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+ADDED_BY_HAND = {"prometheus-adapter.yaml", "gpu.yaml"}
+
+
+def only(name: str) -> dict:
+    (document,) = MANIFESTS[name]
+    return document
+
+
+def container(deployment: dict) -> dict:
+    (one,) = deployment["spec"]["template"]["spec"]["containers"]
+    return one
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_manifest_fits_the_schema(name):
+    for document in MANIFESTS[name]:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_a_wrong_field_would_be_refused():
+    document = yaml.safe_load(yaml.safe_dump(only("deployment.yaml")))
+    container(document)["readynessProbe"] = container(document).pop("readinessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kustomization_names_every_manifest():
+    text = (FOLDER / "kustomization.yaml").read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)["resources"]) == set(MANIFESTS) - ADDED_BY_HAND
+
+
+def deployments() -> list[dict]:
+    every = [document for documents in MANIFESTS.values() for document in documents]
+    return [document for document in every if document["kind"] == "Deployment"]
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
+def test_deployments_fit_the_server(deployment):
+    settings = Settings.model_validate({})
+    serve = container(deployment)
+    assert {"name": "http", "containerPort": settings.port} in serve["ports"]
+    assert serve["image"].startswith(IMAGE)
+    environment = {one["name"]: one.get("value") for one in serve["env"]}
+    for name in environment:
+        assert name.startswith(PREFIX)
+        assert name.removeprefix(PREFIX).lower() in Settings.model_fields, name
+    grace_s = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    drain_s, timeout_s = (float(environment[f"{PREFIX}{n}"]) for n in ("DRAIN_S", "TIMEOUT_S"))
+    assert drain_s + timeout_s < grace_s  # or what is in flight is killed
+    ready_s = serve["readinessProbe"]["periodSeconds"]
+    assert ready_s * serve["readinessProbe"]["failureThreshold"] < drain_s
+    pod = deployment["spec"]["template"]["spec"]
+    assert f"USER {pod['securityContext']['runAsUser']}" in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
+def test_probes_ask_for_routes_that_there_are(deployment):
+    from shiftnas_serve import app
+
+    source = Path(app.__file__).read_text(encoding="utf-8")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert f'"{container(deployment)[probe]["httpGet"]["path"]}"' in source
+
+
+def test_the_autoscaler_asks_for_a_metric_that_the_server_has():
+    pods, cpu = only("autoscaler.yaml")["spec"]["metrics"]
+    name = pods["pods"]["metric"]["name"]
+    source = (ROOT / "shiftnas_serve" / "metrics.py").read_text(encoding="utf-8")
+    assert f'"{name}"' in source
+    assert name in only("prometheus-adapter.yaml")["data"]["config.yaml"]
+    assert cpu["resource"]["name"] == "cpu"
+    target = only("autoscaler.yaml")["spec"]["scaleTargetRef"]["name"]
+    assert target in {document["metadata"]["name"] for document in deployments()}
+
+
+def test_selectors_find_the_pods():
+    labels = only("deployment.yaml")["spec"]["template"]["metadata"]["labels"]
+    for name, path in (
+        ("service.yaml", ("spec", "selector")),
+        ("disruption-budget.yaml", ("spec", "selector", "matchLabels")),
+        ("network-policy.yaml", ("spec", "podSelector", "matchLabels")),
+    ):
+        selector = only(name)
+        for key in path:
+            selector = selector[key]
+        assert selector.items() <= labels.items()
+
+
+def test_compose_serves_the_image_behind_its_balancer():
+    serve, balancer = COMPOSE["services"]["serve"], COMPOSE["services"]["balancer"]
+    assert serve["image"] == IMAGE
+    for name in serve["environment"]:
+        assert name.removeprefix(PREFIX).lower() in Settings.model_fields
+    (volume,) = balancer["volumes"]
+    source, target, mode = volume.split(":")
+    assert (ROOT / "deploy" / source).is_file()
+    assert (target, mode) == ("/etc/nginx/nginx.conf", "ro")
+    port = Settings.model_validate({}).port
+    conf = (ROOT / "deploy" / source).read_text(encoding="utf-8")
+    assert f"server serve:{port}" in conf
+    assert serve["expose"] == [str(port)]
