@@ -14,8 +14,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -36,6 +39,20 @@ from shiftnas_serve.workers import Workers
 DEFAULT_TOP_K = 5
 # Images of more pixels are resized in a thread: they would hold up everyone else's requests.
 _RESIZED_INLINE = 250_000
+CLIENT_GONE = 499
+"""Counted where the client went away before its answer; nobody is sent it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One image's answer. probabilities: float64 (classes,)."""
+
+    plan: Plan
+    done: Done
+    decode_ms: float
+    probabilities: np.ndarray
 
 
 class Classifier:
@@ -56,24 +73,43 @@ class Classifier:
         self._in_flight = 0
 
     async def __call__(self, request: Request) -> Response:
+        """Answer ``POST /classify``."""
         started = time.monotonic()
-        status = 500
+        with self.admitted(request):
+            asked = read_budgets(request.headers)
+            top_k = read_top_k(request.query_params, len(self._bundle.labels))
+            data = await self.body(request, read_image)
+            one = await self.classify(data, asked, started)
+            return self._respond(request, one, top_k)
+
+    @contextmanager
+    def admitted(self, request: Request) -> Iterator[None]:
+        """Count a request while it is here, and its status when it goes.
+
+        Raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
+        """
+        status = 200
         self._in_flight += 1
         self._metrics.in_flight.inc()
         try:
-            response = await self._answer(request, started)
-            status = response.status_code
-            return response
+            self._admit(request)
+            yield
         except Problem as problem:
             status = problem.status
+            raise
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
+        except BaseException:
+            status = 500
             raise
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.dec()
             self._metrics.requests.labels(str(status)).inc()
 
-    async def _answer(self, request: Request, started: float) -> Response:
-        settings, bundle = self._settings, self._bundle
+    def _admit(self, request: Request) -> None:
+        settings = self._settings
         self.keys.check(request.headers)
         if self._in_flight > settings.max_waiting:
             raise Problem(
@@ -84,14 +120,23 @@ class Classifier:
         if not self._workers.ready or self._workers.draining:
             what = "stopping" if self._workers.draining else "not ready yet"
             raise Problem(503, f"the server is {what}", headers={"Retry-After": "1"})
-        asked = read_budgets(request.headers)
-        top_k = read_top_k(request.query_params, len(bundle.labels))
+
+    async def body(self, request: Request, read: Callable[[Request, int], Awaitable[T]]) -> T:
+        """What ``read`` makes of the body, within the limits of size and time (Problem 408)."""
+        settings = self._settings
         try:
             async with asyncio.timeout(settings.timeout_s):
-                data = await read_image(request, settings.max_body_bytes)
+                return await read(request, settings.max_body_bytes)
         except TimeoutError:
             raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
 
+    async def classify(self, data: bytes, asked: Mapping[str, float], started: float) -> Classified:
+        """Steps 3 to 6 for one encoded image: decode, choose a subnet, run it.
+
+        ``asked``: budgets by the name of their kind. ``started``: when the request came, on the
+        monotonic clock.
+        """
+        settings, bundle = self._settings, self._bundle
         received = time.monotonic()
         side = bundle.space.resolution(bundle.space.largest)
         loop = asyncio.get_running_loop()
@@ -123,7 +168,7 @@ class Classifier:
         if done.logits is None:
             raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
         self._observe(plan, done, decode_ms)
-        return self._respond(request, plan, done, decode_ms, top_k)
+        return Classified(plan, done, decode_ms, softmax(done.logits))
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         self._planner.latency = self._workers.latency
@@ -148,12 +193,8 @@ class Classifier:
         if done.batch == 1:
             self._workers.observed(plan.flops, done.infer_ms)
 
-    def _respond(
-        self, request: Request, plan: Plan, done: Done, decode_ms: float, top_k: int
-    ) -> Response:
-        bundle = self._bundle
-        assert done.logits is not None
-        probabilities = softmax(done.logits)
+    def _respond(self, request: Request, one: Classified, top_k: int) -> Response:
+        bundle, plan, done, probabilities = self._bundle, one.plan, one.done, one.probabilities
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         body = {
             "predictions": [
@@ -179,7 +220,7 @@ class Classifier:
         }
         source = "built" if done.build_ms else "resident"
         timing = (
-            f"decode;dur={decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
+            f"decode;dur={one.decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
             f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{source}"'
         )
         headers = {"Served-FLOPs": str(plan.flops), "Server-Timing": timing}
