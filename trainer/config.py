@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import get_args, get_type_hints
 
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipe import Recipe
+from trainer.recipes import RECIPES
 
 
 def get_recipe(name: str) -> Recipe:

@@ -31,7 +31,7 @@ from trainer.evaluate import (
 )
 from trainer.log import Record, read_log
 from trainer.provenance import provenance
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.report import write_report
 from trainer.samplers import build_sampler
 from trainer.splits import Splits

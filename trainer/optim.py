@@ -8,7 +8,7 @@ import torch
 
 from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
-from trainer.recipes import Optimizer
+from trainer.recipe import Optimizer
 
 
 def build_optimizer(net: AbstractNet, options: Optimizer) -> torch.optim.Optimizer:

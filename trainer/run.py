@@ -53,7 +53,8 @@ from trainer.optim import (
 )
 from trainer.probe import Probe
 from trainer.provenance import provenance
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipe import Recipe
+from trainer.recipes import RECIPES
 from trainer.samplers import build_sampler
 from trainer.splits import Splits
 from trainer.step import linear, pretrain_generator, train_step

@@ -15,7 +15,7 @@ from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed, RelaxedFlops
 from trainer.evaluate import at_resolution, policy_of
-from trainer.recipes import GeneratorOptions, Recipe
+from trainer.recipe import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
 

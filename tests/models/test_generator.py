@@ -12,7 +12,7 @@ from models.policy import GeneratorPolicy
 from models.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
 from trainer.evaluate import report_generator
-from trainer.recipes import GeneratorOptions
+from trainer.recipe import GeneratorOptions
 from trainer.step import pretrain_generator
 
 SMALL = [name for name in SPACES if get_space(name).max_flops < 200e6]

@@ -1,11 +1,7 @@
-"""Recipes: one function for each training run worth repeating.
-
-A recipe's docstring says its command, the hardware, how long it took and what it reached.
-"""
+"""Recipe: everything that decides a training run's numbers, as frozen values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,63 +90,3 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least 1")
         if self.answer_budgets < 2:
             raise ValueError(f"answer_budgets is {self.answer_budgets}; it takes at least 2")
-
-
-def digits() -> Recipe:
-    """The demo: scikit-learn's 1,797 handwritten digits, in a minute or two on two cores.
-
-    Command: ``python -m trainer.run``
-    """
-    return Recipe(
-        name="digits",
-        space="nano-cnn",
-        data="digits",
-        resolution=16,
-        epochs=60,
-        batch_size=64,
-        sampler="shift",
-        sampler_options=SamplerOptions(groups=6, learning_rate=0.05),
-        optimizer=Optimizer(learning_rate=0.1, weight_decay=1e-4),
-        generator=GeneratorOptions(pretrain_steps=1000),
-        augment=Augment(padding=2, border="zero", flip=False),
-        mean=(0.3, 0.3, 0.3),
-        std=(0.35, 0.35, 0.35),
-        shift_every=20,
-        evaluate_every=10,
-    )
-
-
-def cifar10_cnn() -> Recipe:
-    """CIFAR-10 on one CPU core; the bundle in ``models/zoo/cifar10-cnn`` is of its family.
-
-    Command: ``python -m trainer.run --recipe cifar10-cnn --data PATH``
-    Hardware, time: one core of an AMD EPYC (Zen 5) shared with other work, 81 minutes.
-    Reached: test accuracy 78.9 % at 3.25 MFLOPs to 86.5 % at 14.86
-    (targets 82 and 88 % missed).
-    The bundle's run is not one run of this recipe: it was stopped and resumed with longer
-    schedules while the recipe was mended (docs/experiments.md has the pieces and their commits).
-    From start to end this recipe has not been run.
-    """
-    return Recipe(
-        name="cifar10-cnn",
-        space="cifar-cnn",
-        data="cifar10",
-        resolution=32,
-        epochs=142,
-        batch_size=128,
-        sampler="shift-direct",
-        sampler_options=SamplerOptions(groups=12, learning_rate=0.01, floor=0.5),
-        optimizer=Optimizer(learning_rate=0.15, weight_decay=2e-4, label_smoothing=0.05),
-        generator=GeneratorOptions(
-            masked_every=8, resource_batch=32, pretrain_steps=1000, served_share=0.8
-        ),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.247, 0.2435, 0.2616),
-        evaluate_every=10,
-        answer_budgets=256,
-        threads=1,
-    )
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {"digits": digits, "cifar10-cnn": cifar10_cnn}
-"""Recipes by name."""

@@ -1,0 +1,16 @@
+"""The recipes, by name: one function for each training run worth repeating.
+
+A recipe's docstring says its command, the hardware, how long it took and what it reached. A new one
+is a function in a file of its family in this folder, and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainer.recipe import Recipe
+from trainer.recipes.cifar10_cnn import cifar10_cnn
+from trainer.recipes.digits import digits
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"digits": digits, "cifar10-cnn": cifar10_cnn}
+"""Name -> function."""
