@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.bundle import Bundle, FrontierRow
 from shiftnas_serve.classify import Classifier, request_id
 from shiftnas_serve.metrics import Metrics
+from shiftnas_serve.oip import oip_routes
 from shiftnas_serve.openapi import openapi_document
 from shiftnas_serve.planner import Planner
 from shiftnas_serve.problem import Problem, install_problem_handlers, problem_response
@@ -94,7 +95,7 @@ def install_routes(
         if workers.draining or not workers.all_ready:
             status = "draining" if workers.draining else "starting"
             problem = Problem(503, f"the server is {status}", headers={"Retry-After": "1"})
-            return problem_response(problem, request.state.request_id)
+            return problem_response(problem, request)
         model = {"name": bundle.name, "version": bundle.version}
         return JSONResponse({"status": "ready", "model": model, "runtime": workers.runtime})
 
@@ -111,6 +112,7 @@ def install_routes(
     }
     own = [Route("/classify", classify, methods=["POST", "PUT"], include_in_schema=False)]
     own += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
+    own += oip_routes(bundle, workers, classifier)
     app.router.routes[:0] = own
 
 

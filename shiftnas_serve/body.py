@@ -36,7 +36,7 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
             detail,
             headers={"Accept": ", ".join(ACCEPTED), "Accept-Post": ", ".join(ACCEPTED)},
         )
-    body = await _read(request, limit_bytes)
+    body = await read_body(request, limit_bytes)
     if media_type == "application/json":
         return _from_json(body)
     if media_type == "multipart/form-data":
@@ -46,7 +46,8 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
     return body
 
 
-async def _read(request: Request, limit_bytes: int) -> bytes:
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The body as it is. Raises Problem: 400 the client went away, 413 too long."""
     too_long = Problem(413, f"the body is larger than {limit_bytes:,} bytes")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal():

@@ -67,11 +67,54 @@ def openapi_document(bundle: Bundle) -> Json:
             "/livez": {"get": _get("The process is up", "livez")},
             "/readyz": {"get": _get("Requests may come", "readyz", 503)},
             "/metrics": {"get": _get("Prometheus metrics", "metrics", media_type="text/plain")},
+            **_oip(bundle),
         },
         "components": {
             "schemas": {"Classification": _CLASSIFICATION, "Problem": _PROBLEM},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
+    }
+
+
+def _oip(bundle: Bundle) -> Json:
+    """The paths of the Open Inference Protocol, with the one model's name in them."""
+    tensors = {"type": "array", "items": {"type": "object"}}
+    body = _object(inputs=tensors)
+    example = {
+        "parameters": {"flops_budget": bundle.max_flops},
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQ..."]}],
+    }
+    infer = {
+        "tags": ["open inference protocol v2"],
+        "summary": "Classify several images within one budget",
+        "description": (
+            "Input `image`: BYTES, encoded images, base64 in JSON. Parameters "
+            f"{' and '.join(f'`{kind.parameter}`' for kind in BUDGET_KINDS)} are the "
+            "budgets. Binary tensors and classification as in Triton's extensions."
+        ),
+        "operationId": "infer",
+        "parameters": [*_budget_headers(), _request_id()],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": body, "example": example}},
+        },
+        "security": _SECURITY,
+        "responses": {
+            "200": {
+                "description": "The outputs that were asked for",
+                "content": {"application/json": {"schema": _object(outputs=tensors)}},
+            },
+            **_problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+        },
+    }
+    model = f"/v2/models/{bundle.name}"
+    return {
+        "/v2": {"get": _get("The server and its extensions", "v2_server")},
+        "/v2/health/live": {"get": _get("The process is up", "v2_live")},
+        "/v2/health/ready": {"get": _get("Requests may come", "v2_ready")},
+        model: {"get": _get("Input, outputs, version", "v2_model", 404)},
+        f"{model}/ready": {"get": _get("The model answers", "v2_model_ready", 404)},
+        f"{model}/infer": {"post": infer},
     }
 
 

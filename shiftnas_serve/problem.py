@@ -42,8 +42,12 @@ class Problem(Exception):
         self.extra, self.headers = dict(extra or {}), dict(headers or {})
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
-    """The answer to a request that failed."""
+def problem_response(problem: Problem, request: Request) -> Response:
+    """The answer to a request that failed.
+
+    Under /v2 it also has the field ``error``, where clients of the Open Inference Protocol look.
+    """
+    request_id = request.state.request_id
     body = {
         "type": "about:blank",
         "title": TITLES.get(problem.status, "Error"),
@@ -51,6 +55,7 @@ def problem_response(problem: Problem, request_id: str) -> Response:
         "detail": problem.detail,
         "request_id": request_id,
         **problem.extra,
+        **({"error": problem.detail} if request.url.path.startswith("/v2") else {}),
     }
     headers = {**problem.headers, "Request-Id": request_id}
     return JSONResponse(
@@ -63,7 +68,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        return problem_response(error, request.state.request_id)
+        return problem_response(error, request)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -72,18 +77,18 @@ def install_problem_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             detail = f"there is no {request.url.path} here; /docs lists what there is"
         problem = Problem(error.status_code, detail, headers=headers)
-        return problem_response(problem, request.state.request_id)
+        return problem_response(problem, request)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return problem_response(Problem(422, f"{where}: {first['msg']}"), request.state.request_id)
+        return problem_response(Problem(422, f"{where}: {first['msg']}"), request)
 
     async def unknown(request: Request, error: Exception) -> Response:
         # The server's log gets the traceback; the client learns that it is not its fault.
         problem = Problem(500, "an error of the server's own; its log has the details")
-        return problem_response(problem, request.state.request_id)
+        return problem_response(problem, request)
 
     app.add_exception_handler(Problem, known)
     app.add_exception_handler(Exception, unknown)

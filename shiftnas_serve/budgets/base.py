@@ -56,6 +56,11 @@ class AbstractBudgetKind(abc.ABC):
     # Whether this budget is why an answer counts as degraded when it binds.
     degrades: ClassVar[bool]
 
+    @property
+    def parameter(self) -> str:
+        """The header's name where only identifiers may stand: ``flops_budget``."""
+        return self.header.lower().replace("-", "_")
+
     @abc.abstractmethod
     def parse(self, text: str) -> float:
         """The value of the header. BadBudget when it is not one."""
