@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import get_args, get_type_hints
 
+from trainer.log import Record
 from trainer.recipe import Recipe
 from trainer.recipes import RECIPES
 
@@ -37,7 +38,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     return recipe
 
 
-def recipe_to_json(recipe: Recipe) -> dict[str, object]:
+def recipe_to_json(recipe: Recipe) -> Record:
     """The recipe as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 

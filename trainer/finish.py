@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.nets.elastic import TensorStatistics
 from models.preprocess import Preprocess
+from models.space import SearchSpace
 from models.spaces import get_space
 from models.template import export_template
 from models.weights import Statistics
@@ -29,7 +30,7 @@ from trainer.evaluate import (
     even_budgets,
     report_generator,
 )
-from trainer.log import Record, read_log
+from trainer.log import JsonlLog, Record, read_log
 from trainer.provenance import provenance
 from trainer.recipe import Recipe
 from trainer.report import write_report
@@ -93,6 +94,14 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         for arch, values in measured.items()
     }
     report = report_generator(generator)
+    with JsonlLog(folder / "log.jsonl", resume_step=int(state["step"])) as log:
+        log.write(
+            "answers",
+            step=int(state["step"]),
+            mean_error=report.mean_error,
+            mean_use=report.mean_use,
+            rows=_answer_rows(space, candidates, val_accuracy, grid_answers),
+        )
     records = read_log(folder / "log.jsonl")
     seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
     started = next(record for record in records if record["kind"] == "start")
@@ -143,6 +152,25 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
     }
+
+
+def _answer_rows(
+    space: SearchSpace,
+    candidates: Sequence[tuple[int, Arch]],
+    val_accuracy: Mapping[Arch, float],
+    kept: Sequence[tuple[int, Arch]],
+) -> list[Record]:
+    """What the generator answers over the range, and which of it is served."""
+    served = {arch for _, arch in kept}
+    return [
+        {
+            "flops": flops,
+            "val_accuracy": val_accuracy[arch],
+            "served": arch in served,
+            "arch": space.arch_to_json(arch),
+        }
+        for flops, arch in candidates
+    ]
 
 
 def undominated(

@@ -44,7 +44,7 @@ from trainer.evaluate import (
     report_generator,
 )
 from trainer.finish import finish
-from trainer.log import JsonlLog
+from trainer.log import JsonlLog, Record
 from trainer.optim import (
     build_generator_optimizer,
     build_optimizer,
@@ -152,8 +152,17 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
     stream = batches.stream(*divmod(step, len(batches)))
     started_at = checkpointed_at = measured_at = time.monotonic()
     measured_step = step
+    drawn: list[tuple[int, float]] = []
     with Interrupt() as interrupt, log, display:
-        log.write("start", step=step, total_steps=total_steps, **provenance())
+        log.write(
+            "start",
+            step=step,
+            total_steps=total_steps,
+            recipe=recipe_to_json(recipe),
+            data=splits.name,
+            images=[len(splits.train), len(splits.steer), len(splits.test)],
+            **provenance(),
+        )
         while step < total_steps:
             learning_rate = learning_rate_at(step, total_steps, recipe.optimizer)
             set_learning_rate(optimizer, learning_rate)
@@ -192,6 +201,7 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
             optimizer.step()
             generator_optimizer.step()
             step += 1
+            drawn += result.drawn
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and step % recipe.shift_every == 0:
@@ -235,7 +245,10 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
                     images_per_s=images_per_s,
                     budget_flops=result.budget_flops,
                     flops=result.flops,
+                    drawn_flops=[flops for flops, _ in drawn],
+                    drawn_losses=[round(loss, 4) for _, loss in drawn],
                 )
+                drawn.clear()
                 metrics = {
                     "epoch": step / len(batches),
                     "loss": result.loss,
@@ -249,6 +262,7 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
                 display.update(step, total_steps, metrics, groups)
 
             if index == 0 and epoch % recipe.evaluate_every == 0 and step < total_steps:
+                evaluation_at = time.monotonic()
                 report = report_generator(generator)
                 log.write(
                     "generator",
@@ -257,19 +271,31 @@ def train(recipe: Recipe, splits: Splits, folder: Path, *, resume: bool) -> int 
                     mean_use=report.mean_use,
                     entropy=entropies(generator, sampler.groups),
                 )
-                rows = []
+                rows: list[Record] = []
+                accuracies: list[str] = []
                 budgets = even_budgets(space, recipe.evaluation_budgets)
                 for budget, arch in zip(budgets, answers(generator, budgets), strict=True):
                     statistics = calibrated(net, arch, for_calibration, recipe.device)
                     right = accuracy(net, arch, statistics, for_decisions, recipe.device)
+                    accuracies.append(f"{100 * right:.1f}")
                     rows.append(
-                        {"budget_flops": budget, "flops": space.flops(arch), "val_accuracy": right}
+                        {
+                            "budget_flops": budget,
+                            "flops": space.flops(arch),
+                            "val_accuracy": right,
+                            "arch": space.arch_to_json(arch),
+                        }
                     )
-                log.write("evaluation", step=step, rows=rows)
-                accuracies = " ".join(f"{100 * float(row['val_accuracy']):.1f}" for row in rows)
+                log.write(
+                    "evaluation",
+                    step=step,
+                    rows=rows,
+                    elapsed_s=elapsed_s + evaluation_at - started_at,
+                    evaluation_s=time.monotonic() - evaluation_at,
+                )
                 display.message(
                     f"epoch {epoch}: held-out accuracy % from the smallest budget to the largest: "
-                    f"{accuracies}; AG error {100 * report.mean_error:.1f} %"
+                    f"{' '.join(accuracies)}; AG error {100 * report.mean_error:.1f} %"
                 )
                 measured_at, measured_step = time.monotonic(), step
 

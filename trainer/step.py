@@ -21,12 +21,16 @@ from trainer.samplers.base import Draw
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: mean task loss, L_RC, and the subnet of the last draw."""
+    """What a step did: mean task loss, L_RC, and the subnet of the last draw.
+
+    drawn: FLOPs and task loss of every subnet that the step trained.
+    """
 
     loss: float
     resource_loss: float
     flops: int
     budget_flops: float | None
+    drawn: tuple[tuple[int, float], ...]
 
 
 def linear(first: float, last: float, progress: float) -> float:
@@ -118,7 +122,7 @@ def train_step(
     generator_loss.backward(retain_graph=masked and bool(drawn))
 
     # task loss of every drawn subnet
-    losses: list[float] = []
+    drawn_losses: list[tuple[int, float]] = []
     teacher: Tensor | None = None
     row, arch = 0, space.largest
     for draw in draws:
@@ -146,10 +150,11 @@ def train_step(
             )
             teacher = logits.detach().float().softmax(1) if teacher is None else teacher
         loss.backward(retain_graph=masked and row < len(drawn))
-        losses.append(float(loss.detach()))
+        drawn_losses.append((space.flops(arch), float(loss.detach())))
     return StepResult(
-        loss=sum(losses) / len(losses),
+        loss=sum(loss for _, loss in drawn_losses) / len(drawn_losses),
         resource_loss=float(resource_loss.detach()),
         flops=space.flops(arch),
         budget_flops=drawn[-1] if drawn else None,
+        drawn=tuple(drawn_losses),
     )
