@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from trainer.log import Record
 from trainer.recipe import Recipe
@@ -32,10 +32,29 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set {setting!r} has no value; write key=value, like epochs=10")
+        keys = setting_keys(recipe)
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
+            near += [k for k in keys if k.rpartition(".")[2] == key and k not in near]
+            known = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(keys)}"
+            raise ValueError(f"no setting {key!r}; {known}")
         changed = _replace(recipe, key.split("."), text, key)
         assert isinstance(changed, Recipe)
         recipe = changed
     return recipe
+
+
+def setting_keys(part: object, prefix: str = "") -> list[str]:
+    """What ``--set`` takes for this recipe: ``epochs``, ``optimizer.learning_rate``, ..."""
+    assert dataclasses.is_dataclass(part)
+    keys: list[str] = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            keys += setting_keys(value, f"{prefix}{field.name}.")
+        else:
+            keys.append(f"{prefix}{field.name}")
+    return keys
 
 
 def recipe_to_json(recipe: Recipe) -> Record:
@@ -50,73 +69,81 @@ def recipe_from_json(document: Mapping[str, object]) -> Recipe:
     return recipe
 
 
-def _keys(part: object, prefix: str = "") -> list[str]:
-    assert dataclasses.is_dataclass(part)
-    keys: list[str] = []
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
-            keys += _keys(value, f"{prefix}{field.name}.")
-        else:
-            keys.append(f"{prefix}{field.name}")
-    return keys
-
-
 def _replace(part: object, path: list[str], text: str, key: str) -> object:
     assert dataclasses.is_dataclass(part)
     assert not isinstance(part, type)
-    names = {field.name for field in dataclasses.fields(part)}
-    value = getattr(part, path[0]) if path[0] in names else None
-    is_part = dataclasses.is_dataclass(value)
-    if path[0] not in names or (len(path) > 1) != is_part:
-        keys = _keys(get_recipe("digits"))
-        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
-        near += [k for k in keys if k.rpartition(".")[2] == key and k not in near]
-        raise ValueError(f"no setting {key!r}; nearest: {', '.join(near or keys)}")
-    if is_part:
-        return dataclasses.replace(part, **{path[0]: _replace(value, path[1:], text, key)})
-    hint = get_type_hints(type(part))[path[0]]
-    return dataclasses.replace(part, **{path[0]: _parse(text, hint, key)})
+    name, *rest = path
+    if rest:
+        return dataclasses.replace(part, **{name: _replace(getattr(part, name), rest, text, key)})
+    return dataclasses.replace(part, **{name: _parse(text, get_type_hints(type(part))[name], key)})
 
 
 def _parse(text: str, hint: object, key: str) -> object:
+    if hint is str:
+        return text
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = {"True": True, "False": False, "None": None, "none": None}.get(text, text)
     if isinstance(value, list):
         value = tuple(value)
+    if not _fits(value, hint):
+        raise ValueError(f"{key} takes {_in_words(hint)}, not {text!r}")
+    wants_float = hint is float or float in get_args(hint)
+    return float(value) if wants_float and type(value) is int else value
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value is of a field's type: a plain one, a Literal, a union or a fixed tuple."""
     options = get_args(hint)
-    literals = [o for o in options if isinstance(o, str)]
-    for option in options:  # Literal[...] | None
-        literals += [o for o in get_args(option) if isinstance(o, str)]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(hint, type) and type(value) is not hint:
-        raise ValueError(f"{key} takes {hint.__name__}, not {text!r}")
-    if literals and value is not None and value not in literals:
-        raise ValueError(f"{key} is one of {', '.join(literals)}, not {text!r}")
-    if hint == tuple[float, float, float] and not (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(isinstance(v, int | float) for v in value)
-    ):
-        raise ValueError(f"{key} takes three numbers like [0.5,0.5,0.5], not {text!r}")
-    return value
+    if get_origin(hint) is Literal:
+        return value in options and isinstance(value, str)
+    if get_origin(hint) is tuple:
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(options)
+            and all(_fits(v, option) for v, option in zip(value, options, strict=True))
+        )
+    if options:
+        return any(_fits(value, option) for option in options)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def _in_words(hint: object) -> str:
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(options)}"
+    if get_origin(hint) is tuple:
+        return f"{len(options)} values like {json.dumps([0.5] * len(options))}"
+    if options:
+        return " or ".join(_in_words(option) for option in options)
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
+    return "none" if hint is type(None) else words[hint]  # type: ignore[index]
 
 
 def _build(cls: type, document: Mapping[str, object], prefix: str) -> object:
     hints = get_type_hints(cls)
     values: dict[str, object] = {}
     for name, value in document.items():
+        key = f"{prefix}{name}"
         if name not in hints:
-            raise ValueError(f"recipe.json: no setting {prefix}{name}; this version has none such")
+            raise ValueError(f"recipe.json: no setting {key}; this version has none such")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            assert isinstance(value, dict)
-            value = _build(hint, value, f"{prefix}{name}.")
-        elif isinstance(value, list):
+            if not isinstance(value, dict):
+                raise ValueError(f"recipe.json: {key} takes settings by name, not {value!r}")
+            values[name] = _build(hint, value, f"{key}.")
+            continue
+        if isinstance(value, list):
             value = tuple(value)
+        if not _fits(value, hint):
+            raise ValueError(f"recipe.json: {key} takes {_in_words(hint)}, not {value!r}")
         values[name] = value
+    for field in dataclasses.fields(cls):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise ValueError(f"recipe.json: {prefix}{field.name} is missing")
     return cls(**values)

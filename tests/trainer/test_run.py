@@ -98,7 +98,7 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
     cases = [
         (["--recipe", "digit"], "did you mean 'digits'"),
         (["--set", "epoch=1"], "nearest: epochs"),
-        (["--set", "epochs=many"], "epochs takes int"),
+        (["--set", "epochs=many"], "epochs takes an integer"),
         (["--set", "epochs=0"], "at least 1"),
         (["--set", "sampler=shfit", "--out", str(tmp_path / "a")], "did you mean 'shift'"),
         (["--data", str(tmp_path / "none")], "does not exist"),
