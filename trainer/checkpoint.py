@@ -26,6 +26,11 @@ def save_checkpoint(folder: Path, state: State) -> Path:
     return path
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is anything to resume."""
+    return (folder / CHECKPOINT_NAME).is_file()
+
+
 def load_checkpoint(folder: Path) -> State:
     """The newest whole checkpoint: tensors and plain values only, no code is run.
 

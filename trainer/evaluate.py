@@ -17,6 +17,7 @@ from models.nets.elastic import AbstractNet, TensorStatistics
 from models.policy import GeneratorPolicy
 from models.space import SearchSpace
 from trainer.batches import Batches
+from trainer.log import Record
 from trainer.splits import LabelledImages
 
 EVALUATION_BATCH = 500
@@ -33,6 +34,19 @@ class GeneratorReport:
     mean_error: float
     mean_use: float
     least_use: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of the supernet and the generator at one step.
+
+    entropy: of the policy at each group, nats. rows: what is served at a budget (budget_flops,
+    flops, arch) and its top-1 accuracy on held-out images (val_accuracy, in 0..1).
+    """
+
+    generator: GeneratorReport
+    entropy: list[float]
+    rows: list[Record]
 
 
 def even_budgets(space: SearchSpace, count: int) -> list[float]:
@@ -64,6 +78,14 @@ def report_generator(generator: ArchitectureGenerator, count: int = 100) -> Gene
         errors.append(abs(space.flops(plain) - budget) / budget)
         uses.append(space.flops(decode(space, log_probabilities, budget)) / budget)
     return GeneratorReport(sum(errors) / count, sum(uses) / count, min(uses))
+
+
+def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:
+    """Entropy in nats of the generator's policy at each group: 0 is one arch and no other."""
+    with torch.no_grad():
+        _, log_probabilities = generator(torch.tensor(groups, dtype=torch.float64))
+    each = [-(p.exp() * p).sum(1) for p in log_probabilities.values()]
+    return torch.stack(each).sum(0).tolist()
 
 
 def at_resolution(images: Tensor, resolution: int) -> Tensor:
@@ -107,6 +129,34 @@ def accuracy(
         seen += len(predicted)
     net.train(was_training)
     return right / seen
+
+
+def evaluate(
+    net: AbstractNet,
+    generator: ArchitectureGenerator,
+    groups: Sequence[int],
+    *,
+    budgets: int,
+    calibration: Sequence[Tensor],
+    data: Batches,
+    device: str,
+) -> Evaluation:
+    """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``."""
+    space = generator.space
+    rows: list[Record] = []
+    asked = even_budgets(space, budgets)
+    for budget, arch in zip(asked, answers(generator, asked), strict=True):
+        statistics = calibrated(net, arch, calibration, device)
+        right = accuracy(net, arch, statistics, data, device)
+        rows.append(
+            {
+                "budget_flops": budget,
+                "flops": space.flops(arch),
+                "val_accuracy": right,
+                "arch": space.arch_to_json(arch),
+            }
+        )
+    return Evaluation(report_generator(generator), entropies(generator, groups), rows)
 
 
 def evaluation_batches(

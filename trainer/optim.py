@@ -1,14 +1,15 @@
-"""Optimizers of a run and the one schedule: linear warm-up, then a cosine to zero."""
+"""Optimizers of a run and their schedules: linear warm-up, then a cosine to zero."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
-from trainer.recipe import Optimizer
+from trainer.recipe import Optimizer, Recipe
 
 
 def build_optimizer(net: AbstractNet, options: Optimizer) -> torch.optim.Optimizer:
@@ -41,6 +42,30 @@ def learning_rate_at(step: int, total_steps: int, options: Optimizer) -> float:
         return options.learning_rate * (step + 1) / warm_up
     progress = (step - warm_up) / max(total_steps - warm_up, 1)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(first: float, last: float, progress: float) -> float:
+    """A value that moves from first to last as progress goes from 0 to 1."""
+    return first + (last - first) * min(progress, 1.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What depends on the step alone: learning rates, and the temperature of the Gumbel noise."""
+
+    learning_rate: float
+    generator_learning_rate: float
+    temperature: float
+
+
+def schedule_at(step: int, total_steps: int, recipe: Recipe) -> Schedule:
+    """Of step ``step`` of ``total_steps``, counted from 0."""
+    options, progress = recipe.generator, step / total_steps
+    return Schedule(
+        learning_rate=learning_rate_at(step, total_steps, recipe.optimizer),
+        generator_learning_rate=linear(options.learning_rate, options.learning_rate / 10, progress),
+        temperature=linear(options.first_temperature, options.last_temperature, progress),
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

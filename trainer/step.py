@@ -15,6 +15,7 @@ from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed, RelaxedFlops
 from trainer.evaluate import at_resolution, policy_of
+from trainer.optim import linear
 from trainer.recipe import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
@@ -31,11 +32,6 @@ class StepResult:
     flops: int
     budget_flops: float | None
     drawn: tuple[tuple[int, float], ...]
-
-
-def linear(first: float, last: float, progress: float) -> float:
-    """A value that moves from first to last as progress goes from 0 to 1."""
-    return first + (last - first) * min(progress, 1.0)
 
 
 def generator_losses(

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 
+import trainer.monitor
 import trainer.run
 from trainer.checkpoint import load_checkpoint
 from trainer.log import read_log
@@ -52,7 +53,7 @@ def run_curve(name: str, folder: Path) -> dict[str, object]:
     threads = torch.get_num_threads()
     try:
         with (
-            patch.object(trainer.run, "LOG_EVERY_STEPS", 1),
+            patch.object(trainer.monitor, "LOG_EVERY_STEPS", 1),
             patch.object(trainer.run, "finish", lambda *_: {}),
         ):
             assert trainer.run.main([*settings, "--out", str(folder)]) == 0

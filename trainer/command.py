@@ -1,0 +1,82 @@
+"""The command line of ``trainer.run``: which recipe, in which folder, from where on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.spaces import get_space
+from trainer.checkpoint import has_checkpoint
+from trainer.config import get_recipe, recipe_from_json, with_settings
+from trainer.recipe import Recipe
+from trainer.recipes import RECIPES
+
+RECIPE_NAME = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: its recipe, its folder, and whether a checkpoint there is its start."""
+
+    recipe: Recipe
+    folder: Path
+    resume: bool
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Its options; see ``--help``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.run",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's setting"
+    )
+    parser.add_argument(
+        "--data", help="parquet file or folder, image folder, or a data set's name (digits)"
+    )
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run's folder")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    return parser
+
+
+def find_job(options: argparse.Namespace) -> Job:
+    """The run that the options ask for. Raises ValueError for a user's mistake; writes nothing."""
+    if options.resume is not None:
+        folder, resume = options.resume, has_checkpoint(options.resume)
+        recipe = with_settings(_recipe_of(folder), options.set)
+    else:
+        recipe = with_settings(get_recipe(options.recipe), options.set)
+        folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
+        if (folder / RECIPE_NAME).exists():
+            raise ValueError(
+                f"{folder} holds a run; resume it with --resume {folder}, or name another"
+            )
+    if options.data is not None:
+        recipe = replace(recipe, data=options.data)
+    get_space(recipe.space)
+    return Job(recipe, folder, resume)
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """``parent/name``, or with the first free number behind it."""
+    folder, number = parent / name, 2
+    while folder.exists():
+        folder, number = parent / f"{name}-{number}", number + 1
+    return folder
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run (no recipe.json); start one with --out {folder}")
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); restore it, or start a new run") from None
+    return recipe_from_json(document)

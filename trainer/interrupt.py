@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM, so that a stop loses nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """The run was asked to stop by a signal. As KeyboardInterrupt, no ``Exception``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Interrupt:
+    """While entered, SIGINT and SIGTERM raise ``Stopped``; inside ``deferred`` they set a flag.
+
+    A second signal inside ``deferred`` raises after all, for whoever cannot wait. Not so with
+    ``repeats``: torchrun passes on what a terminal has sent to every process already, and kills
+    by itself what does not end in time.
+    """
+
+    def __init__(self, *, repeats: bool = False) -> None:
+        self.signal: int | None = None
+        self._repeats = repeats
+        self._is_deferred = False
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note a signal: the block looks at ``signal`` and ends in its own time."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = self.signal is None, number
+        if not self._is_deferred or not (first or self._repeats):
+            raise Stopped(number)

@@ -1,0 +1,135 @@
+"""Monitor: what one sees of a run while it trains, in its log and on the screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from trainer.config import recipe_to_json
+from trainer.display import Display
+from trainer.evaluate import Evaluation
+from trainer.log import JsonlLog, number
+from trainer.optim import Schedule
+from trainer.provenance import provenance
+from trainer.recipe import Recipe
+from trainer.splits import Splits
+from trainer.state import TrainingState
+from trainer.step import StepResult
+
+LOG_EVERY_STEPS = 20
+
+
+class Monitor:
+    """Writes ``folder/log.jsonl`` and draws the display. A context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        splits: Splits,
+        state: TrainingState,
+        *,
+        total_steps: int,
+    ) -> None:
+        self._recipe, self._splits, self._state = recipe, splits, state
+        self._total_steps = total_steps
+        self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
+        self._display = Display(f"{recipe.name}: {recipe.space} on {splits.name}")
+        self._measured_at, self._measured_step = time.monotonic(), state.step
+        self._drawn: list[tuple[int, float]] = []
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._open.enter_context(self._log)
+        self._open.enter_context(self._display)
+        splits = self._splits
+        self._log.write(
+            "start",
+            step=self._state.step,
+            total_steps=self._total_steps,
+            recipe=recipe_to_json(self._recipe),
+            data=splits.name,
+            images=[len(splits.train), len(splits.steer), len(splits.test)],
+            **provenance(),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def step(self, result: StepResult, schedule: Schedule) -> None:
+        """After every step; most are not written."""
+        state = self._state
+        self._drawn += result.drawn
+        if state.step % LOG_EVERY_STEPS:
+            return
+        seconds = time.monotonic() - self._measured_at
+        images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
+        self._restart_throughput()
+        epoch = state.step * self._recipe.epochs / self._total_steps
+        self._log.write(
+            "step",
+            step=state.step,
+            epoch=epoch,
+            elapsed_s=state.total_s,
+            loss=result.loss,
+            resource_loss=result.resource_loss,
+            lr=schedule.learning_rate,
+            images_per_s=images_per_s,
+            budget_flops=result.budget_flops,
+            flops=result.flops,
+            drawn_flops=[flops for flops, _ in self._drawn],
+            drawn_losses=[round(loss, 4) for _, loss in self._drawn],
+        )
+        self._drawn.clear()
+        metrics = {
+            "epoch": epoch,
+            "loss": result.loss,
+            "resource_loss": result.resource_loss,
+            "images_per_s": images_per_s,
+        }
+        groups, probabilities = state.sampler.groups, state.sampler.probabilities()
+        shown = list(zip(groups, probabilities, strict=True)) if probabilities else None
+        self._display.update(state.step, self._total_steps, metrics, shown)
+
+    def groups(self, drops: Sequence[float | None] | None) -> None:
+        """At every update of the distribution; None while it still warms up."""
+        self._log.write(
+            "groups",
+            step=self._state.step,
+            groups=list(self._state.sampler.groups),
+            probabilities=self._state.sampler.probabilities(),
+            loss_drops=drops,
+        )
+
+    def evaluation(self, evaluation: Evaluation, seconds: float) -> None:
+        """At the end of some epochs; ``seconds`` is how long it took."""
+        step = self._state.step
+        report = evaluation.generator
+        self._log.write(
+            "generator",
+            step=step,
+            mean_error=report.mean_error,
+            mean_use=report.mean_use,
+            entropy=evaluation.entropy,
+        )
+        self._log.write(
+            "evaluation",
+            step=step,
+            rows=evaluation.rows,
+            elapsed_s=self._state.total_s - seconds,
+            evaluation_s=seconds,
+        )
+        accuracies = " ".join(f"{100 * number(row, 'val_accuracy'):.1f}" for row in evaluation.rows)
+        epoch = step * self._recipe.epochs // self._total_steps
+        self._display.message(
+            f"epoch {epoch}: held-out accuracy % from the smallest budget to the largest: "
+            f"{accuracies}; AG error {100 * report.mean_error:.1f} %"
+        )
+        self._restart_throughput()
+
+    def _restart_throughput(self) -> None:
+        self._measured_at, self._measured_step = time.monotonic(), self._state.step

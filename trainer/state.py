@@ -1,0 +1,93 @@
+"""TrainingState: all that a resumed run needs, in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.generator import ArchitectureGenerator
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from models.space import SearchSpace
+from trainer.checkpoint import State
+from trainer.optim import build_generator_optimizer, build_optimizer
+from trainer.recipe import Recipe
+from trainer.samplers import AbstractSampler, build_sampler
+
+
+@dataclass
+class TrainingState:
+    """What training changes.
+
+    before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. rng: every
+    random number that decides a subnet comes from this CPU generator. elapsed_s: of the processes
+    before this one. The place in the data is ``step``: batches are functions of it.
+    """
+
+    net: AbstractNet
+    generator: ArchitectureGenerator
+    sampler: AbstractSampler
+    optimizer: torch.optim.Optimizer
+    generator_optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    elapsed_s: float = 0.0
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of training so far."""
+        return self.elapsed_s + time.monotonic() - self.started_at
+
+    def keep_weights(self) -> None:
+        """Take the weights of now as those that the next update compares with."""
+        self.before = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+
+    def to_checkpoint(self) -> State:
+        """Everything, by name."""
+        return {
+            "step": self.step,
+            "elapsed_s": self.total_s,
+            "net": self.net.state_dict(),
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "sampler": self.sampler.state(),
+            "rng": self.rng.get_state(),
+            "before": dict(self.before),
+        }
+
+    def load(self, state: State) -> None:
+        """The reverse of ``to_checkpoint``."""
+        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        self.net.load_state_dict(state["net"])
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.sampler.load_state(state["sampler"])
+        self.rng.set_state(state["rng"])
+        device = next(self.net.parameters()).device
+        self.before = {name: tensor.to(device) for name, tensor in state["before"].items()}
+
+
+def fresh_state(recipe: Recipe, space: SearchSpace) -> TrainingState:
+    """Untrained; the same for the same recipe."""
+    torch.manual_seed(recipe.seed)
+    net = build_net(space).to(recipe.device)
+    net = net.to(memory_format=torch.channels_last)
+    generator = ArchitectureGenerator(space)
+    state = TrainingState(
+        net=net,
+        generator=generator,
+        sampler=build_sampler(recipe.sampler, space, recipe.sampler_options),
+        optimizer=build_optimizer(net, recipe.optimizer),
+        generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
+        rng=torch.Generator().manual_seed(recipe.seed),
+    )
+    state.keep_weights()
+    return state
