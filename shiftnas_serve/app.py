@@ -1,58 +1,51 @@
-"""App: the routes beside /classify, request ids, and the documentation."""
+"""App: the routes beside /classify, and the documentation."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.bundle import Bundle, FrontierRow
-from shiftnas_serve.classify import Classifier, request_id
+from shiftnas_serve.classify import Classifier
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.oip import oip_routes
 from shiftnas_serve.openapi import openapi_document
 from shiftnas_serve.planner import Planner
 from shiftnas_serve.problem import Problem, install_problem_handlers, problem_response
+from shiftnas_serve.request_context import RequestContext
 from shiftnas_serve.workers import Workers
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class RequestIds:
-    """Give every request an id, the client's if it sent one, and every answer its header."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        identity = request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = identity
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Request-Id"] = identity
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
 def install_routes(
-    app: FastAPI, bundle: Bundle, planner: Planner, workers: Workers, classifier: Classifier
+    app: FastAPI,
+    bundle: Bundle,
+    planner: Planner,
+    workers: Workers,
+    classifier: Classifier,
+    *,
+    cors_origins: Sequence[str] = (),
 ) -> None:
     """Everything that the HTTP interface has."""
     install_problem_handlers(app)
     document = openapi_document(bundle)
     app.openapi = lambda: document  # type: ignore[method-assign]
-    app.add_middleware(RequestIds)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["*"],
+            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
+        )
+    app.add_middleware(RequestContext)
 
     async def classify(request: Request) -> Response:
         return await classifier(request)

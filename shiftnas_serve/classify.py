@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -31,7 +32,8 @@ from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Plan, Planner
-from shiftnas_serve.problem import Problem
+from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.rate_limit import RateLimit
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.worker import Done, Failed, Job, arch_indices
 from shiftnas_serve.workers import Workers
@@ -39,9 +41,6 @@ from shiftnas_serve.workers import Workers
 DEFAULT_TOP_K = 5
 # Images of more pixels are resized in a thread: they would hold up everyone else's requests.
 _RESIZED_INLINE = 250_000
-CLIENT_GONE = 499
-"""Counted where the client went away before its answer; nobody is sent it."""
-
 T = TypeVar("T")
 
 
@@ -54,6 +53,20 @@ class Classified:
     decode_ms: float
     probabilities: np.ndarray
 
+    def log(self) -> dict[str, object]:
+        """What a log says of it."""
+        return {
+            "asked": dict(self.plan.asked),
+            "subnet": self.plan.id,
+            "flops": self.plan.flops,
+            "degraded": self.plan.degraded,
+            "decode_ms": round(self.decode_ms, 3),
+            "queue_ms": round(self.done.queue_ms, 3),
+            "build_ms": round(self.done.build_ms, 3),
+            "infer_ms": round(self.done.infer_ms, 3),
+            "batch": self.done.batch,
+        }
+
 
 class Classifier:
     """The request path. One per HTTP process."""
@@ -65,11 +78,17 @@ class Classifier:
         workers: Workers,
         metrics: Metrics,
         settings: Settings,
+        folder: Path,
     ) -> None:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
+        self._rate: RateLimit | None = None
+        if settings.rate_per_s is not None:
+            path = folder / "rate-limit"
+            rate, burst = settings.rate_per_s, settings.rate_burst
+            self._rate = RateLimit(path, len(self.keys), rate, burst)
         self._in_flight = 0
 
     async def __call__(self, request: Request) -> Response:
@@ -80,6 +99,7 @@ class Classifier:
             top_k = read_top_k(request.query_params, len(self._bundle.labels))
             data = await self.body(request, read_image)
             one = await self.classify(data, asked, started)
+            request.state.log.update(one.log())
             return self._respond(request, one, top_k)
 
     @contextmanager
@@ -110,7 +130,7 @@ class Classifier:
 
     def _admit(self, request: Request) -> None:
         settings = self._settings
-        self.keys.check(request.headers)
+        self.charge(request, 1)
         if self._in_flight > settings.max_waiting:
             raise Problem(
                 429,
@@ -120,6 +140,25 @@ class Classifier:
         if not self._workers.ready or self._workers.draining:
             what = "stopping" if self._workers.draining else "not ready yet"
             raise Problem(503, f"the server is {what}", headers={"Retry-After": "1"})
+
+    def charge(self, request: Request, images: int) -> None:
+        """Check the key, and count images against its rate. Raises Problem 401, 429."""
+        key = self.keys.check(request.headers)
+        if self._rate is None or key is None or images == 0:
+            return
+        ruling = self._rate.take(key, images)
+        if not ruling.allowed:
+            raise Problem(
+                429,
+                f"this key may send {self._rate.rate_per_s:g} images a second, "
+                f"{self._rate.burst} at once",
+                headers={
+                    "Retry-After": str(math.ceil(ruling.retry_s)),
+                    "RateLimit-Policy": f'"key";q={self._rate.burst};w='
+                    f"{math.ceil(self._rate.burst / self._rate.rate_per_s)}",
+                    "RateLimit": f'"key";r={ruling.remaining};t={math.ceil(ruling.reset_s)}',
+                },
+            )
 
     async def body(self, request: Request, read: Callable[[Request, int], Awaitable[T]]) -> T:
         """What ``read`` makes of the body, within the limits of size and time (Problem 408)."""
@@ -252,11 +291,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """float32 (classes,) -> probabilities, float64 (classes,)."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return powers / powers.sum()
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """The client's Request-Id if it is a sane one, else a new one."""
-    given = headers.get("Request-Id", "")
-    if 0 < len(given) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in given):
-        return given
-    return uuid.uuid4().hex

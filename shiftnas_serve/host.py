@@ -26,6 +26,7 @@ import litserve
 from fastapi import FastAPI
 
 from models.bundle import Bundle, load_bundle
+from shiftnas_serve.log import adopt_litserve, configure_log
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import set_draining
@@ -58,13 +59,25 @@ class Host(litserve.LitServer):
         metrics = Metrics()
         planner = Planner(bundle, settings.default_flops)
         self._subnet_workers = Workers(self, folder, settings.workers, metrics)
-        classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings)
-        install_routes(self.app, bundle, planner, self._subnet_workers, classifier)
+        classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings, folder)
+        install_routes(
+            self.app,
+            bundle,
+            planner,
+            self._subnet_workers,
+            classifier,
+            cors_origins=settings.cors_origins,
+        )
 
     def _register_api_endpoints(
         self, lit_api: litserve.LitAPI, request_type: object, response_type: object
     ) -> None:
         """LitServe's own POST /classify waits without end; ``app.install_routes`` has ours."""
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        """The first step of ``run`` after it has set up its log, so the place to undo that."""
+        adopt_litserve()
+        return super()._init_manager(num_api_servers)
 
     def _start_server(self, *arguments: Any, **named: Any) -> dict[int, Any]:
         """Start the HTTP process and keep one running: LitServe watches its workers only."""
@@ -123,6 +136,7 @@ def serve(settings: Settings) -> None:
         metrics_folder = folder / "metrics"
         metrics_folder.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder)
+        configure_log(settings.log_level, settings.log_format)
         host = Host(bundle, settings, folder)
         _announce(bundle, settings)
         _stop_on_signals(folder, settings.drain_s)
@@ -132,6 +146,7 @@ def serve(settings: Settings) -> None:
                 port=settings.port,
                 num_api_servers=1,
                 log_level=settings.log_level,
+                log_config=None,  # uvicorn's lines go where ours go
                 generate_client_file=False,
                 access_log=False,
             )

@@ -14,10 +14,16 @@ class ApiKeys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [key.encode() for key in keys]
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Raises Problem 401 unless a key is right. Takes the same time whichever is wrong."""
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def check(self, headers: Mapping[str, str]) -> int | None:
+        """The number of the key that was sent; None where the server has none.
+
+        Raises Problem 401 unless a key is right. Takes the same time whichever is wrong.
+        """
         if not self._keys:
-            return
+            return None
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         sent = given.strip().encode("utf-8", "replace")
         # Every key is compared, so that the time does not tell which one came close.
@@ -28,3 +34,4 @@ class ApiKeys:
                 "send a key of this server: Authorization: Bearer KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return right.index(True)

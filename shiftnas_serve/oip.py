@@ -113,6 +113,7 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
             known(request)
             body = await classifier.body(request, read_body)
             asked = parse_request(body, request.headers.get(LENGTH_HEADER), tuple(outputs))
+            classifier.charge(request, len(asked.images) - 1)  # one was counted at the door
             budgets = read_budgets(Headers({**request.headers, **asked.budgets}))
             tasks = [
                 asyncio.ensure_future(classifier.classify(image, budgets, started))
@@ -123,6 +124,7 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
             finally:
                 for task in tasks:
                     task.cancel()
+            request.state.log["images"] = [one.log() for one in every]
             return respond(bundle, asked, every)
 
     get = {

@@ -78,7 +78,7 @@ def openapi_document(bundle: Bundle) -> Json:
 
 def _oip(bundle: Bundle) -> Json:
     """The paths of the Open Inference Protocol, with the one model's name in them."""
-    tensors = {"type": "array", "items": {"type": "object"}}
+    tensors: Json = {"type": "array", "items": {"type": "object"}}
     body = _object(inputs=tensors)
     example = {
         "parameters": {"flops_budget": bundle.max_flops},

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
 PREFIX = "SHIFTNAS_"
@@ -45,6 +53,17 @@ class Settings(BaseModel):
         description="keys that may ask, separated by commas; better set as "
         f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key)",
     )
+    rate_per_s: float | None = Field(
+        None, gt=0, description="images each key may send a second; more are refused with 429"
+    )
+    rate_burst: int = Field(
+        100, ge=1, description="images each key may send at once within its rate_per_s"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="web pages that may ask from a browser, separated by commas, like "
+        "https://example.org; * for all (default: none)",
+    )
     prebuild: bool = Field(True, description="build the subnets of all answers while idle")
     drain_s: float = Field(
         0.0,
@@ -52,15 +71,22 @@ class Settings(BaseModel):
         description="after SIGTERM, seconds in which /readyz is 503 and requests still run",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
-        "warning", description="of the log on standard error"
+        "warning", description="of the log on standard error; info has a line for each request"
     )
+    log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
+
+    @model_validator(mode="after")
+    def _rate_needs_keys(self) -> Settings:
+        if self.rate_per_s is not None and not self.api_keys:
+            raise ValueError("rate_per_s limits API keys, and none are set; set api_keys")
+        return self
 
 
 def load_settings(
@@ -84,6 +110,8 @@ def load_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if not name:  # settings that do not go together
+            raise ValueError(first["msg"].removeprefix("Value error, ")) from None
         given = "" if name.startswith("api_keys") else f", not {first['input']!r:.60}"
         raise ValueError(f"{name}: {first['msg']}{given}") from None
 

@@ -27,6 +27,7 @@ from models.arch import Arch
 from models.bundle import Bundle, load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.latency import measure_ms
+from shiftnas_serve.log import configure_log
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import WorkerFile
@@ -90,6 +91,7 @@ class ClassifyApi(litserve.LitAPI):
         worker_id = int(os.environ["LITSERVE_WORKER_ID"])
         file = WorkerFile(self.folder, worker_id)
         settings = self.settings
+        configure_log(settings.log_level, settings.log_format)
         bundle = load_bundle(settings.bundle)
         runtime = build_runtime(settings.runtime, settings.device, settings.threads)
         engine = Engine(bundle, runtime, settings.session_bytes)

@@ -48,6 +48,7 @@ def parameters(function: object) -> list[str]:
         ("_register_api_endpoints", ["self", "lit_api", "request_type", "response_type"]),
         ("_get_request_queue", ["self", "api_path"]),
         ("lifespan", ["self", "app"]),
+        ("_init_manager", ["self", "num_api_servers"]),
         (
             "_start_server",
             [
