@@ -13,27 +13,13 @@ from models.arch import Arch
 from models.calibration import calibrate
 from models.decode import decode
 from models.generator import ArchitectureGenerator
+from models.generator_report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.elastic import AbstractNet, TensorStatistics
-from models.policy import GeneratorPolicy
-from models.space import SearchSpace
 from trainer.batches import Batches
 from trainer.log import Record
 from trainer.splits import LabelledImages
 
 EVALUATION_BATCH = 500
-
-
-@dataclass(frozen=True)
-class GeneratorReport:
-    """How well the generator keeps budgets over the range.
-
-    mean_error: of the plain argmax, |FLOPs - budget| / budget. mean_use, least_use: FLOPs / budget
-    of the decoded answers, never above 1.
-    """
-
-    mean_error: float
-    mean_use: float
-    least_use: float
 
 
 @dataclass(frozen=True)
@@ -49,35 +35,10 @@ class Evaluation:
     rows: list[Record]
 
 
-def even_budgets(space: SearchSpace, count: int) -> list[float]:
-    """Evenly spaced from the smallest subnet to the largest."""
-    low, high = space.min_flops, space.max_flops
-    return [low + (high - low) * i / (count - 1) for i in range(count)]
-
-
-def policy_of(generator: ArchitectureGenerator) -> GeneratorPolicy:
-    """The generator as it will be served, in numpy."""
-    weights = {name: value.cpu().numpy() for name, value in generator.state_dict().items()}
-    return GeneratorPolicy(generator.space, weights)
-
-
 def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
     """What is served at each budget: the generator's policy, decoded within the budget."""
     policy = policy_of(generator)
     return [decode(generator.space, policy.log_probabilities(b), b) for b in budgets]
-
-
-def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
-    """Errors over ``count`` evenly spaced budgets."""
-    space, policy = generator.space, policy_of(generator)
-    errors: list[float] = []
-    uses: list[float] = []
-    for budget in even_budgets(space, count):
-        log_probabilities = policy.log_probabilities(budget)
-        plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
-        errors.append(abs(space.flops(plain) - budget) / budget)
-        uses.append(space.flops(decode(space, log_probabilities, budget)) / budget)
-    return GeneratorReport(sum(errors) / count, sum(uses) / count, min(uses))
 
 
 def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:

@@ -12,6 +12,7 @@ import numpy as np
 from models.arch import Arch
 from models.bundle import FrontierRow, Json, frontier_row_to_json, save_bundle
 from models.generator import ArchitectureGenerator
+from models.generator_report import even_budgets, report_generator
 from models.nets import build_net
 from models.nets.elastic import TensorStatistics
 from models.preprocess import Preprocess
@@ -27,8 +28,6 @@ from trainer.evaluate import (
     calibrated,
     calibration_images,
     evaluation_batches,
-    even_budgets,
-    report_generator,
 )
 from trainer.log import JsonlLog, Record, read_log
 from trainer.provenance import provenance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor
 from models.arch import Arch
 from models.decode import decode
 from models.generator import ArchitectureGenerator
+from models.generator_report import policy_of
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed, RelaxedFlops
-from trainer.evaluate import at_resolution, policy_of
-from trainer.optim import linear
+from models.resource_loss import ResourceLoss, fit_to_budgets
+from trainer.evaluate import at_resolution
 from trainer.recipe import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
@@ -34,37 +34,11 @@ class StepResult:
     drawn: tuple[tuple[int, float], ...]
 
 
-def generator_losses(
-    generator: ArchitectureGenerator,
-    relaxed_flops: RelaxedFlops,
-    drawn: Sequence[float],
-    options: GeneratorOptions,
-    *,
-    temperature: float,
-    rng: torch.Generator,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """One call of the generator: policies, the loss that needs no image, and L_RC alone.
-
-    The batch holds the ``drawn`` budgets first, then ``resource_batch`` more spread over the
-    range. Half of those are sampled and half are argmax, so that both what trains and what is
-    served keeps its budget.
-    """
-    space, count = generator.space, options.resource_batch
-    range_flops = space.max_flops - space.min_flops
-    spread = (torch.arange(count) + torch.rand(count, generator=rng)) / count
-    spread = spread[torch.randperm(count, generator=rng)].double()
-    budgets = torch.cat([torch.tensor(drawn).double(), space.min_flops + range_flops * spread])
-    policies, log_probabilities = generator(
-        budgets, temperature=temperature, noise=rng, noisy=len(drawn) + count // 2
+def resource_loss_of(options: GeneratorOptions, relaxed_flops: RelaxedFlops) -> ResourceLoss:
+    """L_RC and the entropy term as a recipe wants them."""
+    return ResourceLoss(
+        relaxed_flops, options.resource_weight, options.resource_batch, options.entropy_weight
     )
-    # L_RC (Eq. 10): squared distance to the budget, in units of the space's range
-    gap = (relaxed_flops(policies) - budgets) / range_flops
-    resource_loss = gap.square().mean()
-    entropy = sum(
-        (-(p.exp() * p).sum(1).mean() for p in log_probabilities.values()), start=torch.zeros(())
-    )
-    loss = options.resource_weight * resource_loss - options.entropy_weight * entropy
-    return policies, loss, resource_loss
 
 
 def pretrain_generator(
@@ -77,19 +51,14 @@ def pretrain_generator(
 
     Differs from the paper, where both start together and early draws miss their budgets.
     """
-    optimizer = torch.optim.Adam(generator.parameters(), lr=options.pretrain_learning_rate)
-    for step in range(options.pretrain_steps):
-        progress = step / options.pretrain_steps
-        temperature = linear(options.first_temperature, options.last_temperature, progress)
-        optimizer.zero_grad()
-        _, loss, _ = generator_losses(
-            generator, relaxed_flops, (), options, temperature=temperature, rng=rng
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = options.pretrain_learning_rate * (1 - 0.9 * progress)
-        optimizer.step()
+    fit_to_budgets(
+        generator,
+        resource_loss_of(options, relaxed_flops),
+        steps=options.pretrain_steps,
+        learning_rate=options.pretrain_learning_rate,
+        temperatures=(options.first_temperature, options.last_temperature),
+        rng=rng,
+    )
 
 
 def train_step(
@@ -112,8 +81,8 @@ def train_step(
     """
     space = generator.space
     drawn = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
-    policies, generator_loss, resource_loss = generator_losses(
-        generator, relaxed_flops, drawn, recipe.generator, temperature=temperature, rng=rng
+    policies, generator_loss, resource_loss = resource_loss_of(recipe.generator, relaxed_flops)(
+        generator, drawn, temperature=temperature, rng=rng
     )
     generator_loss.backward(retain_graph=masked and bool(drawn))
 

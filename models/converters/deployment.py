@@ -21,6 +21,7 @@ from models.generator import ArchitectureGenerator
 from models.policy import GeneratorPolicy
 from models.preprocess import Preprocess
 from models.relaxed import RelaxedFlops
+from models.resource_loss import ResourceLoss, fit_to_budgets
 from models.space import SearchSpace
 from models.template import export_template
 
@@ -29,8 +30,6 @@ IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0
 
 GENERATOR_STEPS = 1000
 _BUDGETS_A_STEP = 32
-_ENTROPY_WEIGHT = 1e-3
-_RESOURCE_WEIGHT = 20.0
 _CANDIDATES = 400
 
 
@@ -87,26 +86,17 @@ def convert_to_bundle(
 
 def fit_generator(space: SearchSpace, steps: int, seed: int = 0) -> ArchitectureGenerator:
     """A generator that keeps budgets over the whole range (L_RC and a little entropy)."""
-    noise = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = ArchitectureGenerator(space)
-    flops, span = RelaxedFlops(space.flops_rule), space.max_flops - space.min_flops
-    optimizer = torch.optim.Adam(generator.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, max(steps, 1))
-    for _ in range(steps):
-        places = torch.rand(_BUDGETS_A_STEP, generator=noise).double()
-        budgets = space.min_flops + span * places
-        # half the rows sampled and half argmax, so that what is served keeps its budget too
-        policies, logs = generator(budgets, noise=noise, noisy=_BUDGETS_A_STEP // 2)
-        loss = _RESOURCE_WEIGHT * ((flops(policies) - budgets) / span).square().mean()
-        for log in logs.values():
-            loss = loss + _ENTROPY_WEIGHT * (log.exp() * log).sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    fit_to_budgets(
+        generator,
+        ResourceLoss(RelaxedFlops(space.flops_rule), budgets=_BUDGETS_A_STEP),
+        steps=steps,
+        learning_rate=3e-3,
+        temperatures=(1.0, 0.3),
+        rng=torch.Generator().manual_seed(seed),
+    )
     return generator
 
 

@@ -8,10 +8,10 @@ import torch
 
 from models.decode import SLACK, decode
 from models.generator import ArchitectureGenerator
+from models.generator_report import report_generator
 from models.policy import GeneratorPolicy
 from models.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
-from trainer.evaluate import report_generator
 from trainer.recipe import GeneratorOptions
 from trainer.step import pretrain_generator
 

@@ -1,0 +1,48 @@
+"""How well a trained generator keeps its budgets. Uses torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.decode import decode
+from models.generator import ArchitectureGenerator
+from models.policy import GeneratorPolicy
+from models.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class GeneratorReport:
+    """How well the generator keeps budgets over the range.
+
+    mean_error: of the plain argmax, |FLOPs - budget| / budget. mean_use, least_use: FLOPs / budget
+    of the decoded answers, never above 1.
+    """
+
+    mean_error: float
+    mean_use: float
+    least_use: float
+
+
+def even_budgets(space: SearchSpace, count: int) -> list[float]:
+    """Evenly spaced from the smallest subnet to the largest."""
+    low, high = space.min_flops, space.max_flops
+    return [low + (high - low) * i / (count - 1) for i in range(count)]
+
+
+def policy_of(generator: ArchitectureGenerator) -> GeneratorPolicy:
+    """The generator as it will be served, in numpy."""
+    weights = {name: value.cpu().numpy() for name, value in generator.state_dict().items()}
+    return GeneratorPolicy(generator.space, weights)
+
+
+def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
+    """Errors over ``count`` evenly spaced budgets."""
+    space, policy = generator.space, policy_of(generator)
+    errors: list[float] = []
+    uses: list[float] = []
+    for budget in even_budgets(space, count):
+        log_probabilities = policy.log_probabilities(budget)
+        plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
+        errors.append(abs(space.flops(plain) - budget) / budget)
+        uses.append(space.flops(decode(space, log_probabilities, budget)) / budget)
+    return GeneratorReport(sum(errors) / count, sum(uses) / count, min(uses))
