@@ -1,0 +1,170 @@
+"""Does the shift help? Samplers at equal training time, over several seeds.
+
+    python -m benchmarks.samplers --out runs/samplers
+    python -m benchmarks.samplers --out runs/samplers --seeds 0 --set epochs=10
+
+First the processor time of a step is measured per sampler, in turn.
+The first sampler trains for the recipe's epochs, every other for as many as cost the same time.
+Runs take turns too (all samplers of a seed, then the next seed). Finished runs are kept, so the
+command can be stopped and given again. `python -m trainer.compare` reads what it leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import machine
+from trainer.config import get_recipe, with_settings
+from trainer.data import load_splits
+from trainer.interrupt import Interrupt
+from trainer.recipe import Recipe
+from trainer.run import train
+from trainer.samplers import SAMPLERS
+
+COSTS_NAME = "costs.json"
+ROUNDS = 3
+COST_STEPS = 60
+
+
+def step_costs(recipe: Recipe, samplers: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of processor time of a training step: one figure per round.
+
+    Updates of the distribution are included. Processor time, because a busy machine changes it far
+    less than the clock; and the difference of a long and a short run, which start the same way.
+    """
+    splits = load_splits(
+        recipe.data, steer_share=recipe.steer_share, seed=recipe.seed, resolution=recipe.resolution
+    )
+    options = replace(recipe.generator, pretrain_steps=min(recipe.generator.pretrain_steps, 100))
+    batches = max(1, len(splits.train) // recipe.batch_size)
+    more = max(1, round(COST_STEPS / batches))
+    costs: dict[str, list[float]] = {name: [] for name in samplers}
+    for round_number in range(rounds):
+        for name in samplers:
+            seconds = []
+            for epochs in (1, 1 + more):
+                short = replace(
+                    recipe,
+                    sampler=name,
+                    generator=options,
+                    epochs=epochs,
+                    evaluate_every=1_000_000,
+                    warm_up_share=0.0,
+                )
+                start_s = time.process_time()
+                with tempfile.TemporaryDirectory() as folder:
+                    train(short, splits, Path(folder), Interrupt(), resume=False)
+                seconds.append(time.process_time() - start_s)
+            costs[name].append(1000 * (seconds[1] - seconds[0]) / (more * batches))
+        print(f"costs: round {round_number + 1} of {rounds}", file=sys.stderr)
+    return costs
+
+
+def epochs_of_equal_time(epochs: int, costs: dict[str, list[float]]) -> dict[str, int]:
+    """Epochs per sampler that take as long as `epochs` of the first one; at least 1.
+
+    The ratio is the median over rounds of ratios within a round.
+    """
+    first = next(iter(costs.values()))
+    return {
+        name: max(
+            1, round(epochs * statistics.median(a / b for a, b in zip(first, own, strict=True)))
+        )
+        for name, own in costs.items()
+    }
+
+
+def run_all(
+    options: argparse.Namespace, epochs: dict[str, int], seeds: Sequence[int]
+) -> list[Path]:
+    """Train what is not finished yet; the runs' folders. Raises ValueError if a run fails."""
+    folders = []
+    for seed in seeds:
+        for name, count in epochs.items():
+            folder = options.out / f"{name}-{seed}"
+            folders.append(folder)
+            if (folder / "frontier.json").is_file():
+                continue
+            command = [sys.executable, "-m", "trainer.run"]
+            if (folder / "recipe.json").is_file():
+                command += ["--resume", str(folder)]
+            else:
+                command += ["--recipe", options.recipe, "--out", str(folder)]
+                own = [*options.set, f"sampler={name}", f"epochs={count}", f"seed={seed}"]
+                command += [part for setting in own for part in ("--set", setting)]
+                command += ["--data", options.data] if options.data else []
+            if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+                raise ValueError(f"{folder}: the run failed; mend it, or remove it and try again")
+    return folders
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.samplers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", default="digits")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--data", help="as for trainer.run")
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    options = parser.parse_args(arguments)
+    try:
+        result = measure(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Costs, then runs."""
+    for name in options.samplers:
+        if name not in SAMPLERS:
+            raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
+    recipe = with_settings(get_recipe(options.recipe), options.set)
+    if options.data:
+        recipe = replace(recipe, data=options.data)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / COSTS_NAME
+    if not kept.is_file():
+        costs = step_costs(recipe, options.samplers, ROUNDS)
+        epochs = epochs_of_equal_time(recipe.epochs, costs)
+        document = {
+            "step_ms": costs,
+            "epochs": epochs,
+            "machine": {**machine(), "torch": torch.__version__},
+        }
+        kept.write_text(json.dumps(document, indent=1) + "\n")
+    document = json.loads(kept.read_text())
+    if set(document["epochs"]) != set(options.samplers):
+        raise ValueError(f"{kept} is of other samplers; choose another --out, or remove it")
+    for name, own in document["step_ms"].items():
+        print(
+            f"{name:16} {statistics.median(own):7.2f} ms of processor time a step "
+            f"({min(own):.2f} to {max(own):.2f})  {document['epochs'][name]:4} epochs",
+            file=sys.stderr,
+        )
+    folders = run_all(options, document["epochs"], options.seeds)
+    return {"benchmark": "samplers", "runs": [str(f) for f in folders], **document}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
