@@ -15,6 +15,20 @@ from trainer.recipes import RECIPES
 
 RECIPE_NAME = "recipe.json"
 
+FIXED = (
+    "space",
+    "resolution",
+    "batch_size",
+    "steer_share",
+    "seed",
+    "mean",
+    "std",
+    "sampler",
+    "sampler_options.groups",
+    "optimizer.name",
+)
+"""Settings that a checkpoint is made of: what is resumed keeps them. All others may change."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -49,7 +63,14 @@ def find_job(options: argparse.Namespace) -> Job:
     """The run that the options ask for. Raises ValueError for a user's mistake; writes nothing."""
     if options.resume is not None:
         folder, resume = options.resume, has_checkpoint(options.resume)
-        recipe = with_settings(_recipe_of(folder), options.set)
+        before = _recipe_of(folder)
+        recipe = with_settings(before, options.set)
+        changed = [name for name in FIXED if _setting(recipe, name) != _setting(before, name)]
+        if resume and changed:
+            raise ValueError(
+                f"a resumed run keeps its {', '.join(changed)}; leave that out, or start a new run "
+                "with --out"
+            )
     else:
         recipe = with_settings(get_recipe(options.recipe), options.set)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
@@ -69,6 +90,13 @@ def free_folder(parent: Path, name: str) -> Path:
     while folder.exists():
         folder, number = parent / f"{name}-{number}", number + 1
     return folder
+
+
+def _setting(recipe: Recipe, name: str) -> object:
+    value: object = recipe
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _recipe_of(folder: Path) -> Recipe:

@@ -13,16 +13,16 @@ frontier.json and report/ (tables and plots).
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from models.relaxed import RelaxedFlops
-from models.spaces import get_space
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from trainer.command import RECIPE_NAME, build_parser, find_job
 from trainer.config import recipe_to_json
 from trainer.data import load_splits
@@ -34,6 +34,7 @@ from trainer.optim import schedule_at, set_learning_rate
 from trainer.probe import Probe
 from trainer.recipe import Recipe
 from trainer.run_data import run_data
+from trainer.seeds import seed_step
 from trainer.splits import Splits
 from trainer.state import fresh_state
 from trainer.step import pretrain_generator, train_step
@@ -46,10 +47,9 @@ def train(
 
     Raises Stopped after a signal, ValueError when the loss is no number.
     """
-    space = get_space(recipe.space, len(splits.labels))
-    state = fresh_state(recipe, space)
+    state = fresh_state(recipe, splits)
     net, generator, sampler, rng = state.net, state.generator, state.sampler, state.rng
-    relaxed_flops = RelaxedFlops(space.flops_rule)
+    relaxed_flops = RelaxedFlops(generator.space.flops_rule)
     data = run_data(recipe, splits)
     steps_per_epoch = len(data.train)
     total_steps = recipe.epochs * steps_per_epoch
@@ -65,6 +65,7 @@ def train(
         saved_at = time.monotonic()
         while state.step < total_steps:
             # ---- Algorithm 1 -------------------------------------------------------------------
+            seed_step(recipe.seed, state.step, 0)
             schedule = schedule_at(state.step, total_steps, recipe)
             set_learning_rate(state.optimizer, schedule.learning_rate)
             set_learning_rate(state.generator_optimizer, schedule.generator_learning_rate)
@@ -83,12 +84,7 @@ def train(
                 temperature=schedule.temperature,
                 rng=rng,
             )
-            if not result.loss < float("inf"):
-                raise ValueError(
-                    f"the loss is {result.loss} at step {state.step} (subnet of "
-                    f"{result.flops:,} FLOPs); resume the checkpoint with a lower "
-                    f"optimizer.learning_rate (now {recipe.optimizer.learning_rate})"
-                )
+            check_finite("loss", (result.loss,), state.step, recipe)
             if recipe.optimizer.clip_norm:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.optimizer.clip_norm)
             torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
@@ -112,6 +108,7 @@ def train(
                         temperature=schedule.temperature,
                     )
                     drops = sampler.update(probe, rng)
+                    check_finite("loss on held-out images", drops, state.step, recipe)
                 state.keep_weights()
                 monitor.groups(drops)
 
@@ -138,6 +135,16 @@ def train(
                 raise Stopped(interrupt.signal)
 
 
+def check_finite(what: str, values: Iterable[float | None], step: int, recipe: Recipe) -> None:
+    """Raises ValueError, before a checkpoint is made of it."""
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ValueError(
+            f"the {what} is no finite number at step {step}; resume the checkpoint with a lower "
+            f"optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}), or with "
+            "optimizer.clip_norm=1"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0 done, 2 a mistake of the user's, 128 + n stopped."""
     options = build_parser((__doc__ or "").split("``train``")[0]).parse_args(arguments)
@@ -156,12 +163,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             folder.mkdir(parents=True, exist_ok=True)
             document = json.dumps(recipe_to_json(recipe), indent=2)
-            (folder / RECIPE_NAME).write_text(document + "\n")
+            write_whole(folder / RECIPE_NAME, document + "\n")
             print(f"{recipe.name} in {folder}: {len(splits.train):,} images train", file=sys.stderr)
             train(recipe, splits, folder, interrupt, resume=job.resume)
             result = finish(recipe, splits, folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or folder
+        print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         again = "" if folder is None else f"; go on with: python -m trainer.run --resume {folder}"

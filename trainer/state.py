@@ -12,11 +12,12 @@ from torch import Tensor
 from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
-from models.space import SearchSpace
+from models.spaces import get_space
 from trainer.checkpoint import State
 from trainer.optim import build_generator_optimizer, build_optimizer
 from trainer.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
+from trainer.splits import Splits
 
 
 @dataclass
@@ -24,8 +25,9 @@ class TrainingState:
     """What training changes.
 
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. rng: every
-    random number that decides a subnet comes from this CPU generator. elapsed_s: of the processes
-    before this one. The place in the data is ``step``: batches are functions of it.
+    random number that decides a subnet comes from this CPU generator. trained_on: the data, in
+    words. elapsed_s: of the processes before this one. The place in the data is ``step``: batches
+    are functions of it.
     """
 
     net: AbstractNet
@@ -34,6 +36,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
     rng: torch.Generator
+    trained_on: str
     before: Mapping[str, Tensor] = field(default_factory=dict)
     step: int = 0
     elapsed_s: float = 0.0
@@ -46,7 +49,8 @@ class TrainingState:
 
     def keep_weights(self) -> None:
         """Take the weights of now as those that the next update compares with."""
-        self.before = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        if self.sampler.learns:
+            self.before = {name: p.detach().clone() for name, p in self.net.named_parameters()}
 
     def to_checkpoint(self) -> State:
         """Everything, by name."""
@@ -60,10 +64,17 @@ class TrainingState:
             "sampler": self.sampler.state(),
             "rng": self.rng.get_state(),
             "before": dict(self.before),
+            "trained_on": self.trained_on,
         }
 
     def load(self, state: State) -> None:
-        """The reverse of ``to_checkpoint``."""
+        """The reverse of ``to_checkpoint``. Raises ValueError for a checkpoint of other data."""
+        trained_on = state.get("trained_on", self.trained_on)
+        if trained_on != self.trained_on:
+            raise ValueError(
+                f"the checkpoint was trained on {trained_on}, the data here is "
+                f"{self.trained_on}; name the same with --data, or start a new run with --out"
+            )
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.net.load_state_dict(state["net"])
         self.generator.load_state_dict(state["generator"])
@@ -75,8 +86,9 @@ class TrainingState:
         self.before = {name: tensor.to(device) for name, tensor in state["before"].items()}
 
 
-def fresh_state(recipe: Recipe, space: SearchSpace) -> TrainingState:
+def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
     """Untrained; the same for the same recipe."""
+    space = get_space(recipe.space, len(splits.labels))
     torch.manual_seed(recipe.seed)
     net = build_net(space).to(recipe.device)
     net = net.to(memory_format=torch.channels_last)
@@ -88,6 +100,10 @@ def fresh_state(recipe: Recipe, space: SearchSpace) -> TrainingState:
         optimizer=build_optimizer(net, recipe.optimizer),
         generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
         rng=torch.Generator().manual_seed(recipe.seed),
+        trained_on=(
+            f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
+            f"classes ({splits.labels[0]} to {splits.labels[-1]})"
+        ),
     )
     state.keep_weights()
     return state

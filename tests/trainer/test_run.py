@@ -1,22 +1,13 @@
 """The training program as a user runs it, on a few steps of digits."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
 from models.bundle import load_bundle
-from trainer.checkpoint import load_checkpoint
 from trainer.finish import undominated
 from trainer.run import main
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=6"]
 SHORT += ["threads=1", "evaluation_budgets=3", "shift_every=4", "calibration_batches=2"]
 
@@ -44,54 +35,6 @@ def test_a_run_leaves_what_it_promises(finished):
     assert (finished / "report" / "report.md").is_file()
     kinds = {json.loads(x)["kind"] for x in (finished / "log.jsonl").read_text().splitlines()}
     assert {"start", "step", "groups", "generator", "evaluation"} <= kinds
-
-
-@pytest.mark.parametrize("sampler", ["shift", "shift-direct"])
-def test_two_epochs_are_one_and_one_more_bit_for_bit(tmp_path, monkeypatch, sampler):
-    """Stopped in the middle by the flag that a signal sets, and resumed."""
-    import trainer.run
-
-    chosen = settings(f"sampler={sampler}", "warm_up_share=0")
-    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main([*chosen, "--out", str(whole)]) == 0
-    real_step, calls = trainer.run.train_step, []
-
-    def step_then_signal(*arguments, **named):
-        calls.append(1)
-        if len(calls) == 23:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real_step(*arguments, **named)
-
-    monkeypatch.setattr(trainer.run, "train_step", step_then_signal)
-    assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
-    assert load_checkpoint(parts)["step"] == 23
-    monkeypatch.setattr(trainer.run, "train_step", real_step)
-    assert main(["--resume", str(parts)]) == 0
-    one, two = load_checkpoint(whole), load_checkpoint(parts)
-    for name in ("net", "generator", "before"):
-        for key, tensor in one[name].items():
-            assert torch.equal(tensor, two[name][key]), (name, key)
-    assert torch.equal(one["sampler"]["logits"], two["sampler"]["logits"])
-    assert torch.equal(one["rng"], two["rng"])
-
-
-def test_kill_9_loses_nothing_that_was_checkpointed(tmp_path):
-    folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "trainer.run", *settings("epochs=500"), "--out", str(folder)]
-    command += ["--set", "checkpoint_every_s=0.2", "--set", "evaluate_every=1000"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while not (folder / "checkpoint.pt").exists():
-            assert time.monotonic() < end, "no checkpoint came"
-            assert process.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.5)
-    finally:
-        process.kill()
-        process.wait()
-    assert load_checkpoint(folder)["step"] > 0
 
 
 def test_mistakes_are_one_line(tmp_path, finished, capsys):

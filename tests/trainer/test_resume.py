@@ -1,0 +1,311 @@
+"""Nothing is lost: runs that are stopped, killed, or run out of disk go on bit for bit."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.run
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.log import read_log
+from trainer.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    "batch_size=256",
+    "generator.pretrain_steps=5",
+    "generator.masked_every=2",
+    "evaluate_every=100",
+    "answer_budgets=4",
+    "evaluation_budgets=2",
+    "calibration_batches=1",
+    "shift_every=3",
+    "warm_up_share=0",
+    "threads=1",
+]
+STEPS_PER_EPOCH = 5
+
+
+def settings(*more):
+    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
+
+
+def assert_same(one, two, path=""):
+    """Bit for bit, but for how long it took."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key, value in one.items():
+            if key != "elapsed_s":
+                assert_same(value, two[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        for index, value in enumerate(one):
+            assert_same(value, two[index], f"{path}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), path
+    else:
+        assert one == two, path
+
+
+@pytest.fixture
+def unfinished(monkeypatch):
+    """Stop before the bundle: these tests are about the loop."""
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+
+
+@pytest.mark.parametrize("sampler", ["shift", "shift-direct"])
+@pytest.mark.usefixtures("unfinished")
+def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sampler):
+    """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
+    chosen = settings(f"sampler={sampler}", "epochs=4", "optimizer.clip_norm=1.0")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    real_step, steps, noise = trainer.run.train_step, [], []
+
+    def noisy_step(*arguments, **named):
+        # what a step draws from the generators that no checkpoint holds
+        noise.append((torch.rand(()).item(), random.random(), np.random.random()))  # noqa: NPY002
+        steps.append(1)
+        if len(steps) in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_step(*arguments, **named)
+
+    monkeypatch.setattr(trainer.run, "train_step", noisy_step)
+    stops = ()
+    assert main([*chosen, "--out", str(whole)]) == 0
+    expected_noise = noise.copy()
+    steps.clear()
+    noise.clear()
+    stops = (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 3)
+    assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
+    assert load_checkpoint(parts)["step"] == stops[0]
+    assert main(["--resume", str(parts)]) == 128 + signal.SIGTERM
+    assert load_checkpoint(parts)["step"] == stops[1]
+    assert main(["--resume", str(parts)]) == 0
+    assert noise == expected_noise
+    assert len(set(noise)) == len(noise)
+    assert_same(load_checkpoint(whole), load_checkpoint(parts))
+
+
+# ------------------------------------------------------------------------------ checkpoint files
+
+
+def state_of(step):
+    return {"step": step, "weights": torch.full((5000,), float(step))}
+
+
+def test_a_process_that_dies_at_any_moment_of_a_write_leaves_a_whole_checkpoint(
+    tmp_path, monkeypatch
+):
+    """Copies of the folder stand for what a kill leaves behind, between any two operations."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    copies = []
+
+    def copying(real):
+        def operation(*arguments, **named):
+            for do in (lambda: None, lambda: real(*arguments, **named)):
+                result = do()
+                copies.append(tmp_path / f"copy{len(copies)}")
+                shutil.copytree(folder, copies[-1])
+            return result
+
+        return operation
+
+    save_checkpoint(folder, state_of(1))
+    save_checkpoint(folder, state_of(2))
+    monkeypatch.setattr(torch, "save", copying(torch.save))
+    monkeypatch.setattr(os, "fsync", copying(os.fsync))
+    monkeypatch.setattr(Path, "replace", copying(Path.replace))
+    save_checkpoint(folder, state_of(3))
+    monkeypatch.undo()
+    found = [load_checkpoint(copy)["step"] for copy in copies]
+    assert found[0] == 2
+    assert found[-1] == 3
+    assert found == sorted(found)
+    assert any(not (copy / "checkpoint.pt").exists() for copy in copies)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_broken_checkpoint_is_passed_over_in_one_line(tmp_path, capsys, damage):
+    save_checkpoint(tmp_path, state_of(1))
+    path = save_checkpoint(tmp_path, state_of(2))
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    elif damage == "other":
+        content = bytearray(b"not a checkpoint")
+    else:
+        content = content[: len(content) // 2 if damage == "cut" else 0]
+    path.write_bytes(content)
+    assert load_checkpoint(tmp_path)["step"] == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint.pt cannot be read" in said
+    assert "going on from checkpoint.previous.pt" in said
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot .*previous\.pt cannot"):
+        load_checkpoint(tmp_path)
+
+
+@contextmanager
+def files_of_at_most(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    before = load_checkpoint(folder)
+    capsys.readouterr()
+    with files_of_at_most(50_000):
+        assert main(["--resume", str(folder), "--set", "epochs=2"]) == 2
+    errors = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
+    assert len(errors) == 1
+    assert f"cannot write {folder / 'checkpoint.pt'}: File too large" in errors[0]
+    assert not list(folder.glob("*.partial"))
+    assert_same(load_checkpoint(folder), before)
+    assert main(["--resume", str(folder)]) == 0
+    assert load_checkpoint(folder)["step"] == 2 * STEPS_PER_EPOCH
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_full_disk_under_the_log_is_one_error_that_names_it(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 1)
+    with files_of_at_most(1600):
+        assert main([*settings("epochs=1"), "--out", str(folder)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert str(folder) in said
+    assert "File too large" in said
+    assert main(["--resume", str(folder)]) == 0
+    steps = [record["step"] for record in read_log(folder / "log.jsonl")]
+    assert max(steps) == STEPS_PER_EPOCH
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    before = load_checkpoint(folder)
+    wild = ["epochs=4", "optimizer.learning_rate=1e30", "checkpoint_every_s=0"]
+    wild = [part for setting in wild for part in ("--set", setting)]
+    assert main(["--resume", str(folder), *wild]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the loss ")
+    assert "no finite number at step " in said
+    assert "optimizer.learning_rate" in said
+    for tensor in load_checkpoint(folder)["net"].values():
+        assert torch.isfinite(tensor).all()
+    assert load_checkpoint(folder)["step"] >= before["step"]
+
+
+# --------------------------------------------------------------------------- what may be changed
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_resumed_run_keeps_what_its_checkpoint_is_made_of(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    written = (folder / "recipe.json").read_text()
+    for fixed in ("seed=5", "space=nano-vit", "batch_size=128", "sampler_options.groups=3"):
+        assert main(["--resume", str(folder), "--set", fixed]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"keeps its {fixed.partition('=')[0]};" in said
+        assert (folder / "recipe.json").read_text() == written
+    free = ["epochs=2", "optimizer.learning_rate=0.01", "precision=bf16"]
+    free = [part for setting in free for part in ("--set", setting)]
+    assert main(["--resume", str(folder), *free]) == 0
+    assert load_checkpoint(folder)["step"] == 2 * STEPS_PER_EPOCH
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, capsys):
+    from PIL import Image
+
+    folder, images = tmp_path / "run", tmp_path / "images"
+    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    for label in "ab":
+        (images / label).mkdir(parents=True)
+        for number in range(400):
+            Image.new("RGB", (16, 16), (number % 256, 0, 0)).save(images / label / f"{number}.png")
+    assert main(["--resume", str(folder), "--data", str(images)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "was trained on 1,295 + 143 images of 10 classes (0 to 9)" in said
+    assert "2 classes (a to b)" in said
+
+
+# ------------------------------------------------------------------------------- real processes
+
+
+class Running:
+    """``python -m trainer.run`` in a process of its own."""
+
+    def __init__(self, *arguments):
+        command = [sys.executable, "-m", "trainer.run", *arguments]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def wait_for(self, path):
+        end = time.monotonic() + 100
+        while not path.exists():
+            assert time.monotonic() < end, f"{path} did not come"
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_number(tmp_path, number):
+    folder = tmp_path / "run"
+    with Running(*settings("epochs=500"), "--out", str(folder)) as running:
+        running.wait_for(folder / "log.jsonl")
+        running.process.send_signal(number)
+        _, said = running.process.communicate(timeout=100)
+    assert running.process.returncode == 128 + number, said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name}; go on with: python -m trainer.run --resume")
+    assert "Traceback" not in said
+    assert load_checkpoint(folder)["step"] >= 1
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_kill_9_while_a_checkpoint_is_written_and_at_another_moment(tmp_path):
+    """Every step writes one; the run that goes on ends as one that was left alone."""
+    chosen = settings("epochs=4", "checkpoint_every_s=0")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [*chosen, "--out", str(killed)]
+    for awaited in ("checkpoint.partial", "log.jsonl"):
+        with Running(*arguments) as running:
+            running.wait_for(killed / "checkpoint.pt")
+            running.wait_for(killed / awaited)
+        assert running.process.returncode == -signal.SIGKILL
+        assert load_checkpoint(killed)["step"] >= 1
+        arguments = ["--resume", str(killed)]
+    assert main(arguments) == 0
+    assert main([*chosen, "--out", str(whole)]) == 0
+    assert_same(load_checkpoint(whole), load_checkpoint(killed))
+    assert (killed / "bundle" / "bundle.json").is_file()
+    steps = [r["step"] for r in read_log(killed / "log.jsonl") if r["kind"] == "groups"]
+    assert steps == sorted(set(steps))
