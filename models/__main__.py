@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,7 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
     options = parser().parse_args(arguments)
     try:
-        print(json.dumps(options.run(options), indent=2))
+        print(json.dumps(options.run(options), indent=2), flush=True)
+    except BrokenPipeError:  # as in `... | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
