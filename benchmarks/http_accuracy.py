@@ -55,12 +55,8 @@ def encoded_test_images(source: str, count: int, seed: int) -> list[tuple[bytes,
     test = read_source(source).test
     if test is None:
         raise ValueError(f"{source} has no test split; name a folder with test*.parquet or test/")
-    rows = np.random.default_rng(seed).permutation(len(test.encoded))[:count]
-    images = [test.encoded[int(row)] for row in rows]
-    data = [
-        image if isinstance(image, bytes) else Path(str(image)).read_bytes() for image in images
-    ]
-    return [(one, int(test.labels[int(row)])) for one, row in zip(data, rows, strict=True)]
+    rows = np.random.default_rng(seed).permutation(len(test))[:count]
+    return [(test.read(row), int(test.labels[row])) for row in rows.tolist()]
 
 
 def send(url: str, images: list[tuple[bytes, int]], row: FrontierRow) -> tuple[float, int]:

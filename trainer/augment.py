@@ -1,8 +1,9 @@
-"""Random changes to training images, one set of draws per image.
+"""Augment: which random changes training images get, and the ones that move pixels.
 
 torchvision's batch transforms draw once per batch, which is another (weaker) augmentation, and
 a per-image loop over them costs 0.1 ms and more an image. The crop, flip and cutout here are
-gathers over the whole batch: under a millisecond for 128 images of 32x32 on one core.
+gathers over the whole batch: under a millisecond for 128 images of 32x32 on one core. What is
+done image by image is torchvision's and timm's (trainer.policies).
 """
 
 from __future__ import annotations
@@ -12,9 +13,16 @@ from typing import Literal, get_args
 
 import torch
 
+from trainer.draws import Draws
+
 Border = Literal["reflect", "zero"]
 Policy = Literal[
-    "randaugment", "autoaugment-cifar10", "autoaugment-imagenet", "trivialaugment", "augmix"
+    "randaugment",
+    "rand-m9-mstd0.5-inc1",
+    "autoaugment-cifar10",
+    "autoaugment-imagenet",
+    "trivialaugment",
+    "augmix",
 ]
 
 
@@ -22,12 +30,26 @@ Policy = Literal[
 class Augment:
     """Which random changes an image gets, in this order.
 
-    policy: one of torchvision's policies, applied image by image (0.1 ms and more an image at
-    32x32), or None. padding: the image moves by up to this many pixels on both axes; what
-    enters is its mirror image (border "reflect") or black ("zero"). flip: mirror left-right
-    with probability 1/2; not for digits or text. cutout: side in pixels of a square of zeros
-    (the mean colour, since it is cut after normalization) at a random centre; 0 for none
-    (arXiv 1708.04552).
+    crop_area: a random part of the image, of at least this share of its area and of sides 3:4 to
+    4:3, becomes the image (0.08 for ImageNet); 0 for none. padding: instead, the image moves by
+    up to this many pixels on both axes; what enters is its mirror image (border "reflect") or
+    black ("zero"). flip: mirror left-right with probability 1/2; not for digits or text.
+    policy: a policy of torchvision or timm, image by image (0.1 ms and more an image at 32x32,
+    2 ms at 224x224), or None. "rand-m9-mstd0.5-inc1" is timm's, of DeiT's and AutoFormer's
+    recipes: torchvision's "randaugment" has fewer operations and other strengths.
+
+    After normalization: cutout: side in pixels of a square of zeros (the mean colour) at a random
+    centre; 0 for none (arXiv 1708.04552). erase: probability that a rectangle of 2 % to 33 % of
+    the image becomes noise (arXiv 1708.04896, noise per pixel as in DeiT).
+
+    mixup, cutmix: alpha of the Beta distribution by which two images share (arXiv 1710.09412,
+    1905.04899); 0 for none. With both, cutmix_share of the images get CutMix and the others
+    Mixup. mix_probability: share of the images that are mixed at all. Labels become shares of
+    classes then; label smoothing is the loss's and composes with them.
+
+    repeats: how many changed copies of an image a global batch holds (repeated augmentation,
+    arXiv 1902.05509; 3 in DeiT). An epoch has as many steps as ever, so it sees 1 / repeats of
+    the images.
 
     Raises ValueError for a value that is not allowed.
     """
@@ -37,6 +59,13 @@ class Augment:
     flip: bool = True
     cutout: int = 0
     policy: Policy | None = None
+    crop_area: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    mix_probability: float = 1.0
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.padding < 0 or self.cutout < 0:
@@ -51,29 +80,30 @@ class Augment:
             raise ValueError(
                 f"augment.policy {self.policy!r}: allowed are {', '.join(get_args(Policy))}, none"
             )
-
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Change a batch: uint8 (B, 3, H, W) in and out. `generator` lives on the CPU."""
-        if self.policy is not None:
-            images = apply_policy(images, self.policy, generator)
-        if self.padding or self.flip:
-            images = crop_and_flip(
-                images, self.padding, border=self.border, flip=self.flip, generator=generator
+        for name in ("crop_area", "erase", "cutmix_share", "mix_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} is {getattr(self, name)}: give a share, 0 to 1")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"augment.{name} is {getattr(self, name)}: give alpha, like 0.8, or 0 for none"
+                )
+        if self.crop_area and self.padding:
+            raise ValueError(
+                f"augment.crop_area {self.crop_area} and padding {self.padding} both crop: "
+                "set one to 0"
             )
-        return images
+        if self.repeats < 1:
+            raise ValueError(f"augment.repeats is {self.repeats}: give 1 or more")
 
-    def erase(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Cut the square out of normalized images, float32 (B, 3, H, W)."""
-        return cutout(images, self.cutout, generator) if self.cutout else images
+    @property
+    def mixes(self) -> bool:
+        """Whether labels become shares of classes."""
+        return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 def crop_and_flip(
-    images: torch.Tensor,
-    padding: int,
-    *,
-    border: Border,
-    flip: bool,
-    generator: torch.Generator,
+    images: torch.Tensor, padding: int, *, border: Border, flip: bool, draws: Draws
 ) -> torch.Tensor:
     """Pad by `padding` pixels, crop back at a random place, mirror half of the images.
 
@@ -87,9 +117,9 @@ def crop_and_flip(
             f"augment.padding {padding} with border 'reflect' needs images larger than "
             f"{padding} pixels, these are {height}x{width}"
         )
-    shift_y = torch.randint(-padding, padding + 1, (count, 1), generator=generator)
-    shift_x = torch.randint(-padding, padding + 1, (count, 1), generator=generator)
-    mirrored = torch.rand(count, 1, generator=generator) < (0.5 if flip else 0.0)
+    shift_y = draws.integers(-padding, padding + 1)
+    shift_x = draws.integers(-padding, padding + 1)
+    mirrored = draws.uniform() < (0.5 if flip else 0.0)
     rows = torch.arange(height) + shift_y
     columns = torch.arange(width) + shift_x
     columns = torch.where(mirrored, columns.flip(1), columns)
@@ -109,43 +139,19 @@ def crop_and_flip(
     return moved
 
 
-def cutout(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+def cutout(images: torch.Tensor, side: int, draws: Draws) -> torch.Tensor:
     """Set a square of `side` pixels per image to 0, in place; it may hang over the border.
 
     images: (B, 3, H, W), any type.
     """
-    count, _, height, width = images.shape
-    top = torch.randint(height, (count, 1), generator=generator) - side // 2
-    left = torch.randint(width, (count, 1), generator=generator) - side // 2
+    height, width = images.shape[2:]
+    top = draws.integers(0, height) - side // 2
+    left = draws.integers(0, width) - side // 2
     rows, columns = torch.arange(height), torch.arange(width)
     inside_y = (rows >= top) & (rows < top + side)
     inside_x = (columns >= left) & (columns < left + side)
     inside = inside_y[:, :, None] & inside_x[:, None, :]
     return images.masked_fill_(inside[:, None].to(images.device), 0)
-
-
-def apply_policy(images: torch.Tensor, policy: Policy, generator: torch.Generator) -> torch.Tensor:
-    """One of torchvision's policies on every image: uint8 (B, 3, H, W) in and out.
-
-    They draw from torch's global generator, so that one is set per batch and put back.
-    """
-    from torchvision.transforms import v2
-
-    transform: torch.nn.Module
-    if policy == "randaugment":
-        transform = v2.RandAugment()
-    elif policy == "autoaugment-cifar10":
-        transform = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-    elif policy == "autoaugment-imagenet":
-        transform = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
-    elif policy == "trivialaugment":
-        transform = v2.TrivialAugmentWide()
-    else:
-        transform = v2.AugMix()
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return torch.stack([transform(image) for image in images])
 
 
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:

@@ -51,7 +51,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's setting"
     )
     parser.add_argument(
-        "--data", help="parquet file or folder, image folder, or a data set's name (digits)"
+        "--data",
+        help="parquet or tar file or folder, image folder, or a data set's name (digits)",
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run's folder")

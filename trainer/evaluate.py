@@ -17,7 +17,7 @@ from models.generator_report import GeneratorReport, even_budgets, policy_of, re
 from models.nets.elastic import AbstractNet, TensorStatistics
 from trainer.batches import Batches
 from trainer.log import Record
-from trainer.splits import LabelledImages
+from trainer.splits import AbstractSplit
 
 EVALUATION_BATCH = 500
 
@@ -59,7 +59,9 @@ def at_resolution(images: Tensor, resolution: int) -> Tensor:
 
 def calibration_images(batches: Batches, count: int) -> list[Tensor]:
     """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
-    return [batches.batch(0, index).images for index in range(min(count, len(batches)))]
+    return [
+        batches.batch(0, index, mixed=False).images for index in range(min(count, len(batches)))
+    ]
 
 
 def calibrated(
@@ -120,9 +122,7 @@ def evaluate(
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)
 
 
-def evaluation_batches(
-    data: LabelledImages, mean: Sequence[float], std: Sequence[float]
-) -> Batches:
+def evaluation_batches(data: AbstractSplit, mean: Sequence[float], std: Sequence[float]) -> Batches:
     """A split in its own order, without augmentation."""
     size = min(EVALUATION_BATCH, len(data))
     return Batches(

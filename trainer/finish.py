@@ -65,6 +65,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         mean=recipe.mean,
         std=recipe.std,
         augment=recipe.augment,
+        classes=len(splits.labels),
         channels_last=True,
     )
     images = calibration_images(batches, recipe.calibration_batches)

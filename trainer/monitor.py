@@ -40,6 +40,7 @@ class Monitor:
         self._display = Display(f"{recipe.name}: {recipe.space} on {splits.name}")
         self._measured_at, self._measured_step = time.monotonic(), state.step
         self._drawn: list[tuple[int, float]] = []
+        self._broken: set[str] = set()
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,6 +95,16 @@ class Monitor:
         groups, probabilities = state.sampler.groups, state.sampler.probabilities()
         shown = list(zip(groups, probabilities, strict=True)) if probabilities else None
         self._display.update(state.step, self._total_steps, metrics, shown)
+
+    def broken(self, images: Sequence[str]) -> None:
+        """After every step: all images skipped so far, each with its reason."""
+        found = [image for image in images if image not in self._broken]
+        if found:
+            self._broken.update(found)
+            count = len(self._broken)
+            self._log.write("broken", step=self._state.step, images=found, count=count)
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            self._display.message(f"skipped {found[0]}{more}; {count} broken images so far")
 
     def groups(self, drops: Sequence[float | None] | None) -> None:
         """At every update of the distribution; None while it still warms up."""

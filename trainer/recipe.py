@@ -55,7 +55,12 @@ class Recipe:
 
     warm_up_share: part of the steps in which B stays uniform. shift_every: q, steps between
     updates of B. steer_share: part of the training images that trains no weight, but steers B and
-    every decision. evaluate_every: epochs between evaluations on them.
+    every decision; steer_images: so many instead, if not 0. evaluate_every: epochs between
+    evaluations on them. data_in_memory: decode images once ("always"), as they are needed
+    ("never"), or as fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8
+    where images are handled one by one. skip_broken: leave out images that cannot be decoded, and
+    count them. shuffle_window: images over which a source that is read in sequence (tars) is
+    mixed; 0 reads it in any order.
     """
 
     name: str
@@ -74,10 +79,15 @@ class Recipe:
     warm_up_share: float = 0.1
     shift_every: int = 100
     steer_share: float = 0.1
+    steer_images: int = 0
     evaluate_every: int = 10
     evaluation_budgets: int = 8
     calibration_batches: int = 16
     answer_budgets: int = 128
+    data_in_memory: Literal["auto", "always", "never"] = "auto"
+    data_workers: int = -1
+    skip_broken: bool = False
+    shuffle_window: int = 50_000
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
@@ -88,5 +98,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "resolution", "shift_every", "evaluation_budgets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least 1")
+        for name, least in (("steer_images", 0), ("data_workers", -1), ("shuffle_window", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
         if self.answer_budgets < 2:
             raise ValueError(f"answer_budgets is {self.answer_budgets}; it takes at least 2")

@@ -113,6 +113,7 @@ def train(
                 monitor.groups(drops)
 
             # ---- what one sees, and what is kept -----------------------------------------------
+            monitor.broken(data.broken)
             monitor.step(result, schedule)
             epoch, index = divmod(state.step, steps_per_epoch)
             if index == 0 and epoch % recipe.evaluate_every == 0 and state.step < total_steps:
@@ -160,11 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 steer_share=recipe.steer_share,
                 seed=recipe.seed,
                 resolution=recipe.resolution,
+                steer_images=recipe.steer_images,
+                in_memory=recipe.data_in_memory,
+                random_crops=recipe.augment.crop_area > 0,
+                skip_broken=recipe.skip_broken,
             )
             folder.mkdir(parents=True, exist_ok=True)
             document = json.dumps(recipe_to_json(recipe), indent=2)
             write_whole(folder / RECIPE_NAME, document + "\n")
-            print(f"{recipe.name} in {folder}: {len(splits.train):,} images train", file=sys.stderr)
+            print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
             train(recipe, splits, folder, interrupt, resume=job.resume)
             result = finish(recipe, splits, folder)
     except ValueError as error:

@@ -9,7 +9,7 @@ from torch import Tensor
 from trainer.batches import Batches
 from trainer.evaluate import calibration_images, evaluation_batches
 from trainer.recipe import Recipe
-from trainer.splits import LabelledImages, Splits
+from trainer.splits import AbstractSplit, Splits
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,28 @@ class RunData:
 
     train: what the weights learn from. steer: held-out images that steer the distribution.
     decisions: the same images in their order, for every decision. calibration: training images on
-    which BatchNorm statistics are measured.
+    which BatchNorm statistics are measured. left_out: broken images, found before training.
     """
 
     train: Batches
     steer: Batches
     decisions: Batches
     calibration: list[Tensor]
+    left_out: tuple[str, ...]
+
+    @property
+    def broken(self) -> list[str]:
+        """Images that were skipped so far, each with its reason."""
+        found = dict.fromkeys(self.left_out)
+        for batches in (self.train, self.steer, self.decisions):
+            found |= batches.broken
+        return list(found)
 
 
 def run_data(recipe: Recipe, splits: Splits) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
 
-    def batches(images: LabelledImages, *, train: bool) -> Batches:
+    def batches(images: AbstractSplit, *, train: bool) -> Batches:
         return Batches(
             images,
             min(recipe.batch_size, len(images)),
@@ -38,7 +47,10 @@ def run_data(recipe: Recipe, splits: Splits) -> RunData:
             mean=recipe.mean,
             std=recipe.std,
             augment=recipe.augment if train else None,
+            classes=len(splits.labels),
             channels_last=True,
+            workers=recipe.data_workers,
+            window=recipe.shuffle_window,
         )
 
     train = batches(splits.train, train=True)
@@ -47,4 +59,5 @@ def run_data(recipe: Recipe, splits: Splits) -> RunData:
         steer=batches(splits.steer, train=False),
         decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std),
         calibration=calibration_images(train, recipe.calibration_batches),
+        left_out=splits.broken,
     )

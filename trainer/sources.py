@@ -1,4 +1,4 @@
-"""Where images come from: image folders, the embedded digits (parquet files: trainer.parquet).
+"""Where images come from: image folders, the embedded digits (trainer.parquet, trainer.tars).
 
 A source only says which encoded image has which label and what its publisher keeps apart for
 testing; decoding and splitting are the same for all of them.
@@ -7,7 +7,10 @@ testing; decoding and splitting are the same for all of them.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,26 +18,100 @@ import numpy as np
 
 _TEST_NAMES = ("test", "validation", "valid", "val")  # the first that is there
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_SPLITS = ("train", "test", "val")
+
+
+class AbstractImages(ABC):
+    """Encoded images, read one at a time.
+
+    They travel to worker processes: no open files in their state, and no large lists of Python
+    objects, which every worker would come to copy by touching their reference counts.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, row: int) -> bytes:
+        """The file of image `row`. Raises ImageError or OSError if it has none."""
+
+    @abstractmethod
+    def where(self, row: int) -> str:
+        """What to call image `row` in an error: the name it has where it is stored."""
+
+    def for_random_access(self) -> AbstractImages:
+        """The same images, for reading in any order."""
+        return self
+
+    def runs(self) -> np.ndarray | None:
+        """(N,) the run of neighbours on disk that each image lies in; None: order is no matter."""
+        return None
+
+
+class Files(AbstractImages):
+    """One file per image."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._names = np.array([os.fsencode(file) for file in files])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: int) -> bytes:
+        return Path(self.where(row)).read_bytes()
+
+    def where(self, row: int) -> str:
+        return os.fsdecode(bytes(self._names[row]))
+
+
+class Contents(AbstractImages):
+    """Images in memory, called `name` and their number."""
+
+    def __init__(self, name: str, contents: Sequence[bytes]) -> None:
+        self._name = name
+        self._contents = contents
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self._contents[row]
+
+    def where(self, row: int) -> str:
+        return f"{self._name} {row}"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded images (contents or paths), their labels (int64), and how to name row i."""
+    """Some of the images of a source, with their labels.
 
-    encoded: Sequence[bytes | Path]
+    rows: int64, (N,), ascending: which images. labels: int64, (N,).
+    """
+
+    images: AbstractImages
+    rows: np.ndarray
     labels: np.ndarray
-    where: Callable[[int], str]
+
+    @staticmethod
+    def of(images: AbstractImages, labels: np.ndarray) -> Rows:
+        """All of them."""
+        assert len(images) == len(labels)
+        return Rows(images, np.arange(len(labels)), labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> Rows:
-        """The given row numbers, still named as they were."""
-        return Rows(
-            [self.encoded[row] for row in rows],
-            self.labels[rows],
-            lambda index: self.where(int(rows[index])),
-        )
+    def read(self, index: int) -> bytes:
+        """The file of image `index` of these. Raises ImageError or OSError if it has none."""
+        return self.images[int(self.rows[index])]
+
+    def where(self, index: int) -> str:
+        """What to call image `index` of these in an error."""
+        return self.images.where(int(self.rows[index]))
+
+    def take(self, indices: np.ndarray) -> Rows:
+        """Those at `indices`, still named as they were."""
+        return Rows(self.images, self.rows[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -63,7 +140,7 @@ def read_digits() -> Source:
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="PNG", compress_level=1)
         encoded.append(file.getvalue())
-    rows = Rows(encoded, np.asarray(labels, dtype=np.int64), "digit {}".format)
+    rows = Rows.of(Contents("digit", encoded), np.asarray(labels, dtype=np.int64))
     return Source("digits", tuple(str(digit) for digit in range(10)), rows, None)
 
 
@@ -85,6 +162,60 @@ def read_image_folder(path: Path) -> Source:
     return Source(path.name, classes, train, test_rows)
 
 
+def files_by_split(path: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files of a folder by the split that a word of their names says: "train", "test", "val".
+
+    All are under "train" if no name says anything. Raises ValueError if some do and others do
+    not, or if none is for training.
+    """
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.stem.lower())
+        found = (split for word in words for split in _SPLITS if word.startswith(split))
+        groups.setdefault(next(found, ""), []).append(file)
+    if set(groups) == {""}:
+        return {"train": groups[""]}
+    if "" in groups:
+        raise ValueError(
+            f"cannot tell which split {groups[''][0]} belongs to: "
+            "let its name start with train, test or val, or move it away"
+        )
+    if "train" not in groups:
+        raise ValueError(f"no train*{files[0].suffix} in {path}, only {files[0].name} and the like")
+    return groups
+
+
+def check_labels(
+    labels: np.ndarray, classes: tuple[str, ...] | None, where: AbstractImages
+) -> tuple[str, ...]:
+    """Class names for labels: those given, or the numbers from 0 to the highest label.
+
+    Raises ValueError, naming an image, for a negative label, one beyond the names given, and,
+    where none are given, for numbers that no image has: labels that count from 1, or one that
+    went astray.
+    """
+    if len(labels) == 0:
+        return classes or ()
+    lowest, highest = int(labels.argmin()), int(labels.argmax())
+    if labels[lowest] < 0:
+        raise ValueError(f"{where.where(lowest)}: label is {labels[lowest]}, it must be 0 or more")
+    if classes is None:
+        used = np.unique(labels)
+        if len(used) != used[-1] + 1:
+            missing = int(np.flatnonzero(used != np.arange(len(used)))[0])
+            raise ValueError(
+                f"{where.where(highest)}: label is {labels[highest]}, but no image has label "
+                f"{missing}: labels count from 0 without gaps, unless class names are given"
+            )
+        return tuple(str(label) for label in used)
+    if labels[highest] >= len(classes):
+        raise ValueError(
+            f"{where.where(highest)}: label is {labels[highest]}, "
+            f"but there are names for {len(classes)} classes"
+        )
+    return classes
+
+
 def _read_class_folders(
     path: Path, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], Rows]:
@@ -104,14 +235,14 @@ def _read_class_folders(
     labels = np.array([label for _, label in samples], dtype=np.int64)
     if len(samples) == 0:
         raise ValueError(f"no images in {path}: allowed are {', '.join(_IMAGE_SUFFIXES)}")
-    empty = [name for name, label in numbers.items() if not (labels == label).any()]
+    present = set(labels.tolist())
+    empty = [name for name, label in numbers.items() if label not in present]
     if empty:
         raise ValueError(
             f"{path / empty[0]} has no images: allowed are {', '.join(_IMAGE_SUFFIXES)}; "
             "remove the folder if it is no class"
         )
-    files = [Path(file) for file, _ in samples]
-    return classes, Rows(files, labels, lambda row: str(files[row]))
+    return classes, Rows.of(Files([file for file, _ in samples]), labels)
 
 
 def _subfolders(path: Path) -> list[Path]:

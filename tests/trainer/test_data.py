@@ -7,44 +7,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Value
 from PIL import Image as Pillow
 
 from models.preprocess import Preprocess
+from tests.trainer.image_data import SIDE, encoded_image, write_folder, write_parquet
 from trainer.data import DATA_FOLDER_VARIABLE, load_splits
 from trainer.splits import stratified_holdout
-
-SIDE = 8
-
-
-def encoded_image(shade, *, size=(SIDE, SIDE), form="PNG"):
-    file = io.BytesIO()
-    Pillow.new("RGB", size, (shade, 255 - shade, 7)).save(file, format=form)
-    return file.getvalue()
-
-
-def write_parquet(path, images, labels, *, names=("cat", "dog"), label_type=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
-        "image": [{"bytes": image, "path": None} for image in images],
-        "label": list(labels),
-    }
-    label_type = label_type or ClassLabel(names=list(names))
-    dataset = Dataset.from_dict(columns, features=Features(image=Image(), label=label_type))
-    # As on the Hugging Face hub: the features lie in the file's own metadata.
-    pyarrow.parquet.write_table(dataset.data.table, path)
-    return path
-
-
-def write_folder(root, layout):
-    """layout: folder -> number of images; shades count up so that every image is another."""
-    shade = 0
-    for folder, count in layout.items():
-        (root / folder).mkdir(parents=True)
-        for number in range(count):
-            (root / folder / f"{number}.png").write_bytes(encoded_image(shade))
-            shade += 1
-    return root
 
 
 def shades(split):

@@ -1,0 +1,428 @@
+"""Every kind of source, on disk or in memory, gives the same images and can be resumed anywhere."""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.image_data import (
+    encoded_image,
+    samples,
+    write_folder,
+    write_parquet,
+    write_source,
+    write_tar,
+)
+from trainer.augment import Augment
+from trainer.batches import Batches
+from trainer.data import load_splits
+from trainer.order import shuffled_in_runs
+from trainer.splits import EncodedImages, LabelledImages, stratified_holdout
+from trainer.tars import RUN_LENGTH, read_tars
+
+KINDS = ["folder", "parquet", "tar"]
+COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def arrow_copies_in_the_tests_own_folder(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+
+
+def load(source, **changes):
+    defaults = {"steer_share": 0.2, "seed": 0, "resolution": 8, "in_memory": "never"}
+    return load_splits(str(source), **defaults | changes)
+
+
+def batches(split, size, **options):
+    defaults = {"seed": 5, "mean": (0.5,) * 3, "std": (0.25,) * 3, "workers": 0}
+    return Batches(split, size, **defaults | options)
+
+
+def shades(batch):
+    """The red values that tell the images of these tests apart."""
+    return ((batch.images[:, 0, 0, 0] * 0.25 + 0.5) * 255).round().long().tolist()
+
+
+def same(one, other):
+    return (
+        one[:2] == other[:2]
+        and torch.equal(one.images, other.images)
+        and torch.equal(one.labels, other.labels)
+    )
+
+
+# -- the same images -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_disk_and_in_memory_are_the_same_images(kind, tmp_path):
+    source = write_source(kind, tmp_path / "data", COUNT)
+    disk, memory = load(source), load(source, in_memory="always")
+    assert isinstance(disk.train, EncodedImages)
+    assert isinstance(memory.train, LabelledImages)
+    for name in ("train", "steer", "test"):
+        one, other = getattr(disk, name), getattr(memory, name)
+        fetched = one.fetch(np.arange(len(one)))
+        assert torch.equal(fetched.images, other.images)
+        assert torch.equal(fetched.labels, other.labels)
+    every = list(range(len(disk.train)))
+    red = disk.train.fetch(np.array(every)).images[:, 0, 0, 0].tolist()
+    assert [shade % 2 for shade in red] == disk.train.labels.tolist(), "labels are their own"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_steer_train_no_weight(kind, tmp_path):
+    splits = load(write_source(kind, tmp_path / "data", COUNT), steer_images=17)
+    assert len(splits.steer) == 17
+    trained = batches(splits.train, 4, drop_last=False)
+    steering = batches(splits.steer, 4, drop_last=False)
+    for epoch in range(3):
+        seen = [shade for batch in trained.epoch(epoch) for shade in shades(batch)]
+        steer = [shade for batch in steering.epoch(epoch) for shade in shades(batch)]
+        assert sorted(seen + steer) == list(range(COUNT)), "each image on one side"
+    assert abs(splits.steer.labels.float().mean() - 0.5) < 0.1, "in proportion to the classes"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_after_some_batches_the_rest_comes_out_the_same(kind, workers, tmp_path):
+    source = write_source(kind, tmp_path / "data", COUNT)
+    augment = Augment(padding=0, crop_area=0.5, mixup=0.5, cutmix=0.5)
+
+    def stream(epoch, start):
+        train = load(source).train
+        options = {"augment": augment, "classes": 2, "window": 20, "workers": workers}
+        return batches(train, 8, **options).stream(epoch, start)
+
+    whole = list(itertools.islice(stream(0, 0), 9))
+    assert [batch[:2] for batch in whole[5:7]] == [(0, 5), (1, 0)]
+    resumed = list(itertools.islice(stream(0, 4), 5))
+    assert all(map(same, whole[4:], resumed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_share_out_an_epoch(kind, tmp_path):
+    train = load(write_source(kind, tmp_path / "data", COUNT)).train
+    alone = list(batches(train, 12).epoch(1))
+    for rank in range(3):
+        part = list(batches(train, 4, rank=rank, world_size=3).epoch(1))
+        for whole, mine in zip(alone, part, strict=True):
+            assert shades(mine) == shades(whole)[rank::3]
+
+
+def test_workers_see_a_source_that_was_sent_to_them(tmp_path):
+    """As on systems that start processes afresh: everything is pickled."""
+    for kind in KINDS:
+        train = load(write_source(kind, tmp_path / kind, COUNT)).train
+        train.fetch(np.arange(3))
+        sent = pickle.loads(pickle.dumps(train))  # noqa: S301 - its own
+        assert torch.equal(sent.fetch(np.arange(9)).images, train.fetch(np.arange(9)).images)
+
+
+def test_workers_end_with_the_stream(tmp_path):
+    train = load(write_source("folder", tmp_path / "data", COUNT)).train
+    stream = batches(train, 4, workers=2).stream()
+    next(stream)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    stream.close()
+    end = time.monotonic() + 30
+    while multiprocessing.active_children():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_workers_leave_torchs_global_generator_alone(tmp_path):
+    train = load(write_source("folder", tmp_path / "data", COUNT)).train
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    next(batches(train, 4, workers=1).stream())
+    assert torch.equal(torch.rand(3), expected)
+
+
+# -- what is kept in memory ------------------------------------------------------------------------
+
+
+def test_what_fits_is_kept_in_memory_the_steering_images_first(tmp_path, monkeypatch):
+    import trainer.data
+
+    source = write_source("folder", tmp_path / "data", COUNT)
+    room = 4 * 3 * 8 * 8
+    for images, kept in ((0, ""), (12, "steer"), (14, "steer test"), (62, "steer test train")):
+        monkeypatch.setattr(trainer.data, "installed_bytes", lambda n=images: n * room)
+        splits = load(source, in_memory="auto")
+        names = [
+            n for n in ("steer", "test", "train") if isinstance(getattr(splits, n), LabelledImages)
+        ]
+        assert " ".join(names) == kept
+    assert splits.memory.startswith("in memory: steer 12, test 2, train 48 images of 8x8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert isinstance(load(source, in_memory="auto").train, EncodedImages), "four share it"
+
+
+def test_random_crops_are_taken_from_the_whole_image(tmp_path):
+    for name, size in (("exact", 8), ("large", 16)):
+        for label in ("cat", "dog"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(5):
+                file = tmp_path / name / label / f"{number}.png"
+                file.write_bytes(encoded_image(number, size=(size, size)))
+        splits = load(tmp_path / name, in_memory="auto", random_crops=True)
+        assert isinstance(splits.train, LabelledImages if name == "exact" else EncodedImages)
+        assert isinstance(splits.steer, LabelledImages)
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def order_of(runs, window, seed=0):
+    return shuffled_in_runs(runs, window, torch.Generator().manual_seed(seed)).numpy()
+
+
+def test_reading_in_runs_shows_each_image_once_and_mixes_them():
+    runs = np.repeat(np.arange(300), 32)
+    order = order_of(runs, 2000)
+    assert sorted(order.tolist()) == list(range(len(runs)))
+    assert not np.array_equal(order, order_of(runs, 2000, seed=1))
+    assert (runs[order[1:]] == runs[order[:-1]]).mean() < 0.02, "neighbours are apart"
+    first = np.full(300, len(runs))
+    last = np.zeros(300)
+    for place, run in enumerate(runs[order]):
+        first[run] = min(first[run], place)
+        last[run] = place
+    spread = last - first
+    assert spread.max() < 2 * 2000 + 64 * 32, "a run is read about together"
+
+
+def test_processes_read_runs_of_their_own():
+    runs = np.repeat(np.arange(640), 10)
+    order = runs[order_of(runs, 1000)]
+    for world_size in (2, 8):
+        read = [set(order[rank::world_size].tolist()) for rank in range(world_size)]
+        assert sum(map(len, read)) == 640, "no run is read twice"
+
+
+def test_unequal_runs_are_all_shown():
+    runs = np.repeat(np.arange(70), np.random.default_rng(0).integers(1, 50, 70))
+    assert sorted(order_of(runs, 100).tolist()) == list(range(len(runs)))
+    assert sorted(order_of(np.zeros(5, dtype=int), 100).tolist()) == list(range(5))
+
+
+def test_a_held_out_number_is_held_out_exactly():
+    labels = np.repeat(np.arange(7), [3, 50, 70, 1, 9, 200, 2])
+    kept, held = stratified_holdout(labels, 0.5, 3, count=67)
+    assert sorted([*kept, *held]) == list(range(335))
+    assert len(held) == 67
+    assert np.bincount(labels[held], minlength=7).tolist() == [1, 10, 14, 0, 2, 40, 0]
+
+
+# -- tars ------------------------------------------------------------------------------------------
+
+
+def test_tars_name_their_classes_in_a_file(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(range(30)))
+    assert load(tmp_path).labels == ("0", "1")
+    assert load(tmp_path / "a.tar").labels == ("0", "1")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert load(tmp_path).labels == ("cat", "dog")
+    (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"classes\.txt must name each class once"):
+        load(tmp_path)
+
+
+def test_long_names_other_members_and_other_orders_are_read(tmp_path):
+    long = "x" * 150
+    members = [("readme.txt", b"hello"), (f"{long}/1.cls", b"1\n"), ("2.json", b"{}")]
+    members += [("2.cls", b" 0"), ("2.PNG", encoded_image(2)), (f"{long}/1.png", encoded_image(1))]
+    write_tar(tmp_path / "a.tar", members)
+    rows = read_tars(tmp_path).train
+    assert rows.labels.tolist() == [0, 1]
+    assert rows.read(1) == encoded_image(1)
+    assert rows.where(1).endswith(f"a.tar, {long}/1.png")
+
+
+def test_many_shards_are_indexed_by_several_processes(tmp_path):
+    for shard in range(17):
+        write_tar(tmp_path / f"{shard:02d}.tar", samples(range(shard * 4, shard * 4 + 4)))
+    rows = read_tars(tmp_path).train
+    assert len(rows) == 68
+    assert rows.read(67) == encoded_image(67)
+    assert len(np.unique(rows.images.runs())) == 17
+
+
+def test_long_shards_have_several_runs(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        ((f"{i}.{kind}", b"1" if i % 2 else b"0") for i in range(600) for kind in ("png", "cls")),
+    )
+    runs = read_tars(tmp_path / "a.tar").train.images.runs()
+    assert np.bincount(runs).tolist() == [RUN_LENGTH, RUN_LENGTH, 600 - 2 * RUN_LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("1.png", encoded_image(1)), ("1.cls", b"cat")], "1.cls: the label is 'cat'"),
+        ([("1.png", encoded_image(1)), ("1.cls", b"-1")], "1.cls: the label is '-1'"),
+        ([("1.png", encoded_image(1)), ("1.cls", b"1.0")], "1.cls: the label is '1.0'"),
+        ([("1.png", encoded_image(1))], "1.png: no label"),
+        ([*samples(range(8)), ("9.png", b""), ("9.cls", b"7")], "no image has label 2"),
+        ([("1.txt", b"")], "no images"),
+    ],
+)
+def test_wrong_labels_are_named(tmp_path, members, words):
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=words) as caught:
+        load(tmp_path / "a.tar")
+    assert "a.tar" in str(caught.value)
+
+
+def test_labels_beyond_the_class_names_are_named(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(range(9), classes=3))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=r"a\.tar, n/0002\.png: label is 2.*2 classes"):
+        load(tmp_path)
+
+
+def test_labels_that_count_from_one_are_refused(tmp_path):
+    from datasets import Value
+
+    path = tmp_path / "x.parquet"
+    write_parquet(path, map(encoded_image, range(9)), [1, 2, 3] * 3, label_type=Value("int64"))
+    with pytest.raises(ValueError, match=r"row 2: label is 3, but no image has label 0"):
+        load(path)
+
+
+def test_a_tar_that_was_cut_short_is_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(range(20)))
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    for cut in (members[8].offset, members[8].offset + 9, members[8].offset_data + 9):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"a\.tar (was cut short|is not a readable)"):
+            load(path)
+    path.write_bytes(whole)
+    train = load(path).train
+    os.truncate(path, 3000)
+    with pytest.raises(ValueError, match=r"a\.tar was cut short"):
+        train.fetch(np.arange(len(train)))
+
+
+def test_a_missing_shard_is_never_skipped(tmp_path):
+    write_source("tar", tmp_path / "data", COUNT)
+    train = load(tmp_path / "data", skip_broken=True).train
+    (tmp_path / "data" / "data-train-001.tar").unlink()
+    with pytest.raises(ValueError, match=r"data-train-001\.tar cannot be read"):
+        train.fetch(np.arange(len(train)))
+
+
+def test_compressed_tars_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match="uncompressed"):
+        load(tmp_path / "a.tar")
+
+
+# -- broken images ---------------------------------------------------------------------------------
+
+
+def break_one(kind, root):
+    """Make the image with shade 13 unreadable; the name that an error must give it."""
+    write_source(kind, root, COUNT)
+    if kind == "folder":
+        file = root / "train" / "dog" / "0013.png"
+        file.write_bytes(encoded_image(13)[:40])
+        return str(file)
+    if kind == "parquet":
+        images = [encoded_image(shade) for shade in range(30)]
+        images[13] = images[13][:40]
+        write_parquet(root / "train-0.parquet", images, [0, 1] * 15, group=7)
+        return f"{root / 'train-0.parquet'}, row 13"
+    members = [
+        (name, b"hello" if name == "n/0013.png" else content)
+        for name, content in samples(range(20))
+    ]
+    write_tar(root / "data-train-000.tar", members)
+    return f"{root / 'data-train-000.tar'}, n/0013.png"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_image_is_named(kind, workers, tmp_path):
+    name = break_one(kind, tmp_path / "data")
+    with pytest.raises(ValueError, match="13") as caught:
+        load(tmp_path / "data", in_memory="always")
+    assert str(caught.value).startswith(name)
+    splits = load(tmp_path / "data")
+    loaders = [
+        batches(part, 4, workers=workers, drop_last=False) for part in (splits.train, splits.steer)
+    ]
+    with pytest.raises(ValueError, match="13") as caught:
+        list(itertools.chain(*loaders))
+    assert str(caught.value).startswith(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_memory", ["always", "never"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_images_are_skipped_and_counted_if_asked(kind, in_memory, tmp_path):
+    name = break_one(kind, tmp_path / "data")
+    splits = load(tmp_path / "data", in_memory=in_memory, skip_broken=True)
+    found, seen = list(splits.broken), []
+    for part in (splits.train, splits.steer):
+        loader = batches(part, 4, drop_last=False, workers=1)
+        seen += [shade for batch in loader.epoch(0) for shade in shades(batch)]
+        found += loader.broken
+    assert sorted(seen) == [shade for shade in range(COUNT) if shade != 13]
+    assert len(found) == 1
+    assert found[0].startswith(f"{name}: ")
+
+
+def test_training_batches_stay_whole_where_images_are_skipped(tmp_path):
+    break_one("folder", tmp_path / "data")
+    train = load(tmp_path / "data", skip_broken=True).train
+
+    def epochs():
+        loader = batches(train, 6, augment=Augment(padding=1, mixup=1.0), classes=2)
+        return [batch for epoch in range(2) for batch in loader.epoch(epoch)]
+
+    assert all(len(batch.images) == 6 for batch in epochs())
+    assert all(map(same, epochs(), epochs()))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    write_folder(tmp_path / "data", {"cat": 10, "dog": 10})
+    splits = load(tmp_path / "data")
+    for file in (tmp_path / "data" / "dog").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"dog/\d\.png: .*No such file"):
+        list(batches(splits.train, 4).epoch(0))
+
+
+def test_only_broken_images_are_an_error(tmp_path):
+    write_folder(tmp_path / "data", {"cat": 10, "dog": 10})
+    for file in (tmp_path / "data").glob("*/*"):
+        file.write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"all 4 images are broken.*(cat|dog)/\d\.png"):
+        load(tmp_path / "data", in_memory="always", skip_broken=True)
+    train = load(tmp_path / "data", skip_broken=True).train
+    with pytest.raises(ValueError, match=r"broken images in a row.*(cat|dog)/\d\.png"):
+        batches(train, 4).batch(0, 0)
+
+
+@pytest.mark.parametrize("count", [-1, 19, 200])
+def test_more_steering_images_than_there_are(count, tmp_path):
+    write_folder(tmp_path / "data", {"cat": 10, "dog": 10})
+    with pytest.raises(ValueError, match=f"steer_images is {count}, of 16 training images"):
+        load(tmp_path / "data", steer_images=count)
