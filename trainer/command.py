@@ -56,6 +56,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run's folder")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, try two steps, tell what a run needs"
+    )
+    parser.add_argument(
+        "--dry-run-batch", type=int, metavar="N", help="images at once then (default: what fits)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     return parser
 

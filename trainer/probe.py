@@ -13,6 +13,7 @@ from models.arch import Arch
 from models.generator import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.relaxed import Relaxed
+from trainer.evaluate import at_resolution
 
 
 class Probe:
@@ -45,8 +46,10 @@ class Probe:
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
+        chosen = arch.arch() if isinstance(arch, Relaxed) else arch
+        images = at_resolution(self._images, self._net.space.resolution(chosen))
         if before:
-            logits = functional_call(self._net, dict(self._before), (self._images, arch))
+            logits = functional_call(self._net, dict(self._before), (images, arch))
         else:
-            logits = self._net(self._images, arch)
+            logits = self._net(images, arch)
         return F.cross_entropy(logits.float(), self._labels)

@@ -4,6 +4,7 @@
     python -m trainer.run --recipe cifar10-cnn --data cifar10.parquet
     python -m trainer.run --recipe cifar10-cnn --set epochs=2 --set sampler=uniform-budget
     python -m trainer.run --resume runs/digits
+    python -m trainer.run --recipe vit-tiny --dry-run        # what it needs; no data set
 
 ``train`` below is the loop, Algorithm 1 of the paper with Algorithm 2 inside. A run leaves in its
 folder: recipe.json, log.jsonl, checkpoint.pt, and at the end bundle/ (what the server reads),
@@ -26,6 +27,7 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from trainer.command import RECIPE_NAME, build_parser, find_job
 from trainer.config import recipe_to_json
 from trainer.data import load_splits
+from trainer.dry_run_report import print_dry_run
 from trainer.evaluate import evaluate
 from trainer.finish import finish
 from trainer.interrupt import Interrupt, Stopped
@@ -156,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
+            if options.dry_run:
+                return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             splits = load_splits(
                 recipe.data,
                 steer_share=recipe.steer_share,

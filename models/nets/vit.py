@@ -66,8 +66,9 @@ class RelativePosition(nn.Module):
     def forward(self, part: str, entries: Entries) -> Tensor:
         """The vectors of the ``key`` or the ``value`` part: (tokens, tokens, head width)."""
         rows, columns = entries
-        by_row = F.embedding(rows, self.get_parameter(f"{part}_rows"))
-        return by_row + F.embedding(columns, self.get_parameter(f"{part}_columns"))
+        # not get_parameter: functional_call puts plain tensors in the place of parameters
+        row_table, column_table = getattr(self, f"{part}_rows"), getattr(self, f"{part}_columns")
+        return F.embedding(rows, row_table) + F.embedding(columns, column_table)
 
 
 def relative_entries(grid: int, reach: int) -> Entries:

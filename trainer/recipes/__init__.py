@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 from trainer.recipe import Recipe
 from trainer.recipes.cifar10_cnn import cifar10_cnn
+from trainer.recipes.cnn import attentivenas, bignas
 from trainer.recipes.digits import digits
+from trainer.recipes.vit import vit_base, vit_small, vit_tiny
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"digits": digits, "cifar10-cnn": cifar10_cnn}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits": digits,
+    "cifar10-cnn": cifar10_cnn,
+    "vit-tiny": vit_tiny,
+    "vit-small": vit_small,
+    "vit-base": vit_base,
+    "bignas": bignas,
+    "attentivenas": attentivenas,
+}
 """Name -> function."""

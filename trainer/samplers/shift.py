@@ -59,6 +59,7 @@ class Shift(AbstractSampler):
             (gradient,) = torch.autograd.grad(loss, self._distribution.logits, retain_graph=before)
             losses.append(float(loss.detach()))
             gradients.append(gradient)
+            del loss  # or its graph would stay while the second is built
         printed = gradients[0] - gradients[1]
         self._distribution.step(printed if self._options.as_printed else -printed)
         drops: list[float | None] = [None] * len(self.groups)

@@ -1,0 +1,166 @@
+"""A dry run tells what training would do, from the same parts, and leaves nothing behind."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import trainer.run
+from models.spaces import get_space
+from trainer.activations import ActivationBytes
+from trainer.config import get_recipe, with_settings
+from trainer.dry_run import dry_run
+from trainer.log import read_log
+from trainer.plan import KNOWN_DATA, plan_of
+from trainer.recipes import RECIPES
+from trainer.run import main
+
+NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA]
+
+
+def test_a_plan_counts_what_training_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    settings = ["epochs=3", "shift_every=7", "warm_up_share=0.3", "generator.masked_every=3"]
+    settings += ["generator.pretrain_steps=0", "threads=1", "evaluate_every=100"]
+    plan = plan_of(with_settings(get_recipe("digits"), settings))
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    records = read_log(tmp_path / "log.jsonl")
+    start = next(record for record in records if record["kind"] == "start")
+    shifts = [r["loss_drops"] for r in records if r["kind"] == "groups"]
+    assert plan.total_steps == start["total_steps"]
+    assert plan.updates == sum(drops is not None for drops in shifts) > 0
+    assert plan.masked_steps == len(range(0, plan.total_steps, 3))
+    assert plan.epoch_steps * 64 <= plan.train_images < (plan.epoch_steps + 1) * 64
+
+
+def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "--dry-run-batch", "4", "--set", "threads=1", "--json"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    told = json.loads(line)
+    space = get_space("nano-cnn")
+    assert (told["min_flops"], told["max_flops"]) == (space.min_flops, space.max_flops)
+    assert told["groups"][-1] == space.max_flops
+    assert len(told["groups"]) == 6
+    assert told["images_at_once"] == 4
+    memory = told["batch_memory"]
+    assert memory["parameter_bytes"] == 4 * space.params(space.largest)
+    assert memory["optimizer_bytes"] == memory["parameter_bytes"]  # momentum
+    assert memory["total_bytes"] == sum(memory.values()) - memory["total_bytes"]
+    assert told["peak_bytes"] > memory["parameter_bytes"]
+    assert told["total_s"] == pytest.approx(60 * told["epoch_s"])
+    assert told["training_flops"] == 3 * space.max_flops * 64 * told["steps"]
+    assert "6 groups" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_grow_with_the_batch_and_not_with_the_trial():
+    recipe = with_settings(get_recipe("digits"), ["threads=1"])
+    small, large = dry_run(recipe, 4), dry_run(recipe, 16)
+    assert large.trial.masked.activations == pytest.approx(
+        4 * small.trial.masked.activations, rel=0.1
+    )
+    doubled = dry_run(replace(recipe, batch_size=128), 16)
+    assert doubled.memory.activations == pytest.approx(2 * large.memory.activations, rel=0.01)
+
+
+def test_cheaper_steps_cost_fewer_training_flops():
+    recipe = get_recipe("digits")
+    every, eighth = (
+        dry_run(with_settings(recipe, [f"generator.masked_every={m}"]), 4).training_flops
+        for m in (1, 8)
+    )
+    middle = sum(get_space("nano-cnn").flops(a) for a in _ends("nano-cnn")) / 2
+    largest = get_space("nano-cnn").max_flops
+    assert eighth / every == pytest.approx(1 / 8 + 7 / 8 * middle / largest, rel=0.03)
+
+
+def _ends(name):
+    space = get_space(name)
+    return space.smallest, space.largest
+
+
+@pytest.mark.parametrize("sampler", ["sandwich", "uniform-arch", "uniform-budget", "shift-direct"])
+def test_every_sampler_can_be_tried(sampler):
+    settings = [f"sampler={sampler}", "threads=1", "generator.masked_every=2"]
+    result = dry_run(with_settings(get_recipe("digits"), settings), 4)
+    assert math.isfinite(result.trial.masked_loss)
+    assert math.isfinite(result.trial.sliced_loss)
+    assert (result.trial.update is None) == (sampler != "shift-direct")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dry-run-batch", "1"], "at least 2"),
+        (["--data", "nowhere/at/all"], "does not exist"),
+        (["--set", "sampler=shfit"], "did you mean 'shift'"),
+        (["--set", "space=nano-cn"], "did you mean 'nano-cnn'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, capsys):
+    assert main(["--dry-run", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_activations_are_counted_once_and_freed():
+    layer = torch.nn.Linear(10, 20)
+    images = torch.randn(8, 10)
+    with ActivationBytes(layer.parameters()) as kept:
+        for _ in range(3):
+            hidden = layer(images)
+            # the input, and a result that two functions save
+            (hidden.exp() * hidden.exp().detach()).sum().backward()
+            del hidden
+    assert kept.held == 0
+    assert kept.peak == 4 * (8 * 10 + 2 * 8 * 20)
+
+
+PUBLISHED = {  # smallest and largest, GFLOPs; groups
+    "vit-tiny": (1.258, 2.541, 13),
+    "vit-small": (3.065, 7.684, 46),
+    "vit-base": (8.788, 16.538, 77),
+    "bignas": (0.2067, 1.843, 33),
+    "attentivenas": (0.20339, 1.939, 35),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_recipes_say_what_the_paper_says(name):
+    recipe, plan = get_recipe(name), plan_of(get_recipe(name))
+    low, high, groups = PUBLISHED[name]
+    space = get_space(recipe.space)
+    assert space.min_flops / 1e9 == pytest.approx(low, rel=1e-3)
+    assert space.max_flops / 1e9 == pytest.approx(high, rel=1e-3)
+    step = 0.1 if name.startswith("vit") else 0.05
+    assert (high - low) / groups == pytest.approx(step, rel=0.015)
+    assert recipe.sampler_options.groups == groups
+    assert recipe.resolution == space.resolution(space.largest)
+    assert (recipe.epochs, recipe.batch_size, recipe.shift_every) == (500, 1024, 100)
+    assert (plan.train_images, plan.held_out_images) == (1_231_167, 50_000)
+    assert plan.warm_up_steps == 50 * plan.epoch_steps
+    assert plan.masked_steps == plan.total_steps == 500 * 1202
+    expected = ("adamw", 1e-3, 0.05) if name.startswith("vit") else ("sgd", 0.5, 1e-5)
+    options = recipe.optimizer
+    assert (options.name, options.learning_rate, options.weight_decay) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDS_NO_DATA)
+def test_recipes_for_data_that_is_not_here_can_be_tried(name):
+    result = dry_run(get_recipe(name), 2)
+    assert result.groups[-1] == result.space.max_flops
+    for loss in (result.trial.masked_loss, result.trial.sliced_loss):
+        # an untrained net knows nothing of the classes
+        assert loss == pytest.approx(math.log(result.space.num_classes), rel=0.15)
+    assert result.trial.update is not None
+    assert min(result.trial.masked.seconds, result.trial.sliced.seconds) > 0
+    assert result.trial.masked.activations > result.trial.sliced.activations > 0

@@ -1,0 +1,63 @@
+"""What Algorithm 2 asks: losses with the weights of now and of before, at an arch's own size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.generator import ArchitectureGenerator
+from models.nets import build_net
+from models.relaxed import relax
+from models.spaces.mbconv import Stage, mbconv_space
+from models.spaces.vit import vit_space
+from trainer.evaluate import at_resolution
+from trainer.probe import Probe
+
+SPACES = {
+    "relative": vit_space(
+        "relative",
+        image=16,
+        patch=4,
+        embed_dim=(8, 16),
+        depth=(1, 2),
+        num_heads=(1, 2),
+        mlp_ratio=(1, 2),
+        head_dim=4,
+        num_classes=5,
+        relative_position=4,
+    ),
+    "two-sizes": mbconv_space(
+        "two-sizes",
+        resolution=(8, 16),
+        stem=(4,),
+        stem_stride=1,
+        stages=(Stage(2, (4, 8), (1, 2), (3,), (1, 2)),),
+        head=(8,),
+        num_classes=5,
+        activation="relu",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("of", ["smallest", "largest"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_losses_are_those_of_the_subnet_with_either_weights(name, of, masked):
+    space = SPACES[name]
+    torch.manual_seed(0)
+    net, earlier = build_net(space).train(), build_net(space).train()
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
+    probe = Probe(
+        net,
+        ArchitectureGenerator(space),
+        dict(earlier.named_parameters()),
+        images,
+        labels,
+        noise=torch.Generator(),
+        temperature=1.0,
+    )
+    arch = getattr(space, of)
+    asked = relax(space, arch) if masked else arch
+    for before, which in ((False, net), (True, earlier)):
+        logits = which(at_resolution(images, space.resolution(arch)), arch)
+        expected = F.cross_entropy(logits, labels)
+        assert probe.loss(asked, before=before).item() == pytest.approx(expected.item(), rel=1e-4)
