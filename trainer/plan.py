@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from models.space import SearchSpace
-from trainer.data import load_splits
 from trainer.recipe import Recipe
+from trainer.run_data import read_splits
 from trainer.samplers.base import AbstractSampler
 
 KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
@@ -35,15 +35,10 @@ def plan_of(recipe: Recipe) -> Plan:
     """Count the steps of a run."""
     if recipe.data in KNOWN_DATA:
         images, classes = KNOWN_DATA[recipe.data]
-        held_out = round(recipe.steer_share * images)
+        held_out = recipe.steer_images or round(recipe.steer_share * images)
         images -= held_out
     else:
-        splits = load_splits(
-            recipe.data,
-            steer_share=recipe.steer_share,
-            seed=recipe.seed,
-            resolution=recipe.resolution,
-        )
+        splits = read_splits(recipe)
         images, held_out, classes = len(splits.train), len(splits.steer), len(splits.labels)
     epoch_steps = images // min(recipe.batch_size, images)
     total = recipe.epochs * epoch_steps

@@ -26,7 +26,6 @@ from models.relaxed import RelaxedFlops
 from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from trainer.command import RECIPE_NAME, build_parser, find_job
 from trainer.config import recipe_to_json
-from trainer.data import load_splits
 from trainer.dry_run_report import print_dry_run
 from trainer.evaluate import evaluate
 from trainer.finish import finish
@@ -35,7 +34,7 @@ from trainer.monitor import Monitor
 from trainer.optim import schedule_at, set_learning_rate
 from trainer.probe import Probe
 from trainer.recipe import Recipe
-from trainer.run_data import run_data
+from trainer.run_data import read_splits, run_data
 from trainer.seeds import seed_step
 from trainer.splits import Splits
 from trainer.state import fresh_state
@@ -160,16 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 torch.set_num_threads(recipe.threads)
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
-            splits = load_splits(
-                recipe.data,
-                steer_share=recipe.steer_share,
-                seed=recipe.seed,
-                resolution=recipe.resolution,
-                steer_images=recipe.steer_images,
-                in_memory=recipe.data_in_memory,
-                random_crops=recipe.augment.crop_area > 0,
-                skip_broken=recipe.skip_broken,
-            )
+            splits = read_splits(recipe)
             folder.mkdir(parents=True, exist_ok=True)
             document = json.dumps(recipe_to_json(recipe), indent=2)
             write_whole(folder / RECIPE_NAME, document + "\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trainer.batches import Batches
+from trainer.data import load_splits
 from trainer.evaluate import calibration_images, evaluation_batches
 from trainer.recipe import Recipe
 from trainer.splits import AbstractSplit, Splits
@@ -34,6 +35,20 @@ class RunData:
         for batches in (self.train, self.steer, self.decisions):
             found |= batches.broken
         return list(found)
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """The recipe's data set, split as it says. Raises ValueError as ``load_splits`` does."""
+    return load_splits(
+        recipe.data,
+        steer_share=recipe.steer_share,
+        seed=recipe.seed,
+        resolution=recipe.resolution,
+        steer_images=recipe.steer_images,
+        in_memory=recipe.data_in_memory,
+        random_crops=recipe.augment.crop_area > 0,
+        skip_broken=recipe.skip_broken,
+    )
 
 
 def run_data(recipe: Recipe, splits: Splits) -> RunData:

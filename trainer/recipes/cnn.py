@@ -65,10 +65,10 @@ def _cnn(name: str, *, resolution: int, groups: int) -> Recipe:
             label_smoothing=0.1,
         ),
         generator=GeneratorOptions(masked_every=1, pretrain_steps=1000),
-        augment=Augment(padding=0, policy="autoaugment-imagenet"),
+        augment=Augment(padding=0, crop_area=0.08, policy="autoaugment-imagenet"),
         warm_up_share=50 / 500,
         shift_every=100,
-        steer_share=50_000 / 1_281_167,
+        steer_images=50_000,
         evaluate_every=25,
         calibration_batches=4,  # 4,096 images, which stay in memory: 5 GB at 320 pixels
         device="cuda",
