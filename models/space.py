@@ -295,10 +295,10 @@ class SearchSpace:
 
         return flops_rule(self)
 
-    @property
+    @cached_property
     def min_flops(self) -> int:
         return self.flops(self.smallest)
 
-    @property
+    @cached_property
     def max_flops(self) -> int:
         return self.flops(self.largest)

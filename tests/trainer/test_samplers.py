@@ -1,5 +1,7 @@
 """Every registered sampler, and the direction in which the distribution shifts."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
+from tests.trainer.learning_curves import SyntheticProbe, simulate
 from trainer.probe import Probe
 from trainer.samplers import SAMPLERS, build_sampler
 from trainer.samplers.base import SamplerOptions, group_budgets
@@ -19,39 +22,9 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-class FakeArch:
-    """Stands for the arch of a budget."""
-
-    def __init__(self, budget):
-        self.budget = budget
-
-    def arch(self):
-        return self
-
-
-class FakeProbe:
-    """A supernet whose group ``improving`` still learns: its loss fell, that of others did not."""
-
-    def __init__(self, groups, improving):
-        self.groups, self.improving = groups, improving
-
-    def generate(self, budget):
-        return FakeArch(float(budget))
-
-    def loss(self, arch, *, before):
-        learns = arch.budget == self.groups[self.improving]
-        return torch.tensor(2.0 if before and learns else 1.0)
-
-
-class SlopeProbe:
-    """A loss that differs between then and now by a known slope along the budget."""
-
-    def generate(self, budget):
-        return budget
-
-    def loss(self, budget, *, before):
-        # it fell everywhere, and most for large subnets: those are the ones still learning
-        return 1e-6 * budget if before else 0.0 * budget
+def learning(name, needs, **options):
+    """A sampler with one group for each of the ``needs``."""
+    return build_sampler(name, SPACE, SamplerOptions(groups=len(needs), **options))
 
 
 @every_sampler
@@ -68,49 +41,83 @@ def test_draws_are_archs_or_budgets_of_the_space(name):
 
 
 @every_sampler
-def test_state_continues_the_same_draws(name):
-    first = build_sampler(name, SPACE, SamplerOptions(groups=5))
-    if first.learns:
-        for _ in range(5):
-            first.update(
-                FakeProbe(first.groups, 2) if name == "shift-direct" else SlopeProbe(), rng(3)
-            )
-    second = build_sampler(name, SPACE, SamplerOptions(groups=5))
-    second.load_state(first.state())
+def test_state_continues_the_same_run(name):
+    """Also through a file, as a checkpoint keeps it."""
+    needs = [20, 20, 2000, 20, 20]
+    first, second = learning(name, needs), learning(name, needs)
+    simulate(first, needs, updates=30, steps=5, noise=0.01)
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    file.seek(0)
+    second.load_state(torch.load(file, weights_only=True))
     assert first.probabilities() == second.probabilities()
-    a, b = rng(7), rng(7)
-    for _ in range(20):
-        assert first.draw(a) == second.draw(b)
+    runs = [simulate(s, needs, updates=5, steps=5, noise=0.01, seed=7) for s in (first, second)]
+    assert runs[0][1] == runs[1][1]
+    assert torch.equal(runs[0][0].losses(), runs[1][0].losses())
 
 
-@pytest.mark.parametrize("as_printed", [False, True])
-def test_groups_whose_loss_still_drops_gain_and_the_printed_sign_is_the_opposite(as_printed):
-    options = SamplerOptions(groups=5, learning_rate=0.05, as_printed=as_printed)
-    sampler = build_sampler("shift-direct", SPACE, options)
+@pytest.mark.parametrize(
+    ("name", "slow"), [("shift", 0), ("shift", 4), ("shift-direct", 0), ("shift-direct", 3)]
+)
+def test_groups_that_still_learn_gain_and_the_printed_sign_does_the_opposite(name, slow):
+    needs = [20.0] * 5
+    needs[slow] = 2000
+    after = {}
+    for as_printed in (False, True):
+        sampler = learning(name, needs, learning_rate=0.07, as_printed=as_printed)
+        net, history = simulate(
+            sampler, needs, updates=60, steps=40, warm_up=10, noise=1e-3, common_noise=0.01
+        )
+        after[as_printed] = history[-1], float(net.losses()[slow])
+        assert sum(history[-1]) == pytest.approx(1)
+        assert min(map(min, history)) >= sampler.options.floor / 5 - 1e-6
+    net, _ = simulate(learning("uniform-budget", needs), needs, updates=60, steps=40, warm_up=10)
+    uniform = float(net.losses()[slow])
+    (prose, prose_loss), (printed, printed_loss) = after[False], after[True]
+    assert prose[slow] == max(prose)
+    assert prose[slow] > 0.3
+    assert printed[slow] < 0.15
+    assert prose_loss < uniform < printed_loss
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_direct_measurements_of_equal_groups_do_not_drift(seed):
+    """Common noise 10 times, own noise 4 times what a group really drops by at an update."""
+    needs = [2000.0] * 8
+    sampler = learning("shift-direct", needs, learning_rate=0.05)
+    _, history = simulate(
+        sampler, needs, updates=200, steps=20, noise=0.004, common_noise=0.01, seed=seed
+    )
+    assert max(map(max, history)) < 0.15
+
+
+def test_direct_measurements_are_of_every_group_equally_often():
+    needs = [2000.0] * 7
+    sampler = learning("shift-direct", needs, groups_per_update=3)
+    losses = torch.ones(7, dtype=torch.float64)
+    probe = SyntheticProbe(torch.tensor(sampler.groups).double(), losses, losses)
     generator = rng()
-    for _ in range(60):
-        sampler.update(FakeProbe(sampler.groups, 3), generator)
-    probabilities = sampler.probabilities()
-    assert sum(probabilities) == pytest.approx(1)
-    assert min(probabilities) >= options.floor / 5 - 1e-6
-    if as_printed:
-        assert probabilities[3] < 0.1
-    else:
-        assert probabilities[3] > 0.4
+    counts = np.zeros(7, int)
+    for _ in range(14):
+        counts += [drop is not None for drop in sampler.update(probe, generator)]
+    assert counts.tolist() == [6] * 7
 
 
-@pytest.mark.parametrize("as_printed", [False, True])
-def test_through_the_generator_the_distribution_moves_along_the_slope_of_the_drop(as_printed):
-    options = SamplerOptions(groups=4, learning_rate=0.02, as_printed=as_printed)
-    sampler = build_sampler("shift", SPACE, options)
-    generator = rng()
-    for _ in range(100):
-        sampler.update(SlopeProbe(), generator)
-    probabilities = sampler.probabilities()
-    rising = probabilities == sorted(probabilities)
-    falling = probabilities == sorted(probabilities, reverse=True)
-    assert falling if as_printed else rising
-    assert max(probabilities) - min(probabilities) > 0.1
+def test_a_floor_of_one_keeps_the_distribution_uniform():
+    needs = [20.0, 20.0, 2000.0]
+    sampler = learning("shift", needs, floor=1.0, learning_rate=0.1)
+    _, history = simulate(sampler, needs, updates=20, steps=10)
+    assert history[-1] == pytest.approx([1 / 3] * 3)
+
+
+def test_uniform_archs_pile_up_in_the_middle_and_uniform_budgets_do_not():
+    spreads = []
+    for name in ("uniform-arch", "uniform-budget"):
+        sampler, generator = build_sampler(name, SPACE, SamplerOptions(groups=8)), rng()
+        draws = [sampler.draw(generator)[0] for _ in range(400)]
+        flops = [SPACE.flops(d.arch) if d.arch else d.budget_flops for d in draws]
+        spreads.append(np.std(flops) / (SPACE.max_flops - SPACE.min_flops))
+    assert spreads[0] < 0.7 * spreads[1]
 
 
 def test_the_probe_measures_old_and_new_weights_on_the_same_batch_and_changes_nothing():

@@ -20,8 +20,9 @@ SamplerState = dict[str, Any]
 class SamplerOptions:
     """Settings that samplers share; each uses what concerns it.
 
-    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: of
-    Adam on the distribution B (the paper: 1e-3, for 5,600 updates; fewer updates need more).
+    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: the
+    most that a logit of the distribution B moves at an update (the paper: 1e-3, for 5,600 updates;
+    fewer updates need more).
     floor: share of the uniform distribution that is always mixed in, so that no group dies.
     as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
     jitter: draw the budget anywhere in the group, not only at its upper end.

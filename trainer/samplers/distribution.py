@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.samplers.base import SamplerOptions, SamplerState
+from trainer.samplers.base import SamplerState
 
 
 class GroupDistribution:
-    """Logits with their own Adam (paper, section 4.1). A floor keeps every group alive."""
+    """Logits and what moves them. ``floor``: the share of the uniform distribution mixed in."""
 
-    def __init__(self, groups: int, options: SamplerOptions) -> None:
+    def __init__(
+        self,
+        groups: int,
+        floor: float,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    ) -> None:
         self.logits = torch.zeros(groups, requires_grad=True)
-        self._floor = options.floor
-        self._optimizer = torch.optim.Adam([self.logits], lr=options.learning_rate)
+        self._floor = floor
+        self._optimizer = optimizer([self.logits])
 
     def probabilities(self) -> Tensor:
         """Shape (groups,), with gradients to the logits."""
@@ -32,9 +39,9 @@ class GroupDistribution:
         hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
         return hard + soft - soft.detach()
 
-    def step(self, gradient: Tensor) -> None:
-        """One minimizing step along ``gradient`` of the logits."""
-        self.logits.grad = gradient
+    def ascend(self, direction: Tensor) -> None:
+        """One step of the optimizer that moves the logits along ``direction``."""
+        self.logits.grad = -direction
         self._optimizer.step()
         self.logits.grad = None
 

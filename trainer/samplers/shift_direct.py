@@ -2,78 +2,107 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from models.space import SearchSpace
 from trainer.probe import Probe
-from trainer.samplers.base import (
-    AbstractSampler,
-    Draw,
-    SamplerOptions,
-    SamplerState,
-    draw_budget,
-    group_budgets,
-)
-from trainer.samplers.distribution import GroupDistribution
+from trainer.samplers.base import SamplerOptions
+from trainer.samplers.shifting import AbstractShiftingSampler
 
-MEMORY = 0.9
-"""Of the running mean of a group's drop: one update measures only a few groups, on one batch."""
+MEMORY = 0.95
+"""Of the running mean and variance of a group's drop, by times that it was measured."""
+
+REACH = 2.0
+"""Where the logit of a group ends whose drop stays twice the mean: e^2 times the others' odds."""
+
+MARGIN = 2.0
+"""Standard errors by which a group's drop has to differ from the others' before B moves."""
+
+_LEAST = 4  # times measured before a group's variance says anything
 
 
-class ShiftDirect(AbstractSampler):
+class ShiftDirect(AbstractShiftingSampler):
     """Groups whose loss still drops gain probability, and the drop is what is measured.
 
-    Eq. 5 maximizes the expected drop under B, sum_k p_k drop_k. Its gradient for the logits is
-    p_k (drop_k - mean drop). Eq. 8 reaches it through the generator, where only the slope of the
-    loss along the budget survives; this takes the losses of a few groups before and after, with
-    sliced subnets and no gradient, which is also cheaper than two masked passes.
+    Eq. 5 maximizes the expected drop under B, sum_k p_k drop_k. Eq. 8 reaches it through the
+    generator, where only the slope of the loss along the budget survives; this takes the losses
+    of a few groups before and after, with sliced subnets and no gradient, which is also cheaper
+    than two masked passes.
 
-    Differs from the paper: see ``docs/deviations.md``.
+    A drop on one batch is mostly noise, and B must not follow noise: the probability that one
+    group gains all others lose. So
+
+    - the groups of an update are measured on the same images, and only their distance to the
+      update's mean counts: what makes a batch easy is common to all;
+    - every group is measured equally often, in random company;
+    - a group's mean distance counts only as far as it lies beyond two of its standard errors;
+    - it counts relative to the mean drop, at most once: early in a run all losses drop more;
+    - logits decay, so that what noise moved returns. A group that is drawn more drops more, which
+      is no reason to draw it still more: the decay also has to win against that.
+
+    That is exponentiated-gradient ascent on Eq. 5 with a normalized, shrunken gradient. Differs
+    from the paper: see ``docs/deviations.md``.
     """
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
-        self.space = space
-        self.groups = group_budgets(space, options.groups)
-        self._options = options
-        self._distribution = GroupDistribution(options.groups, options)
-        self._drops = torch.zeros(options.groups)
-        self._weights = torch.zeros(options.groups)
+        super().__init__(
+            space,
+            options,
+            partial(torch.optim.SGD, lr=options.learning_rate, weight_decay=1 / REACH),
+        )
+        moments = ("drop", "distance", "square", "weight", "squared_weight", "times")
+        self.memory.update({name: torch.zeros(options.groups) for name in moments})
 
-    @property
-    def learns(self) -> bool:
-        return True
-
-    def draw(self, rng: torch.Generator) -> list[Draw]:
-        group = self._distribution.draw(rng)
-        budget = draw_budget(self.space, self.groups, group, self._options.jitter, rng)
-        return [Draw(budget_flops=budget, group=group)]
-
-    def probabilities(self) -> list[float]:
-        return self._distribution.probabilities().tolist()
-
-    def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
-        count = min(self._options.groups_per_update, len(self.groups))
-        measured: list[float | None] = [None] * len(self.groups)
-        for group in torch.randperm(len(self.groups), generator=rng)[:count].tolist():
+    def measure(
+        self, probe: Probe, rng: torch.Generator
+    ) -> tuple[Tensor | None, list[float | None]]:
+        chosen = self._next_groups(rng)
+        drops = torch.zeros(len(chosen))
+        for place, group in enumerate(chosen):
             budget = torch.tensor(float(self.groups[group]), dtype=torch.float64)
             arch = probe.generate(budget).arch()
             with torch.no_grad():
-                drop = float(probe.loss(arch, before=True) - probe.loss(arch, before=False))
+                drops[place] = probe.loss(arch, before=True) - probe.loss(arch, before=False)
+        self._remember(chosen, drops)
+        measured: list[float | None] = [None] * len(self.groups)
+        for group, drop in zip(chosen, drops.tolist(), strict=True):
             measured[group] = drop
-            self._drops[group] = MEMORY * self._drops[group] + (1 - MEMORY) * drop
-            self._weights[group] = MEMORY * self._weights[group] + (1 - MEMORY)
-        if bool((self._weights > 0).all()):
-            drops = self._drops / self._weights
-            p = self._distribution.probabilities().detach()
-            gain = p * (drops - (p * drops).sum())
-            self._distribution.step(gain if self._options.as_printed else -gain)
-        return measured
+        return self._direction(), measured
 
-    def state(self) -> SamplerState:
-        own = {"drops": self._drops.clone(), "weights": self._weights.clone()}
-        return {**self._distribution.state(), **own}
+    def _next_groups(self, rng: torch.Generator) -> list[int]:
+        """Those measured least often; ties by chance."""
+        count = min(self.options.groups_per_update, len(self.groups))
+        order = self.memory["times"] + torch.rand(len(self.groups), generator=rng)
+        return order.argsort()[:count].tolist()
 
-    def load_state(self, state: SamplerState) -> None:
-        self._distribution.load_state(state)
-        self._drops.copy_(state["drops"])
-        self._weights.copy_(state["weights"])
+    def _remember(self, chosen: list[int], drops: Tensor) -> None:
+        """Running sums with weights that fade."""
+        distances = drops - drops.mean()
+        news = {
+            "drop": drops,
+            "distance": distances,
+            "square": distances.square(),
+            "weight": torch.ones(len(chosen)),
+        }
+        for name, value in news.items():
+            old = self.memory[name][chosen]
+            self.memory[name][chosen] = MEMORY * old + (1 - MEMORY) * value
+        old = self.memory["squared_weight"][chosen]
+        self.memory["squared_weight"][chosen] = MEMORY**2 * old + (1 - MEMORY) ** 2
+        self.memory["times"][chosen] += 1
+
+    def _direction(self) -> Tensor | None:
+        if self.memory["times"].min() < _LEAST:
+            return None
+        weight = self.memory["weight"]
+        distance = self.memory["distance"] / weight
+        independent = self.memory["squared_weight"] / weight.square()  # 1 / (number of drops)
+        variance = (self.memory["square"] / weight - distance.square()) / (1 - independent)
+        # a few drops may happen to lie close together: no group is surer than groups are on average
+        margin = MARGIN * (torch.maximum(variance, variance.mean()) * independent).sqrt()
+        usual = torch.maximum((self.memory["drop"] / weight).mean().abs(), margin.mean())
+        beyond = (distance.abs() - margin).clamp(min=0) / usual.clamp(min=1e-12)
+        return distance.sign() * beyond.clamp(max=1)

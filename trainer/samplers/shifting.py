@@ -1,0 +1,86 @@
+"""AbstractShiftingSampler: a learnable distribution B over FLOPs groups (section 3.2)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from models.space import SearchSpace
+from trainer.probe import Probe
+from trainer.samplers.base import (
+    AbstractSampler,
+    Draw,
+    SamplerOptions,
+    SamplerState,
+    draw_budget,
+    group_budgets,
+)
+from trainer.samplers.distribution import GroupDistribution
+
+
+class AbstractShiftingSampler(AbstractSampler):
+    """Draws a group from B and a budget in it; what moves B is the subclass's ``measure``.
+
+    ``optimizer`` builds the one that moves B's logits. What a subclass has to remember from one
+    update to the next are tensors in ``memory``, changed in place; they are part of the state.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        options: SamplerOptions,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    ) -> None:
+        self.space = space
+        self.groups = group_budgets(space, options.groups)
+        self.options = options
+        self.distribution = GroupDistribution(options.groups, options.floor, optimizer)
+        self.memory: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def measure(
+        self, probe: Probe, rng: torch.Generator
+    ) -> tuple[Tensor | None, list[float | None]]:
+        """The direction that gives probability to groups whose loss drops most, and the drops.
+
+        The direction is of B's logits, shape (groups,); None: B stays as it is. Drops are loss
+        before - loss now in nats, None for a group that was not measured.
+        """
+
+    @property
+    @final
+    def learns(self) -> bool:
+        return True
+
+    @final
+    def draw(self, rng: torch.Generator) -> list[Draw]:
+        group = self.distribution.draw(rng)
+        budget = draw_budget(self.space, self.groups, group, self.options.jitter, rng)
+        return [Draw(budget_flops=budget, group=group)]
+
+    @final
+    def probabilities(self) -> list[float]:
+        return self.distribution.probabilities().tolist()
+
+    @final
+    def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
+        direction, drops = self.measure(probe, rng)
+        if direction is not None:
+            self.distribution.ascend(-direction if self.options.as_printed else direction)
+        return drops
+
+    @final
+    def state(self) -> SamplerState:
+        memory = {name: tensor.clone() for name, tensor in self.memory.items()}
+        return {"distribution": self.distribution.state(), "memory": memory}
+
+    @final
+    def load_state(self, state: SamplerState) -> None:
+        self.distribution.load_state(state["distribution"])
+        assert state["memory"].keys() == self.memory.keys()
+        for name, tensor in self.memory.items():
+            tensor.copy_(state["memory"][name])
