@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.bundle import Bundle, FrontierRow
 from shiftnas_serve.classify import Classifier
@@ -22,6 +25,21 @@ from shiftnas_serve.request_context import RequestContext
 from shiftnas_serve.workers import Workers
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class CloseWhenDraining:
+    """While the server drains, answers tell clients to connect anew: to another replica."""
+
+    def __init__(self, app: ASGIApp, workers: Workers) -> None:
+        self._app, self._workers = app, workers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_and_close if self._workers.draining else send)
 
 
 def install_routes(
@@ -46,40 +64,32 @@ def install_routes(
             expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
         )
     app.add_middleware(RequestContext)
+    app.add_middleware(CloseWhenDraining, workers=workers)
 
     async def classify(request: Request) -> Response:
         return await classifier(request)
 
     async def budgets(request: Request) -> Response:
         classifier.keys.check(request.headers)
-        resident = await asyncio.to_thread(workers.resident)
-        return JSONResponse({**describe_budgets(bundle, workers), "resident": resident})
+        return JSONResponse({**describe_budgets(bundle, workers), "resident": workers.resident()})
 
     async def subnet(request: Request) -> Response:
         classifier.keys.check(request.headers)
         identity = request.path_params["id"]
-        arch = planner.arch(identity)
-        if arch is None:
+        found = planner.subnet(identity)
+        if found is None:
             raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget")
         wanted = request.query_params.get("format", "json")
         if wanted == "onnx":
-            model = await asyncio.to_thread(bundle.build_onnx, arch)
+            model = await asyncio.to_thread(bundle.build_onnx, found.arch)
             name = f'attachment; filename="{bundle.name}-{identity}.onnx"'
             headers = {"Content-Disposition": name}
             return Response(model.SerializeToString(), 200, headers, "application/octet-stream")
         if wanted != "json":
             raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
-        space = bundle.space
-        return JSONResponse(
-            {
-                "id": identity,
-                "flops": space.flops(arch),
-                "params": space.params(arch),
-                "resolution": space.resolution(arch),
-                "arch": space.arch_to_json(arch),
-                "model": {"name": bundle.name, "version": bundle.version},
-            }
-        )
+        model_named = {"name": bundle.name, "version": bundle.version}
+        described = json.loads(found.described)
+        return JSONResponse({**described, "resolution": found.side, "model": model_named})
 
     async def livez(request: Request) -> Response:
         return JSONResponse({"status": "alive"})

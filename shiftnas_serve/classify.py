@@ -5,13 +5,15 @@
 3. the image is decoded in a thread                              (413, 415, 422)
 4. the planner turns the budgets into a subnet                   (422)
 5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
-6. the answer is awaited: a lost worker is 503, lost time is 504
+6. the answer is awaited: two lost workers are 503, lost time is 504
 7. the logits become the JSON answer
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -22,25 +24,30 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from models.bundle import Bundle
-from models.preprocess import ImageError
+from models.preprocess import FORMATS, ImageError
 from shiftnas_serve.body import ACCEPTED, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
+from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Plan, Planner
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.rate_limit import RateLimit
 from shiftnas_serve.settings import Settings
-from shiftnas_serve.worker import Done, Failed, Job, arch_indices
 from shiftnas_serve.workers import Workers
 
 DEFAULT_TOP_K = 5
-# Images of more pixels are resized in a thread: they would hold up everyone else's requests.
-_RESIZED_INLINE = 250_000
+# Larger images are decoded and resized in a thread: they would hold up everyone else's requests.
+# For smaller ones the way to a thread and back takes longer than the work.
+_SMALL_PIXELS = 250_000
+# A late answer is better than none for so long; after that the worker is in trouble.
+_GRACE_S = 1.0
+
 T = TypeVar("T")
 
 
@@ -57,8 +64,8 @@ class Classified:
         """What a log says of it."""
         return {
             "asked": dict(self.plan.asked),
-            "subnet": self.plan.id,
-            "flops": self.plan.flops,
+            "subnet": self.plan.subnet.id,
+            "flops": self.plan.subnet.flops,
             "degraded": self.plan.degraded,
             "decode_ms": round(self.decode_ms, 3),
             "queue_ms": round(self.done.queue_ms, 3),
@@ -82,6 +89,7 @@ class Classifier:
     ) -> None:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
+        self._side = bundle.space.resolution(bundle.space.largest)
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
         self._rate: RateLimit | None = None
@@ -98,7 +106,7 @@ class Classifier:
             asked = read_budgets(request.headers)
             top_k = read_top_k(request.query_params, len(self._bundle.labels))
             data = await self.body(request, read_image)
-            one = await self.classify(data, asked, started)
+            one = await self.classify(data, asked, started, request)
             request.state.log.update(one.log())
             return self._respond(request, one, top_k)
 
@@ -137,9 +145,8 @@ class Classifier:
                 f"{settings.max_waiting} requests are being answered already; try again",
                 headers={"Retry-After": "1"},
             )
-        if not self._workers.ready or self._workers.draining:
-            what = "stopping" if self._workers.draining else "not ready yet"
-            raise Problem(503, f"the server is {what}", headers={"Retry-After": "1"})
+        if not self._workers.ready:
+            raise Problem(503, "the server is not ready yet", headers={"Retry-After": "1"})
 
     def charge(self, request: Request, images: int) -> None:
         """Check the key, and count images against its rate. Raises Problem 401, 429."""
@@ -169,87 +176,92 @@ class Classifier:
         except TimeoutError:
             raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
 
-    async def classify(self, data: bytes, asked: Mapping[str, float], started: float) -> Classified:
+    async def classify(
+        self, data: bytes, asked: Mapping[str, float], started: float, request: Request
+    ) -> Classified:
         """Steps 3 to 6 for one encoded image: decode, choose a subnet, run it.
 
-        ``asked``: budgets by the name of their kind. ``started``: when the request came, on the
-        monotonic clock.
+        ``asked``: budgets by the name of their kind. ``started``: when ``request`` came, on the
+        monotonic clock. Its body has been read: its client is watched from here on.
         """
-        settings, bundle = self._settings, self._bundle
+        timeout_s = self._settings.timeout_s
         received = time.monotonic()
-        side = bundle.space.resolution(bundle.space.largest)
-        loop = asyncio.get_running_loop()
+        image = await self._decode(data)
+        decode_ms = 1000 * (time.monotonic() - received)
+
+        deadline = started + timeout_s
+        if "latency_ms" in asked:
+            deadline = min(deadline, received + asked["latency_ms"] / 1000)
+        plan = self._plan(asked, decode_ms, deadline)
+        subnet = plan.subnet
+        answer = await self._workers.run(
+            key=subnet.key,
+            subnet_id=subnet.id,
+            flops=subnet.flops,
+            pixels=await self._resize(image, subnet.side),
+            deadline_s=deadline,
+            give_up_s=min(started + timeout_s, deadline + _GRACE_S),
+            client_gone=lambda: _gone(request),
+        )
+        if isinstance(answer, Failed):
+            raise Problem(500, f"subnet {subnet.id} could not run: {answer.reason}")
+        if isinstance(answer, Late):
+            raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
+        self._observe(plan, answer, decode_ms)
+        return Classified(plan, answer, decode_ms, softmax(answer.logits))
+
+    async def _decode(self, data: bytes) -> Image.Image:
+        preprocess = self._bundle.preprocess
+        arguments = (data, self._side, self._settings.max_pixels)
         try:
-            image = await loop.run_in_executor(
-                self._decoders, bundle.preprocess.decode, data, side, settings.max_pixels
-            )
+            if is_small(data):
+                return preprocess.decode(*arguments)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoders, preprocess.decode, *arguments)
         except ImageError as error:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
-        decode_ms = 1000 * (time.monotonic() - received)
 
-        plan = self._plan(asked, decode_ms)
-        side = bundle.space.resolution(plan.arch)
-        if image.width * image.height > _RESIZED_INLINE:
-            pixels = await loop.run_in_executor(
-                self._decoders, bundle.preprocess.pixels, image, side
-            )
-        else:
-            pixels = bundle.preprocess.pixels(image, side)
-        deadline = started + settings.timeout_s
-        if "latency_ms" in asked:
-            deadline = min(deadline, received + asked["latency_ms"] / 1000)
-        now = time.monotonic()
-        job = Job(arch_indices(bundle, plan.arch), pixels, now, deadline)
-        done = await self._workers.run(job, started + settings.timeout_s)
-        if isinstance(done, Failed):
-            raise Problem(500, f"subnet {plan.id} could not run: {done.reason}")
-        if done.logits is None:
-            raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
-        self._observe(plan, done, decode_ms)
-        return Classified(plan, done, decode_ms, softmax(done.logits))
+    async def _resize(self, image: Image.Image, side: int) -> np.ndarray:
+        pixels = self._bundle.preprocess.pixels
+        if image.width * image.height <= _SMALL_PIXELS:
+            return pixels(image, side)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, pixels, image, side)
 
-    def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
+    def _plan(self, asked: Mapping[str, float], elapsed_ms: float, deadline_s: float) -> Plan:
         self._planner.latency = self._workers.latency
+        queue_ms = self._workers.queue_ms(deadline_s) if "latency_ms" in asked else 0.0
         try:
-            return self._planner.plan(asked, elapsed_ms, self._workers.queue_ms)
+            return self._planner.plan(asked, elapsed_ms, queue_ms)
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
 
     def _observe(self, plan: Plan, done: Done, decode_ms: float) -> None:
-        stages = {
-            "decode": decode_ms,
-            "queue": done.queue_ms,
-            "infer": done.infer_ms,
-            "build": done.build_ms,
-        }
-        for stage, milliseconds in stages.items():
-            self._metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)
+        metrics = self._metrics
+        metrics.decode_seconds.observe(decode_ms / 1000)
+        metrics.queue_seconds.observe(done.queue_ms / 1000)
+        metrics.infer_seconds.observe(done.infer_ms / 1000)
+        if done.build_ms:
+            metrics.build_seconds.observe(done.build_ms / 1000)
         if "flops" in plan.asked:
-            self._metrics.budget_use.observe(plan.flops / plan.asked["flops"])
+            metrics.budget_use.observe(plan.subnet.flops / plan.asked["flops"])
         if plan.degraded:
-            self._metrics.degraded.inc()
-        if done.batch == 1:
-            self._workers.observed(plan.flops, done.infer_ms)
+            metrics.degraded.inc()
+        self._workers.observed(plan.subnet.flops, done.infer_ms / done.batch)
 
     def _respond(self, request: Request, one: Classified, top_k: int) -> Response:
         bundle, plan, done, probabilities = self._bundle, one.plan, one.done, one.probabilities
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
         body = {
             "predictions": [
                 {
                     "label": bundle.labels[index],
-                    "index": int(index),
+                    "index": index,
                     "probability": float(probabilities[index]),
                 }
                 for index in best
             ],
-            "subnet": {
-                "id": plan.id,
-                "flops": plan.flops,
-                "params": bundle.space.params(plan.arch),
-                "arch": bundle.space.arch_to_json(plan.arch),
-            },
             "budget": {
                 **{kind.name: plan.asked.get(kind.name) for kind in BUDGET_KINDS},
                 "degraded": plan.degraded,
@@ -257,13 +269,19 @@ class Classifier:
             "model": {"name": bundle.name, "version": bundle.version},
             "request_id": request.state.request_id,
         }
-        source = "built" if done.build_ms else "resident"
+        # The subnet's own part is the longest and always the same.
+        text = f'{json.dumps(body)[:-1]}, "subnet": {plan.subnet.described}}}'
         timing = (
             f"decode;dur={one.decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
-            f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{source}"'
+            f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{done.source}"'
         )
-        headers = {"Served-FLOPs": str(plan.flops), "Server-Timing": timing}
-        return JSONResponse(body, headers=headers)
+        headers = {"Served-FLOPs": str(plan.subnet.flops), "Server-Timing": timing}
+        return Response(text, headers=headers, media_type="application/json")
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
@@ -285,6 +303,16 @@ def read_top_k(query: Mapping[str, str], classes: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
         raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
     return min(int(text), classes)
+
+
+def is_small(data: bytes) -> bool:
+    """Whether decoding these bytes takes no more than a moment, as far as their header says."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height <= _SMALL_PIXELS
+    # Not an image, or a damaged one: whoever decodes it says what is wrong.
+    except Exception:  # noqa: BLE001
+        return False
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -70,6 +70,12 @@ class Engine:
             self._evict(keep=arch)
         return session, 1000 * (time.perf_counter() - start)
 
+    def is_resident(self, arch: Arch) -> bool:
+        """Whether a session of this arch is there now."""
+        with self._lock:
+            slot = self._slots.get(arch)
+            return slot is not None and slot.session is not None
+
     def resident(self) -> list[Arch]:
         """Archs with a session, least recently used first."""
         with self._lock:

@@ -1,9 +1,9 @@
 """Host: which processes there are, how they start and how they stop. LitServe underneath.
 
-The parent starts LitServe's manager (queues), the workers (spawned) and one HTTP process (forked),
-and waits. SIGTERM or SIGINT: /readyz turns 503, the HTTP process stops listening and finishes what
-is in flight, then the workers go, and the parent exits with 0. A worker or HTTP
-process that dies is replaced.
+The parent starts LitServe's manager, the workers (spawned), one HTTP process (forked), and waits.
+SIGTERM or SIGINT, to the parent alone or to all of them: /readyz turns 503, the HTTP process stops
+listening and finishes what is in flight, then the workers go, and the parent exits with 0. A worker
+or HTTP process that dies is replaced.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import litserve
 from fastapi import FastAPI
 
 from models.bundle import Bundle, load_bundle
+from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.log import adopt_litserve, configure_log
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings
-from shiftnas_serve.status import set_draining
-from shiftnas_serve.worker import GHOST_S, ClassifyApi, end_with_parent
+from shiftnas_serve.status import is_stopping, set_draining, set_stopping
+from shiftnas_serve.worker import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
 
@@ -55,10 +56,12 @@ class Host(litserve.LitServer):
         )
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
+        self._folder = folder
+        self._sockets: list[socket.socket] = []
         self._stopping = threading.Event()
         metrics = Metrics()
         planner = Planner(bundle, settings.default_flops)
-        self._subnet_workers = Workers(self, folder, settings.workers, metrics)
+        self._subnet_workers = Workers(folder, settings.workers, metrics, settings.stall_s)
         classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings, folder)
         install_routes(
             self.app,
@@ -79,10 +82,23 @@ class Host(litserve.LitServer):
         adopt_litserve()
         return super()._init_manager(num_api_servers)
 
-    def _start_server(self, *arguments: Any, **named: Any) -> dict[int, Any]:
+    def _start_server(
+        self,
+        port: int,
+        num_uvicorn_servers: int,
+        log_level: str,
+        sockets: list[socket.socket],
+        uvicorn_worker_type: str,
+        **named: Any,
+    ) -> dict[int, Any]:
         """Start the HTTP process and keep one running: LitServe watches its workers only."""
-        start = super()._start_server
-        processes: dict[int, Any] = start(*arguments, **named)
+        self._sockets = sockets
+
+        def start() -> Any:
+            make = super(Host, self)._start_server
+            return make(port, num_uvicorn_servers, log_level, sockets, uvicorn_worker_type, **named)
+
+        processes: dict[int, Any] = start()
 
         def keep() -> None:
             while not self._stopping.is_set():
@@ -92,10 +108,7 @@ class Host(litserve.LitServer):
                         return
                     print("the HTTP process died; starting another", file=sys.stderr, flush=True)
                     processes[0].join()
-                    # Until then, the dead one's last wait for answers would swallow new answers.
-                    if self._stopping.wait(GHOST_S):
-                        return
-                    processes[0] = start(*arguments, **named)[0]
+                    processes[0] = start()[0]
 
         threading.Thread(target=keep, name="keep-http", daemon=True).start()
         return processes
@@ -110,14 +123,30 @@ class Host(litserve.LitServer):
         ender.start()
         ender.join(2.0)
         time.sleep(2 * _RESTART_POLL_S)
+        set_stopping(self._folder)
+        for listening in self._sockets:
+            listening.close()  # or clients would wait for an answer here that no one gives
         super()._perform_graceful_shutdown(*arguments, **named)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        async with super().lifespan(app):
-            await self._subnet_workers.start()
-            yield
-            await self._subnet_workers.stop()
+        """Not LitServe's own, which reads a queue of answers that this server does not use."""
+        self._obey_the_parent_alone()
+        await self._subnet_workers.start()
+        yield
+        await self._subnet_workers.stop()
+
+    def _obey_the_parent_alone(self) -> None:
+        # Supervisors and terminals signal all processes of a service at once. The HTTP process goes
+        # on until the parent has let it drain.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            uvicorns = signal.getsignal(number)
+
+            def stop(number: int, frame: FrameType | None, uvicorns: Any = uvicorns) -> None:
+                if is_stopping(self._folder):
+                    uvicorns(number, frame)
+
+            signal.signal(number, stop)
 
 
 def serve(settings: Settings) -> None:
@@ -133,6 +162,7 @@ def serve(settings: Settings) -> None:
     _check_port(settings)
     with tempfile.TemporaryDirectory(prefix="shiftnas-") as name:
         folder = Path(name)
+        socket_path(folder, settings.workers)
         metrics_folder = folder / "metrics"
         metrics_folder.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder)
@@ -153,7 +183,7 @@ def serve(settings: Settings) -> None:
         except KeyboardInterrupt:
             pass  # stopped while it was starting
         except (EOFError, ConnectionError):
-            sys.exit("error: the process that holds the queues died, so the server stopped")
+            sys.exit("error: LitServe's manager process died, so the server stopped")
         except RuntimeError as error:
             raise ValueError(f"{error}; the reason stands above") from None
 

@@ -27,13 +27,17 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self.stage_seconds = Histogram(
+        stages = Histogram(
             "shiftnas_stage_seconds",
             "Time of a stage of an answer",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
         )
+        self.decode_seconds = stages.labels("decode")
+        self.queue_seconds = stages.labels("queue")
+        self.infer_seconds = stages.labels("infer")
+        self.build_seconds = stages.labels("build")
         self.budget_use = Histogram(
             "shiftnas_budget_use_ratio",
             "FLOPs of the subnet over the FLOPs budget",
@@ -45,6 +49,15 @@ class Metrics:
         )
         self.worker_losses = Counter(
             "shiftnas_worker_losses", "Deaths of workers that were noticed", registry=registry
+        )
+
+        self.worker_stalls = Counter(
+            "shiftnas_worker_stalls",
+            "Workers ended because an inference did not come back",
+            registry=registry,
+        )
+        self.retries = Counter(
+            "shiftnas_retries", "Jobs sent again because a worker was lost", registry=registry
         )
 
     @staticmethod

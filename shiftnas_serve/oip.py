@@ -116,7 +116,7 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
             classifier.charge(request, len(asked.images) - 1)  # one was counted at the door
             budgets = read_budgets(Headers({**request.headers, **asked.budgets}))
             tasks = [
-                asyncio.ensure_future(classifier.classify(image, budgets, started))
+                asyncio.ensure_future(classifier.classify(image, budgets, started, request))
                 for image in asked.images
             ]
             try:
@@ -287,9 +287,9 @@ def _values(
     bundle: Bundle, wanted: WantedOutput, every: Sequence[Classified]
 ) -> tuple[str, np.ndarray]:
     if wanted.name == "subnet_id":
-        return "BYTES", np.array([one.plan.id for one in every], object)
+        return "BYTES", np.array([one.plan.subnet.id for one in every], object)
     if wanted.name == "subnet_flops":
-        return "INT64", np.array([one.plan.flops for one in every], np.int64)
+        return "INT64", np.array([one.plan.subnet.flops for one in every], np.int64)
     probabilities = np.stack([one.probabilities for one in every]).astype(np.float32)
     if not wanted.classes:
         return "FP32", probabilities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +10,31 @@ from dataclasses import dataclass
 from models.arch import Arch
 from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment
+from shiftnas_serve.frames import arch_key
 from shiftnas_serve.latency import LatencyTable
 
 _REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
+class Subnet:
+    """All that an answer says about a subnet, worked out once. ``side``: of its images."""
+
+    arch: Arch
+    key: bytes
+    id: str
+    flops: int
+    params: int
+    side: int
+    described: str
+    """As JSON: id, flops, params, arch."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A subnet and what was asked for. degraded: latency, not FLOPs, made it smaller."""
 
-    arch: Arch
-    id: str
-    flops: int
+    subnet: Subnet
     asked: Mapping[str, float]
     degraded: bool
 
@@ -34,9 +48,10 @@ class Planner:
     def __init__(self, bundle: Bundle, default_flops: float | None) -> None:
         self._bundle = bundle
         self._default = default_flops
-        self._known: OrderedDict[str, Arch] = OrderedDict()
+        self._known: OrderedDict[str, Subnet] = OrderedDict()
+        self._of_arch: dict[Arch, Subnet] = {}
         for arch in bundle.archs():
-            self._remember(arch)
+            self._subnet(arch)
         self.latency: LatencyTable | None = None
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float, queue_ms: float) -> Plan:
@@ -58,19 +73,33 @@ class Planner:
                 limit = kind.flops_bound(asked[kind.name], moment)
                 if limit < bound:
                     bound, degraded = limit, kind.degrades
-        arch = self._bundle.answer(bound)
-        flops = space.flops(arch)
-        assert flops <= bound, "an answer is never over budget"
-        return Plan(arch, self._remember(arch), flops, dict(asked), degraded)
+        subnet = self._subnet(self._bundle.answer(bound))
+        assert subnet.flops <= bound, "an answer is never over budget"
+        return Plan(subnet, dict(asked), degraded)
 
-    def arch(self, subnet_id: str) -> Arch | None:
-        """The arch behind an id that this server has answered or can list."""
+    def subnet(self, subnet_id: str) -> Subnet | None:
+        """The subnet behind an id that this server has answered or can list."""
         return self._known.get(subnet_id)
 
-    def _remember(self, arch: Arch) -> str:
-        subnet_id = self._bundle.space.arch_id(arch)
-        self._known[subnet_id] = arch
-        self._known.move_to_end(subnet_id)
+    def _subnet(self, arch: Arch) -> Subnet:
+        subnet = self._of_arch.get(arch)
+        if subnet is None:
+            subnet = self._of_arch[arch] = describe(self._bundle, arch)
+        self._known[subnet.id] = subnet
+        self._known.move_to_end(subnet.id)
         while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return subnet_id
+            _, forgotten = self._known.popitem(last=False)
+            del self._of_arch[forgotten.arch]
+        return subnet
+
+
+def describe(bundle: Bundle, arch: Arch) -> Subnet:
+    """Work out what answers say about a subnet."""
+    space = bundle.space
+    identity, flops, params = space.arch_id(arch), space.flops(arch), space.params(arch)
+    described = json.dumps(
+        {"id": identity, "flops": flops, "params": params, "arch": space.arch_to_json(arch)},
+        separators=(",", ":"),
+    )
+    key = arch_key(space.indices(arch).tolist())
+    return Subnet(arch, key, identity, flops, params, space.resolution(arch), described)

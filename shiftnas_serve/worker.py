@@ -1,7 +1,8 @@
 """Worker: the process that runs subnets, hosted by LitServe.
 
-``SubnetLoop`` replaces LitServe's batching: what waits is taken at once, grouped by subnet, and
-run in the order of deadlines. An error belongs to its group of one subnet, never to the others.
+``SubnetLoop`` replaces LitServe's loop and queue: jobs come from the HTTP processes (``inbox``), wait
+(``waiting``), and run grouped by subnet in the order of deadlines. An error belongs to its
+group of one subnet, never to the others.
 """
 
 from __future__ import annotations
@@ -11,69 +12,42 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from queue import Empty, Queue
-from typing import Any, cast
+from types import FrameType
 
 import litserve
 import numpy as np
-from litserve.callbacks import CallbackRunner
 from litserve.loops.base import LitLoop
-from litserve.transport.base import MessageTransport
-from litserve.utils import LitAPIStatus, LoopResponseType
 
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
 from shiftnas_serve.engine import Engine
-from shiftnas_serve.latency import measure_ms
+from shiftnas_serve.frames import (
+    Building,
+    Done,
+    Failed,
+    Frame,
+    Hello,
+    Job,
+    Late,
+    Resident,
+    arch_indices,
+    pack,
+)
+from shiftnas_serve.inbox import Client, Inbox, socket_path
+from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import Settings
-from shiftnas_serve.status import WorkerFile
+from shiftnas_serve.waiting import Waiter, Waiting
 
 _MEASURED_SUBNETS = 5
-# LitServe's processes wait for each other in calls of a second to the manager. The call of one
-# that died lives on there, and swallows what it is handed; after this long it is over.
-GHOST_S = 1.2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the HTTP process sends: uint8 pixels (side, side, 3) and the choices of an arch.
-
-    ``deadline_s`` is on the machine's monotonic clock, which all its processes share.
-    """
-
-    indices: tuple[int, ...]
-    pixels: np.ndarray
-    sent_s: float
-    deadline_s: float
-
-
-@dataclass(frozen=True)
-class Done:
-    """What comes back. logits: float32 (classes,); None when the deadline had passed."""
-
-    logits: np.ndarray | None
-    queue_ms: float
-    infer_ms: float
-    build_ms: float
-    batch: int
-
-
-@dataclass(frozen=True)
-class Failed:
-    """What comes back when a subnet could not run."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    response_queue_id: int
-    uid: str
-    job: Job
+_IDLE_S = 1.0
+# How much of the time that the most urgent job has left its batch may take.
+_BATCH_SHARE = 0.5
 
 
 class ClassifyApi(litserve.LitAPI):
@@ -88,16 +62,15 @@ class ClassifyApi(litserve.LitAPI):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to pass on
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         end_with_parent(self.folder)
-        worker_id = int(os.environ["LITSERVE_WORKER_ID"])
-        file = WorkerFile(self.folder, worker_id)
         settings = self.settings
         configure_log(settings.log_level, settings.log_format)
         bundle = load_bundle(settings.bundle)
         runtime = build_runtime(settings.runtime, settings.device, settings.threads)
         engine = Engine(bundle, runtime, settings.session_bytes)
         points = measure_latency(bundle, engine)
-        self.state = WorkerState(bundle, engine, file)
-        file.ready(points, runtime.describe())
+        path = socket_path(self.folder, int(os.environ["LITSERVE_WORKER_ID"]))
+        inbox = Inbox(path, Hello(os.getpid(), points, runtime.describe()))
+        self.state = WorkerState(bundle, engine, inbox, LatencyTable.of(points))
 
     def predict(self, x: object, **kwargs: object) -> object:
         """LitServe asks for one; the loop calls the engine instead."""
@@ -110,7 +83,8 @@ class WorkerState:
 
     bundle: Bundle
     engine: Engine
-    file: WorkerFile
+    inbox: Inbox
+    latency: LatencyTable
 
 
 def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float], ...]:
@@ -143,124 +117,120 @@ def end_with_parent(folder: Path) -> None:
 
 
 class SubnetLoop(LitLoop):
-    """Take what waits, group it by subnet, run the most urgent group first.
+    """Read what came, run the most urgent group, again.
 
     While nothing waits, sessions for the answers not built yet are built, one at a time, so that
     soon no budget is new.
     """
 
-    def __call__(
-        self,
-        lit_api: litserve.LitAPI,
-        device: str,
-        worker_id: int,
-        request_queue: Queue[Any],
-        transport: MessageTransport,
-        workers_setup_status: dict[int, str],
-        callback_runner: CallbackRunner,
-    ) -> None:
+    def __call__(self, lit_api: litserve.LitAPI, device: str, *litserves_own: object) -> None:
         assert isinstance(lit_api, ClassifyApi)
-        state, settings = lit_api.state, lit_api.settings
-        unbuilt = list(state.bundle.archs()) if settings.prebuild else []
-        said = _Said(state)
-        while True:
-            said.keep_up(at_once=not unbuilt)
-            try:
-                waiting = self._take(request_queue, settings.max_batch, wait=not unbuilt)
-            except (EOFError, ConnectionError):
-                return  # the manager process is gone: the server has stopped
-            if waiting:
-                self._start(transport, waiting)
-                for group in by_subnet(waiting):
-                    self._run(state, transport, group)
-            elif unbuilt:
-                evictions = state.engine.evictions
-                state.engine.session(unbuilt.pop())
-                if state.engine.evictions > evictions:
-                    unbuilt.clear()  # memory is full; building more would only push others out
+        SubnetRunner(lit_api.state, lit_api.settings).run()
 
-    def _take(self, queue: Queue[Any], most: int, *, wait: bool) -> list[_Waiting]:
-        waiting: list[_Waiting] = []
-        try:
-            item = queue.get(timeout=1.0) if wait else queue.get_nowait()
-            while True:
-                response_queue_id, uid, _, job = item
-                waiting.append(_Waiting(response_queue_id, uid, job))
-                if len(waiting) == most:
-                    break
-                item = queue.get_nowait()
-        except Empty:
-            pass
-        return waiting
 
-    def _start(self, transport: MessageTransport, waiting: list[_Waiting]) -> None:
-        """Tell the HTTP process which worker has these, so that it knows if that worker dies."""
-        for one in waiting:
-            self.put_response(
-                transport,
-                one.response_queue_id,
-                one.uid,
-                (),
-                cast("LitAPIStatus", LitAPIStatus.START),  # a class of plain strings
-                LoopResponseType.REGULAR,
-            )
+class SubnetRunner:
+    """The loop itself and what it keeps between two turns."""
 
-    def _run(self, state: WorkerState, transport: MessageTransport, group: list[_Waiting]) -> None:
+    def __init__(self, state: WorkerState, settings: Settings) -> None:
+        self._bundle, self._engine, self._inbox = state.bundle, state.engine, state.inbox
+        self._latency, self._max_batch = state.latency, settings.max_batch
+        self._waiting = Waiting()
+        self._unbuilt = list(state.bundle.archs()) if settings.prebuild else []
+        self._said: frozenset[str] = frozenset()
+        self._changes, self._say_at_s = -1, 0.0
+        self._arch = lru_cache(4096)(self._read_arch)
+
+    def run(self) -> None:
+        """Until SIGTERM came and the last HTTP process has gone: what is in flight is finished."""
+        ending = False
+
+        def end(number: int, frame: FrameType | None) -> None:
+            nonlocal ending
+            ending = True
+            if not self._inbox.connected:
+                raise SystemExit(0)
+
+        signal.signal(signal.SIGTERM, end)
+        while not ending or self._inbox.connected:
+            idle = not self._waiting and not self._unbuilt
+            self._say_resident(at_once=idle)
+            self._receive(_IDLE_S if idle else 0.0)
+            group = self._waiting.take(time.monotonic(), self._fits)
+            if group:
+                self._run(group)
+            elif self._unbuilt:
+                evictions = self._engine.evictions
+                self._inbox.tell_all(Building())
+                self._engine.session(self._unbuilt.pop())
+                if self._engine.evictions > evictions:
+                    self._unbuilt.clear()  # memory is full; more would only push others out
+
+    def _receive(self, timeout_s: float) -> None:
+        for client, frame in self._inbox.receive(timeout_s):
+            if isinstance(frame, Job):
+                self._waiting.add(client, frame)
+            else:
+                self._waiting.cancel(client, frame.id)
+        while self._inbox.lost:
+            self._waiting.forget(self._inbox.lost.pop())
+
+    def _fits(self, key: bytes, slack_s: float) -> int:
+        image_ms = self._latency.infer_ms(self._arch(key)[1])
+        return min(int(_BATCH_SHARE * 1000 * slack_s / image_ms), self._max_batch)
+
+    def _run(self, group: list[Waiter]) -> None:
         now = time.monotonic()
-        for late in [one for one in group if one.job.deadline_s < now]:
-            queue_ms = 1000 * (now - late.job.sent_s)
-            self._reply(transport, late, Done(None, queue_ms, 0.0, 0.0, 0))
-        group = [one for one in group if one.job.deadline_s >= now]
-        if not group:
+        if group[0].deadline_s < now:
+            self._reply((one, Late(one.job.id)) for one in group)
             return
-        arch = state.bundle.space.from_indices(group[0].job.indices)
+        arch, flops = self._arch(group[0].job.key)
+        if not self._engine.is_resident(arch):
+            self._inbox.tell_all(Building())
         try:
             pixels = np.stack([one.job.pixels for one in group])
-            inference = state.engine.run(arch, state.bundle.preprocess.normalize(pixels))
+            done = self._engine.run(arch, self._bundle.preprocess.normalize(pixels))
         # Whatever a runtime raises concerns this subnet: the group is told, the worker goes on.
         except Exception as error:  # noqa: BLE001
-            for one in group:
-                self._reply(transport, one, Failed(f"{type(error).__name__}: {error}"))
+            reason = f"{type(error).__name__}: {error}"
+            self._reply((one, Failed(one.job.id, reason)) for one in group)
             return
-        for one, logits in zip(group, inference.logits, strict=True):
-            queue_ms = 1000 * (now - one.job.sent_s)
-            done = Done(logits, queue_ms, inference.infer_ms, inference.build_ms, len(group))
-            self._reply(transport, one, done)
-
-    def _reply(self, transport: MessageTransport, one: _Waiting, answer: Done | Failed) -> None:
-        self.put_response(
-            transport,
-            one.response_queue_id,
-            one.uid,
-            answer,
-            cast("LitAPIStatus", LitAPIStatus.OK),
-            LoopResponseType.REGULAR,
+        source = "built" if done.build_ms else "resident"
+        self._reply(
+            (
+                one,
+                Done(
+                    one.job.id,
+                    logits,
+                    1000 * (now - one.job.sent_s),
+                    done.infer_ms,
+                    done.build_ms,
+                    len(group),
+                    source,
+                ),
+            )
+            for one, logits in zip(group, done.logits, strict=True)
         )
+        self._latency = self._latency.observed(flops, done.infer_ms / len(group))
 
+    def _reply(self, answers: Iterable[tuple[Waiter, Frame]]) -> None:
+        by_client: dict[Client, list[bytes]] = {}
+        for waiter, answer in answers:
+            assert isinstance(waiter.client, Client)
+            by_client.setdefault(waiter.client, []).append(pack(answer))
+        for client, frames in by_client.items():
+            self._inbox.send(client, b"".join(frames))
 
-class _Said:
-    """Keeps the list of resident subnets in the worker's file true, but not at every step."""
+    def _say_resident(self, *, at_once: bool) -> None:
+        # Not at every step: a list is long, and nothing depends on its being true to the moment.
+        changes = self._engine.builds + self._engine.evictions
+        if changes == self._changes or not (at_once or time.monotonic() >= self._say_at_s):
+            return
+        self._changes, self._say_at_s = changes, time.monotonic() + 0.25
+        now = frozenset(self._bundle.space.arch_id(arch) for arch in self._engine.resident())
+        self._inbox.tell_all(Resident(tuple(now - self._said), tuple(self._said - now)))
+        self._inbox.greet(Resident(tuple(now), ()))
+        self._said = now
 
-    def __init__(self, state: WorkerState) -> None:
-        self._state = state
-        self._changes, self._next_s = -1, 0.0
-
-    def keep_up(self, *, at_once: bool) -> None:
-        engine, space = self._state.engine, self._state.bundle.space
-        changes = engine.builds + engine.evictions
-        if changes != self._changes and (at_once or time.monotonic() >= self._next_s):
-            self._state.file.resident([space.arch_id(arch) for arch in engine.resident()])
-            self._changes, self._next_s = changes, time.monotonic() + 0.5
-
-
-def by_subnet(waiting: list[_Waiting]) -> list[list[_Waiting]]:
-    """Groups of one subnet each; the group with the earliest deadline first."""
-    groups: dict[tuple[int, ...], list[_Waiting]] = {}
-    for one in sorted(waiting, key=lambda one: one.job.deadline_s):
-        groups.setdefault(one.job.indices, []).append(one)
-    return list(groups.values())
-
-
-def arch_indices(bundle: Bundle, arch: Arch) -> tuple[int, ...]:
-    """An arch as plain integers, for a job."""
-    return tuple(int(index) for index in bundle.space.indices(arch))
+    def _read_arch(self, key: bytes) -> tuple[Arch, int]:
+        arch = self._bundle.space.from_indices(arch_indices(key))
+        return arch, self._bundle.space.flops(arch)

@@ -1,161 +1,215 @@
 """Workers: the HTTP process's view of the processes that run subnets.
 
-This is where LitServe's request path is replaced: its own handler waits for an answer without end,
-also when the worker that had the request is gone. Here a wait ends with the answer, the loss of
-the worker, or the deadline. The private parts of LitServe that this touches (the request queue,
-the response buffer, START messages) are held by tests/serve/test_litserve_contract.py.
+A job goes to the worker that is predicted to answer first. The wait for it ends with the answer, a
+lost worker, a client that has gone, or lost time. A worker that is lost closes its connection, so
+that is noticed at once: what was in flight there runs once more elsewhere, since inference changes
+nothing, or is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-import uuid
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import litserve
-from litserve.utils import ResponseBufferItem
+import numpy as np
 
+from shiftnas_serve.frames import Hello, Job
+from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.link import Answer, Flight, Link, connect
 from shiftnas_serve.metrics import Metrics
-from shiftnas_serve.problem import Problem
-from shiftnas_serve.status import WorkerStatus, is_draining, read_resident, read_worker
-from shiftnas_serve.worker import GHOST_S, Done, Failed, Job
+from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.status import is_draining
 
-POLL_S = 0.1
-
-
-@dataclass(frozen=True)
-class _Wait:
-    job: Job
-    item: ResponseBufferItem
-    lost: asyncio.Event
+_POLL_S = 0.1
+# Most answers are there by then, and cost no watch over the client's connection.
+_WATCH_CLIENT_AFTER_S = 0.02
+# Until a build has been seen.
+_BUILD_MS = 20.0
+# How fast an estimate follows what is observed.
+_STEP = 0.1
 
 
 class Workers:
-    """Sends jobs, awaits answers, watches the workers' lives."""
+    """Sends jobs, awaits answers, watches the workers' lives. One per HTTP process."""
 
-    def __init__(
-        self, server: litserve.LitServer, folder: Path, count: int, metrics: Metrics
-    ) -> None:
-        self._server, self._folder, self._metrics = server, folder, metrics
-        self._states: list[WorkerStatus] = [WorkerStatus(False, None, None, {})] * count
-        self._waiting: dict[str, _Wait] = {}
+    def __init__(self, folder: Path, count: int, metrics: Metrics, stall_s: float) -> None:
+        self._folder, self._metrics, self._stall_s = folder, metrics, stall_s
+        self._links: list[Link | None] = [None] * count
         self._latency: LatencyTable | None = None
+        self._build_ms = _BUILD_MS
+        self._ids = itertools.count(1)
+        self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
 
     @property
     def ready(self) -> bool:
         """Whether at least one worker takes requests."""
-        return any(state.ready for state in self._states)
+        return any(link is not None and link.ready for link in self._links)
 
     @property
     def all_ready(self) -> bool:
-        return all(state.ready for state in self._states)
+        return all(link is not None and link.ready for link in self._links)
 
     @property
     def runtime(self) -> dict[str, str]:
         """What really runs the subnets."""
-        return next((state.runtime for state in self._states if state.ready), {})
+        return next((link.hello.runtime for link in self._ready_links() if link.hello), {})
 
     @property
     def latency(self) -> LatencyTable:
         assert self._latency is not None, "asked before a worker was ready"
         return self._latency
 
-    @property
-    def queue_ms(self) -> float:
-        """Predicted wait of a new request: what is ahead of it, shared by the workers."""
-        if self._latency is None:
-            return 0.0
-        ahead = len(self._waiting) / max(sum(state.ready for state in self._states), 1)
-        return ahead * self._latency.infer_ms(self._latency.points[-1][0])
+    def queue_ms(self, deadline_s: float) -> float:
+        """Predicted wait of a job due then: what runs before it on the least busy worker."""
+        return min((link.ahead_ms(deadline_s) for link in self._ready_links()), default=0.0)
 
     def resident(self) -> list[str]:
-        """Ids of the subnets that any worker has a session for; reads files."""
-        every = [read_resident(self._folder, w) for w in range(len(self._states))]
-        return sorted({subnet_id for one in every for subnet_id in one})
+        """Ids of the subnets that any worker has a session for."""
+        return sorted(set().union(*(link.resident for link in self._ready_links())))
 
     def observed(self, flops: int, infer_ms: float) -> None:
         """Let the latency table follow what answers really took."""
         if self._latency is not None:
             self._latency = self._latency.observed(flops, infer_ms)
 
-    async def run(self, job: Job, deadline_s: float) -> Done | Failed:
-        """The worker's answer. Raises Problem: 503 the worker was lost, 504 no time is left."""
-        uid = str(uuid.uuid4())
-        item = ResponseBufferItem(asyncio.Event())
-        lost = asyncio.Event()
-        self._server.response_buffer[uid] = item
-        self._waiting[uid] = _Wait(job, item, lost)
-        tasks = [asyncio.ensure_future(event.wait()) for event in (item.event, lost)]
-        try:
-            self._send(uid, job)
-            left_s = max(deadline_s - time.monotonic(), 0)
-            await asyncio.wait(tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if item.event.is_set():
-                answer = (item.response or (None,))[0]
-                assert isinstance(answer, Done | Failed), answer
-                return answer
-            if lost.is_set():
-                raise Problem(
-                    503, "the worker that had this request was lost", headers={"Retry-After": "1"}
-                )
-            raise Problem(504, "no answer came in time", headers={"Retry-After": "1"})
-        finally:
-            for task in tasks:
-                task.cancel()
-            del self._waiting[uid]
-            self._server.response_buffer.pop(uid, None)
+    async def run(
+        self,
+        *,
+        key: bytes,
+        subnet_id: str,
+        flops: int,
+        pixels: np.ndarray,
+        deadline_s: float,
+        give_up_s: float,
+        client_gone: Callable[[], Awaitable[None]],
+    ) -> Answer:
+        """The worker's answer.
 
-    def _send(self, uid: str, job: Job) -> None:
-        queue = self._server._get_request_queue("/classify")
-        queue_id = getattr(self._server.app, "response_queue_id")  # noqa: B009 (set by LitServe)
-        queue.put((queue_id, uid, time.monotonic(), job))
+        ``client_gone`` returns when nobody waits any more. Times are on the monotonic clock.
 
-    def _send_untaken_again(self) -> None:
-        # Should one be in the queue after all, it runs twice, and the second answer is dropped.
-        for uid, wait in list(self._waiting.items()):
-            if wait.item.worker_id is None and not wait.item.event.is_set():
-                self._send(uid, wait.job)
-
-    async def watch(self) -> None:
-        """Poll the workers for as long as the process lives."""
-        while True:
-            await asyncio.to_thread(self._poll)
-            await asyncio.sleep(POLL_S)
-
-    def _poll(self) -> None:
-        self.draining = is_draining(self._folder)
-        for worker_id, before in enumerate(self._states):
-            state = read_worker(self._folder, worker_id)
-            self._states[worker_id] = state
-            if before.pid is not None and state.pid != before.pid:
-                self._metrics.worker_losses.inc()
-                self._lose(worker_id)
-            if state.latency_points and self._latency is None:
-                self._latency = LatencyTable.of(state.latency_points)
-
-    def _lose(self, worker_id: int) -> None:
-        """End the waits for a worker that died.
-
-        Those that no worker has taken wait for another worker; they are sent again, because the
-        dead one may have taken them without saying so. A single worker has no other.
+        Raises Problem: 499 the client went away; 503 no worker, or two were lost; 504 no answer by
+        ``give_up_s``.
         """
-        alone = len(self._states) == 1
-        for wait in list(self._waiting.values()):
-            taken_by = wait.item.worker_id
-            if taken_by == worker_id or (taken_by is None and alone):
-                self._loop.call_soon_threadsafe(wait.lost.set)
-        self._loop.call_soon_threadsafe(self._loop.call_later, GHOST_S, self._send_untaken_again)
+        loop = asyncio.get_running_loop()
+        now = time.monotonic()
+        flight = Flight(
+            Job(next(self._ids), key, pixels, now, deadline_s),
+            subnet_id,
+            self.latency.infer_ms(flops),
+            loop.create_future(),
+        )
+        self._dispatch(flight)
+        watch: asyncio.Task[None] | None = None
+
+        def begin_watch() -> None:
+            nonlocal watch
+            watch = loop.create_task(_end(flight, give_up_s, client_gone))
+
+        soon = min(_WATCH_CLIENT_AFTER_S, max(give_up_s - now, 0.0))
+        timer = loop.call_later(soon, begin_watch)
+        try:
+            answer = await flight.answer
+        finally:
+            timer.cancel()
+            if watch is not None:
+                watch.cancel()
+            if flight.link is not None:
+                flight.link.cancel(flight)
+        build_ms = getattr(answer, "build_ms", 0.0)
+        if build_ms:
+            self._build_ms += _STEP * (build_ms - self._build_ms)
+        return answer
 
     async def start(self) -> None:
-        """Begin to watch; call inside the event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._poll()
-        self._task = asyncio.create_task(self.watch(), name="watch-workers")
+        """Connect, and begin to watch; call inside the event loop."""
+        for worker_id in range(len(self._links)):
+            self._tasks.append(asyncio.create_task(self._keep_link(worker_id)))
+        self._tasks.append(asyncio.create_task(self._watch()))
 
     async def stop(self) -> None:
-        """Stop watching."""
-        self._task.cancel()
+        """Close the connections."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self._links:
+            if link is not None:
+                link.close()
+
+    def _ready_links(self) -> list[Link]:
+        return [link for link in self._links if link is not None and link.ready]
+
+    def _dispatch(self, flight: Flight) -> None:
+        """Send a flight to the worker that will probably answer first."""
+
+        def expected_ms(link: Link) -> float:
+            build_ms = 0.0 if flight.subnet_id in link.resident else self._build_ms
+            return link.ahead_ms(flight.job.deadline_s) + build_ms
+
+        links = self._ready_links()
+        if not links:
+            raise Problem(503, "no worker is ready", headers={"Retry-After": "1"})
+        link = links[0] if len(links) == 1 else min(links, key=expected_ms)
+        link.send(flight)
+
+    async def _keep_link(self, worker_id: int) -> None:
+        """Connect to a worker, and to its replacement when it is gone."""
+        path = socket_path(self._folder, worker_id)
+        while True:
+            link = self._links[worker_id] = await connect(path, self._heard_hello)
+            await link.closed
+            if link.hello is not None and not self.draining:
+                self._metrics.worker_losses.inc()
+            self._redirect(link)
+
+    def _heard_hello(self, hello: Hello) -> None:
+        if self._latency is None:
+            self._latency = LatencyTable.of(hello.latency_points)
+
+    def _redirect(self, lost: Link) -> None:
+        """Run what a lost worker had once more on another; what was lost twice is refused."""
+        flights = list(lost.in_flight.values())
+        lost.in_flight.clear()
+        for flight in flights:
+            if flight.answer.done():
+                continue
+            if flight.retried or not self.ready:
+                flight.answer.set_exception(
+                    Problem(
+                        503,
+                        "the worker that had this request was lost",
+                        headers={"Retry-After": "1"},
+                    )
+                )
+                continue
+            flight.retried = True
+            self._metrics.retries.inc()
+            self._dispatch(flight)
+
+    async def _watch(self) -> None:
+        while True:
+            self.draining = is_draining(self._folder)
+            for link in self._ready_links():
+                if link.stalled(self._stall_s):
+                    self._metrics.worker_stalls.inc()
+                    link.kill()
+            await asyncio.sleep(_POLL_S)
+
+
+async def _end(
+    flight: Flight, give_up_s: float, client_gone: Callable[[], Awaitable[None]]
+) -> None:
+    """End a wait when its client has gone or its time is over."""
+    try:
+        async with asyncio.timeout(max(give_up_s - time.monotonic(), 0.0)):
+            await client_gone()
+    except TimeoutError:
+        problem = Problem(504, "no answer came in time", headers={"Retry-After": "1"})
+    else:
+        problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
+    if not flight.answer.done():
+        flight.answer.set_exception(problem)

@@ -1,0 +1,207 @@
+"""Frames: what the HTTP process and a worker say to each other over a Unix-domain socket.
+
+A frame is its length (uint32, of what follows), its kind (one byte), a fixed header, and raw bytes:
+uint8 pixels one way, float32 logits the other. Nothing is pickled. Both ends are processes of one
+machine and one server, so numbers stand in its own byte order and a malformed frame is a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_LENGTH = struct.Struct("=I")
+_JOB = struct.Struct("=IBQddHH")
+_DONE = struct.Struct("=IBQfffHB")
+_NUMBERED = struct.Struct("=IBQ")
+
+SOURCES = ("resident", "universal", "built")
+"""Where the session that answered came from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """To a worker: one image for one subnet.
+
+    ``key``: the arch's choices as bytes (``arch_key``); ``pixels``: uint8 (side, side, 3).
+    ``sent_s`` and ``deadline_s`` are on the machine's monotonic clock, which its processes share.
+    """
+
+    id: int
+    key: bytes
+    pixels: np.ndarray
+    sent_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """To a worker: nobody waits for this job any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """From a worker. logits: float32 (classes,); ``batch``: images that ran together."""
+
+    id: int
+    logits: np.ndarray
+    queue_ms: float
+    infer_ms: float
+    build_ms: float
+    batch: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """From a worker: the job's deadline had passed when its turn came."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """From a worker: the subnet could not run."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """From a worker, once: it is ready. What it measured, and what runs there."""
+
+    pid: int
+    latency_points: tuple[tuple[float, float], ...]
+    runtime: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """From a worker: ids of the subnets whose sessions came and went since the last such frame."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """From a worker: it builds a session and will not be heard of until that is done."""
+
+
+Frame = Job | Cancel | Done | Late | Failed | Hello | Resident | Building
+
+_KINDS = {
+    kind: n
+    for n, kind in enumerate((Job, Cancel, Done, Late, Failed, Hello, Resident, Building), start=1)
+}
+
+
+def arch_key(indices: Sequence[int]) -> bytes:
+    """The choices of an arch as bytes."""
+    return np.asarray(indices, "<u2").tobytes()
+
+
+def arch_indices(key: bytes) -> tuple[int, ...]:
+    """The reverse of ``arch_key``."""
+    return tuple(np.frombuffer(key, "<u2").tolist())
+
+
+def pack(frame: Frame) -> bytes:
+    """A frame as bytes."""
+    kind = _KINDS[type(frame)]
+    match frame:
+        case Job(identity, key, pixels, sent_s, deadline_s):
+            side = pixels.shape[0]
+            assert pixels.dtype == np.uint8, pixels.dtype
+            assert pixels.shape == (side, side, 3), pixels.shape
+            length = _JOB.size - _LENGTH.size + len(key) + pixels.size
+            head = _JOB.pack(length, kind, identity, sent_s, deadline_s, side, len(key))
+            return b"".join((head, key, pixels.tobytes()))
+        case Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source):
+            data = logits.astype(np.float32, copy=False).tobytes()
+            length = _DONE.size - _LENGTH.size + len(data)
+            return (
+                _DONE.pack(
+                    length,
+                    kind,
+                    identity,
+                    queue_ms,
+                    infer_ms,
+                    build_ms,
+                    batch,
+                    SOURCES.index(source),
+                )
+                + data
+            )
+        case Cancel(identity) | Late(identity):
+            return _NUMBERED.pack(_NUMBERED.size - _LENGTH.size, kind, identity)
+        case Failed(identity, reason):
+            data = reason.encode("utf-8", "replace")
+            length = _NUMBERED.size - _LENGTH.size + len(data)
+            return _NUMBERED.pack(length, kind, identity) + data
+        case Hello(pid, points, runtime):
+            return _document(kind, {"pid": pid, "latency_points": points, "runtime": runtime})
+        case Resident(added, removed):
+            return _document(kind, {"added": added, "removed": removed})
+        case Building():
+            return _document(kind, {})
+
+
+def _document(kind: int, document: Mapping[str, object]) -> bytes:
+    data = json.dumps(document).encode()
+    return _LENGTH.pack(1 + len(data)) + bytes((kind,)) + data
+
+
+class FrameReader:
+    """Turns what arrives in pieces of any size into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are complete with ``data``; read them all before the next call."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            end = start + _LENGTH.size + _LENGTH.unpack_from(buffer, start)[0]
+            if len(buffer) < end:
+                break
+            yield _unpack(bytes(buffer[start:end]))
+            start = end
+        del buffer[:start]
+
+
+def _unpack(data: bytes) -> Frame:
+    kind = data[_LENGTH.size]
+    if kind == _KINDS[Job]:
+        _, _, identity, sent_s, deadline_s, side, key_length = _JOB.unpack_from(data)
+        split = _JOB.size + key_length
+        pixels = np.frombuffer(data, np.uint8, offset=split).reshape(side, side, 3)
+        return Job(identity, data[_JOB.size : split], pixels, sent_s, deadline_s)
+    if kind == _KINDS[Done]:
+        _, _, identity, queue_ms, infer_ms, build_ms, batch, source = _DONE.unpack_from(data)
+        logits = np.frombuffer(data, np.float32, offset=_DONE.size)
+        return Done(identity, logits, queue_ms, infer_ms, build_ms, batch, SOURCES[source])
+    if kind in (_KINDS[Cancel], _KINDS[Late], _KINDS[Failed]):
+        _, _, identity = _NUMBERED.unpack_from(data)
+        if kind == _KINDS[Cancel]:
+            return Cancel(identity)
+        if kind == _KINDS[Late]:
+            return Late(identity)
+        return Failed(identity, data[_NUMBERED.size :].decode())
+    document = json.loads(data[_LENGTH.size + 1 :])
+    if kind == _KINDS[Hello]:
+        points = tuple((float(flops), float(ms)) for flops, ms in document["latency_points"])
+        return Hello(document["pid"], points, document["runtime"])
+    if kind == _KINDS[Resident]:
+        return Resident(tuple(document["added"]), tuple(document["removed"]))
+    assert kind == _KINDS[Building], kind
+    return Building()

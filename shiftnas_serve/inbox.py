@@ -1,0 +1,124 @@
+"""Inbox: a worker's end of the transport: a listening socket, a connection from each HTTP process.
+
+Read by the thread that also runs the subnets, between two batches: what came meanwhile waits in the
+kernel. So there is no hand-over between threads, which costs more than a small subnet takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from shiftnas_serve.frames import Cancel, Frame, FrameReader, Job, pack
+
+# An HTTP process that takes nothing for so long is as good as gone.
+_SEND_TIMEOUT_S = 1.0
+_RECEIVE_BYTES = 1 << 18
+_LONGEST_PATH = 100
+
+
+def socket_path(folder: Path, worker_id: int) -> Path:
+    """Where a worker listens. Raises ValueError when a socket's name cannot be so long."""
+    path = folder / f"w{worker_id}"
+    if len(str(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"{folder} is too long a name for sockets in it; set TMPDIR to a shorter one"
+        )
+    return path
+
+
+class Client:
+    """A connection of an HTTP process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(_SEND_TIMEOUT_S)
+        self.connection = connection
+        self.reader = FrameReader()
+
+
+class Inbox:
+    """Listens, reads, replies. A client that is gone is dropped; ``lost`` says which.
+
+    ``hello``: what every client is told when it connects; ``greet`` adds to it.
+    """
+
+    def __init__(self, path: Path, hello: Frame) -> None:
+        self._greetings = [pack(hello)]
+        self._clients: set[Client] = set()
+        self.lost: list[Client] = []
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX)
+        path.unlink(missing_ok=True)  # of the worker before this one
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+
+    @property
+    def connected(self) -> bool:
+        """Whether any HTTP process is there."""
+        return bool(self._clients)
+
+    def receive(self, timeout_s: float) -> Iterator[tuple[Client, Job | Cancel]]:
+        """All that has come; waits up to ``timeout_s`` where nothing has."""
+        while ready := self._selector.select(timeout_s):
+            timeout_s = 0.0
+            for key, _ in ready:
+                if key.data is None:
+                    self._accept()
+                else:
+                    for frame in self._read(key.data):
+                        assert isinstance(frame, Job | Cancel), frame
+                        yield key.data, frame
+
+    def _read(self, client: Client) -> Iterator[Frame]:
+        try:
+            data = client.connection.recv(_RECEIVE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+        yield from client.reader.feed(data)
+
+    def send(self, client: Client, data: bytes) -> None:
+        """Send packed frames to a client; one that has gone or is stuck is dropped."""
+        if client not in self._clients:
+            return
+        try:
+            client.connection.sendall(data)
+        except OSError:
+            self._drop(client)
+
+    def greet(self, frame: Frame) -> None:
+        """Tell this, too, to who connects from now on; in place of what was said here before."""
+        self._greetings[1:] = [pack(frame)]
+
+    def tell_all(self, frame: Frame) -> None:
+        """Send a frame to every client."""
+        data = pack(frame)
+        for client in list(self._clients):
+            self.send(client, data)
+
+    def close(self) -> None:
+        """Close everything; the HTTP processes see it at once."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            client = Client(self._listener.accept()[0])
+            self._clients.add(client)
+            self._selector.register(client.connection, selectors.EVENT_READ, client)
+            self.send(client, b"".join(self._greetings))
+
+    def _drop(self, client: Client) -> None:
+        if client in self._clients:
+            self._clients.remove(client)
+            self._selector.unregister(client.connection)
+            client.connection.close()
+            self.lost.append(client)

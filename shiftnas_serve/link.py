@@ -1,0 +1,144 @@
+"""Link: the HTTP process's connection to one worker, and the jobs in flight there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from shiftnas_serve.frames import (
+    Building,
+    Cancel,
+    Done,
+    Failed,
+    FrameReader,
+    Hello,
+    Job,
+    Late,
+    Resident,
+    pack,
+)
+
+# Between two attempts to connect to a worker that is starting.
+_RETRY_S = 0.03
+# A TensorRT engine can take minutes to build.
+_BUILD_STALL_S = 900.0
+
+Answer = Done | Late | Failed
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A job on its way. ``infer_ms``: what it is predicted to take; ``retried``: sent twice."""
+
+    job: Job
+    subnet_id: str
+    infer_ms: float
+    answer: asyncio.Future[Answer]
+    link: Link | None = None
+    retried: bool = False
+
+
+class Link(asyncio.Protocol):
+    """One connection. ``hello`` is None until the worker said it; ``closed`` when it is gone."""
+
+    def __init__(self, on_hello: Callable[[Hello], None]) -> None:
+        self.hello: Hello | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.in_flight: dict[int, Flight] = {}
+        self.resident: set[str] = set()
+        self._on_hello = on_hello
+        self._reader = FrameReader()
+        self._heard_s = time.monotonic()
+        self._building = False
+        self._transport: asyncio.WriteTransport | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self.hello is not None and not self.closed.done()
+
+    def send(self, flight: Flight) -> None:
+        """Send a flight's job and keep the flight until it is answered, cancelled or lost."""
+        assert self._transport is not None
+        if not self.in_flight:
+            self._heard_s = time.monotonic()
+        flight.link = self
+        self.in_flight[flight.job.id] = flight
+        self._transport.write(pack(flight.job))
+
+    def cancel(self, flight: Flight) -> None:
+        """Forget a flight; nothing happens if it has landed."""
+        if self.in_flight.pop(flight.job.id, None) is not None and not self.closed.done():
+            assert self._transport is not None
+            self._transport.write(pack(Cancel(flight.job.id)))
+
+    def ahead_ms(self, deadline_s: float) -> float:
+        """Predicted work of the jobs here that run before one due at ``deadline_s``."""
+        return sum(
+            flight.infer_ms
+            for flight in self.in_flight.values()
+            if flight.job.deadline_s <= deadline_s
+        )
+
+    def stalled(self, stall_s: float) -> bool:
+        """Whether the worker owes answers and has not been heard of for too long."""
+        limit_s = _BUILD_STALL_S if self._building else stall_s
+        return bool(self.in_flight) and time.monotonic() - self._heard_s > limit_s
+
+    def kill(self) -> None:
+        """End a worker that does not answer; LitServe starts another."""
+        if self.hello is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.hello.pid, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the worker drops what it has for us."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, and do all that those do.
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = time.monotonic()
+        self._building = False
+        for frame in self._reader.feed(data):
+            match frame:
+                case Done() | Late() | Failed():
+                    flight = self.in_flight.pop(frame.id, None)
+                    if flight is not None and not flight.answer.done():
+                        flight.answer.set_result(frame)
+                case Building():
+                    self._building = True
+                case Resident(added, removed):
+                    self.resident.difference_update(removed)
+                    self.resident.update(added)
+                case Hello():
+                    self.hello = frame
+                    self._on_hello(frame)
+                case _:
+                    raise AssertionError(frame)
+
+
+async def connect(path: Path, on_hello: Callable[[Hello], None]) -> Link:
+    """A connection to the worker that listens at ``path``; waits for as long as none does."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            _, link = await loop.create_unix_connection(lambda: Link(on_hello), str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return link
