@@ -109,7 +109,7 @@ class Bundle:
             arch = self.answers[max(index, 0)][1]
         else:
             arch = decode(self.space, self.policy.log_probabilities(budget_flops), budget_flops)
-        assert self.space.flops(arch) <= budget_flops
+            assert self.space.flops(arch) <= budget_flops
         return arch
 
     def archs(self) -> tuple[Arch, ...]:

@@ -1,7 +1,7 @@
 """Worker: the process that runs subnets, hosted by LitServe.
 
-``SubnetLoop`` replaces LitServe's loop and queue: jobs come from the HTTP processes (``inbox``), wait
-(``waiting``), and run grouped by subnet in the order of deadlines. An error belongs to its
+``SubnetLoop`` replaces LitServe's loop and queue: jobs come from the HTTP processes (``inbox``),
+wait (``waiting``), and run grouped by subnet in the order of deadlines. An error belongs to its
 group of one subnet, never to the others.
 """
 

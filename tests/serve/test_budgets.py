@@ -10,7 +10,6 @@ from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planner import Planner
-from shiftnas_serve.worker import Job, SubnetLoop, _Waiting, by_subnet
 
 
 @given(st.integers(0, 10**17))
@@ -44,16 +43,16 @@ def planner(bundle: Bundle, default: float | None = None) -> Planner:
 def test_a_flops_budget_alone_is_never_degraded(bundle: Bundle):
     plan = planner(bundle).plan({"flops": 1e6}, elapsed_ms=0, queue_ms=10_000)
     assert not plan.degraded
-    assert plan.arch == bundle.answer(1e6)
+    assert plan.subnet.arch == bundle.answer(1e6)
 
 
 def test_a_latency_budget_takes_the_queue_into_account(bundle: Bundle):
     plans = planner(bundle)
     idle = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=0)
     busy = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=14)
-    assert idle.flops == bundle.max_flops
+    assert idle.subnet.flops == bundle.max_flops
     assert not idle.degraded
-    assert busy.flops < idle.flops
+    assert busy.subnet.flops < idle.subnet.flops
     assert busy.degraded
 
 
@@ -63,7 +62,7 @@ def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
     both = plans.plan(asked, elapsed_ms=0, queue_ms=0)
     for name, value in asked.items():
         alone = plans.plan({name: value}, elapsed_ms=0, queue_ms=0)
-        assert both.flops <= alone.flops
+        assert both.subnet.flops <= alone.subnet.flops
 
 
 def test_impossible_latency_is_out_of_range(bundle: Bundle):
@@ -73,8 +72,8 @@ def test_impossible_latency_is_out_of_range(bundle: Bundle):
 
 def test_the_default_budget_holds_where_none_is_named(bundle: Bundle):
     plans = planner(bundle, default=500_000)
-    assert plans.plan({}, 0, 0).flops <= 500_000
-    assert plans.plan({"flops": 1e9}, 0, 0).flops == bundle.max_flops
+    assert plans.plan({}, 0, 0).subnet.flops <= 500_000
+    assert plans.plan({"flops": 1e9}, 0, 0).subnet.flops == bundle.max_flops
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0.01, 100)), min_size=1, max_size=8))
@@ -89,20 +88,3 @@ def test_latency_follows_what_is_observed():
     for _ in range(200):
         table = table.observed(1e6, 2.0)
     assert table.infer_ms(1e6) == pytest.approx(2.0, rel=0.01)
-
-
-def test_waiting_images_are_grouped_by_subnet_and_the_most_urgent_group_is_first():
-    def waiting(arch: int, deadline: float) -> _Waiting:
-        return _Waiting(0, f"{arch}-{deadline}", Job((arch,), None, 0.0, deadline))  # type: ignore[arg-type]
-
-    groups = by_subnet([waiting(1, 5.0), waiting(2, 3.0), waiting(1, 9.0), waiting(2, 4.0)])
-    assert [[one.uid for one in group] for group in groups] == [
-        ["2-3.0", "2-4.0"],
-        ["1-5.0", "1-9.0"],
-    ]
-
-
-def test_the_loop_is_one_of_litserves():
-    from litserve.loops.base import LitLoop
-
-    assert isinstance(SubnetLoop(), LitLoop)

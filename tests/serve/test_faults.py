@@ -7,13 +7,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.serve.conftest import start_server, stop_server, wait_until_ready
+from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready
 
 PNG = {"Content-Type": "image/png"}
 
@@ -28,6 +29,19 @@ def gone(pids: set[int]) -> bool:
         except OSError:
             continue
     return True
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def metric(server: RunningServer, name: str) -> float:
+    """A metric of a server now; 0 before it was first counted."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith(f"{name} "))
 
 
 def assert_soon_gone(pids: set[int]) -> None:
@@ -192,21 +206,86 @@ def test_nothing_is_left_when_the_parent_is_killed(bundle_folder, tmp_path, monk
         stop_server(server)
 
 
-def test_a_killed_worker_among_several_swallows_no_request(bundle_folder, png):
-    """Also none that comes while the dead worker's last request for work is still open."""
-    server = start_server(bundle_folder, "--workers", "2", "--timeout-s", "10", "--prebuild", "no")
+def test_what_a_killed_worker_among_several_had_runs_on_another(bundle_folder, png):
+    server = start_server(bundle_folder, "--workers", "2", "--timeout-s", "20")
     try:
-        time.sleep(0.5)
-        os.kill(min(server.worker_pids()), signal.SIGKILL)
-        time.sleep(0.15)
-        with ThreadPoolExecutor(4) as pool:
+        victim, other = sorted(server.worker_pids())
+        for pid in (victim, other):
+            os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
             asked = [
-                pool.submit(server.client.post, "/classify", content=png, headers=PNG)
-                for _ in range(12)
+                pool.submit(
+                    httpx.post, f"{server.url}/classify", content=png, headers=PNG, timeout=20
+                )
+                for _ in range(8)
             ]
-            statuses = [one.result().status_code for one in asked]
-        assert set(statuses) <= {200, 503}
-        assert 200 in statuses
+            wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 8)
+            time.sleep(0.3)
+            os.kill(victim, signal.SIGKILL)
+            os.kill(other, signal.SIGCONT)
+            assert [one.result().status_code for one in asked] == [200] * 8
+        assert metric(server, "shiftnas_retries_total") >= 1
+        assert metric(server, "shiftnas_worker_losses_total") == 1
+    finally:
+        stop_server(server)
+
+
+def test_a_wedged_inference_is_noticed_and_its_worker_replaced(bundle_folder, png):
+    server = start_server(bundle_folder, "--stall-s", "1", "--timeout-s", "30")
+    try:
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        response = server.client.post("/classify", content=png, headers=PNG)
+        assert response.status_code == 503
+        assert int(response.headers["Retry-After"]) >= 1
+        wait_for(lambda: server.worker_pids() not in ({worker}, set()))
+        wait_until_ready(server.client, server.process)
+        assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+        assert metric(server, "shiftnas_worker_stalls_total") == 1
+    finally:
+        stop_server(server)
+
+
+def test_a_client_that_goes_is_no_longer_waited_for(own_server, png):
+    server = own_server
+    (worker,) = server.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/classify", content=png, headers=PNG, timeout=0.5)
+    wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 0)
+    os.kill(worker, signal.SIGCONT)
+    assert metric(server, 'shiftnas_requests_total{status="499"}') == 1
+    assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+
+
+def test_sigterm_to_all_processes_at_once_drops_nothing(bundle_folder, png):
+    """As a supervisor or a terminal sends it."""
+    server = start_server(bundle_folder, "--drain-s", "1")
+    try:
+        everything = server.descendants()
+        draining = threading.Event()
+
+        def load() -> list[int]:
+            statuses = []
+            with httpx.Client(base_url=server.url, timeout=20) as client:
+                while not draining.is_set():
+                    statuses.append(client.post("/classify", content=png, headers=PNG).status_code)
+            return statuses
+
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load) for _ in range(4)]
+            time.sleep(0.5)
+            for pid in (server.process.pid, *everything):
+                os.kill(pid, signal.SIGTERM)
+            wait_for(lambda: server.client.get("/readyz").status_code == 503)
+            answer = server.client.post("/classify", content=png, headers=PNG)
+            assert answer.status_code == 200
+            assert answer.headers["Connection"] == "close"
+            draining.set()
+            statuses = [status for each in loads for status in each.result()]
+        assert set(statuses) == {200}
+        assert server.process.wait(20) == 0
+        assert_soon_gone(everything)
     finally:
         stop_server(server)
 

@@ -3,10 +3,7 @@ which one moved."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import time
-from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import litserve
@@ -14,28 +11,11 @@ import pytest
 from litserve.callbacks import CallbackRunner
 from litserve.loops import base as loops
 from litserve.loops.loops import inference_worker
-from litserve.server import LitServer, response_queue_to_buffer
-from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
+from litserve.server import LitServer
 from starlette.routing import Route
 
 from shiftnas_serve.host import Host
 from shiftnas_serve.worker import SubnetLoop
-
-
-class Transport:
-    """Hands out what was sent, as LitServe's transports do between processes."""
-
-    def __init__(self) -> None:
-        self.sent: Queue[object] = Queue()
-
-    def send(self, item: object, consumer_id: int) -> None:
-        self.sent.put(item)
-
-    async def areceive(self, consumer_id: int) -> object:
-        if self.sent.empty():
-            await asyncio.sleep(0.01)
-            return None
-        return self.sent.get()
 
 
 def parameters(function: object) -> list[str]:
@@ -46,7 +26,6 @@ def parameters(function: object) -> list[str]:
     ("name", "wanted"),
     [
         ("_register_api_endpoints", ["self", "lit_api", "request_type", "response_type"]),
-        ("_get_request_queue", ["self", "api_path"]),
         ("lifespan", ["self", "app"]),
         ("_init_manager", ["self", "num_api_servers"]),
         (
@@ -78,8 +57,12 @@ def test_shutdown_is_one_overridable_method_called_last():
 
 
 def test_loops_are_called_with_what_ours_takes():
-    assert parameters(SubnetLoop.__call__) == parameters(loops._BaseLoop.__call__)
+    wanted = ["self", "lit_api", "device", "worker_id", "request_queue", "transport"]
+    called = parameters(loops._BaseLoop.__call__)
+    assert called == [*wanted, "workers_setup_status", "callback_runner"]
+    inspect.signature(SubnetLoop.__call__).bind(*called)
     assert "lit_api.setup(device)" in inspect.getsource(inference_worker)
+    assert isinstance(SubnetLoop(), loops.LitLoop)
 
 
 def test_the_worker_finds_its_number_in_the_environment(monkeypatch):
@@ -95,7 +78,7 @@ def test_the_worker_finds_its_number_in_the_environment(monkeypatch):
     monkeypatch.delenv("LITSERVE_WORKER_ID", raising=False)
     api = Api(loop=Ending())
     monkeypatch.setenv("LITSERVE_WORKER_ID", "to be replaced")
-    inference_worker(api, "cpu", 3, Queue(), Transport(), {"x": "y"}, CallbackRunner(), True)
+    inference_worker(api, "cpu", 3, Queue(), object(), {"x": "y"}, CallbackRunner(), True)
     assert seen["id"] == "3"
     assert api.loop._restart_workers is True
 
@@ -107,31 +90,17 @@ class Ending(loops.LitLoop):
         pass
 
 
-def test_a_started_and_an_answered_request_reach_the_response_buffer():
-    """START carries the worker's number; the answer is (data, status) and sets the event."""
-    transport, api = Transport(), litserve.LitAPI()
-    loop = Ending()
-    loop._restart_workers = True
-    loop._worker_id = 7
+def test_nothing_of_litserves_own_life_span_is_needed():
+    """Ours takes its place; LitServe's reads answers from a queue that stays empty here."""
+    source = inspect.getsource(LitServer.lifespan)
+    assert "response_queue_to_buffer" in source
+    assert source.count("create_task") == 1
 
-    async def exchange() -> ResponseBufferItem:
-        item = ResponseBufferItem(asyncio.Event())
-        connector = litserve.server._LitAPIConnector(api)
-        pump = asyncio.create_task(response_queue_to_buffer(transport, {"uid": item}, 0, connector))
-        loop.put_response(transport, 0, "uid", (), LitAPIStatus.START, LoopResponseType.REGULAR)
-        end = time.monotonic() + 5
-        while item.worker_id is None and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        assert not item.event.is_set()
-        loop.put_response(transport, 0, "uid", "answer", LitAPIStatus.OK, LoopResponseType.REGULAR)
-        await asyncio.wait_for(item.event.wait(), 5)
-        pump.cancel()
-        return item
 
-    with ThreadPoolExecutor(1) as pool:
-        item = pool.submit(asyncio.run, exchange()).result()
-    assert item.worker_id == 7
-    assert tuple(item.response) == ("answer", LitAPIStatus.OK)
+def test_the_listening_sockets_are_handed_to_the_start_of_the_server():
+    source = inspect.getsource(LitServer.run)
+    assert "sockets = [config.bind_socket()]" in source
+    assert "port, num_api_servers, log_level, sockets, api_server_worker_type" in source
 
 
 def test_an_explicit_accelerator_imports_no_torch_and_routes_are_ours_to_add():
@@ -143,5 +112,4 @@ def test_an_explicit_accelerator_imports_no_torch_and_routes_are_ours_to_add():
     assert server.restart_workers is True
     assert server.monitor_internal > 0
     assert server.uvicorn_graceful_timeout > 0
-    assert server.response_buffer == {}
     assert any(isinstance(route, Route) for route in server.app.router.routes)

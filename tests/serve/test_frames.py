@@ -1,0 +1,199 @@
+"""The transport between the HTTP process and a worker, within one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftnas_serve.frames import (
+    Building,
+    Cancel,
+    Done,
+    Failed,
+    FrameReader,
+    Hello,
+    Job,
+    Late,
+    Resident,
+    arch_indices,
+    arch_key,
+    pack,
+)
+from shiftnas_serve.inbox import Inbox, socket_path
+from shiftnas_serve.link import Flight, connect
+from shiftnas_serve.waiting import Waiting
+
+
+def job(number: int, arch: int = 1, deadline_s: float = 9.0, side: int = 2) -> Job:
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Job(number, arch_key([arch]), pixels, 1.5, deadline_s)
+
+
+def examples() -> list[object]:
+    return [
+        job(1),
+        Cancel(2**60),
+        Done(3, np.array([0.5, -1.0], np.float32), 1.5, 0.25, 0.0, 4, "universal"),
+        job(4, side=0),
+        Late(5),
+        Failed(6, "no memory: größer"),
+        Hello(7, ((1e6, 1.5), (2e6, 3.0)), {"runtime": "x"}),
+        Resident(("a", "b"), ()),
+        Building(),
+    ]
+
+
+def same(one: object, other: object) -> bool:
+    assert type(one) is type(other)
+    for name in one.__slots__:
+        left, right = getattr(one, name), getattr(other, name)
+        if isinstance(left, np.ndarray):
+            np.testing.assert_array_equal(left, right)
+            assert left.dtype == right.dtype
+        elif left != right:
+            return False
+    return True
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40))
+def test_frames_survive_arriving_in_pieces_of_any_size(sizes):
+    sent = examples()
+    data = b"".join(pack(frame) for frame in sent)
+    reader, got, at = FrameReader(), [], 0
+    while at < len(data):
+        size = sizes[at % len(sizes)]
+        got += list(reader.feed(data[at : at + size]))
+        at += size
+    assert len(got) == len(sent)
+    assert all(same(a, b) for a, b in zip(got, sent, strict=True))
+
+
+@given(st.lists(st.integers(0, 60_000), max_size=30))
+def test_an_arch_survives_as_a_key(indices):
+    assert arch_indices(arch_key(indices)) == tuple(indices)
+
+
+def numbers(taken) -> list[int]:
+    return [waiter.job.id for waiter in taken]
+
+
+def many(key: bytes, slack_s: float) -> int:
+    return 16
+
+
+def test_jobs_of_a_subnet_run_together_and_the_most_urgent_subnet_first():
+    waiting = Waiting()
+    for number, arch, deadline in [(1, 1, 5.0), (2, 2, 3.0), (3, 1, 9.0), (4, 2, 4.0)]:
+        waiting.add("client", job(number, arch, deadline))
+    assert numbers(waiting.take(0.0, many)) == [2, 4]
+    assert numbers(waiting.take(0.0, many)) == [1, 3]
+    assert waiting.take(0.0, many) == []
+
+
+def test_equal_deadlines_run_in_the_order_of_arrival_and_a_batch_has_its_size():
+    waiting = Waiting()
+    for number in range(5):
+        waiting.add("client", job(number))
+    assert numbers(waiting.take(0.0, lambda key, slack_s: 3)) == [0, 1, 2]
+    assert numbers(waiting.take(0.0, lambda key, slack_s: 0)) == [3]
+    assert len(waiting) == 1
+
+
+def test_what_nobody_waits_for_is_dropped():
+    waiting = Waiting()
+    for client in ("a", "b"):
+        for number in range(3):
+            waiting.add(client, job(number))
+    waiting.cancel("a", 1)
+    waiting.cancel("a", 77)
+    waiting.forget("b")
+    assert numbers(waiting.take(0.0, many)) == [0, 2]
+    assert len(waiting) == 0
+
+
+def test_late_jobs_come_alone():
+    waiting = Waiting()
+    for number, deadline in enumerate((1.0, 2.0, 8.0)):
+        waiting.add("client", job(number, deadline_s=deadline))
+    assert numbers(waiting.take(5.0, many)) == [0, 1]
+    assert numbers(waiting.take(5.0, many)) == [2]
+
+
+def flight(number: int) -> Flight:
+    return Flight(job(number, side=120), "id", 2.0, asyncio.get_running_loop().create_future())
+
+
+def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
+    inbox = Inbox(tmp_path / "w0", Hello(1, ((1.0, 1.0),), {}))
+
+    def worker(until: float) -> list[int]:
+        answered = []
+        while time.monotonic() < until and len(answered) < 40:
+            for client, frame in inbox.receive(0.05):
+                if isinstance(frame, Job):
+                    mean = np.array([frame.pixels.mean()], np.float32)
+                    inbox.send(client, pack(Done(frame.id, mean, 0, 0, 0, 1, "resident")))
+                    answered.append(frame.id)
+        return answered
+
+    async def http() -> None:
+        said = []
+        serving = asyncio.create_task(asyncio.to_thread(worker, time.monotonic() + 10))
+        link = await connect(tmp_path / "w0", said.append)
+        while not link.ready:
+            await asyncio.sleep(0.01)
+        flights = [flight(number) for number in range(40)]
+        for one in flights:
+            link.send(one)
+        assert link.ahead_ms(9.0) == 80.0
+        assert link.ahead_ms(8.0) == 0.0
+        for one in flights:
+            answer = await asyncio.wait_for(one.answer, 5)
+            assert answer.logits[0] == np.float32(one.job.pixels.mean())
+        assert not link.in_flight
+        assert await serving == list(range(40))
+        inbox.close()
+        await asyncio.wait_for(link.closed, 5)
+        assert not link.ready
+        assert len(said) == 1
+
+    asyncio.run(http())
+
+
+def test_a_client_that_goes_is_noticed_and_what_it_cancelled_said(tmp_path: Path):
+    inbox = Inbox(tmp_path / "w0", Hello(1, ((1.0, 1.0),), {}))
+
+    def received() -> list[object]:
+        return [frame for _ in range(3) for _, frame in inbox.receive(0.1)]
+
+    async def come_and_go() -> list[object]:
+        link = await connect(tmp_path / "w0", lambda hello: None)
+        one, never_sent = flight(1), flight(2)
+        link.send(one)
+        link.cancel(one)
+        link.cancel(one)
+        link.cancel(never_sent)
+        got = await asyncio.to_thread(received)
+        link.close()
+        await link.closed
+        return got
+
+    sent, cancelled = asyncio.run(come_and_go())
+    assert isinstance(sent, Job)
+    assert cancelled == Cancel(sent.id)
+    assert received() == []
+    assert len(inbox.lost) == 1
+    assert not inbox.connected
+    inbox.close()
+
+
+def test_a_folder_with_too_long_a_name_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="TMPDIR"):
+        socket_path(tmp_path / ("x" * 100), 0)
