@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 import numpy as np
@@ -32,6 +34,12 @@ class RunningServer:
     process: subprocess.Popen[str]
     client: httpx.Client
     url: str
+    log: IO[str]
+
+    def said(self) -> str:
+        """All that it has written to standard error."""
+        self.log.seek(0)
+        return self.log.read()
 
     def descendants(self) -> set[int]:
         """Process ids of everything the server started."""
@@ -85,27 +93,29 @@ def start_server(bundle: Path, *options: str) -> RunningServer:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
+    # A file: nobody reads a pipe meanwhile, and a server that cannot write its log stands still.
+    log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (stop_server closes it)
     process = subprocess.Popen(
         [*command, "--port", str(port), *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONWARNINGS": "default"},
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
     url = f"http://127.0.0.1:{port}"
     client = httpx.Client(base_url=url, timeout=30)
-    wait_until_ready(client, process)
-    return RunningServer(process, client, url)
+    running = RunningServer(process, client, url, log)
+    wait_until_ready(running)
+    return running
 
 
-def wait_until_ready(client: httpx.Client, process: subprocess.Popen[str], seconds: float = 60):
+def wait_until_ready(server: RunningServer, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if process.poll() is not None:
-            assert process.stderr is not None
-            raise AssertionError(f"the server ended: {process.stderr.read()}")
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended: {server.said()}")
         try:
-            if client.get("/readyz").status_code == 200:
+            if server.client.get("/readyz").status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -127,8 +137,7 @@ def stop_server(server: RunningServer) -> None:
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert server.process.stderr is not None
-    server.process.stderr.close()
+    server.log.close()
 
 
 @pytest.fixture(scope="session")

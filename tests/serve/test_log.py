@@ -24,8 +24,7 @@ def test_every_line_is_json_and_requests_have_ids_and_what_they_cost(
     answer = server.client.post("/classify", content=png, headers=headers)
     server.client.post("/classify", content=b"no image")
     server.stop()
-    assert server.process.stderr is not None
-    text = server.process.stderr.read()
+    text = server.said()
     stop_server(server)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     # all but the greeting for people
