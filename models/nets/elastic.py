@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.arch import Arch
 from models.nets.view import AbstractView, Masked, Sliced, Whole
 from models.relaxed import MaskMaps, Relaxed
-from models.space import SearchSpace, Size
+from models.space import SearchSpace
 from models.weights import NORM_EPSILON
 
 TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -121,11 +121,7 @@ class ElasticBatchNorm(nn.Module):
 
 
 class ElasticConv2d(nn.Module):
-    """Convolution, BatchNorm, activation, mask. ``folded``: a bias in place of the BatchNorm.
-
-    ``masked`` is False where a depthwise convolution follows, whose own mask is enough: a second
-    one in the same path would hide from the first what a silenced channel would have added.
-    """
+    """Convolution, BatchNorm, activation. ``folded``: a bias in place of the BatchNorm."""
 
     def __init__(
         self,
@@ -136,10 +132,8 @@ class ElasticConv2d(nn.Module):
         depthwise: bool = False,
         activation: str | None,
         folded: bool,
-        masked: bool = True,
     ) -> None:
         super().__init__()
-        self._masked = masked
         self._weight = net.space.weight[f"{name}.weight"]
         self.weight = net.parameter_for(f"{name}.weight")
         self.bias = nn.Parameter(torch.zeros(self.weight.shape[0])) if folded else None
@@ -161,11 +155,11 @@ class ElasticConv2d(nn.Module):
             x = self.norm(x, view, statistics)
         if self._activation is not None:
             x = ACTIVATIONS[self._activation](x)
-        return view.mask(x, self._weight.shape[0]) if self._masked else x
+        return x
 
 
 class ElasticPointwise(nn.Module):
-    """A 1x1 convolution alone, with a bias if the space has one. Its output is not masked."""
+    """A 1x1 convolution alone, with a bias if the space has one."""
 
     def __init__(self, net: AbstractNet, name: str) -> None:
         super().__init__()
@@ -178,11 +172,6 @@ class ElasticPointwise(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    @property
-    def out_size(self) -> Size:
-        """The channels of its output."""
-        return self._weight.shape[0]
-
     def forward(self, x: Tensor, view: AbstractView) -> Tensor:
         weight = view.weight(self.weight, self._weight)
         bias = None
@@ -192,11 +181,7 @@ class ElasticPointwise(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the mean of all (Hu et al., arXiv 1709.01507).
-
-    The input is masked, so a gate that is not zero at zero (h-sigmoid is 1/2) lets nothing
-    through. The hidden units are masked: their biases would leak.
-    """
+    """Scale each channel by a gate computed from the mean of all (Hu et al., arXiv 1709.01507)."""
 
     def __init__(self, net: AbstractNet, name: str, activation: str, gate: str) -> None:
         super().__init__()
@@ -206,15 +191,11 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, view: AbstractView) -> Tensor:
         hidden = self._activation(self.reduce(x.mean((2, 3), keepdim=True), view))
-        hidden = view.mask(hidden, self.reduce.out_size)
         return x * self._gate(self.expand(hidden, view))
 
 
 class ElasticLinear(nn.Module):
-    """A linear layer on the last axis, with a bias. Truncated normal weights of deviation 0.02.
-
-    Its output is not masked: that is done where it is used, after a nonlinearity or a norm.
-    """
+    """A linear layer on the last axis, with a bias. Truncated normal weights of deviation 0.02."""
 
     def __init__(self, net: AbstractNet, name: str) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ class ProjectedShortcut(nn.Module):
         differs = view.holds(self._layout.differs)
         if differs is False:
             return x
-        converted = view.mask(self.conv(x, view), self._layout.width)
+        converted = self.conv(x, view)
         if differs is True:
             return converted
         differs = differs.to(x)
@@ -62,9 +62,7 @@ class InvertedResidual(nn.Module):
         here = layout.name
         self.expand: ElasticConv2d | None = None
         if layout.expands:
-            self.expand = ElasticConv2d(
-                net, f"{here}.expand", activation=activation, folded=folded, masked=False
-            )
+            self.expand = ElasticConv2d(net, f"{here}.expand", activation=activation, folded=folded)
         self.spatial = ElasticConv2d(
             net,
             f"{here}.spatial",
@@ -146,4 +144,4 @@ class MBConvNet(AbstractNet):
         assert self.head_expand is not None
         x = self.head_expand(x, view, statistics).mean((2, 3), keepdim=True)
         x = self._head_activation(self.head(x, view))
-        return torch.flatten(view.mask(x, self.head.out_size), 1)
+        return torch.flatten(x, 1)

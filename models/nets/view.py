@@ -1,8 +1,8 @@
 """Views: how one forward pass sees the weights. Uses torch.
 
 ``net(images)`` looks through ``Whole``, ``net(images, arch)`` through ``Sliced`` and
-``net(images, relaxed)`` through ``Masked``. They differ in the three things a forward pass asks:
-a weight, a mask for what it computed, and whether a block is there.
+``net(images, relaxed)`` through ``Masked``. They differ in what a forward pass asks: a weight,
+whether a block is there, and how much of an axis is active.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class AbstractView(ABC):
         """The part of a parameter that is used."""
 
     @abstractmethod
-    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
-        """Silence what lies beyond ``size`` along an axis of an activation."""
+    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
+        """The sum over the first ``size`` entries of an axis, which stays with length 1."""
 
     @abstractmethod
     def present(self, block: Block | None) -> bool:
@@ -55,8 +55,8 @@ class Whole(AbstractView):
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         return parameter
 
-    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
-        return x
+    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
+        return x.sum(axis, keepdim=True)
 
     def present(self, block: Block | None) -> bool:
         return True
@@ -81,8 +81,8 @@ class Sliced(AbstractView):
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         return parameter[self._slices[weight.name]]
 
-    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
-        return x
+    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
+        return x.sum(axis, keepdim=True)
 
     def present(self, block: Block | None) -> bool:
         return block is None or block.present(self._arch)
@@ -100,9 +100,11 @@ class Sliced(AbstractView):
 class Masked(AbstractView):
     """The whole supernet with masks between 0 and 1 that carry gradients to the policies.
 
-    Activations are masked after norm and nonlinearity, so that the gradient of a mask says what
-    the silenced channel would have added. Masked inputs make the weights' input axis right by
-    themselves; kernels are masked on the weight.
+    Channels are silenced in the weights that read them, not where they are computed, since
+    (x m) W = x (m W). The gradient of the mask is the same, what the silenced channel would have
+    added, but is summed over a weight instead of over a batch of activations. So channels beyond
+    the active ones hold anything, and whoever sums over channels without a weight asks for
+    ``total``. A weight that multiplies (``Weight.positions``) reads along its second axis.
     """
 
     def __init__(self, maps: MaskMaps, relaxed: Relaxed) -> None:
@@ -111,23 +113,27 @@ class Masked(AbstractView):
         self._masks: dict[Size, Tensor | None] = {}
 
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
-        if not weight.centred:
-            return parameter
-        mask = self._maps.kernel_mask(self._relaxed, weight.shape[-1], parameter.device)
-        return parameter if mask is None else parameter * mask
+        if weight.positions is not None:
+            mask = self._mask(weight.shape[1], parameter.device)
+            if mask is not None:
+                parameter = parameter * mask.reshape(-1, *[1] * (parameter.ndim - 2))
+        if weight.centred:
+            mask = self._maps.kernel_mask(self._relaxed, weight.shape[-1], parameter.device)
+            if mask is not None:
+                parameter = parameter * mask
+        return parameter
 
     def _mask(self, size: Size, device: torch.device) -> Tensor | None:
         if size not in self._masks:
             self._masks[size] = self._maps.mask(self._relaxed, size, device)
         return self._masks[size]
 
-    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
         mask = self._mask(size, x.device)
         if mask is None:
-            return x
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        return x * mask.to(x.dtype).reshape(shape)
+            return x.sum(axis, keepdim=True)
+        with torch.autocast(x.device.type, enabled=False):  # a sum keeps its precision
+            return (x.float().movedim(axis, -1) @ mask)[..., None].movedim(-1, axis)
 
     def present(self, block: Block | None) -> bool:
         return True

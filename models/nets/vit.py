@@ -1,9 +1,8 @@
 """ViTNet: the forward pass of the vision transformers (``models.spaces.vit``). Uses torch.
 
-Where masks go: each decision silences what it removes once, where it is next used. Width at the
-output of every LayerNorm (the residual stream itself is never masked, its consumers are), heads
-after attention, hidden units after their activation, depth on what a block adds. A second mask in
-the same path would make the gradient of a silenced channel zero times zero.
+Each decision silences what it removes once, where it is next used: width, heads and hidden units in
+the weights that read them (``Masked``), and width in the sums of LayerNorm; depth on what a block
+adds. A second mask in the same path would make the gradient of a silenced channel zero times zero.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class ElasticLayerNorm(nn.Module):
-    """LayerNorm over the active channels of the last axis, whose output is masked."""
+    """LayerNorm over the active channels of the last axis."""
 
     def __init__(self, net: AbstractNet, name: str) -> None:
         super().__init__()
@@ -35,18 +34,18 @@ class ElasticLayerNorm(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, view: AbstractView) -> Tensor:
-        """Normalized and masked, of the shape of ``x``."""
+        """Normalized, of the shape of ``x``."""
         weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
         size = self._weight.shape[0]
         active = view.active(size)
         if isinstance(active, int):
             # a subnet's stream holds active channels only
             return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPSILON)
-        mean = view.mask(x, size, -1).sum(-1, keepdim=True) / active
+        mean = view.total(x, size, -1) / active
         centred = x - mean
-        variance = view.mask(centred.square(), size, -1).sum(-1, keepdim=True) / active
+        variance = view.total(centred.square(), size, -1) / active
         normalized = centred * torch.rsqrt(variance + LAYER_NORM_EPSILON)
-        return view.mask(normalized * weight + bias, size, -1)
+        return normalized * weight + bias
 
 
 class RelativePosition(nn.Module):
@@ -90,8 +89,8 @@ class SteppedLinear(ElasticLinear):
 
     def forward(self, x: Tensor, view: AbstractView) -> Tensor:
         """(..., in) -> (..., out)."""
-        rows = view.mask(view.weight(self.bias, self._bias), self._bias.shape[0], axis=0)
-        return F.linear(x, view.weight(self.weight, self._weight), rows.sum(0))
+        bias = view.total(view.weight(self.bias, self._bias), self._bias.shape[0], 0)[0]
+        return F.linear(x, view.weight(self.weight, self._weight), bias)
 
 
 class Attention(nn.Module):
@@ -113,7 +112,6 @@ class Attention(nn.Module):
         if layout.relative_position is not None:
             self.relative = RelativePosition(net, f"{name}.relative")
         self._head_dim = layout.head_dim
-        self._attended = net.space.weight[f"{name}.query.bias"].shape[0]
 
     def forward(self, x: Tensor, view: AbstractView, entries: Entries | None) -> Tensor:
         """What the heads gather, projected; ``entries`` if positions are relative."""
@@ -138,7 +136,6 @@ class Attention(nn.Module):
             relative = relative.reshape(tokens, batch, -1, self._head_dim)
             attended = attended + relative.transpose(0, 1)
         attended = attended.contiguous().view(batch, tokens, -1)
-        attended = view.mask(attended, self._attended, -1)
         return self.project(attended, view)
 
 
@@ -158,14 +155,12 @@ class TransformerBlock(nn.Module):
             }
         )
         self._block = block.block
-        self._hidden = net.space.weight[f"{here}.mlp.expand.bias"].shape[0]
 
     def forward(self, x: Tensor, view: AbstractView, entries: Entries | None) -> Tensor:
         """The stream after this block."""
         attended = self.attention(self.attention_norm(x, view), view, entries)
         x = x + view.gate(attended, self._block)
         hidden = F.gelu(self.mlp["expand"](self.mlp_norm(x, view), view))
-        hidden = view.mask(hidden, self._hidden, -1)
         return x + view.gate(self.mlp["project"](hidden, view), self._block)
 
 
