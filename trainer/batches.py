@@ -129,9 +129,9 @@ class Batches:
         place = self._place(epoch, index)
         return self._finish(place, self._maker.make(place), mixed=mixed)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from index `start` on."""
-        return self._run((epoch, index) for index in range(start, self._count))
+    def epoch(self, epoch: int, start: int = 0, *, mixed: bool = True) -> Iterator[Batch]:
+        """The batches of one epoch from index `start` on. mixed: as in `batch`."""
+        return self._run(((epoch, index) for index in range(start, self._count)), mixed=mixed)
 
     def stream(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from batch `start` of epoch `epoch` on."""
@@ -150,10 +150,10 @@ class Batches:
         """The batches of epoch 0: what an evaluation with shuffle=False goes over."""
         return self.epoch(0)
 
-    def _run(self, positions: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+    def _run(self, positions: Iterator[tuple[int, int]], *, mixed: bool = True) -> Iterator[Batch]:
         if self._workers == 0:
             for position in positions:
-                yield self.batch(*position)
+                yield self.batch(*position, mixed=mixed)
             return
         places = (self._place(*position) for position in positions)
         for place, made in _made_by_workers(
@@ -161,7 +161,7 @@ class Batches:
         ):
             if isinstance(made, _Failure):
                 raise ValueError(made.message)
-            yield self._finish(place, made, mixed=True)
+            yield self._finish(place, made, mixed=mixed)
 
     def _place(self, epoch: int, index: int) -> _Place:
         start = index * self._global_size
@@ -273,7 +273,19 @@ def _made_by_workers(
         # Its own: drawing from torch's global generator would change the run's numbers.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    made = iter(loader)
+    while True:
+        try:
+            one = next(made)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # Not a mistake in an image: those come as _Failure.
+            raise ValueError(
+                f"a process that decodes images has died ({str(error).splitlines()[0]}); if memory "
+                "ran out (in a container also /dev/shm), resume with a smaller data_workers"
+            ) from error
+        yield one
 
 
 def _as_it_is(made: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +60,8 @@ def at_resolution(images: Tensor, resolution: int) -> Tensor:
 
 def calibration_images(batches: Batches, count: int) -> list[Tensor]:
     """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
-    return [
-        batches.batch(0, index, mixed=False).images for index in range(min(count, len(batches)))
-    ]
+    # Not on the GPU: they are many, and wait there most of the time.
+    return [batch.images.cpu() for batch in islice(batches.epoch(0, mixed=False), count)]
 
 
 def calibrated(
@@ -122,9 +122,18 @@ def evaluate(
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)
 
 
-def evaluation_batches(data: AbstractSplit, mean: Sequence[float], std: Sequence[float]) -> Batches:
-    """A split in its own order, without augmentation."""
-    size = min(EVALUATION_BATCH, len(data))
+def evaluation_batches(
+    data: AbstractSplit, mean: Sequence[float], std: Sequence[float], device: str
+) -> Batches:
+    """A split in its own order, without augmentation, on a device."""
     return Batches(
-        data, size, seed=0, mean=mean, std=std, shuffle=False, drop_last=False, channels_last=True
+        data,
+        min(EVALUATION_BATCH, len(data)),
+        seed=0,
+        mean=mean,
+        std=std,
+        shuffle=False,
+        drop_last=False,
+        channels_last=True,
+        device=device,
     )

@@ -67,10 +67,12 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         augment=recipe.augment,
         classes=len(splits.labels),
         channels_last=True,
+        device=recipe.device,
+        workers=recipe.data_workers,
     )
     images = calibration_images(batches, recipe.calibration_batches)
-    val = evaluation_batches(splits.steer, recipe.mean, recipe.std)
-    test = evaluation_batches(splits.test, recipe.mean, recipe.std)
+    val = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
+    test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, TensorStatistics] = {}
     val_accuracy: dict[Arch, float] = {}
     for number, (_, arch) in enumerate(candidates, start=1):

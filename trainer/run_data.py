@@ -64,6 +64,7 @@ def run_data(recipe: Recipe, splits: Splits) -> RunData:
             augment=recipe.augment if train else None,
             classes=len(splits.labels),
             channels_last=True,
+            device=recipe.device,
             workers=recipe.data_workers,
             window=recipe.shuffle_window,
         )
@@ -72,7 +73,7 @@ def run_data(recipe: Recipe, splits: Splits) -> RunData:
     return RunData(
         train=train,
         steer=batches(splits.steer, train=False),
-        decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std),
+        decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device),
         calibration=calibration_images(train, recipe.calibration_batches),
         left_out=splits.broken,
     )

@@ -141,6 +141,16 @@ def test_workers_end_with_the_stream(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_worker_that_dies_is_said_in_one_line(tmp_path):
+    train = load(write_source("folder", tmp_path / "data", COUNT)).train
+    stream = batches(train, 4, workers=1).stream()
+    next(stream)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(ValueError, match="process that decodes images has died") as caught:
+        list(itertools.islice(stream, 20))
+    assert "\n" not in str(caught.value)
+
+
 def test_workers_leave_torchs_global_generator_alone(tmp_path):
     train = load(write_source("folder", tmp_path / "data", COUNT)).train
     torch.manual_seed(5)
