@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +32,15 @@ from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.samplers import SAMPLERS
 
+Variants = Mapping[str, Sequence[str]]
+"""Name of a variant -> the settings that make it."""
+
 COSTS_NAME = "costs.json"
 ROUNDS = 3
 COST_STEPS = 60
 
 
-def step_costs(recipe: Recipe, samplers: Sequence[str], rounds: int) -> dict[str, list[float]]:
+def step_costs(recipe: Recipe, variants: Variants, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of processor time of a training step: one figure per round.
 
     Updates of the distribution are included. Processor time, because a busy machine changes it far
@@ -46,18 +49,18 @@ def step_costs(recipe: Recipe, samplers: Sequence[str], rounds: int) -> dict[str
     splits = load_splits(
         recipe.data, steer_share=recipe.steer_share, seed=recipe.seed, resolution=recipe.resolution
     )
-    options = replace(recipe.generator, pretrain_steps=min(recipe.generator.pretrain_steps, 100))
     batches = max(1, len(splits.train) // recipe.batch_size)
     more = max(1, round(COST_STEPS / batches))
-    costs: dict[str, list[float]] = {name: [] for name in samplers}
+    costs: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(rounds):
-        for name in samplers:
+        for name, settings in variants.items():
             seconds = []
+            varied = with_settings(recipe, settings)
+            steps = min(recipe.generator.pretrain_steps, 100)
             for epochs in (1, 1 + more):
                 short = replace(
-                    recipe,
-                    sampler=name,
-                    generator=options,
+                    varied,
+                    generator=replace(varied.generator, pretrain_steps=steps),
                     epochs=epochs,
                     evaluate_every=1_000_000,
                     warm_up_share=0.0,
@@ -72,7 +75,7 @@ def step_costs(recipe: Recipe, samplers: Sequence[str], rounds: int) -> dict[str
 
 
 def epochs_of_equal_time(epochs: int, costs: dict[str, list[float]]) -> dict[str, int]:
-    """Epochs per sampler that take as long as `epochs` of the first one; at least 1.
+    """Epochs per variant that take as long as `epochs` of the first one; at least 1.
 
     The ratio is the median over rounds of ratios within a round.
     """
@@ -85,12 +88,10 @@ def epochs_of_equal_time(epochs: int, costs: dict[str, list[float]]) -> dict[str
     }
 
 
-def run_all(
-    options: argparse.Namespace, epochs: dict[str, int], seeds: Sequence[int]
-) -> list[Path]:
+def run_all(options: argparse.Namespace, variants: Variants, epochs: dict[str, int]) -> list[Path]:
     """Train what is not finished yet; the runs' folders. Raises ValueError if a run fails."""
     folders = []
-    for seed in seeds:
+    for seed in options.seeds:
         for name, count in epochs.items():
             folder = options.out / f"{name}-{seed}"
             folders.append(folder)
@@ -101,7 +102,7 @@ def run_all(
                 command += ["--resume", str(folder)]
             else:
                 command += ["--recipe", options.recipe, "--out", str(folder)]
-                own = [*options.set, f"sampler={name}", f"epochs={count}", f"seed={seed}"]
+                own = [*options.set, *variants[name], f"epochs={count}", f"seed={seed}"]
                 command += [part for setting in own for part in ("--set", setting)]
                 command += ["--data", options.data] if options.data else []
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -109,34 +110,40 @@ def run_all(
     return folders
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What all comparisons of variants ask."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.samplers",
-        description=__doc__,
+        prog=f"python -m benchmarks.{name}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", help="as for trainer.run")
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = build_parser("samplers", __doc__)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), metavar="NAME")
     options = parser.parse_args(arguments)
     try:
-        result = measure(options)
+        for name in options.samplers:
+            if name not in SAMPLERS:
+                raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
+        result = measure(options, {name: [f"sampler={name}"] for name in options.samplers})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    print(json.dumps({"benchmark": "samplers", **result}))
     return 0
 
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
+def measure(options: argparse.Namespace, variants: Variants) -> dict[str, object]:
     """Costs, then runs."""
-    for name in options.samplers:
-        if name not in SAMPLERS:
-            raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
     recipe = with_settings(get_recipe(options.recipe), options.set)
     if options.data:
         recipe = replace(recipe, data=options.data)
@@ -145,7 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / COSTS_NAME
     if not kept.is_file():
-        costs = step_costs(recipe, options.samplers, ROUNDS)
+        costs = step_costs(recipe, variants, ROUNDS)
         epochs = epochs_of_equal_time(recipe.epochs, costs)
         document = {
             "step_ms": costs,
@@ -154,16 +161,18 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         }
         kept.write_text(json.dumps(document, indent=1) + "\n")
     document = json.loads(kept.read_text())
-    if set(document["epochs"]) != set(options.samplers):
-        raise ValueError(f"{kept} is of other samplers; choose another --out, or remove it")
+    if set(document["epochs"]) != set(variants):
+        raise ValueError(
+            f"{kept} is of {', '.join(document['epochs'])}; choose another --out, or remove it"
+        )
     for name, own in document["step_ms"].items():
         print(
             f"{name:16} {statistics.median(own):7.2f} ms of processor time a step "
             f"({min(own):.2f} to {max(own):.2f})  {document['epochs'][name]:4} epochs",
             file=sys.stderr,
         )
-    folders = run_all(options, document["epochs"], options.seeds)
-    return {"benchmark": "samplers", "runs": [str(f) for f in folders], **document}
+    folders = run_all(options, variants, document["epochs"])
+    return {"runs": [str(f) for f in folders], **document}
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from models.generator import ArchitectureGenerator
-from models.nets.elastic import AbstractNet
 from trainer.recipe import Optimizer, Recipe
 
 
-def build_optimizer(net: AbstractNet, options: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(net: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
     """For the supernet. Weight decay on matrices and kernels only.
 
     A sliced step leaves zero gradients outside the slice, where momentum and decay still act.
