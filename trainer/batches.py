@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -273,19 +274,33 @@ def _made_by_workers(
         # Its own: drawing from torch's global generator would change the run's numbers.
         generator=torch.Generator(),
     )
-    made = iter(loader)
+    with _child_signals_as_they_were():
+        made = iter(loader)
     while True:
         try:
             one = next(made)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             # Not a mistake in an image: those come as _Failure.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"a process that decodes images has died ({str(error).splitlines()[0]}); if memory "
-                "ran out (in a container also /dev/shm), resume with a smaller data_workers"
+                f"a process that decodes images has died ({reason}); if memory ran out (in a "
+                "container also /dev/shm), resume with a smaller data_workers"
             ) from error
         yield one
+
+
+@contextmanager
+def _child_signals_as_they_were() -> Iterator[None]:
+    """Undo the handler with which torch raises for a dead worker, whatever runs at that moment.
+
+    Without it the next batch that is asked for raises, within seconds.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _as_it_is(made: Any) -> Any:

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import signal
 import tarfile
 import time
 
@@ -141,6 +142,15 @@ def test_workers_end_with_the_stream(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_worker_leaves_ctrl_c_to_the_run(tmp_path):
+    """A terminal sends it to all processes; the run stops after its step, which needs a batch."""
+    train = load(write_source("folder", tmp_path / "data", COUNT)).train
+    stream = batches(train, 4, workers=1).stream()
+    next(stream)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGINT)
+    assert len(list(itertools.islice(stream, 20))) == 20
+
+
 def test_a_worker_that_dies_is_said_in_one_line(tmp_path):
     train = load(write_source("folder", tmp_path / "data", COUNT)).train
     stream = batches(train, 4, workers=1).stream()
@@ -210,16 +220,17 @@ def test_reading_in_runs_shows_each_image_once_and_mixes_them():
     for place, run in enumerate(runs[order]):
         first[run] = min(first[run], place)
         last[run] = place
-    spread = last - first
-    assert spread.max() < 2 * 2000 + 64 * 32, "a run is read about together"
+    far = (last - first) > 2 * 2000 + 64 * 32
+    assert far.sum() <= 63, "a run is read about together, but at the seams of lanes"
 
 
 def test_processes_read_runs_of_their_own():
-    runs = np.repeat(np.arange(640), 10)
+    lengths = np.random.default_rng(0).integers(5, 16, 1000)
+    runs = np.repeat(np.arange(1000), lengths)
     order = runs[order_of(runs, 1000)]
     for world_size in (2, 8):
         read = [set(order[rank::world_size].tolist()) for rank in range(world_size)]
-        assert sum(map(len, read)) == 640, "no run is read twice"
+        assert sum(map(len, read)) <= 1000 + 63, "only a run at a seam of lanes is read twice"
 
 
 def test_unequal_runs_are_all_shown():
