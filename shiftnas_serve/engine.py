@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,16 +30,25 @@ class Inference:
     logits: np.ndarray
     infer_ms: float
     build_ms: float
+    source: str
 
 
 class Engine:
     """Arch -> session. Least recently used sessions go when ``limit_bytes`` is exceeded.
 
-    Thread-safe. A session that is running when it is evicted finishes and is freed then.
+    ``pinned`` archs stay. Thread-safe. A session that is running when it is evicted finishes and is
+    freed then.
     """
 
-    def __init__(self, bundle: Bundle, runtime: AbstractRuntime, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: AbstractRuntime,
+        limit_bytes: int,
+        pinned: Collection[Arch] = (),
+    ) -> None:
         self._bundle, self._runtime, self._limit = bundle, runtime, limit_bytes
+        self._pinned = frozenset(pinned)
         self._lock = threading.Lock()
         self._slots: OrderedDict[Arch, _Slot] = OrderedDict()
         self.builds = self.evictions = 0
@@ -48,7 +58,8 @@ class Engine:
         session, build_ms = self.session(arch)
         start = time.perf_counter()
         logits = session.run(images)
-        return Inference(logits, 1000 * (time.perf_counter() - start), build_ms)
+        source = session.made if build_ms else "resident"
+        return Inference(logits, 1000 * (time.perf_counter() - start), build_ms, source)
 
     def session(self, arch: Arch) -> tuple[AbstractSession, float]:
         """The session of an arch, and the milliseconds spent on building it (0 if resident)."""
@@ -83,18 +94,19 @@ class Engine:
 
     @property
     def size_bytes(self) -> int:
-        """An estimate of what the sessions hold."""
+        """An estimate of what the sessions hold, each alone and all together."""
         with self._lock:
             return self._size()
 
     def _size(self) -> int:
-        return sum(slot.session.size_bytes for slot in self._slots.values() if slot.session)
+        own = sum(slot.session.size_bytes for slot in self._slots.values() if slot.session)
+        return own + self._runtime.shared_bytes
 
     def _evict(self, keep: Arch) -> None:
         for arch in list(self._slots):
             if self._size() <= self._limit:
                 return
             slot = self._slots[arch]
-            if arch != keep and slot.session is not None:
+            if arch != keep and arch not in self._pinned and slot.session is not None:
                 del self._slots[arch]
                 self.evictions += 1

@@ -154,11 +154,15 @@ def serve(settings: Settings) -> None:
     bundle = load_bundle(settings.bundle)
     if settings.runtime not in RUNTIMES:
         raise ValueError(f"no runtime {settings.runtime!r}; there are: {', '.join(RUNTIMES)}")
-    if settings.default_flops is not None and settings.default_flops < bundle.min_flops:
-        raise ValueError(
-            f"default_flops is {settings.default_flops:,.0f}; the smallest subnet of {bundle.name} "
-            f"has {bundle.min_flops:,}"
-        )
+    named = [("pinned_flops", budget) for budget in settings.pinned_flops]
+    if settings.default_flops is not None:
+        named.append(("default_flops", settings.default_flops))
+    for name, budget in named:
+        if budget < bundle.min_flops:
+            raise ValueError(
+                f"{name} is {budget:,.0f}; the smallest subnet of {bundle.name} has "
+                f"{bundle.min_flops:,}"
+            )
     _check_port(settings)
     with tempfile.TemporaryDirectory(prefix="shiftnas-") as name:
         folder = Path(name)

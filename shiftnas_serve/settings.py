@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.quantity import parse_flops
+
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
 PREFIX = "SHIFTNAS_"
 
@@ -67,6 +69,9 @@ class Settings(BaseModel):
         description="web pages that may ask from a browser, separated by commas, like "
         "https://example.org; * for all (default: none)",
     )
+    pinned_flops: tuple[float, ...] = Field(
+        (), description="budgets, separated by commas, whose subnets are built first and stay"
+    )
     prebuild: bool = Field(True, description="build the subnets of all answers while idle")
     drain_s: float = Field(
         0.0,
@@ -83,6 +88,13 @@ class Settings(BaseModel):
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("pinned_flops", mode="before")
+    @classmethod
+    def _read_budgets(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(parse_flops(part) for part in value.split(",") if part.strip())
         return value
 
     @model_validator(mode="after")

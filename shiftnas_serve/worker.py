@@ -45,6 +45,8 @@ from shiftnas_serve.settings import Settings
 from shiftnas_serve.waiting import Waiter, Waiting
 
 _MEASURED_SUBNETS = 5
+# Of a bundle whose answers are not stored: enough to meet every set of blocks.
+_EXPECTED_BUDGETS = 64
 _IDLE_S = 1.0
 # How much of the time that the most urgent job has left its batch may take.
 _BATCH_SHARE = 0.5
@@ -66,7 +68,10 @@ class ClassifyApi(litserve.LitAPI):
         configure_log(settings.log_level, settings.log_format)
         bundle = load_bundle(settings.bundle)
         runtime = build_runtime(settings.runtime, settings.device, settings.threads)
-        engine = Engine(bundle, runtime, settings.session_bytes)
+        pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
+        engine = Engine(bundle, runtime, settings.session_bytes, pinned)
+        for arch in pinned:
+            engine.session(arch)
         points = measure_latency(bundle, engine)
         path = socket_path(self.folder, int(os.environ["LITSERVE_WORKER_ID"]))
         inbox = Inbox(path, Hello(os.getpid(), points, runtime.describe()))
@@ -98,6 +103,15 @@ def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float]
         session, _ = engine.session(arch)
         points[float(bundle.space.flops(arch))] = measure_ms(lambda: session.run(images), 0.05)  # noqa: B023
     return tuple(sorted(points.items()))
+
+
+def expected_archs(bundle: Bundle) -> list[Arch]:
+    """What will probably be asked for: the stored answers, or those to a grid of budgets."""
+    if bundle.answers:
+        return list(bundle.archs())
+    low, high = bundle.min_flops, bundle.max_flops
+    grid = np.linspace(low, high, _EXPECTED_BUDGETS).tolist()
+    return list(dict.fromkeys(bundle.answer(budget) for budget in grid))
 
 
 def end_with_parent(folder: Path) -> None:
@@ -135,7 +149,7 @@ class SubnetRunner:
         self._bundle, self._engine, self._inbox = state.bundle, state.engine, state.inbox
         self._latency, self._max_batch = state.latency, settings.max_batch
         self._waiting = Waiting()
-        self._unbuilt = list(state.bundle.archs()) if settings.prebuild else []
+        self._unbuilt = expected_archs(state.bundle) if settings.prebuild else []
         self._said: frozenset[str] = frozenset()
         self._changes, self._say_at_s = -1, 0.0
         self._arch = lru_cache(4096)(self._read_arch)
@@ -194,7 +208,6 @@ class SubnetRunner:
             reason = f"{type(error).__name__}: {error}"
             self._reply((one, Failed(one.job.id, reason)) for one in group)
             return
-        source = "built" if done.build_ms else "resident"
         self._reply(
             (
                 one,
@@ -205,7 +218,7 @@ class SubnetRunner:
                     done.infer_ms,
                     done.build_ms,
                     len(group),
-                    source,
+                    done.source,
                 ),
             )
             for one, logits in zip(group, done.logits, strict=True)

@@ -14,7 +14,9 @@ class AbstractSession(abc.ABC):
     """One subnet, ready to run."""
 
     size_bytes: int
-    """An estimate of the memory it holds; eviction counts it."""
+    """An estimate of the memory that it alone holds; eviction counts it."""
+    made: str = "built"
+    """How it came to be: one of ``frames.SOURCES``, for answers that had to wait for it."""
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -31,6 +33,11 @@ class AbstractRuntime(abc.ABC):
     @abc.abstractmethod
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
         """A session for a subnet of a bundle."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """An estimate of the memory that its sessions hold together, each part counted once."""
+        return 0
 
     @abc.abstractmethod
     def describe(self) -> dict[str, str]:

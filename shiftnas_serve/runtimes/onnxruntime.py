@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,25 @@ import onnxruntime
 from models.arch import Arch
 from models.bundle import Bundle
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+from shiftnas_serve.runtimes.universal import Universal
+
+# Of a session beside its weights; measured with cifar10-cnn (benchmarks.memory).
+_SESSION_BYTES = 450_000
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+
+
+@cache
+def share_arena() -> None:
+    """One arena for the activations of all sessions of this process: most of them are idle."""
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
 
 
 class OnnxSession(AbstractSession):
@@ -52,14 +66,43 @@ class OnnxRuntime(AbstractRuntime):
             )
         if device != "cpu":
             onnxruntime.preload_dlls()
+        self._universal: Universal | None = None
+        self._of_bundle: Bundle | None = None
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
+        if self._device == "cpu" and not bundle.space.norms:
+            if self._universal is None or self._of_bundle is not bundle:
+                self._universal, self._of_bundle = Universal(bundle, self._create_shared), bundle
+            return self._universal.bind(arch)
+        data = bundle.build_onnx(arch).SerializeToString()
+        # The weights are copied once more into the layout that the CPU likes.
+        size_bytes = _SESSION_BYTES + 2 * len(data)
+        return OnnxSession(self._create(data, self._options()), size_bytes)
+
+    @property
+    def shared_bytes(self) -> int:
+        return 0 if self._universal is None else self._universal.size_bytes
+
+    def _create_shared(self, data: bytes) -> onnxruntime.InferenceSession:
+        options = self._options()
+        # Packed anew for every call, weights that are inputs stay where they are.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return self._create(data, options)
+
+    def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        data = bundle.build_onnx(arch).SerializeToString()
+        if self._device == "cpu":
+            share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
+
+    def _create(
+        self, data: bytes, options: onnxruntime.SessionOptions
+    ) -> onnxruntime.InferenceSession:
         wanted = PROVIDERS[self._device]
         arguments: dict[str, Any] = {"providers": [wanted]}
         session = onnxruntime.InferenceSession(data, options, **arguments)
@@ -68,8 +111,7 @@ class OnnxRuntime(AbstractRuntime):
                 f"asked for {wanted}, got {session.get_providers()}: the provider's libraries "
                 "(CUDA, cuDNN, TensorRT) do not load; serve with --device cpu or install [gpu]"
             )
-        # The weights are copied once more into the layout that the CPU likes.
-        return OnnxSession(session, 2 * len(data))
+        return session
 
     def describe(self) -> dict[str, str]:
         return {

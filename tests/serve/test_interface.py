@@ -118,6 +118,8 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
             (("--bundle", str(bundle_folder), "--port", "70000"), "port"),
             (("--bundle", str(bundle_folder), "--runtime", "onnx"), "onnxruntime"),
             (("--bundle", str(bundle_folder), "--default-flops", "5"), "smallest subnet"),
+            (("--bundle", str(bundle_folder), "--pinned-flops", "1M,5"), "smallest subnet"),
+            (("--bundle", str(bundle_folder), "--pinned-flops", "much"), "pinned_flops"),
         ]
         for options, words in cases:
             ended = run_server(*options)

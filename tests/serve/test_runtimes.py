@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle
+from benchmarks.memory import pss_bytes
+from models.arch import Arch
+from models.bundle import Bundle, load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.runtimes import RUNTIMES, AbstractRuntime, AbstractSession, build_runtime
+from shiftnas_serve.runtimes.universal import Bindings
+from tests.bundles import make_bundle
 
 # Where a runtime is tested, if not on the CPU.
 DEVICES = {"tensorrt": "cuda"}
@@ -66,6 +70,79 @@ def test_unusable_runtimes_are_refused_not_replaced():
         build_runtime("tensorrt", "cpu", 1)
 
 
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(make_bundle("nano-vit", tmp_path_factory.mktemp("vit") / "nano"))
+
+
+def random_archs(bundle: Bundle, count: int) -> list[Arch]:
+    rng = np.random.default_rng(0)
+    space = bundle.space
+    sizes = [len(decision.choices) for decision in space.decisions]
+    return [space.from_indices([rng.integers(size) for size in sizes]) for _ in range(count)]
+
+
+def test_one_universal_session_answers_as_every_subnets_own_network(vit: Bundle):
+    """Whatever order subnets come in, and whatever ran before them."""
+    from shiftnas_serve.runtimes.torch import static_net
+
+    runtime = build_runtime("onnxruntime", "cpu", 1)
+    archs = [vit.space.smallest, *random_archs(vit, 30), vit.space.largest]
+    sessions = [runtime.build(vit, arch) for arch in archs]
+    assert {session.made for session in sessions} == {"universal"}
+    for _ in range(2):
+        for arch, session in zip(archs, sessions, strict=True):
+            images = images_for(vit, arch, 2)
+            with torch.no_grad():
+                wanted = static_net(vit, arch)(torch.from_numpy(images)).numpy()
+            given = session.run(images)
+            np.testing.assert_allclose(given, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_subnets_without_batchnorm_share_their_weights(vit: Bundle):
+    """All of them together take a small multiple of the supernet, and nothing when they go."""
+    runtime = build_runtime("onnxruntime", "cpu", 1)
+    supernet_bytes = sum(weight.nbytes for weight in vit.weights.values())
+    sessions = [runtime.build(vit, arch) for arch in random_archs(vit, 200)]
+    universal = runtime._universal
+    pool = universal._pool
+    assert pool.size_bytes <= 4 * supernet_bytes
+    assert sum(session.size_bytes for session in sessions) / 200 < 4_700_000
+    for session in sessions:
+        session.close()
+    assert pool.size_bytes == 0
+
+
+def test_bindings_are_kept_for_the_subnets_that_ran_last(vit: Bundle):
+    runtime = build_runtime("onnxruntime", "cpu", 1)
+    first, second, third = (runtime.build(vit, arch) for arch in random_archs(vit, 3))
+    bindings = Bindings(most=2)
+    kept = [bindings.of(first), bindings.of(second)]
+    assert [bindings.of(first), bindings.of(second)] == kept
+    bindings.of(third)
+    assert bindings.of(second) is kept[1]
+    assert bindings.of(first) is not kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["nano-cnn", "nano-vit"])
+def test_memory_does_not_drift_over_evictions(space, tmp_path):
+    """10,000 subnets built and evicted: below 1 % more than after the first 2,000."""
+    bundle = load_bundle(make_bundle(space, tmp_path / "bundle"))
+    runtime = build_runtime("onnxruntime", "cpu", 1)
+    archs = random_archs(bundle, 300) if space == "nano-vit" else list(bundle.archs())
+    engine = Engine(bundle, runtime, limit_bytes=1)
+    seen = []
+    for cycle in range(10_000):
+        arch = archs[cycle % len(archs)]
+        engine.run(arch, images_for(bundle, arch, 1))
+        if cycle % len(archs) == len(archs) - 1:  # always with the same one resident
+            seen.append(pss_bytes())
+    assert engine.evictions > 9000
+    fifth = len(seen) // 5
+    assert min(seen[-fifth:]) < 1.01 * max(seen[:fifth]), seen
+
+
 class CountingRuntime(AbstractRuntime):
     """Builds slowly and counts."""
 
@@ -115,6 +192,25 @@ def test_memory_is_bounded_and_the_least_recently_used_goes_first(bundle: Bundle
     assert set(engine.resident()) == {first, third}
     assert engine.size_bytes == 200
     assert engine.evictions == 1
+
+
+def test_pinned_subnets_stay(bundle: Bundle):
+    runtime = CountingRuntime()
+    runtime.gate.set()
+    first, second, third = bundle.archs()[:3]
+    engine = Engine(bundle, runtime, limit_bytes=150, pinned=[first])
+    for arch in (first, second, third):
+        engine.session(arch)
+    assert set(engine.resident()) == {first, third}
+
+
+def test_an_answer_says_where_its_session_came_from(bundle: Bundle, vit: Bundle):
+    for one, made in ((bundle, "built"), (vit, "universal")):
+        engine = Engine(one, build_runtime("onnxruntime", "cpu", 1), 10**9)
+        arch = one.answer(one.max_flops)
+        images = images_for(one, arch, 1)
+        assert engine.run(arch, images).source == made
+        assert engine.run(arch, images).source == "resident"
 
 
 def test_a_failed_build_can_be_tried_again(bundle: Bundle):
