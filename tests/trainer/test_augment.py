@@ -228,6 +228,18 @@ def test_processes_together_make_the_batch_that_one_makes(world_size):
         assert torch.equal(batch.labels, alone.labels[rank::world_size])
 
 
+@pytest.mark.gpu
+def test_a_gpu_gets_the_batches_that_a_cpu_gets():
+    data = noise_images(48)
+    here = batches(data, 16, EVERYTHING).batch(1, 2)
+    for workers in (0, 1):
+        loader = batches(data, 16, EVERYTHING, device="cuda", workers=workers)
+        there = next(loader.stream(1, 2))
+        assert there.images.device.type == there.labels.device.type == "cuda"
+        assert torch.allclose(there.images.cpu(), here.images, atol=1e-5)
+        assert torch.allclose(there.labels.cpu(), here.labels)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_goes_on_bit_for_bit(workers):
     def stream(epoch=0, start=0):
