@@ -7,17 +7,21 @@ that window, the one nearest below it. So an answer is never over budget and rar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from models.arch import Arch
 from models.space import SearchSpace
+from models.tail import tail_of
 
 SLACK = 0.03
 """How far below the budget an answer may stay for the sake of probability."""
 
 _ROUNDS = 8
+_FEW_CHANGES = 16
+_OUTSIDE = -1e5  # scores below are of archs outside the window
 
 
 def decode(
@@ -25,8 +29,9 @@ def decode(
 ) -> Arch:
     """The arch for a budget from the generator's log-probabilities (one array per decision).
 
-    A local search from the argmax: all single and all paired changes of decisions, best first,
-    until none improves. Raises ValueError for a budget below the smallest subnet.
+    The argmax, if it lies in the window. Else a local search from it: all single and all paired
+    changes of decisions and all tails (``models.tail``), best first, until none improves. Raises
+    ValueError for a budget below the smallest subnet.
     """
     if not budget_flops >= space.min_flops:
         raise ValueError(
@@ -39,11 +44,21 @@ def decode(
     return space.from_indices(search.run().tolist())
 
 
+def decode_all(
+    space: SearchSpace, log_probabilities: Sequence[np.ndarray], budgets_flops: Sequence[float]
+) -> list[Arch]:
+    """The archs for many budgets: ``log_probabilities`` of shape (budgets, choices) each."""
+    return [
+        decode(space, [rows[i] for rows in log_probabilities], budget)
+        for i, budget in enumerate(budgets_flops)
+    ]
+
+
 class _Search:
     def __init__(
         self, space: SearchSpace, log_probabilities: Sequence[np.ndarray], budget: float
     ) -> None:
-        self._rule, self._budget = space.flops_rule, budget
+        self._rule, self._budget, self._tail = space.flops_rule, budget, tail_of(space)
         self._counts = [len(d.choices) for d in space.decisions]
         self._free = [i for i, count in enumerate(self._counts) if count > 1]
         self._table = np.full((len(self._counts), max(self._counts)), -np.inf)
@@ -52,11 +67,17 @@ class _Search:
 
     def run(self) -> np.ndarray:
         here = self._table.argmax(axis=1)
+        flops = self._rule.batch(here[None])[0]
+        if (1 - SLACK) * self._budget <= flops <= self._budget:
+            return here  # nothing is more probable
         here = self._within(here)
         score = self._score(here[None])[0]
         for _ in range(_ROUNDS):
             near = self._neighbours(here)
             scores = self._score(near)
+            if max(scores.max(), score) < _OUTSIDE:  # not in the window yet: look further
+                near = self._further(here)
+                scores = self._score(near)
             best = int(scores.argmax())
             if scores[best] <= score + 1e-9:
                 break
@@ -92,7 +113,7 @@ class _Search:
         return here
 
     def _neighbours(self, here: np.ndarray) -> np.ndarray:
-        """Every change of one or two decisions."""
+        """Every change of one or two decisions, and every other tail."""
         moves = [
             (i, choice)
             for i in self._free
@@ -108,4 +129,22 @@ class _Search:
         first, second = first[apart], second[apart]
         pairs = singles[first]
         pairs[np.arange(len(pairs)), decision[second]] = choice[second]
-        return np.concatenate([singles, pairs])
+        return np.concatenate([singles, pairs, self._tail.all_ends(here[None])])
+
+    def _further(self, here: np.ndarray) -> np.ndarray:
+        """Every tail after one or two changes before it; in large spaces after one."""
+        changes = [
+            (place, choice)
+            for place in self._free
+            for choice in range(self._counts[place])
+            if place not in self._tail.decisions and choice != here[place]
+        ]
+        near = [here]
+        for depth in (1, 2):
+            if depth == 2 and len(changes) > _FEW_CHANGES:
+                break
+            for some in itertools.combinations(changes, depth):
+                near.append(here.copy())
+                for place, choice in some:
+                    near[-1][place] = choice
+        return self._tail.all_ends(np.stack(near))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.decode import decode
+import numpy as np
+
+from models.decode import decode_all
 from models.generator import ArchitectureGenerator
 from models.policy import GeneratorPolicy
 from models.space import SearchSpace
@@ -38,11 +40,10 @@ def policy_of(generator: ArchitectureGenerator) -> GeneratorPolicy:
 def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
     """Errors over ``count`` evenly spaced budgets."""
     space, policy = generator.space, policy_of(generator)
-    errors: list[float] = []
-    uses: list[float] = []
-    for budget in even_budgets(space, count):
-        log_probabilities = policy.log_probabilities(budget)
-        plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
-        errors.append(abs(space.flops(plain) - budget) / budget)
-        uses.append(space.flops(decode(space, log_probabilities, budget)) / budget)
-    return GeneratorReport(sum(errors) / count, sum(uses) / count, min(uses))
+    budgets = np.array(even_budgets(space, count))
+    log_probabilities = policy.log_probabilities_of(budgets.tolist())
+    plain = space.flops_rule.batch(np.stack([p.argmax(1) for p in log_probabilities], axis=1))
+    decoded = decode_all(space, log_probabilities, budgets.tolist())
+    errors = np.abs(plain - budgets) / budgets
+    uses = np.array([space.flops(arch) for arch in decoded]) / budgets
+    return GeneratorReport(float(errors.mean()), float(uses.mean()), float(uses.min()))

@@ -5,12 +5,13 @@ The equations are those of ``models.generator``; a test holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.space import SearchSpace
+from models.tail import tail_of
 
 LOGIT_BOUND = 6.0
 
@@ -28,28 +29,46 @@ class GeneratorPolicy:
 
     def log_probabilities(self, budget_flops: float) -> list[np.ndarray]:
         """One float32 array of shape (choices,) per decision, in the space's order."""
+        return [rows[0] for rows in self.log_probabilities_of([budget_flops])]
+
+    def log_probabilities_of(self, budgets_flops: Sequence[float]) -> list[np.ndarray]:
+        """Many budgets in one call: (budgets, choices) per decision, in the space's order."""
         w = self.weights
         low, high = self.space.min_flops, self.space.max_flops
-        position = np.float32((budget_flops - low) / (high - low))
-        features = np.cos(np.pi * position * np.arange(w["encode.weight"].shape[1]))
-        budget = w["encode.weight"] @ features.astype(np.float32) + w["encode.bias"]
-        before = w["start"]
-        bias = w["cell.bias_ih"] + w["cell.bias_hh"]
+        budgets = np.asarray(budgets_flops, np.float64)
+        position = ((budgets - low) / (high - low)).astype(np.float32)
+        frequencies = np.arange(w["encode.weight"].shape[1])
+        features = np.cos(np.pi * position[:, None] * frequencies).astype(np.float32)
+        budget = features @ w["encode.weight"].T + w["encode.bias"]
+        from_budget = budget @ w["cell.weight_ih"].T + (w["cell.bias_ih"] + w["cell.bias_hh"])
+        from_hidden = w["cell.weight_hh"].T
+        entry = from_budget + w["cell.weight_ih"] @ w["start"]
+        tail = tail_of(self.space)
         hidden = cell = np.zeros_like(budget)
-        answer = []
-        for decision in self.space.decisions:
+        answer = [np.zeros((len(budgets), 1), np.float32)] * len(self.space.decisions)
+        indices = np.zeros((len(budgets), len(self.space.decisions)), np.int64)
+        gaps: np.ndarray | None = None
+        for place in tail.order:
+            decision = self.space.decisions[place]
             count = len(decision.choices)
             if count == 1:
-                answer.append(np.zeros(1, np.float32))
                 continue
-            gates = w["cell.weight_ih"] @ (budget + before) + w["cell.weight_hh"] @ hidden + bias
-            entry, forget, update, output = np.split(gates, 4)
-            cell = _sigmoid(forget) * cell + _sigmoid(entry) * np.tanh(update)
-            hidden = _sigmoid(output) * np.tanh(cell)
+            gates = entry + hidden @ from_hidden
+            enter, forget, update, leave = np.split(gates, 4, axis=1)
+            cell = _sigmoid(forget) * cell + _sigmoid(enter) * np.tanh(update)
+            hidden = _sigmoid(leave) * np.tanh(cell)
             head = f"heads.{decision.kind}"
-            logits = w[f"{head}.weight"][:count] @ hidden + w[f"{head}.bias"][:count]
+            logits = hidden @ w[f"{head}.weight"][:count].T + w[f"{head}.bias"][:count]
             logits = LOGIT_BOUND * np.tanh(logits / LOGIT_BOUND)
-            logits = logits - logits.max()
-            answer.append(logits - np.log(np.exp(logits).sum()))
-            before = w[f"embeddings.{decision.kind}.weight"][:, int(logits.argmax())]
+            if place in tail.decisions:
+                if gaps is None:
+                    gaps = tail.gaps(indices, budgets)
+                logits = logits - tail.toll(gaps)
+            logits = logits - logits.max(axis=1, keepdims=True)
+            answer[place] = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            chosen = indices[:, place] = logits.argmax(axis=1)
+            if gaps is not None:
+                gaps = tail.after(gaps, chosen)
+            embeddings = w[f"embeddings.{decision.kind}.weight"]
+            entry = from_budget + embeddings.T[chosen] @ w["cell.weight_ih"].T
         return answer

@@ -124,7 +124,9 @@ class RelaxedFlops:
 
     def __call__(self, policies: Mapping[str, Tensor]) -> Tensor:
         """``policies[name]`` of shape (batch, choices) -> multiply-adds, float64 (batch,)."""
-        wide = [policies[name].double().cpu() for name in self._names]
+        each = [policies[name] for name in self._names]
+        counts = [policy.shape[1] for policy in each]
+        wide = torch.cat(each, dim=1).double().cpu().split(counts, dim=1)
         total: Tensor | None = None
         for decisions, table in self._terms:
             value = wide[decisions[0]] @ table.reshape(table.shape[0], -1)

@@ -53,10 +53,8 @@ class ResourceLoss:
         )
         gap = (self.flops(policies) - budgets) / range_flops
         resource_loss = gap.square().mean()
-        entropy = sum(
-            (-(p.exp() * p).sum(1).mean() for p in log_probabilities.values()),
-            start=torch.zeros(()),
-        )
+        each = torch.cat(list(log_probabilities.values()), dim=1)
+        entropy = -(each.exp() * each).sum(1).mean()
         loss = self.weight * resource_loss - self.entropy_weight * entropy
         return policies, loss, resource_loss
 
@@ -74,7 +72,7 @@ def fit_to_budgets(
 
     temperatures: of the Gumbel softmax, first and last. The learning rate (Adam) falls to a tenth.
     """
-    optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
     first, last = temperatures
     for step in range(steps):
         progress = step / steps

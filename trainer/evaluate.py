@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.arch import Arch
 from models.calibration import calibrate
-from models.decode import decode
+from models.decode import decode_all
 from models.generator import ArchitectureGenerator
 from models.generator_report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.elastic import AbstractNet, TensorStatistics
@@ -39,7 +39,7 @@ class Evaluation:
 def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
     """What is served at each budget: the generator's policy, decoded within the budget."""
     policy = policy_of(generator)
-    return [decode(generator.space, policy.log_probabilities(b), b) for b in budgets]
+    return decode_all(generator.space, policy.log_probabilities_of(budgets), budgets)
 
 
 def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:

@@ -32,7 +32,7 @@ def build_generator_optimizer(
     generator: ArchitectureGenerator, learning_rate: float
 ) -> torch.optim.Optimizer:
     """Adam of its own: the supernet's learning rate does not suit an LSTM."""
-    return torch.optim.Adam(generator.parameters(), lr=learning_rate)
+    return torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
 
 
 def learning_rate_at(step: int, total_steps: int, options: Optimizer) -> float:

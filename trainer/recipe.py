@@ -39,7 +39,7 @@ class GeneratorOptions:
 
     learning_rate: float = 1e-3
     resource_weight: float = 20.0
-    resource_batch: int = 64
+    resource_batch: int = 16
     masked_every: int = 1
     first_temperature: float = 1.0
     last_temperature: float = 0.3

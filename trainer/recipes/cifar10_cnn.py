@@ -27,9 +27,7 @@ def cifar10_cnn() -> Recipe:
         sampler="shift-direct",
         sampler_options=SamplerOptions(groups=12, learning_rate=0.01, floor=0.5),
         optimizer=Optimizer(learning_rate=0.15, weight_decay=2e-4, label_smoothing=0.05),
-        generator=GeneratorOptions(
-            masked_every=8, resource_batch=32, pretrain_steps=1000, served_share=0.8
-        ),
+        generator=GeneratorOptions(masked_every=8, pretrain_steps=1000, served_share=0.8),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.247, 0.2435, 0.2616),
         evaluate_every=10,
