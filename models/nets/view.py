@@ -133,7 +133,7 @@ class Masked(AbstractView):
         if mask is None:
             return x.sum(axis, keepdim=True)
         with torch.autocast(x.device.type, enabled=False):  # a sum keeps its precision
-            return (x.float().movedim(axis, -1) @ mask)[..., None].movedim(-1, axis)
+            return (x.float().movedim(axis, -1) @ mask.float())[..., None].movedim(-1, axis)
 
     def present(self, block: Block | None) -> bool:
         return True
