@@ -6,7 +6,7 @@
 First the processor time of a step is measured per sampler, in turn.
 The first sampler trains for the recipe's epochs, every other for as many as cost the same time.
 Runs take turns too (all samplers of a seed, then the next seed). Finished runs are kept, so the
-command can be stopped and given again. `python -m trainer.compare` reads what it leaves.
+command can be stopped and given again.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from models.arch import Choice
 from models.spaces import SPACES, get_space
 from trainer.flops_text import flops_unit
 from trainer.log import Record, number
+from trainer.plot_style import GRID, PAPER
 
 _GAP = 0.5  # between kinds of decisions, in rows
-_DROPPED = "#f2f2f2"
+_DROPPED = GRID
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _draw_cells(axes: Axes, rows: Sequence[Row]) -> list[float]:
         places.append(top)
         for column, cell in enumerate(row.cells):
             face = _DROPPED if cell is None else colours(0.12 + 0.78 * cell[1])
-            axes.add_patch(Rectangle((column, top), 1, 1, facecolor=face, edgecolor="white"))
+            axes.add_patch(Rectangle((column, top), 1, 1, facecolor=face, edgecolor=PAPER))
             if cell is not None:
                 ink = "white" if cell[1] > 0.6 else "#1a1a1a"
                 place = (column + 0.5, top + 0.53)

@@ -1,7 +1,11 @@
-"""python -m trainer.report RUN: a run's table and plots, from what it left on disk.
+"""python -m trainer.report RUN: a run's tables and plots, from what it left on disk.
 
-Reads log.jsonl, recipe.json (for the search space's name) and frontier.json (the bundle's rows, if
-the run has got so far); writes RUN/report/report.md and a PNG and an SVG per plot.
+    python -m trainer.report runs/digits                          # page, Markdown and plots
+    python -m trainer.report runs/digits --html digits.html       # one file, opens from disk
+    python -m trainer.report runs/digits --baseline runs/uniform runs/sandwich
+
+Reads log.jsonl, recipe.json and frontier.json (the bundle's rows, if the run has got so far). Works
+on a run that is still going.
 """
 
 from __future__ import annotations
@@ -10,71 +14,65 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.flops_text import format_flops
-from trainer.log import Record, number, read_log
+from trainer.log import Record
+from trainer.report_page import HEAD, frontier_cells, report_page, status
+from trainer.run_record import RunRecord, read_run
 
-LOG_NAME = "log.jsonl"
-RECIPE_NAME = "recipe.json"
-FRONTIER_NAME = "frontier.json"
-_FRONTIER_PLACES = (FRONTIER_NAME, f"bundle/{FRONTIER_NAME}")
+PAGE_NAME = "report.html"
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run left on disk: log records, and frontier rows (none before its end).
-
-    space: name of the search space, None if the run has no recipe.json.
-    """
-
-    name: str
-    space: str | None
-    records: list[Record]
-    frontier: list[Record]
-
-    def of_kind(self, kind: str) -> list[Record]:
-        """The records of one kind, in the order they were written."""
-        return [record for record in self.records if record["kind"] == kind]
-
-
-def read_run(run: Path) -> RunRecord:
-    """Raises ValueError, in one line, if the folder or the log is missing or not readable."""
-    if not run.is_dir():
-        raise ValueError(f"{run} is no folder: give the output folder of a training run")
-    frontier: list[Record] = []
-    for place in _FRONTIER_PLACES:
-        if (run / place).is_file():
-            frontier = _read_frontier(run / place)
-            break
-    space = None
-    if (run / RECIPE_NAME).is_file():
-        recipe = _read_json(run / RECIPE_NAME)
-        space = recipe.get("space") if isinstance(recipe, dict) else None
-    name = space if isinstance(space, str) else None
-    return RunRecord(run.resolve().name, name, read_log(run / LOG_NAME), frontier)
-
-
-def write_report(run: Path, out: Path | None = None) -> list[Path]:
-    """Write report.md and the plots that the run has data for into `out` (RUN/report).
+def write_report(run: Path, out: Path | None = None, baselines: Sequence[Path] = ()) -> list[Path]:
+    """Write report.md, report.html and the plots that there is data for into `out` (RUN/report).
 
     Answers the files written, report.md first. Raises ValueError as read_run does.
     """
-    from trainer import plots
+    from trainer import plot_style, plots
 
-    record = read_run(run)
+    record, others = read_run(run), _read_baselines(baselines)
+    drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
     folder = out if out is not None else run / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn: list[tuple[str, str]] = []
-    files: list[Path] = []
-    for name, title, figure in plots.draw(record.of_kind, record.frontier, record.space):
-        drawn.append((name, title))
-        files += plots.save(figure, folder / name)
-    text = report_text(record, drawn)
-    document = folder / "report.md"
-    document.write_text(text, encoding="utf-8")
-    return [document, *files]
+    files = [folder / "report.md", folder / PAGE_NAME]
+    files[0].write_text(
+        report_text(record, [(plot.name, plot.title) for plot in drawn]), encoding="utf-8"
+    )
+    files[1].write_text(report_page(record, drawn, others), encoding="utf-8")
+    for plot in drawn:
+        files += plot_style.save(plot.figure, folder / plot.name)
+    return files
+
+
+def write_page(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
+    """Write the page alone. Raises ValueError as read_run does."""
+    from trainer import plots
+
+    record, others = read_run(run), _read_baselines(baselines)
+    drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(report_page(record, drawn, others), encoding="utf-8")
+
+
+def write_pdf(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
+    """Write a PDF: the table, then a page a plot. Raises ValueError as read_run does."""
+    from trainer import pdf, plots
+
+    record, others = read_run(run), _read_baselines(baselines)
+    drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
+    lines = (
+        [status(record), "", *text_table(record.frontier)] if record.frontier else [status(record)]
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pdf.write(file, record.name, lines, drawn)
+
+
+def _read_baselines(baselines: Sequence[Path]) -> list[RunRecord]:
+    others = [read_run(path) for path in baselines]
+    for other, path in zip(others, baselines, strict=True):
+        if not other.frontier:
+            raise ValueError(f"{path} has no frontier yet: a baseline must be a finished run")
+    return others
 
 
 def report_text(record: RunRecord, plots: Sequence[tuple[str, str]]) -> str:
@@ -91,64 +89,53 @@ def report_text(record: RunRecord, plots: Sequence[tuple[str, str]]) -> str:
 
 def frontier_table(frontier: Sequence[Record]) -> list[str]:
     """Markdown lines, one row per budget. One multiply-add is one FLOP."""
-    head = ("budget", "FLOPs", "of budget", "parameters", "val accuracy", "test accuracy")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
-    for row in sorted(frontier, key=lambda row: number(row, "budget_flops")):
-        budget, flops = number(row, "budget_flops"), number(row, "flops")
-        cells = (
-            format_flops(budget),
-            format_flops(flops),
-            f"{flops / budget:.1%}",
-            f"{int(number(row, 'params')):,}" if row.get("params") is not None else "",
-            _accuracy(row, "val_accuracy"),
-            _accuracy(row, "test_accuracy"),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --: |" * len(HEAD)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in frontier_cells(frontier)]
 
 
-def _accuracy(row: Record, field: str) -> str:
-    return "" if row.get(field) is None else f"{number(row, field):.2%}"
-
-
-def _read_frontier(path: Path) -> list[Record]:
-    rows = _read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must be a list of rows")
-    for row in rows:
-        number(row, "budget_flops")
-        number(row, "flops")
-    return rows
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+def text_table(frontier: Sequence[Record]) -> list[str]:
+    """The same in columns of equal width."""
+    rows = [list(HEAD), *frontier_cells(frontier)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Answers the exit status: 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.report",
-        description="Write a table of accuracy per budget and plots for a training run.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of a training run")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/report)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN/report)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write only the page, to FILE")
+    parser.add_argument("--pdf", type=Path, metavar="FILE", help="write only a PDF, to FILE")
+    parser.add_argument(
+        "--baseline", type=Path, nargs="+", default=[], metavar="RUN", help="runs to compare with"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
-        files = write_report(options.run, options.out)
-        record = read_run(options.run)
+        files = [file for file in (options.html, options.pdf) if file is not None]
+        if options.html is not None:
+            write_page(options.run, options.html, options.baseline)
+        if options.pdf is not None:
+            write_pdf(options.run, options.pdf, options.baseline)
+        if not files:
+            files = write_report(options.run, options.out, options.baseline)
+        frontier = read_run(options.run).frontier
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps({"files": [str(f) for f in files], "frontier": record.frontier}))
+        print(json.dumps({"files": [str(f) for f in files], "frontier": frontier}))
         return 0
-    if record.frontier:
-        print("\n".join(frontier_table(record.frontier)))
+    if frontier:
+        print("\n".join(frontier_table(frontier)))
     for file in files:
         print(file)
     return 0

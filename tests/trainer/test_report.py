@@ -13,8 +13,10 @@ from PIL import Image
 from models.spaces import get_space
 from trainer.arch_plot import arch_rows
 from trainer.log import JsonlLog
-from trainer.plots import frontier_figure, groups_figure, running_mean, save
-from trainer.report import frontier_table, main, read_run, write_report
+from trainer.plot_style import running_mean, save
+from trainer.plots import frontier_figure, groups_figure
+from trainer.report import frontier_table, main, write_report
+from trainer.run_record import read_run
 
 ROOT = Path(__file__).parents[2]
 GROUPS = [200_000, 500_000, 900_000]
