@@ -1,0 +1,186 @@
+"""How many images a second, over HTTP and without it, as budgets mix?
+
+    python -m benchmarks.serve_load
+    python -m benchmarks.serve_load --server-core 0 --load-core 1 --seconds 10 --rounds 3
+
+Budgets follow a Zipf law over so many distinct ones. Beside this server: a bare loop that decodes
+and runs what is asked for with perfect knowledge of what waits (no HTTP, one process), and plain
+LitServe with a ``predict`` by groups. Everything that serves runs on one core, the load on another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.load import Sample, closed_loop, http_request, serving
+from benchmarks.timing import machine
+from models.arch import Arch
+from models.bundle import Bundle, load_bundle
+from shiftnas_serve.engine import Engine
+from shiftnas_serve.runtimes import build_runtime
+
+_STREAM = 2048
+_MAX_BATCH = 16
+
+
+def photo(side: int, seed: int) -> bytes:
+    """A smooth JPEG of so many pixels a side."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    image = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def zipf_budgets(bundle: Bundle, distinct: int, count: int, seed: int) -> list[float]:
+    """Budgets in random order of popularity, the k-th as often as 1/k."""
+    rng = np.random.default_rng(seed)
+    budgets = np.linspace(bundle.min_flops, bundle.max_flops, distinct + 1)[1:]
+    rng.shuffle(budgets)
+    chances = 1 / np.arange(1, distinct + 1)
+    return rng.choice(budgets, count, p=chances / chances.sum()).tolist()
+
+
+def bare_loop(
+    bundle: Bundle, engine: Engine, data: bytes, budgets: list[float], window: int, seconds: float
+) -> float:
+    """Images a second without HTTP: of each window of requests, one batch a subnet."""
+    preprocess, done, start = bundle.preprocess, 0, time.perf_counter()
+    archs = [bundle.answer(budget) for budget in budgets]
+    at = 0
+    while time.perf_counter() < start + seconds:
+        groups: dict[Arch, list[np.ndarray]] = {}
+        for arch in archs[at : at + window]:
+            side = bundle.space.resolution(arch)
+            pixels = preprocess.pixels(preprocess.decode(data, side), side)
+            groups.setdefault(arch, []).append(pixels)
+        for arch, pixels in groups.items():
+            for first in range(0, len(pixels), _MAX_BATCH):
+                batch = np.stack(pixels[first : first + _MAX_BATCH])
+                engine.run(arch, preprocess.normalize(batch))
+        done += len(archs[at : at + window])
+        at = (at + window) % (len(archs) - window + 1)
+    return done / (time.perf_counter() - start)
+
+
+def figures(samples: list[Sample], seconds: float) -> dict[str, float]:
+    """Rate of right answers, and percentiles of their latency."""
+    good = [sample.latency_ms for sample in samples if sample.status == 200]
+    if not good:
+        return {"per_s": 0.0, "p50_ms": float("nan"), "p99_ms": float("nan"), "failed": 1.0}
+    p50, p99 = np.percentile(good, (50, 99)).tolist()
+    failed = 1 - len(good) / len(samples)
+    return {"per_s": len(good) / seconds, "p50_ms": p50, "p99_ms": p99, "failed": failed}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serve_load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
+    parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
+    parser.add_argument("--server-core", type=int, default=None)
+    parser.add_argument("--load-core", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = load_bundle(options.bundle)
+        rows = measure(bundle, options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not options.json:
+        print(f"{bundle.name}: images a second, medians of {options.rounds} (ms: p50, p99)")
+        print(
+            "budgets  at once   bare loop   this server              this, base64    plain LitServe"
+        )
+        for row in rows:
+            ours = f"{row['raw_per_s']:8.0f} ({row['raw_p50_ms']:.1f}, {row['raw_p99_ms']:.1f})"
+            print(
+                f"{row['budgets']:7.0f} {row['concurrency']:8.0f} {row['bare_per_s']:11.0f}   "
+                f"{ours:24} {row['base64_per_s']:12.0f} {row['litserve_per_s']:17.0f}"
+            )
+    about = {"benchmark": "serve_load", "bundle": bundle.name, "seed": options.seed}
+    cores = {"server_core": options.server_core, "load_core": options.load_core}
+    print(json.dumps({**about, **cores, "rows": rows, "machine": machine()}))
+    return 0
+
+
+def measure(bundle: Bundle, options: argparse.Namespace) -> list[dict[str, float]]:
+    """A row for each number of budgets and of requests at once."""
+    own = os.sched_getaffinity(0)
+    server_cores = own if options.server_core is None else {options.server_core}
+    load_cores = own if options.load_core is None else {options.load_core}
+    data = photo(options.photo_side, options.seed)
+    text = base64.b64encode(data).decode()
+    engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+    folder = str(options.bundle)
+    ours = ["-m", "shiftnas_serve", "--bundle", folder, "--max-batch", str(_MAX_BATCH)]
+    plain = ["-m", "benchmarks.plain_litserve", "--bundle", folder]
+    rows = []
+    with (
+        serving([*ours, "--max-waiting", "1000"], "/readyz", options.server_core) as ours_running,
+        serving(plain, "/health", options.server_core) as plain_running,
+    ):
+        for server in (ours_running, plain_running):
+            server.pause()
+        for distinct in options.budgets:
+            budgets = zipf_budgets(bundle, distinct, _STREAM, options.seed)
+            named = [{"FLOPs-Budget": str(int(budget))} for budget in budgets]
+            jpeg, as_json = {"Content-Type": "image/jpeg"}, {"Content-Type": "application/json"}
+            wrapped = json.dumps({"image": text}).encode()
+            raw = [http_request("/classify", data, {**jpeg, **one}) for one in named]
+            base64s = [http_request("/classify", wrapped, {**as_json, **one}) for one in named]
+            plains = [
+                http_request(
+                    "/predict", json.dumps({"image": text, "flops": budget}).encode(), as_json
+                )
+                for budget in budgets
+            ]
+            systems = {"raw": (ours_running, raw), "base64": (ours_running, base64s)}
+            systems["litserve"] = (plain_running, plains)
+            for concurrency in options.concurrency:
+                seen: dict[str, list[float]] = {}
+                for _ in range(options.rounds):
+                    os.sched_setaffinity(0, server_cores)
+                    bare_loop(bundle, engine, data, budgets, concurrency, 0.3)
+                    rate = bare_loop(bundle, engine, data, budgets, concurrency, options.seconds)
+                    seen.setdefault("bare_per_s", []).append(rate)
+                    os.sched_setaffinity(0, load_cores)
+                    for name, (server, requests) in systems.items():
+                        server.resume()
+                        closed_loop(server.port, requests, concurrency, 0.5)
+                        seconds = options.seconds
+                        found = figures(*closed_loop(server.port, requests, concurrency, seconds))
+                        server.pause()
+                        for key, value in found.items():
+                            seen.setdefault(f"{name}_{key}", []).append(value)
+                medians = {key: statistics.median(values) for key, values in seen.items()}
+                spread = {f"{key}_spread": max(v) - min(v) for key, v in seen.items()}
+                rows.append({"budgets": distinct, "concurrency": concurrency, **medians, **spread})
+    os.sched_setaffinity(0, own)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
