@@ -5,10 +5,11 @@
     python -m benchmarks.slo --trace arrivals.txt
 
 Open loop: requests come when they come, in multiples of the capacity of the largest subnet. This
-server chooses subnets by ``Latency-Budget``; beside it one with the same deadline runs fixed subnets,
-and drops what is late. Effective accuracy: the table's accuracy of the subnet that answered, 0 for
-an answer that was late or refused. Attainment: the share of requests answered in time, by the
-client's clock. It takes a network beside whose inference HTTP is small to show anything.
+server chooses subnets by ``Latency-Budget``; beside it one with the same deadline runs fixed
+subnets, and drops what is late. Effective accuracy: the table's accuracy of the subnet that
+answered, 0 for an answer that was late or refused. Attainment: the share of requests answered in
+time, by the client's clock. It takes a network beside whose inference HTTP is small to show
+anything.
 """
 
 from __future__ import annotations

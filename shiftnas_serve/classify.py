@@ -12,9 +12,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import math
+import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
-from models.preprocess import FORMATS, ImageError
+from models.preprocess import ImageError, sniff_format
 from shiftnas_serve.body import ACCEPTED, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.frames import Done, Failed, Late
@@ -45,6 +45,7 @@ DEFAULT_TOP_K = 5
 # Larger images are decoded and resized in a thread: they would hold up everyone else's requests.
 # For smaller ones the way to a thread and back takes longer than the work.
 _SMALL_PIXELS = 250_000
+_SMALL_JPEG_BYTES = 16_000
 # A late answer is better than none for so long; after that the worker is in trouble.
 _GRACE_S = 1.0
 
@@ -207,7 +208,7 @@ class Classifier:
             raise Problem(500, f"subnet {subnet.id} could not run: {answer.reason}")
         if isinstance(answer, Late):
             raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
-        self._observe(plan, answer, decode_ms)
+        self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - received))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
     async def _decode(self, data: bytes) -> Image.Image:
@@ -237,7 +238,7 @@ class Classifier:
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
 
-    def _observe(self, plan: Plan, done: Done, decode_ms: float) -> None:
+    def _observe(self, plan: Plan, done: Done, decode_ms: float, total_ms: float) -> None:
         metrics = self._metrics
         metrics.decode_seconds.observe(decode_ms / 1000)
         metrics.queue_seconds.observe(done.queue_ms / 1000)
@@ -248,7 +249,8 @@ class Classifier:
             metrics.budget_use.observe(plan.subnet.flops / plan.asked["flops"])
         if plan.degraded:
             metrics.degraded.inc()
-        self._workers.observed(plan.subnet.flops, done.infer_ms / done.batch)
+        overhead_ms = total_ms - decode_ms - done.queue_ms - done.infer_ms - done.build_ms
+        self._workers.observed(plan.subnet.flops, done.infer_ms / done.batch, overhead_ms)
 
     def _respond(self, request: Request, one: Classified, top_k: int) -> Response:
         bundle, plan, done, probabilities = self._bundle, one.plan, one.done, one.probabilities
@@ -306,13 +308,21 @@ def read_top_k(query: Mapping[str, str], classes: int) -> int:
 
 
 def is_small(data: bytes) -> bool:
-    """Whether decoding these bytes takes no more than a moment, as far as their header says."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height <= _SMALL_PIXELS
-    # Not an image, or a damaged one: whoever decodes it says what is wrong.
-    except Exception:  # noqa: BLE001
-        return False
+    """Whether decoding these bytes takes no more than a moment, as far as their first bytes say.
+
+    A JPEG spends bits on every block of 8 x 8 pixels, so a short one is not large. A PNG says its
+    size first. A WebP may hold 16,000 x 16,000 pixels of one colour in no space at all.
+    """
+    match sniff_format(data):
+        case "JPEG":
+            return len(data) <= _SMALL_JPEG_BYTES
+        case "PNG" if len(data) >= 24:
+            width, height = struct.unpack(">II", data[16:24])
+            return width * height <= _SMALL_PIXELS
+        case "WEBP":
+            return False
+        case _:
+            return True  # refused before anything is decoded
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

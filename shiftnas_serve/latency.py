@@ -17,6 +17,7 @@ from itertools import accumulate, pairwise
 _STEP = 0.05
 # One slow answer (a busy machine) must not make every prediction absurd.
 _CORRECTION_RANGE = (0.5, 4.0)
+_OVERHEAD_RANGE = 10.0
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class LatencyTable:
     """Milliseconds by FLOPs: straight lines between ``points``, which ascend in both.
 
     ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
-    multiplies the measured milliseconds.
+    multiplies the measured milliseconds, ``more_overhead_ms`` adds to the overhead: both follow
+    what is observed.
     """
 
     points: tuple[tuple[float, float], ...]
     overhead_ms: float = 1.0
     correction: float = 1.0
+    more_overhead_ms: float = 0.0
 
     def __post_init__(self) -> None:
         assert self.points, "a latency table needs at least one point"
@@ -65,7 +68,12 @@ class LatencyTable:
 
     def answer_ms(self, flops: float) -> float:
         """Predicted milliseconds for a whole answer of an idle server, decoding aside."""
-        return self.infer_ms(flops) + self.overhead_ms
+        return self.infer_ms(flops) + self.overhead_ms + self.more_overhead_ms
+
+    def least_ms(self, flops: float) -> float:
+        """The shorter of what an answer takes now and what it took when the server was idle."""
+        idle = replace(self, correction=1.0, more_overhead_ms=0.0)
+        return min(self.answer_ms(flops), idle.answer_ms(flops))
 
     def flops_within(self, ms: float) -> float:
         """The most FLOPs whose answer is predicted to take at most ``ms``; 0 when none does."""
@@ -77,13 +85,21 @@ class LatencyTable:
                 return low_flops + (high_flops - low_flops) * (ms - low_ms) / (high_ms - low_ms)
         return self.points[-1][0]
 
-    def observed(self, flops: float, infer_ms: float) -> LatencyTable:
-        """The table, a step closer to what one image took."""
+    def observed(
+        self, flops: float, infer_ms: float, overhead_ms: float | None = None
+    ) -> LatencyTable:
+        """The table, a step closer to what one image took, and to the overhead if it is known."""
         expected = self.infer_ms(flops) / self.correction
         target = infer_ms / max(expected, 1e-6)
         low, high = _CORRECTION_RANGE
         moved = self.correction + _STEP * (min(max(target, low), high) - self.correction)
-        return replace(self, correction=moved)
+        if overhead_ms is None:
+            return replace(self, correction=moved)
+        # As with inference, one hold-up must not make every prediction absurd.
+        seen_ms = min(max(overhead_ms, 0.0), _OVERHEAD_RANGE * self.overhead_ms)
+        more_ms = seen_ms - self.overhead_ms
+        more_ms = self.more_overhead_ms + _STEP * (more_ms - self.more_overhead_ms)
+        return replace(self, correction=moved, more_overhead_ms=more_ms)
 
 
 def measure_ms(run: Callable[[], object], seconds: float = 0.1, least: int = 5) -> float:

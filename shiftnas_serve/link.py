@@ -57,6 +57,7 @@ class Link(asyncio.Protocol):
         self._reader = FrameReader()
         self._heard_s = time.monotonic()
         self._building = False
+        self._outgoing: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
 
     @property
@@ -65,18 +66,29 @@ class Link(asyncio.Protocol):
 
     def send(self, flight: Flight) -> None:
         """Send a flight's job and keep the flight until it is answered, cancelled or lost."""
-        assert self._transport is not None
         if not self.in_flight:
             self._heard_s = time.monotonic()
         flight.link = self
         self.in_flight[flight.job.id] = flight
-        self._transport.write(pack(flight.job))
+        self._write(flight.job)
 
     def cancel(self, flight: Flight) -> None:
         """Forget a flight; nothing happens if it has landed."""
         if self.in_flight.pop(flight.job.id, None) is not None and not self.closed.done():
-            assert self._transport is not None
-            self._transport.write(pack(Cancel(flight.job.id)))
+            self._write(Cancel(flight.job.id))
+
+    def _write(self, frame: Job | Cancel) -> None:
+        # Once a turn of the event loop, so that requests that came together arrive together. On a
+        # busy core the worker would else be woken for each, and run each alone.
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(pack(frame))
+
+    def _flush(self) -> None:
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        if self._transport is not None and not self.closed.done():
+            self._transport.write(data)
 
     def ahead_ms(self, deadline_s: float) -> float:
         """Predicted work of the jobs here that run before one due at ``deadline_s``."""
@@ -100,6 +112,7 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection; the worker drops what it has for us."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shiftnas_serve.frames import Hello, Job
+from shiftnas_serve.frames import Done, Hello, Job
 from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.link import Answer, Flight, Link, connect
@@ -29,6 +29,9 @@ _POLL_S = 0.1
 _WATCH_CLIENT_AFTER_S = 0.02
 # Until a build has been seen.
 _BUILD_MS = 20.0
+# Waits for less predicted work than this say nothing about the prediction.
+_MEASURABLE_QUEUE_MS = 2.0
+_QUEUE_FACTORS = (0.25, 8.0)
 # How fast an estimate follows what is observed.
 _STEP = 0.1
 
@@ -41,6 +44,7 @@ class Workers:
         self._links: list[Link | None] = [None] * count
         self._latency: LatencyTable | None = None
         self._build_ms = _BUILD_MS
+        self._queue_factor = 1.0
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
@@ -65,17 +69,22 @@ class Workers:
         return self._latency
 
     def queue_ms(self, deadline_s: float) -> float:
-        """Predicted wait of a job due then: what runs before it on the least busy worker."""
-        return min((link.ahead_ms(deadline_s) for link in self._ready_links()), default=0.0)
+        """Predicted wait of a job due then: what runs before it on the least busy worker.
+
+        Corrected by how long jobs really waited for so much work: batches make it shorter, other
+        processes on the same cores longer.
+        """
+        ahead_ms = min((link.ahead_ms(deadline_s) for link in self._ready_links()), default=0.0)
+        return ahead_ms * self._queue_factor
 
     def resident(self) -> list[str]:
         """Ids of the subnets that any worker has a session for."""
         return sorted(set().union(*(link.resident for link in self._ready_links())))
 
-    def observed(self, flops: int, infer_ms: float) -> None:
-        """Let the latency table follow what answers really took."""
+    def observed(self, flops: int, infer_ms: float, overhead_ms: float) -> None:
+        """Let the latency table follow what answers really took, in the worker and beside it."""
         if self._latency is not None:
-            self._latency = self._latency.observed(flops, infer_ms)
+            self._latency = self._latency.observed(flops, infer_ms, overhead_ms)
 
     async def run(
         self,
@@ -104,6 +113,8 @@ class Workers:
             loop.create_future(),
         )
         self._dispatch(flight)
+        assert flight.link is not None
+        ahead_ms = flight.link.ahead_ms(deadline_s) - flight.infer_ms
         watch: asyncio.Task[None] | None = None
 
         def begin_watch() -> None:
@@ -120,9 +131,13 @@ class Workers:
                 watch.cancel()
             if flight.link is not None:
                 flight.link.cancel(flight)
-        build_ms = getattr(answer, "build_ms", 0.0)
-        if build_ms:
-            self._build_ms += _STEP * (build_ms - self._build_ms)
+        if isinstance(answer, Done):
+            if answer.build_ms:
+                self._build_ms += _STEP * (answer.build_ms - self._build_ms)
+            if ahead_ms > _MEASURABLE_QUEUE_MS and not flight.retried:
+                low, high = _QUEUE_FACTORS
+                factor = min(max(answer.queue_ms / ahead_ms, low), high)
+                self._queue_factor += _STEP * (factor - self._queue_factor)
         return answer
 
     async def start(self) -> None:

@@ -42,7 +42,7 @@ class LatencyBudget(AbstractBudgetKind):
         A budget that even an idle server cannot keep is out of range. One that this server could
         keep, were it not for the queue, gets the smallest subnet: its turn may come in time.
         """
-        smallest_ms = moment.latency.answer_ms(moment.min_flops)
+        smallest_ms = moment.latency.least_ms(moment.min_flops)
         if value < smallest_ms:
             raise OutOfRange(
                 f"{self.header}: {value:g} ms is less than the {smallest_ms:.2f} ms that this "

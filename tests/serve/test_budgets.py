@@ -83,6 +83,23 @@ def test_latency_never_falls_with_flops(points):
     assert predicted == sorted(predicted)
 
 
+def test_overhead_follows_what_is_observed_and_one_hold_up_moves_it_little():
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)), overhead_ms=1.0)
+    assert table.observed(1e6, 1.0, 1000.0).answer_ms(1e6) < 2.5
+    for _ in range(200):
+        table = table.observed(1e6, 1.0, 0.5)
+    assert table.answer_ms(1e6) == pytest.approx(1.5, rel=0.01)
+    assert table.observed(1e6, 1.0).answer_ms(1e6) == table.answer_ms(1e6)
+
+
+def test_a_busy_server_does_not_call_a_budget_impossible(bundle: Bundle):
+    plans = planner(bundle)
+    assert plans.latency is not None
+    for _ in range(200):
+        plans.latency = plans.latency.observed(bundle.max_flops, 40.0, 50.0)
+    assert plans.plan({"latency_ms": 3}, 0, 0).subnet.flops == bundle.min_flops
+
+
 def test_latency_follows_what_is_observed():
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
     for _ in range(200):

@@ -16,6 +16,7 @@ from PIL import Image
 from models.bundle import Bundle
 from models.extract import extract_folded
 from models.nets import build_net
+from shiftnas_serve.classify import is_small
 from tests.serve.conftest import RunningServer, encoded, picture
 
 PNG = {"Content-Type": "image/png"}
@@ -253,3 +254,14 @@ def test_top_k(server, png):
     assert sum(p["probability"] for p in everything) == pytest.approx(1)
     for wrong in ("0", "-1", "x", "1.5"):
         assert_problem(ask(wrong), 400, "top_k")
+
+
+def test_only_what_decodes_in_a_moment_is_decoded_on_the_event_loop():
+    large = Image.new("RGB", (5000, 4000), "navy")
+    small = picture()
+    for kind in ("PNG", "JPEG"):
+        assert is_small(encoded(small, kind))
+        assert not is_small(encoded(large, kind))
+    assert not is_small(encoded(large, "WEBP"))
+    assert is_small(b"no image")
+    assert is_small(encoded(small)[:20])
