@@ -23,12 +23,16 @@ READY_WITHIN_S = 60
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer. ``ask``: which request; ``latency_ms``: since it was due, or was sent."""
+    """One answer. ``ask``: which request; ``latency_ms``: since it was due, or was sent.
+
+    ``source``: where the session came from, as Server-Timing says.
+    """
 
     ask: int
     status: int
     latency_ms: float
     served_flops: int
+    source: str = ""
 
 
 def http_request(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
@@ -61,7 +65,9 @@ class Connections:
         latency_ms = 1000 * (time.perf_counter() - start)
         self._free.append((reader, writer))
         served = int(_field(head, b"served-flops") or 0)
-        return Sample(index, int(head.split(None, 2)[1]), latency_ms, served)
+        timing = (_field(head, b"server-timing") or b"").partition(b'desc="')[2]
+        source = timing.partition(b'"')[0].decode()
+        return Sample(index, int(head.split(None, 2)[1]), latency_ms, served, source)
 
 
 def _field(head: bytes, name: bytes) -> bytes | None:

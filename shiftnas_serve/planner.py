@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from models.arch import Arch
 from models.bundle import Bundle
@@ -14,6 +16,7 @@ from shiftnas_serve.frames import arch_key
 from shiftnas_serve.latency import LatencyTable
 
 _REMEMBERED = 4096
+_LATENCY_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Planner:
         self._of_arch: dict[Arch, Subnet] = {}
         for arch in bundle.archs():
             self._subnet(arch)
+        # Where answers are not stored, each costs the generator some milliseconds.
+        self._answer = lru_cache(_REMEMBERED)(self._decoded)
+        self._steps = latency_steps(bundle)
         self.latency: LatencyTable | None = None
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float, queue_ms: float) -> Plan:
@@ -71,15 +77,23 @@ class Planner:
         for kind in sorted(BUDGET_KINDS, key=lambda kind: kind.degrades):
             if kind.name in asked:
                 limit = kind.flops_bound(asked[kind.name], moment)
+                if kind.degrades:
+                    limit = self._step_below(limit)
                 if limit < bound:
                     bound, degraded = limit, kind.degrades
-        subnet = self._subnet(self._bundle.answer(bound))
+        subnet = self._answer(bound)
         assert subnet.flops <= bound, "an answer is never over budget"
         return Plan(subnet, dict(asked), degraded)
 
     def subnet(self, subnet_id: str) -> Subnet | None:
         """The subnet behind an id that this server has answered or can list."""
         return self._known.get(subnet_id)
+
+    def _decoded(self, bound: float) -> Subnet:
+        return self._subnet(self._bundle.answer(bound))
+
+    def _step_below(self, bound: float) -> float:
+        return self._steps[max(bisect_right(self._steps, bound) - 1, 0)]
 
     def _subnet(self, arch: Arch) -> Subnet:
         subnet = self._of_arch.get(arch)
@@ -91,6 +105,15 @@ class Planner:
             _, forgotten = self._known.popitem(last=False)
             del self._of_arch[forgotten.arch]
         return subnet
+
+
+def latency_steps(bundle: Bundle) -> list[float]:
+    """The FLOPs bounds that latency budgets are rounded down to.
+
+    They change with every millisecond, and would else name subnets that nobody has built.
+    """
+    low, high = bundle.min_flops, bundle.max_flops
+    return [low + (high - low) * i / _LATENCY_STEPS for i in range(_LATENCY_STEPS + 1)]
 
 
 def describe(bundle: Bundle, arch: Arch) -> Subnet:

@@ -40,13 +40,12 @@ from shiftnas_serve.frames import (
 from shiftnas_serve.inbox import Client, Inbox, socket_path
 from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.log import configure_log
+from shiftnas_serve.planner import latency_steps
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.waiting import Waiter, Waiting
 
 _MEASURED_SUBNETS = 5
-# Of a bundle whose answers are not stored: enough to meet every set of blocks.
-_EXPECTED_BUDGETS = 64
 _IDLE_S = 1.0
 # How much of the time that the most urgent job has left its batch may take.
 _BATCH_SHARE = 0.5
@@ -106,12 +105,10 @@ def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float]
 
 
 def expected_archs(bundle: Bundle) -> list[Arch]:
-    """What will probably be asked for: the stored answers, or those to a grid of budgets."""
+    """What will probably be asked for: the stored answers, or those to latency budgets."""
     if bundle.answers:
         return list(bundle.archs())
-    low, high = bundle.min_flops, bundle.max_flops
-    grid = np.linspace(low, high, _EXPECTED_BUDGETS).tolist()
-    return list(dict.fromkeys(bundle.answer(budget) for budget in grid))
+    return list(dict.fromkeys(bundle.answer(budget) for budget in latency_steps(bundle)))
 
 
 def end_with_parent(folder: Path) -> None:

@@ -65,6 +65,14 @@ def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
         assert both.subnet.flops <= alone.subnet.flops
 
 
+def test_latency_budgets_ask_for_few_distinct_subnets(bundle: Bundle):
+    plans = planner(bundle)
+    asked = [plans.plan({"latency_ms": 2.5 + i / 997}, 0, 0) for i in range(5000)]
+    assert len({plan.subnet.id for plan in asked}) <= 65
+    flops = [plan.subnet.flops for plan in asked]
+    assert flops == sorted(flops)
+
+
 def test_impossible_latency_is_out_of_range(bundle: Bundle):
     with pytest.raises(OutOfRange, match="smallest subnet"):
         planner(bundle).plan({"latency_ms": 1.5}, elapsed_ms=0, queue_ms=0)
