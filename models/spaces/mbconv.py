@@ -62,12 +62,10 @@ class Squeeze:
 class ProjectionLayout:
     """A shortcut across a change of width or stride.
 
-    ``differs`` is 1 where the block changes the number of channels, else 0; ``width`` is the
-    number that it gives.
+    ``differs`` is 1 where the block changes the number of channels, else 0.
     """
 
     differs: Size
-    width: Size
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,7 @@ def mbconv_space(
             conv(f"{here}.project", (width, middle, one, one), pixels, block)
             projection = None
             if index == 0 and projected_shortcuts:
-                projection = ProjectionLayout(_differs(before, width, *widths[-2:]), width)
+                projection = ProjectionLayout(_differs(before, width, *widths[-2:]))
                 rows = _rows(before, width, projection.differs, widths[-2], widths[-1])
                 at = derived(_product, pixels, projection.differs)
                 weights.append(Weight(f"{here}.shortcut.conv.weight", (rows, before, one, one), at))
