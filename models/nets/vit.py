@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from models.arch import Arch
 from models.nets.elastic import AbstractNet, ElasticLinear, StatisticsRecorder, TensorStatistics
+from models.nets.relative import (
+    GridIndex,
+    GridPositions,
+    PairIndex,
+    PairwisePositions,
+    RelativePosition,
+)
 from models.nets.view import AbstractView
 from models.space import SearchSpace
-from models.spaces.vit import RELATIVE_TABLES, VitBlockLayout, VitLayout
+from models.spaces.vit import VitBlockLayout, VitLayout
 
-Entries = tuple[Tensor, Tensor]
 LAYER_NORM_EPSILON = 1e-5
 
 
@@ -48,42 +54,6 @@ class ElasticLayerNorm(nn.Module):
         return normalized * weight + bias
 
 
-class RelativePosition(nn.Module):
-    """Two-dimensional relative positions: a vector of head width for each pair of tokens.
-
-    A pair's vector is the sum of an entry of a table for the distance in rows and one for that in
-    columns (``relative_entries``). Keys and values have their own two tables.
-    """
-
-    def __init__(self, net: AbstractNet, name: str) -> None:
-        super().__init__()
-        for table in RELATIVE_TABLES:
-            parameter = net.parameter_for(f"{name}.{table}")
-            nn.init.trunc_normal_(parameter, std=0.02)
-            self.register_parameter(table, parameter)
-
-    def forward(self, part: str, entries: Entries) -> Tensor:
-        """The vectors of the ``key`` or the ``value`` part: (tokens, tokens, head width)."""
-        rows, columns = entries
-        # not get_parameter: functional_call puts plain tensors in the place of parameters
-        row_table, column_table = getattr(self, f"{part}_rows"), getattr(self, f"{part}_columns")
-        return F.embedding(rows, row_table) + F.embedding(columns, column_table)
-
-
-def relative_entries(grid: int, reach: int) -> Entries:
-    """Which entry of the row and of the column table a pair of tokens takes: (tokens, tokens) each.
-
-    Distances are clipped to ``reach`` patches. Entry 0 is for pairs with the class token.
-    """
-    place = torch.arange(grid * grid)
-
-    def entries(coordinate: Tensor) -> Tensor:
-        distance = (coordinate[None] - coordinate[:, None]).clamp(-reach, reach)
-        return F.pad(distance + reach + 1, (1, 0, 1, 0))
-
-    return entries(place // grid), entries(place % grid)
-
-
 class SteppedLinear(ElasticLinear):
     """A linear layer whose bias is the sum of the rows of a table (``vit_space``)."""
 
@@ -101,7 +71,9 @@ class Attention(nn.Module):
     of a tensor that is not contiguous would be exported with the number computed from all sizes.)
     """
 
-    def __init__(self, net: AbstractNet, name: str, layout: VitLayout) -> None:
+    def __init__(
+        self, net: AbstractNet, name: str, layout: VitLayout, index: nn.Module | None
+    ) -> None:
         super().__init__()
         self.query = ElasticLinear(net, f"{name}.query")
         self.key = ElasticLinear(net, f"{name}.key")
@@ -109,12 +81,13 @@ class Attention(nn.Module):
         self.value = linear(net, f"{name}.value")
         self.project = ElasticLinear(net, f"{name}.project")
         self.relative: RelativePosition | None = None
-        if layout.relative_position is not None:
-            self.relative = RelativePosition(net, f"{name}.relative")
+        if index is not None:
+            positions = GridPositions if isinstance(index, GridIndex) else PairwisePositions
+            self.relative = positions(net, f"{name}.relative", index)
         self._head_dim = layout.head_dim
 
-    def forward(self, x: Tensor, view: AbstractView, entries: Entries | None) -> Tensor:
-        """What the heads gather, projected; ``entries`` if positions are relative."""
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
+        """What the heads gather, projected."""
         batch, tokens = x.shape[0], x.shape[1]
 
         def heads(inside: Tensor) -> Tensor:
@@ -123,30 +96,26 @@ class Attention(nn.Module):
         query = heads(self.query(x, view)) * self._head_dim**-0.5
         key, value = heads(self.key(x, view)), heads(self.value(x, view))
         logits = query @ key.transpose(-2, -1)
-        if self.relative is not None and entries is not None:
-            # for each query position one product, of all its heads with the pairs' vectors
-            by_token = query.permute(2, 0, 1, 3).contiguous().view(tokens, -1, self._head_dim)
-            relative = by_token @ self.relative("key", entries).transpose(-2, -1)
-            logits = logits + relative.reshape(tokens, batch, -1, tokens).permute(1, 2, 0, 3)
+        if self.relative is not None:
+            logits = logits + self.relative.logits(query)
         weights = logits.softmax(-1)
-        attended = (weights @ value).transpose(1, 2)
-        if self.relative is not None and entries is not None:
-            by_token = weights.permute(2, 0, 1, 3).contiguous().view(tokens, -1, tokens)
-            relative = by_token @ self.relative("value", entries)
-            relative = relative.reshape(tokens, batch, -1, self._head_dim)
-            attended = attended + relative.transpose(0, 1)
-        attended = attended.contiguous().view(batch, tokens, -1)
+        attended = weights @ value
+        if self.relative is not None:
+            attended = attended + self.relative.values(weights)
+        attended = attended.transpose(1, 2).contiguous().view(batch, tokens, -1)
         return self.project(attended, view)
 
 
 class TransformerBlock(nn.Module):
     """Attention, then two linear layers with a GELU: each sees the stream's norm and adds to it."""
 
-    def __init__(self, net: AbstractNet, block: VitBlockLayout, layout: VitLayout) -> None:
+    def __init__(
+        self, net: AbstractNet, block: VitBlockLayout, layout: VitLayout, index: nn.Module | None
+    ) -> None:
         super().__init__()
         here = block.name
         self.attention_norm = ElasticLayerNorm(net, f"{here}.attention_norm")
-        self.attention = Attention(net, f"{here}.attention", layout)
+        self.attention = Attention(net, f"{here}.attention", layout, index)
         self.mlp_norm = ElasticLayerNorm(net, f"{here}.mlp_norm")
         self.mlp = nn.ModuleDict(
             {
@@ -156,9 +125,9 @@ class TransformerBlock(nn.Module):
         )
         self._block = block.block
 
-    def forward(self, x: Tensor, view: AbstractView, entries: Entries | None) -> Tensor:
+    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
         """The stream after this block."""
-        attended = self.attention(self.attention_norm(x, view), view, entries)
+        attended = self.attention(self.attention_norm(x, view), view)
         x = x + view.gate(attended, self._block)
         hidden = F.gelu(self.mlp["expand"](self.mlp_norm(x, view), view))
         return x + view.gate(self.mlp["project"](hidden, view), self._block)
@@ -187,7 +156,8 @@ class PatchEmbedding(nn.Module):
 class ViTNet(AbstractNet):
     """Patches, blocks, norm, classifier. Images (batch, 3, side, side) -> logits (batch, classes).
 
-    There is no BatchNorm: ``folded`` changes nothing and ``statistics`` are not used.
+    There is no BatchNorm: ``statistics`` are not used, and ``folded`` is how relative position is
+    computed (``models.nets.relative``).
     """
 
     def __init__(self, space: SearchSpace, arch: Arch, folded: bool) -> None:
@@ -200,17 +170,12 @@ class ViTNet(AbstractNet):
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
         self._blocks = [b for b in layout.blocks if b.block is None or b.block.present(arch)]
-        self.blocks = nn.ModuleList(TransformerBlock(self, b, layout) for b in self._blocks)
+        index = None  # shared by all blocks
+        if layout.relative_position is not None:
+            index = (GridIndex if folded else PairIndex)(layout.grid, layout.relative_position)
+        self.blocks = nn.ModuleList(TransformerBlock(self, b, layout, index) for b in self._blocks)
         self.norm = ElasticLayerNorm(self, "norm")
         self.classifier = ElasticLinear(self, "classifier")
-        self._relative = layout.relative_position is not None
-        if layout.relative_position is not None:  # the same for all blocks, and not learnt
-            rows, columns = relative_entries(layout.grid, layout.relative_position)
-            self.register_buffer("rows", rows, persistent=False)
-            self.register_buffer("columns", columns, persistent=False)
-
-    def _entries(self) -> Entries | None:
-        return (self.get_buffer("rows"), self.get_buffer("columns")) if self._relative else None
 
     def run(
         self,
@@ -225,5 +190,5 @@ class ViTNet(AbstractNet):
         x = x + view.weight(self.positions, self.space.weight["positions"])
         for block, layout in zip(self.blocks, self._blocks, strict=True):
             if view.present(layout.block):
-                x = block(x, view, self._entries())
+                x = block(x, view)
         return self.classifier(self.norm(x, view)[:, 1:].mean(1), view)
