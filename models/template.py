@@ -22,17 +22,20 @@ from models.arch import Arch
 from models.calibration import calibrate
 from models.extract import extract_folded
 from models.graph import (
-    BLOCK_KEY,
-    BLOCKS_KEY,
-    INPUT,
-    OUTPUT,
-    PERMUTATIONS_KEY,
     applied,
     conditional_weights,
     cut_graph,
     deployed_shapes,
     module_of,
     set_convolution,
+)
+from models.graph_template import (
+    BLOCK_KEY,
+    BLOCKS_KEY,
+    INPUT,
+    OUTPUT,
+    PERMUTATIONS_KEY,
+    Template,
 )
 from models.nets import build_net
 from models.space import SearchSpace
@@ -63,8 +66,9 @@ def export_template(space: SearchSpace) -> bytes:
     metadata = {BLOCKS_KEY: blocks, PERMUTATIONS_KEY: permutations}
     onnx.helper.set_model_props(template, {k: json.dumps(v) for k, v in metadata.items()})
     _strip(template)
-    _verify(space, template)
-    return template.SerializeToString(deterministic=True)
+    data = template.SerializeToString(deterministic=True)
+    _verify(space, Template.parse(data))
+    return data
 
 
 def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
@@ -307,7 +311,7 @@ def _strip(template: onnx.ModelProto) -> None:
     template.ClearField("doc_string")
 
 
-def _verify(space: SearchSpace, template: onnx.ModelProto) -> None:
+def _verify(space: SearchSpace, template: Template) -> None:
     """Compare cuts with torch: the ends of the space and some archs between, batches 1 and 3.
 
     BatchNorms are calibrated before they are folded: without them random weights let activations

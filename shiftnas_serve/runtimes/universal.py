@@ -21,7 +21,6 @@ import onnxruntime
 
 from models.arch import Arch
 from models.bundle import Bundle
-from models.graph import _permutations, cut_graph, deployed_shapes
 from shiftnas_serve.runtimes.base import AbstractSession
 
 # Measured with vit-tiny (benchmarks.memory): a session without weights, a binding, what a subnet
@@ -164,7 +163,7 @@ class Universal:
     ) -> None:
         assert not bundle.space.norms, "folded BatchNorms differ from subnet to subnet"
         self._bundle, self._create = bundle, create
-        self._pool = SlicePool(_arrays(bundle, bundle.space.largest), most_rows(bundle))
+        self._pool = SlicePool(bundle.graph_weights(bundle.space.largest), most_rows(bundle))
         self._bindings = Bindings()
         self._sessions: dict[tuple[int, frozenset[str]], onnxruntime.InferenceSession] = {}
 
@@ -176,11 +175,11 @@ class Universal:
 
     def bind(self, arch: Arch) -> BoundSession:
         """A subnet: its weights' parts found or copied, its session found or created."""
-        arrays = _arrays(self._bundle, arch)
+        arrays = self._bundle.graph_weights(arch)
         key = (self._bundle.space.resolution(arch), frozenset(arrays))
         session = self._sessions.get(key)
         if session is None:
-            model = weights_as_inputs(cut_graph(self._bundle.template, self._bundle.space, arch))
+            model = weights_as_inputs(self._bundle.build_onnx_apart(arch, arrays))
             session = self._sessions[key] = self._create(model.SerializeToString())
         names = tuple(arrays)
         weights = [(self._pool.columns(name, arrays[name]), len(arrays[name])) for name in names]
@@ -189,7 +188,7 @@ class Universal:
 
 def most_rows(bundle: Bundle) -> dict[tuple[str, tuple[int, ...]], int]:
     """Of each weight, by its sizes after the first axis as graphs read it: the most rows."""
-    space, permutations = bundle.space, _permutations(bundle.template)
+    space, permutations = bundle.space, bundle.template.permutations
     most: dict[tuple[str, tuple[int, ...]], int] = {}
     for weight in space.weights:
         decisions = list(dict.fromkeys(d for size in weight.shape for d in size.decisions))
@@ -203,7 +202,7 @@ def most_rows(bundle: Bundle) -> dict[tuple[str, tuple[int, ...]], int]:
 
 
 def weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A weightless graph (``cut_graph``) whose weights are inputs of any size instead."""
+    """A weightless graph (``cut_graph_apart``) whose weights are inputs of any size instead."""
     graph = model.graph
     constants = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
     for tensor in graph.initializer:
@@ -215,13 +214,3 @@ def weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.initializer[:]
     graph.initializer.extend(constants)
     return model
-
-
-def _arrays(bundle: Bundle, arch: Arch) -> dict[str, np.ndarray]:
-    """What the subnet's graph reads, by name; views of the bundle's weights."""
-    permutations = _permutations(bundle.template)
-    weights = bundle.subnet_weights(arch)
-    return {
-        name: weights[name].transpose(permutations.get(name, range(weights[name].ndim)))
-        for name in deployed_shapes(bundle.space, arch)
-    }

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import models.bundle
 from models.bundle import load_bundle
+from models.bundle_files import describe
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def edit(folder, change):
 
 def rehash(folder, name):
     """Let the manifest agree with a file that was changed on purpose."""
-    described = models.bundle._describe(folder / name)
+    described = describe(folder / name)
     edit(folder, lambda d: d["files"].update({name: described}))
 
 
@@ -110,7 +111,7 @@ def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(models.bundle, "_swap", fail)
+    monkeypatch.setattr(models.bundle, "swap", fail)
     with pytest.raises(OSError, match="No space left"):
         make_bundle("nano-cnn", folder, seed=1)
     assert load_bundle(folder).version == version

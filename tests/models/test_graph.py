@@ -13,7 +13,8 @@ import torch
 from models.arch import Arch
 from models.calibration import calibrate
 from models.extract import extract_folded
-from models.graph import BLOCK_KEY, INPUT, OUTPUT, cut_graph, deployed_shapes, graph_weights
+from models.graph import cut_graph, cut_graph_apart, deployed_shapes, graph_weights
+from models.graph_template import INPUT, OUTPUT, Template
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.vit import ViTNet
@@ -40,8 +41,9 @@ def supernet(name: str) -> AbstractNet:
     return net.eval()
 
 
-def template(name: str) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(template_of(name, 10))
+@cache
+def template(name: str) -> Template:
+    return Template.parse(template_of(name, 10))
 
 
 def images_for(space: SearchSpace, arch: Arch, batch: int) -> torch.Tensor:
@@ -60,6 +62,11 @@ def deployed(net: AbstractNet, arch: Arch) -> tuple[dict[str, np.ndarray], Stati
     weights = {name: parameter.detach().numpy() for name, parameter in net.named_parameters()}
     sliced = slice_weights(net.space, arch, weights)
     return fold_norms(net.space, sliced, statistics), statistics
+
+
+def some_weights(space: SearchSpace, arch: Arch) -> dict[str, np.ndarray]:
+    shapes = deployed_shapes(space, arch)
+    return {name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
 
 
 def session(
@@ -105,12 +112,13 @@ def test_weights_can_be_given_from_outside_the_graph(name):
     for arch in some_archs(net.space):
         weights, _ = deployed(net, arch)
         stored = cut_graph(template(name), net.space, arch, weights)
-        bare = cut_graph(template(name), net.space, arch)
+        arrays = graph_weights(template(name), net.space, arch, weights)
+        bare = cut_graph_apart(template(name), net.space, arch, arrays)
         constants = stored.ByteSize() - sum(weight.nbytes for weight in weights.values())
         assert bare.ByteSize() < constants + 100 * len(weights)
 
-        arrays = graph_weights(template(name), net.space, arch, weights)
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        contiguous = [np.ascontiguousarray(array) for array in arrays.values()]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in contiguous]
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_external_initializers(list(arrays), values)
@@ -123,14 +131,13 @@ def test_dropped_blocks_are_not_in_the_graph(name):
     space = get_space(name, 10)
     blocks = {weight.block for weight in space.weights if weight.block is not None}
     for arch in some_archs(space):
-        graph = cut_graph(template(name), space, arch).graph
-        there = {
-            entry.value
-            for node in graph.node
-            for entry in node.metadata_props
-            if entry.key == BLOCK_KEY
-        }
+        graph = cut_graph(template(name), space, arch, some_weights(space, arch)).graph
+        read = {value for node in graph.node for value in node.input}
+        there = {b.name for b in blocks if any(v.startswith(f"{b.name}.") for v in read)}
         assert there == {block.name for block in blocks if block.present(arch)}
+        assert read <= {t.name for t in graph.initializer} | {INPUT, ""} | {
+            value for node in graph.node for value in node.output
+        }
         names = {tensor.name for tensor in graph.initializer}
         assert set(deployed_shapes(space, arch)) <= names
         assert names <= {value for node in graph.node for value in node.input}, "unused"
@@ -143,7 +150,9 @@ def test_a_graph_takes_images_of_its_own_resolution():
     space = get_space("nano-cnn", 10)
     for arch in (space.smallest, space.largest):
         dims = (
-            cut_graph(template("nano-cnn"), space, arch).graph.input[0].type.tensor_type.shape.dim
+            cut_graph(template("nano-cnn"), space, arch, some_weights(space, arch))
+            .graph.input[0]
+            .type.tensor_type.shape.dim
         )
         side = space.resolution(arch)
         assert [d.dim_value for d in dims] == [0, 3, side, side]
@@ -151,10 +160,10 @@ def test_a_graph_takes_images_of_its_own_resolution():
 
 def test_cutting_leaves_the_template_as_it_was():
     space = get_space("nano-cnn", 10)
-    one = template("nano-cnn")
-    before = one.SerializeToString(deterministic=True)
-    cut_graph(one, space, space.smallest)
-    assert one.SerializeToString(deterministic=True) == before
+    one, weights = template("nano-cnn"), some_weights(space, space.largest)
+    before = cut_graph(one, space, space.largest, weights)
+    cut_graph(one, space, space.smallest, some_weights(space, space.smallest))
+    assert cut_graph(one, space, space.largest, weights) == before
 
 
 def test_weights_that_do_not_fit_are_named():
@@ -170,7 +179,9 @@ def test_weights_that_do_not_fit_are_named():
         with pytest.raises(ValueError, match=rf"^weight head\.weight .*{words}"):
             cut_graph(template("nano-cnn"), space, arch, wrong)
     with pytest.raises(ValueError, match="no template"):
-        cut_graph(onnx.ModelProto(), space, arch, weights)
+        Template.parse(b"")
+    with pytest.raises(ValueError, match="no ONNX model"):
+        Template.parse(b"graph")
 
 
 @pytest.mark.slow
