@@ -49,7 +49,7 @@ def test_a_flops_budget_alone_is_never_degraded(bundle: Bundle):
 def test_a_latency_budget_takes_the_queue_into_account(bundle: Bundle):
     plans = planner(bundle)
     idle = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=0)
-    busy = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=14)
+    busy = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=7)
     assert idle.subnet.flops == bundle.max_flops
     assert not idle.degraded
     assert busy.subnet.flops < idle.subnet.flops
