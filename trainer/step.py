@@ -105,7 +105,8 @@ def train_step(
             subnet = relaxed if masked else arch
             row += 1
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits = net(at_resolution(images, space.resolution(arch)), subnet)
+            resized = at_resolution(images, space.resolution(arch))
+            logits = net(resized, subnet, drop_path=recipe.drop_path)
         if draw.distil:
             assert teacher is not None, "the first draw of a step is the teacher"
             loss = F.cross_entropy(logits.float(), teacher)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.arch import Arch
-from models.nets.view import AbstractView, Masked, Sliced, Whole
+from models.nets.view import AbstractView, DropPath, Masked, Sliced, Whole
 from models.relaxed import MaskMaps, Relaxed
 from models.space import SearchSpace
 from models.weights import NORM_EPSILON
@@ -47,7 +47,8 @@ class AbstractNet(nn.Module, ABC):
     ``net(images)`` runs it whole, ``net(images, arch)`` runs a smaller subnet by slicing,
     ``net(images, relaxed)`` runs masks. Images: float (batch, 3, side, side), any side; logits:
     (batch, classes). In training mode BatchNorm normalizes by the batch; in evaluation mode it
-    needs ``statistics``, which belong to one arch.
+    needs ``statistics``, which belong to one arch. ``drop_path``: the largest probability with
+    which a residual branch is left out (``DropPath``); for training only.
     """
 
     def __init__(self, space: SearchSpace, arch: Arch) -> None:
@@ -61,6 +62,8 @@ class AbstractNet(nn.Module, ABC):
         images: Tensor,
         arch: Arch | Relaxed | None = None,
         statistics: TensorStatistics | StatisticsRecorder | None = None,
+        *,
+        drop_path: float = 0.0,
     ) -> Tensor:
         view: AbstractView
         if arch is None:
@@ -71,7 +74,14 @@ class AbstractNet(nn.Module, ABC):
                 view = Masked(self._mask_maps, arch)
             else:
                 view = Sliced(self.space, arch)
+        if drop_path:
+            view = DropPath(view, drop_path, self.branches)
         return self.run(images, view, statistics)
+
+    @property
+    @abstractmethod
+    def branches(self) -> int:
+        """How many residual branches could be left out."""
 
     @abstractmethod
     def run(

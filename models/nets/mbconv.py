@@ -129,6 +129,10 @@ class MBConvNet(AbstractNet):
             self.head = ElasticConv2d(self, "head", activation=act, folded=folded)
         self.classifier = ElasticLinear(self, "classifier")
 
+    @property
+    def branches(self) -> int:
+        return sum(layout.shortcut for layout in self._blocks)
+
     def run(self, images: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
         x = self.stem(images, view, statistics)
         blocks = [block for stage in self.stages for block in stage.children()]

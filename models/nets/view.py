@@ -151,3 +151,38 @@ class Masked(AbstractView):
     def active(self, size: Size) -> int | Tensor:
         mask = self._mask(size, torch.device("cpu"))
         return size.rule() if mask is None else mask.sum()
+
+
+class DropPath(AbstractView):
+    """Another view, through which residual branches are left out at random, image by image.
+
+    (Stochastic depth, arXiv 1603.09382.) The probability grows evenly from 0 for the first of
+    ``branches`` to ``rate`` for the last; what stays is scaled so that its mean is kept. Draws
+    from torch's own generator of the device. For one forward pass in training.
+    """
+
+    def __init__(self, view: AbstractView, rate: float, branches: int) -> None:
+        self._view, self._rate, self._branches = view, rate, branches
+        self._passed = 0
+
+    def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
+        return self._view.weight(parameter, weight)
+
+    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
+        return self._view.mask(x, size, axis)
+
+    def present(self, block: Block | None) -> bool:
+        return self._view.present(block)
+
+    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
+        residual = self._view.gate(residual, block)
+        stays = 1 - self._rate * self._passed / max(self._branches - 1, 1)
+        self._passed += 1
+        shape = (len(residual), *(1 for _ in residual.shape[1:]))
+        return residual * residual.new_empty(shape).bernoulli_(stays) / stays
+
+    def holds(self, size: Size) -> bool | Tensor:
+        return self._view.holds(size)
+
+    def active(self, size: Size) -> int | Tensor:
+        return self._view.active(size)

@@ -177,6 +177,10 @@ class ViTNet(AbstractNet):
         self.norm = ElasticLayerNorm(self, "norm")
         self.classifier = ElasticLinear(self, "classifier")
 
+    @property
+    def branches(self) -> int:
+        return 2 * len(self._blocks)
+
     def run(
         self,
         images: Tensor,
