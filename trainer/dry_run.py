@@ -42,10 +42,19 @@ FORWARDS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and the bytes that forward passes keep for their backward pass."""
+    """Seconds, and the bytes that forward passes keep for their backward pass.
+
+    ``image_bytes``: for each image. ``fixed_bytes``: however many there are, like masked weights
+    and copies of weights in another precision.
+    """
 
     seconds: float
-    activations: int
+    image_bytes: int
+    fixed_bytes: int = 0
+
+    def bytes_of(self, images: int) -> int:
+        """For a batch."""
+        return self.image_bytes * images + self.fixed_bytes
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,10 @@ class Trial:
     sliced_flops: int
     peak_bytes: int
 
-    @property
-    def activations(self) -> int:
-        """The most that any of them keeps, in bytes."""
-        costs = (self.masked, self.sliced, self.update)
-        return max(cost.activations for cost in costs if cost is not None)
+    def dearest(self, images: int) -> Cost:
+        """That of the three which keeps the most bytes for a batch."""
+        costs = [cost for cost in (self.masked, self.sliced, self.update) if cost is not None]
+        return max(costs, key=lambda cost: cost.bytes_of(images))
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     share = plan.masked_steps / plan.total_steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
     usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
+    dearest = trial.dearest(recipe.batch_size)
     of_a_batch = recipe.batch_size / trial.images
     step_s = of_a_batch * (share * trial.masked.seconds + (1 - share) * usual_sliced_s)
     update_s = 0.0
@@ -129,7 +138,8 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
             gradients=bytes_of(state.net.parameters()),
             optimizer=optimizer_bytes(state.optimizer),
             before=bytes_of(state.before.values()) if state.sampler.learns else 0,
-            activations=round(trial.activations * of_a_batch),
+            copies=dearest.fixed_bytes,
+            activations=dearest.image_bytes * recipe.batch_size,
         ),
         epoch_s=plan.epoch_steps * step_s + update_s,
         training_flops=FORWARDS * plan.total_steps * recipe.batch_size * step_flops,
@@ -141,15 +151,20 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     relaxed_flops = RelaxedFlops(state.generator.space.flops_rule)
     schedule = schedule_at(0, plan.total_steps, recipe)
 
-    def step(batch: Batch, *, masked: bool) -> tuple[StepResult, Cost]:
+    def step(batch: Batch, *, masked: bool) -> tuple[StepResult, float, int]:
         return measured(
             state, lambda: one_step(state, relaxed_flops, batch, recipe, schedule, masked=masked)
         )
 
+    def update(batch: Batch) -> tuple[float, int]:
+        probe = probe_of(state, batch, recipe, schedule)
+        _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
+        return seconds, kept
+
     few = random_data(recipe, plan.classes, FEWEST_IMAGES)
-    _, small = step(few.train.batch(0, 0), masked=True)
+    _, _, few_bytes = step(few.train.batch(0, 0), masked=True)
     if images is None:
-        fit = free_bytes(recipe.device) // 4 // (small.activations // FEWEST_IMAGES)
+        fit = free_bytes(recipe.device) // 4 // (few_bytes // FEWEST_IMAGES)
         quick = round(MOST_FLOPS / state.generator.space.max_flops)
         images = min(fit, max(quick, 2 * FEWEST_IMAGES), recipe.batch_size, plan.train_images)
         images = max(images, FEWEST_IMAGES)
@@ -157,21 +172,18 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     started = time.perf_counter()
     batch = data.train.batch(0, 0)
     prepare_s = time.perf_counter() - started
-    masked, masked_cost = step(batch, masked=True)
-    sliced, sliced_cost = step(batch, masked=False)
+    masked, masked_s, masked_bytes = step(batch, masked=True)
+    sliced, sliced_s, sliced_bytes = step(batch, masked=False)
     update_cost = None
     if state.sampler.learns:
-        probe = probe_of(state, data.steer.batch(0, 0), recipe, schedule)
-        _, update_cost = measured(state, lambda: state.sampler.update(probe, state.rng))
-    if images > FEWEST_IMAGES:
-        # what does not grow with the batch, like copies of weights in bf16, cancels out
-        grown = masked_cost.activations - small.activations
-        of_images = round(grown * images / (images - FEWEST_IMAGES))
-        masked_cost = replace(masked_cost, activations=of_images)
+        _, few_update_bytes = update(few.steer.batch(0, 0))
+        update_s, update_bytes = update(data.steer.batch(0, 0))
+        update_cost = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,
-        masked=masked_cost,
-        sliced=sliced_cost,
+        masked=grown(masked_s, few_bytes, masked_bytes, images),
+        # two sliced steps are of two subnets: all of it is taken to grow
+        sliced=Cost(sliced_s, sliced_bytes // images),
         update=update_cost,
         prepare_s=prepare_s,
         masked_loss=masked.loss,
@@ -181,8 +193,16 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     )
 
 
-def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, Cost]:
-    """Do some work, and what it cost."""
+def grown(seconds: float, few_bytes: int, kept_bytes: int, images: int) -> Cost:
+    """What grows with the batch and what does not, from the bytes of the fewest images and more."""
+    if images == FEWEST_IMAGES:
+        return Cost(seconds, kept_bytes // images)
+    each = max(kept_bytes - few_bytes, 0) // (images - FEWEST_IMAGES)
+    return Cost(seconds, each, max(few_bytes - FEWEST_IMAGES * each, 0))
+
+
+def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, float, int]:
+    """Do some work: what came of it, seconds, and the most bytes kept for a backward pass."""
     device = next(state.net.parameters()).device
     weights = [*state.net.parameters(), *state.before.values()]
     with ActivationBytes(weights) as kept:
@@ -190,7 +210,7 @@ def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, 
         result = work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return result, Cost(time.perf_counter() - started, kept.peak)
+        return result, time.perf_counter() - started, kept.peak
 
 
 def one_step(

@@ -31,7 +31,6 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
     """Sizes in bytes, times in seconds, FLOPs in multiply-adds."""
     recipe, space, plan, trial = result.recipe, result.space, result.plan, result.trial
     memory = result.memory
-    fixed = memory.parameters + memory.gradients + memory.optimizer + memory.before
     known = provenance()
     costs = {"masked": trial.masked, "sliced": trial.sliced, "update": trial.update}
     return {
@@ -72,7 +71,8 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
             if cost is None
             else {
                 "seconds": cost.seconds / trial.images,
-                "activation_bytes": cost.activations // trial.images,
+                "activation_bytes": cost.image_bytes,
+                "fixed_bytes": cost.fixed_bytes,
             }
             for name, cost in costs.items()
         },
@@ -82,8 +82,9 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
             "gradient_bytes": memory.gradients,
             "optimizer_bytes": memory.optimizer,
             "before_bytes": memory.before,
+            "copy_bytes": memory.copies,
             "activation_bytes": memory.activations,
-            "total_bytes": fixed + memory.activations,
+            "total_bytes": memory.fixed + memory.activations,
         },
         "epoch_s": result.epoch_s,
         "total_s": result.epoch_s * recipe.epochs,
@@ -95,7 +96,6 @@ def dry_run_table(result: DryRun) -> str:
     """A few dozen lines: what the recipe is, what was measured, what follows from it."""
     recipe, space, plan, trial = result.recipe, result.space, result.plan, result.trial
     memory, batch = result.memory, recipe.batch_size
-    fixed = memory.parameters + memory.gradients + memory.optimizer + memory.before
     each = memory.activations // EXAMPLE_PROCESSES
     why_here = "" if result.device == recipe.device else f" (the recipe's {recipe.device} is not)"
     rows = [
@@ -147,11 +147,12 @@ def dry_run_table(result: DryRun) -> str:
         ("  weights", f"{_bytes(memory.parameters)}, as much again for gradients"),
         ("  optimizer", _bytes(memory.optimizer)),
         ("  w of t-1", _bytes(memory.before)),
+        ("  copies", f"{_bytes(memory.copies)}, masked or in another precision"),
         ("  activations", f"{_bytes(memory.activations)}, the most of the three above"),
         (
             "  in all",
-            f"{_bytes(fixed + memory.activations)}; with {EXAMPLE_PROCESSES} processes "
-            f"{_bytes(fixed + each)} each; libraries and images come on top",
+            f"{_bytes(memory.fixed + memory.activations)}; with {EXAMPLE_PROCESSES} processes "
+            f"{_bytes(memory.fixed + each)} each; libraries and images come on top",
         ),
         (
             "time",
@@ -179,7 +180,7 @@ def _groups(result: DryRun) -> str:
 
 def _cost(cost: Cost, trial: Trial) -> str:
     images = trial.images
-    return f"{_s(cost.seconds / images)} and {_bytes(cost.activations // images)} an image"
+    return f"{_s(cost.seconds / images)} and {_bytes(cost.image_bytes)} an image"
 
 
 def _s(seconds: float) -> str:

@@ -17,14 +17,21 @@ from torch import Tensor
 class Memory:
     """Bytes of the recipe's batch in a single process.
 
-    Of several processes each needs its share of the activations, and all of the rest.
+    ``copies``: of weights, masked or in another precision, kept for a backward pass. Of several
+    processes each needs its share of the activations, and all of the rest.
     """
 
     parameters: int
     gradients: int
     optimizer: int
     before: int
+    copies: int
     activations: int
+
+    @property
+    def fixed(self) -> int:
+        """All but the activations."""
+        return self.parameters + self.gradients + self.optimizer + self.before + self.copies
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -168,8 +168,8 @@ class DropPath(AbstractView):
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         return self._view.weight(parameter, weight)
 
-    def mask(self, x: Tensor, size: Size, axis: int = 1) -> Tensor:
-        return self._view.mask(x, size, axis)
+    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
+        return self._view.total(x, size, axis)
 
     def present(self, block: Block | None) -> bool:
         return self._view.present(block)

@@ -63,9 +63,12 @@ def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(
 def test_activations_grow_with_the_batch_and_not_with_the_trial():
     recipe = with_settings(get_recipe("digits"), ["threads=1"])
     small, large = dry_run(recipe, 4), dry_run(recipe, 16)
-    assert large.trial.masked.activations == pytest.approx(
-        4 * small.trial.masked.activations, rel=0.1
-    )
+    for one, other in (
+        (small.trial.masked, large.trial.masked),
+        (small.trial.update, large.trial.update),
+    ):
+        assert other.image_bytes == pytest.approx(one.image_bytes, rel=0.05)
+        assert other.fixed_bytes == pytest.approx(one.fixed_bytes, rel=0.05)
     doubled = dry_run(replace(recipe, batch_size=128), 16)
     assert doubled.memory.activations == pytest.approx(2 * large.memory.activations, rel=0.01)
 
@@ -163,4 +166,4 @@ def test_recipes_for_data_that_is_not_here_can_be_tried(name):
         assert loss == pytest.approx(math.log(result.space.num_classes), rel=0.15)
     assert result.trial.update is not None
     assert min(result.trial.masked.seconds, result.trial.sliced.seconds) > 0
-    assert result.trial.masked.activations > result.trial.sliced.activations > 0
+    assert result.trial.masked.bytes_of(2) > result.trial.sliced.bytes_of(2) > 0
