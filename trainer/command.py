@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def find_job(options: argparse.Namespace) -> Job:
     if options.data is not None:
         recipe = replace(recipe, data=options.data)
     get_space(recipe.space)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("training in several processes is not built yet; run without torchrun")
     return Job(recipe, folder, resume)
 
 
