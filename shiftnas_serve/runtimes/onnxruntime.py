@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -92,9 +92,15 @@ class OnnxRuntime(AbstractRuntime):
             return OnnxSession(session, (), _SESSION_BYTES + len(data))
         arrays = bundle.graph_weights(arch)
         data = bundle.build_onnx_apart(arch, arrays).SerializeToString()
+        return self.session_of(data, arrays, convolutional=bool(bundle.space.norms))
+
+    def session_of(
+        self, data: bytes, arrays: Mapping[str, np.ndarray], *, convolutional: bool
+    ) -> OnnxSession:
+        """A session on the CPU from a graph without weights, and those (``models.graph``)."""
         contiguous = [np.ascontiguousarray(array) for array in arrays.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in contiguous]
-        options = self._options(convolutional=bool(bundle.space.norms))
+        options = self._options(convolutional=convolutional)
         options.add_external_initializers(list(arrays), values)
         # The weights are copied once more into the layout that the CPU likes.
         size_bytes = _SESSION_BYTES + 2 * sum(array.nbytes for array in contiguous)
