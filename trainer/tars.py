@@ -9,7 +9,7 @@ their number, and gives processes epochs of unequal length.
 
 The disk is still read in sequence: images are shuffled in runs of neighbours (trainer.order),
 and the first read of a run asks the system for all of it. The pass over the headers takes about
-50 us an image and core, a quarter of a minute for ImageNet on 16 cores.
+100 us an image and core, a quarter of a minute for ImageNet on 16 cores.
 """
 
 from __future__ import annotations
