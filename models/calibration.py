@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from models.arch import Arch
-from models.nets.elastic import AbstractNet, StatisticsRecorder
+from models.nets.elastic import AbstractNet
+from models.nets.normalize import StatisticsRecorder
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from models.calibration import calibrate
 from models.decode import decode_all
 from models.generator import ArchitectureGenerator
 from models.generator_report import GeneratorReport, even_budgets, policy_of, report_generator
-from models.nets.elastic import AbstractNet, TensorStatistics
+from models.nets.elastic import AbstractNet
+from models.nets.normalize import TensorStatistics
 from trainer.batches import Batches
 from trainer.log import Record
 from trainer.splits import AbstractSplit

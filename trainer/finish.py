@@ -14,7 +14,7 @@ from models.bundle import FrontierRow, Json, frontier_row_to_json, save_bundle
 from models.generator import ArchitectureGenerator
 from models.generator_report import even_budgets, report_generator
 from models.nets import build_net
-from models.nets.elastic import TensorStatistics
+from models.nets.normalize import TensorStatistics
 from models.preprocess import Preprocess
 from models.space import SearchSpace
 from models.spaces import get_space

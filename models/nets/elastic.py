@@ -7,38 +7,17 @@ with says which part to use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.arch import Arch
-from models.nets.view import AbstractView, DropPath, Masked, Sliced, Whole
+from models.nets.normalize import AbstractNormalizer, BatchStatistics
+from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whole
 from models.relaxed import MaskMaps, Relaxed
 from models.space import SearchSpace
 from models.weights import NORM_EPSILON
-
-TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
-"""BatchNorm statistics of one arch: norm's name -> (mean, variance)."""
-
-
-class StatisticsRecorder:
-    """Collects BatchNorm statistics: the mean over batches of each batch's mean and variance."""
-
-    def __init__(self) -> None:
-        self.batches: dict[str, int] = {}
-        self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        seen = self.batches.get(name, 0)
-        if not seen:
-            zeros = torch.zeros(x.shape[1], device=x.device)
-            self.statistics[name] = (zeros, zeros.clone())
-        mean, variance = self.statistics[name]
-        self.batches[name] = seen + 1
-        # momentum 1 / n makes torch's running average the plain mean of n batches
-        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / (seen + 1), NORM_EPSILON)
 
 
 class AbstractNet(nn.Module, ABC):
@@ -48,7 +27,8 @@ class AbstractNet(nn.Module, ABC):
     ``net(images, relaxed)`` runs masks. Images: float (batch, 3, side, side), any side; logits:
     (batch, classes). In training mode BatchNorm normalizes by the batch; in evaluation mode it
     needs ``statistics``, which belong to one arch. ``drop_path``: the largest probability with
-    which a residual branch is left out (``DropPath``); for training only.
+    which a residual branch is left out (``DropPath``); for training only. ``share``: which images
+    of a larger batch these are; None for all of one.
     """
 
     def __init__(self, space: SearchSpace, arch: Arch) -> None:
@@ -61,9 +41,10 @@ class AbstractNet(nn.Module, ABC):
         self,
         images: Tensor,
         arch: Arch | Relaxed | None = None,
-        statistics: TensorStatistics | StatisticsRecorder | None = None,
+        statistics: BatchStatistics = None,
         *,
         drop_path: float = 0.0,
+        share: Share | None = None,
     ) -> Tensor:
         view: AbstractView
         if arch is None:
@@ -75,7 +56,7 @@ class AbstractNet(nn.Module, ABC):
             else:
                 view = Sliced(self.space, arch)
         if drop_path:
-            view = DropPath(view, drop_path, self.branches)
+            view = DropPath(view, drop_path, self.branches, share)
         return self.run(images, view, statistics)
 
     @property
@@ -88,7 +69,7 @@ class AbstractNet(nn.Module, ABC):
         self,
         images: Tensor,
         view: AbstractView,
-        statistics: TensorStatistics | StatisticsRecorder | None,
+        statistics: BatchStatistics,
     ) -> Tensor:
         """The forward pass: the one place where the network is written."""
 
@@ -114,10 +95,10 @@ class ElasticBatchNorm(nn.Module):
         self,
         x: Tensor,
         view: AbstractView,
-        statistics: TensorStatistics | StatisticsRecorder | None,
+        statistics: BatchStatistics,
     ) -> Tensor:
         weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
-        if isinstance(statistics, StatisticsRecorder):
+        if isinstance(statistics, AbstractNormalizer):
             return statistics.normalize(self.name, x, weight, bias)
         if statistics is not None:
             mean, variance = statistics[self.name]
@@ -155,7 +136,7 @@ class ElasticConv2d(nn.Module):
         self,
         x: Tensor,
         view: AbstractView,
-        statistics: TensorStatistics | StatisticsRecorder | None,
+        statistics: BatchStatistics,
     ) -> Tensor:
         weight = view.weight(self.weight, self._weight)
         groups = weight.shape[0] if self._depthwise else 1

@@ -14,14 +14,11 @@ from models.nets.elastic import (
     ElasticLinear,
     ElasticPointwise,
     SqueezeExcite,
-    StatisticsRecorder,
-    TensorStatistics,
 )
+from models.nets.normalize import BatchStatistics
 from models.nets.view import AbstractView
 from models.space import SearchSpace
 from models.spaces.mbconv import BlockLayout, MBConvLayout, ProjectionLayout
-
-BatchStatistics = TensorStatistics | StatisticsRecorder | None
 
 
 class ProjectedShortcut(nn.Module):

@@ -8,6 +8,7 @@ whether a block is there, and how much of an axis is active.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -153,6 +154,18 @@ class Masked(AbstractView):
         return size.rule() if mask is None else mask.sum()
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which images of a batch a forward pass sees: ``rows`` of ``count``.
+
+    The others run elsewhere, or later. What is drawn at random is drawn for all of them, so that
+    it does not matter to an image how its batch is shared out.
+    """
+
+    count: int
+    rows: slice
+
+
 class DropPath(AbstractView):
     """Another view, through which residual branches are left out at random, image by image.
 
@@ -161,8 +174,10 @@ class DropPath(AbstractView):
     from torch's own generator of the device. For one forward pass in training.
     """
 
-    def __init__(self, view: AbstractView, rate: float, branches: int) -> None:
-        self._view, self._rate, self._branches = view, rate, branches
+    def __init__(
+        self, view: AbstractView, rate: float, branches: int, share: Share | None = None
+    ) -> None:
+        self._view, self._rate, self._branches, self._share = view, rate, branches, share
         self._passed = 0
 
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
@@ -178,8 +193,9 @@ class DropPath(AbstractView):
         residual = self._view.gate(residual, block)
         stays = 1 - self._rate * self._passed / max(self._branches - 1, 1)
         self._passed += 1
-        shape = (len(residual), *(1 for _ in residual.shape[1:]))
-        return residual * residual.new_empty(shape).bernoulli_(stays) / stays
+        share = Share(len(residual), slice(None)) if self._share is None else self._share
+        shape = (share.count, *(1 for _ in residual.shape[1:]))
+        return residual * residual.new_empty(shape).bernoulli_(stays)[share.rows] / stays
 
     def holds(self, size: Size) -> bool | Tensor:
         return self._view.holds(size)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.arch import Arch
-from models.nets.elastic import AbstractNet, ElasticLinear, StatisticsRecorder, TensorStatistics
+from models.nets.elastic import AbstractNet, ElasticLinear
+from models.nets.normalize import BatchStatistics
 from models.nets.relative import (
     GridIndex,
     GridPositions,
@@ -185,7 +186,7 @@ class ViTNet(AbstractNet):
         self,
         images: Tensor,
         view: AbstractView,
-        statistics: TensorStatistics | StatisticsRecorder | None,
+        statistics: BatchStatistics,
     ) -> Tensor:
         """The forward pass; see ``AbstractNet.run``."""
         x = self.patches(images, view)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from models.nets import build_net
-from models.nets.view import DropPath, Whole
+from models.nets.elastic import ElasticBatchNorm
+from models.nets.view import DropPath, Share, Whole
 from models.relaxed import relax
 from models.spaces import get_space
 
@@ -61,3 +62,23 @@ def test_the_first_branch_stays_the_last_goes_at_the_rate_and_the_mean_is_kept()
         assert gated.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
         assert gated.eq(0).float().mean().item() == pytest.approx(rate, abs=0.02)
         assert gated.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@every_family
+def test_what_an_image_loses_does_not_depend_on_who_else_runs_here(name):
+    net, images = net_of(name)
+    net.eval()  # statistics of a batch would differ by share
+    statistics = {
+        module.name: (torch.zeros_like(module.weight), torch.ones_like(module.weight))
+        for module in net.modules()
+        if isinstance(module, ElasticBatchNorm)
+    }
+
+    def run(rows, share):
+        torch.manual_seed(1)
+        return net(images[rows], net.own_arch, statistics, drop_path=0.5, share=share)
+
+    whole = run(slice(None), None)
+    assert not torch.allclose(whole, net(images, net.own_arch, statistics))
+    for rows in (slice(0, None, 2), slice(1, None, 2), slice(3, 27, 3)):
+        torch.testing.assert_close(run(rows, Share(len(images), rows)), whole[rows])
