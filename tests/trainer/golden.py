@@ -84,7 +84,8 @@ def checksums(tensors: dict[str, torch.Tensor]) -> dict[str, float]:
 def here() -> dict[str, object]:
     """What decides the last bits: another build or processor adds in another order."""
     known = provenance()
-    return {"torch": known["torch"], "machine": known["machine"]}
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return {"torch": known["torch"], "machine": known["machine"], "vectors": vectors}
 
 
 def main() -> None:
