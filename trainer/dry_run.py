@@ -138,6 +138,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
             gradients=bytes_of(state.net.parameters()),
             optimizer=optimizer_bytes(state.optimizer),
             before=bytes_of(state.before.values()) if state.sampler.learns else 0,
+            average=bytes_of(state.average.net.parameters()) if state.average is not None else 0,
             copies=dearest.fixed_bytes,
             activations=dearest.image_bytes * recipe.batch_size,
         ),

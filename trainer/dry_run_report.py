@@ -82,6 +82,7 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
             "gradient_bytes": memory.gradients,
             "optimizer_bytes": memory.optimizer,
             "before_bytes": memory.before,
+            "average_bytes": memory.average,
             "copy_bytes": memory.copies,
             "activation_bytes": memory.activations,
             "total_bytes": memory.fixed + memory.activations,
@@ -147,6 +148,7 @@ def dry_run_table(result: DryRun) -> str:
         ("  weights", f"{_bytes(memory.parameters)}, as much again for gradients"),
         ("  optimizer", _bytes(memory.optimizer)),
         ("  w of t-1", _bytes(memory.before)),
+        ("  average", _bytes(memory.average) if recipe.ema else "none"),
         ("  copies", f"{_bytes(memory.copies)}, masked or in another precision"),
         ("  activations", f"{_bytes(memory.activations)}, the most of the three above"),
         (

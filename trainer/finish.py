@@ -20,6 +20,7 @@ from models.space import SearchSpace
 from models.spaces import get_space
 from models.template import export_template
 from models.weights import Statistics
+from trainer.average import described_weights, served_weights
 from trainer.batches import Batches
 from trainer.checkpoint import load_checkpoint
 from trainer.evaluate import (
@@ -51,7 +52,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     state = load_checkpoint(folder)
     space = get_space(recipe.space, len(splits.labels))
     net = build_net(space).to(recipe.device)
-    net.load_state_dict(state["net"])
+    net.load_state_dict(served_weights(state))
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
@@ -102,6 +103,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             step=int(state["step"]),
             mean_error=report.mean_error,
             mean_use=report.mean_use,
+            weights=described_weights(state),
             rows=_answer_rows(space, candidates, val_accuracy, grid_answers),
         )
     records = read_log(folder / "log.jsonl")
@@ -129,6 +131,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "val_images": len(splits.steer),
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
+            "weights": described_weights(state),
             "training_s": max(seconds, default=None),
             "answers_asked": len(candidates),
             "answers_kept": len(grid_answers),

@@ -17,21 +17,24 @@ from torch import Tensor
 class Memory:
     """Bytes of the recipe's batch in a single process.
 
-    ``copies``: of weights, masked or in another precision, kept for a backward pass. Of several
-    processes each needs its share of the activations, and all of the rest.
+    ``average``: of the weights. ``copies``: of weights, masked or in another precision, kept for a
+    backward pass. Of several processes each needs its share of the activations, and all of the
+    rest.
     """
 
     parameters: int
     gradients: int
     optimizer: int
     before: int
+    average: int
     copies: int
     activations: int
 
     @property
     def fixed(self) -> int:
         """All but the activations."""
-        return self.parameters + self.gradients + self.optimizer + self.before + self.copies
+        weights = self.parameters + self.gradients + self.optimizer
+        return weights + self.before + self.average + self.copies
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -54,14 +54,16 @@ class Recipe:
     """Everything that decides a run's numbers.
 
     drop_path: probability with which training leaves out the last residual branch; it falls evenly
-    to 0 at the first. warm_up_share: part of the steps in which B stays uniform. shift_every: q,
-    steps between updates of B. steer_share: part of the training images that trains no weight, but
-    steers B and every decision; steer_images: so many instead, if not 0. evaluate_every: epochs
-    between evaluations on them. data_in_memory: decode images once ("always"), as they are needed
-    ("never"), or as fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8
-    where images are handled one by one. skip_broken: leave out images that cannot be decoded, and
-    count them. shuffle_window: images over which a source that is read in sequence (tars) is mixed;
-    0 reads it in any order.
+    to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
+    bundled in their place, 0 for none (``trainer.average``). warm_up_share: part of the steps
+    in which B stays uniform. shift_every: q, steps between updates of B. steer_share: part of
+    the training images that trains no weight, but steers B and every decision; steer_images: so
+    many instead, if not 0. evaluate_every: epochs between evaluations on them. data_in_memory:
+    decode images once ("always"), as they are needed ("never"), or as fits ("auto").
+    data_workers: processes that decode and augment; -1 is up to 8 where images are handled one
+    by one. skip_broken: leave out images that cannot be decoded, and count them.
+    shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
+    it in any order.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Recipe:
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     augment: Augment = field(default_factory=Augment)
     drop_path: float = 0.0
+    ema: float = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     warm_up_share: float = 0.1
@@ -105,5 +108,7 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; it is a probability below 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it is a decay below 1, like 0.999, or 0 for none")
         if self.answer_budgets < 2:
             raise ValueError(f"answer_budgets is {self.answer_budgets}; it takes at least 2")

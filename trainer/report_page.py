@@ -222,6 +222,9 @@ def _provenance(run: RunRecord) -> list[str]:
     pairs.append(("seed", "unknown" if seed is None else str(seed)))
     if starts[-1].get("data") is not None:
         pairs.append(("data", str(starts[-1]["data"])))
+    answers = run.of_kind("answers")
+    if answers and answers[-1].get("weights") is not None:
+        pairs.append(("weights", str(answers[-1]["weights"])))
     images = starts[-1].get("images")
     if isinstance(images, Sequence) and len(images) == 3:
         train, held_out, test = images

@@ -92,6 +92,8 @@ def train(
             state.optimizer.step()
             state.generator_optimizer.step()
             state.step += 1
+            if state.average is not None:
+                state.average.update(net)
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and state.step % recipe.shift_every == 0:
@@ -120,7 +122,7 @@ def train(
             if index == 0 and epoch % recipe.evaluate_every == 0 and state.step < total_steps:
                 evaluated_at = time.monotonic()
                 evaluation = evaluate(
-                    net,
+                    state.served_net,
                     generator,
                     sampler.groups,
                     budgets=recipe.evaluation_budgets,

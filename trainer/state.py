@@ -13,6 +13,7 @@ from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.spaces import get_space
+from trainer.average import WeightAverage
 from trainer.checkpoint import State
 from trainer.optim import build_generator_optimizer, build_optimizer
 from trainer.recipe import Recipe
@@ -24,10 +25,10 @@ from trainer.splits import Splits
 class TrainingState:
     """What training changes.
 
-    before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. rng: every
-    random number that decides a subnet comes from this CPU generator. trained_on: the data, in
-    words. elapsed_s: of the processes before this one. The place in the data is ``step``: batches
-    are functions of it.
+    before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
+    the weights, where the recipe has one. rng: every random number that decides a subnet comes
+    from this CPU generator. trained_on: the data, in words. elapsed_s: of the processes before
+    this one. The place in the data is ``step``: batches are functions of it.
     """
 
     net: AbstractNet
@@ -38,6 +39,7 @@ class TrainingState:
     rng: torch.Generator
     trained_on: str
     before: Mapping[str, Tensor] = field(default_factory=dict)
+    average: WeightAverage | None = None
     step: int = 0
     elapsed_s: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
@@ -46,6 +48,11 @@ class TrainingState:
     def total_s(self) -> float:
         """Seconds of training so far."""
         return self.elapsed_s + time.monotonic() - self.started_at
+
+    @property
+    def served_net(self) -> AbstractNet:
+        """What is evaluated, calibrated and bundled: the average where there is one."""
+        return self.net if self.average is None else self.average.net
 
     def keep_weights(self) -> None:
         """Take the weights of now as those that the next update compares with."""
@@ -64,11 +71,15 @@ class TrainingState:
             "sampler": self.sampler.state(),
             "rng": self.rng.get_state(),
             "before": dict(self.before),
+            "average": None if self.average is None else self.average.state(),
             "trained_on": self.trained_on,
         }
 
     def load(self, state: State) -> None:
-        """The reverse of ``to_checkpoint``. Raises ValueError for a checkpoint of other data."""
+        """The reverse of ``to_checkpoint``. Raises ValueError for a checkpoint of other data.
+
+        An average that the checkpoint lacks starts at its weights.
+        """
         trained_on = state.get("trained_on", self.trained_on)
         if trained_on != self.trained_on:
             raise ValueError(
@@ -84,6 +95,9 @@ class TrainingState:
         self.rng.set_state(state["rng"])
         device = next(self.net.parameters()).device
         self.before = {name: tensor.to(device) for name, tensor in state["before"].items()}
+        if self.average is not None:
+            begun = {"net": state["net"], "updates": 0}
+            self.average.load_state(state.get("average") or begun)
 
 
 def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
@@ -104,6 +118,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
             f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
             f"classes ({splits.labels[0]} to {splits.labels[-1]})"
         ),
+        average=WeightAverage(net, recipe.ema) if recipe.ema else None,
     )
     state.keep_weights()
     return state

@@ -63,11 +63,11 @@ def unfinished(monkeypatch):
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
 
 
-@pytest.mark.parametrize("sampler", ["shift", "shift-direct"])
+@pytest.mark.parametrize(("sampler", "ema"), [("shift", 0.0), ("shift-direct", 0.9)])
 @pytest.mark.usefixtures("unfinished")
-def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sampler):
+def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sampler, ema):
     """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
-    chosen = settings(f"sampler={sampler}", "epochs=4", "optimizer.clip_norm=1.0")
+    chosen = settings(f"sampler={sampler}", f"ema={ema}", "epochs=4", "optimizer.clip_norm=1.0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     real_step, steps, noise = trainer.run.train_step, [], []
 

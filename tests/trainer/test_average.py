@@ -1,0 +1,82 @@
+"""The average of the weights: its arithmetic, and that it is what comes out of a run."""
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.run
+from models.bundle import load_bundle
+from models.nets import build_net
+from models.spaces import get_space
+from trainer.average import WeightAverage
+from trainer.checkpoint import load_checkpoint
+from trainer.log import read_log
+from trainer.run import main
+
+SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=4"]
+SHORT += ["threads=1", "evaluation_budgets=2", "shift_every=4", "calibration_batches=1"]
+SHORT += ["batch_size=256", "generator.masked_every=2"]
+
+
+def settings(*more):
+    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
+
+
+def test_the_decay_grows_from_a_tenth_to_what_was_asked():
+    net = build_net(get_space("nano-cnn"))
+    average = WeightAverage(net, 0.5)
+    expected = {name: p.detach().double() for name, p in net.named_parameters()}
+    for step in range(12):
+        for parameter in net.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+        average.update(net)
+        decay = min(0.5, (step + 1) / (step + 10))
+        for name, parameter in net.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
+    for name, parameter in average.net.named_parameters():
+        torch.testing.assert_close(parameter.double(), expected[name], rtol=1e-5, atol=1e-5)
+        assert not parameter.requires_grad
+
+
+def test_an_average_that_starts_late_starts_at_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    folder = tmp_path / "run"
+    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    assert load_checkpoint(folder)["average"] is None
+    assert main(["--resume", str(folder), "--set", "epochs=2", "--set", "ema=0.9"]) == 0
+    state = load_checkpoint(folder)
+    assert state["average"]["updates"] == 5
+    for name, value in state["average"]["net"].items():
+        # not the untrained weights that the average was built with
+        assert (value - state["net"][name]).norm() <= 0.5 * (1 + value.norm())
+
+
+def test_the_average_is_what_is_evaluated_and_bundled(tmp_path):
+    plain, averaged = tmp_path / "plain", tmp_path / "averaged"
+    assert main([*settings(), "--out", str(plain)]) == 0
+    assert main([*settings("ema=0.99"), "--out", str(averaged)]) == 0
+    without, state = load_checkpoint(plain), load_checkpoint(averaged)
+    for name, value in without["net"].items():
+        assert torch.equal(value, state["net"][name]), "an average changes no training"
+    bundle = load_bundle(averaged / "bundle")
+    weights = bundle.weights
+    for name, value in state["average"]["net"].items():
+        np.testing.assert_array_equal(weights[name], value.numpy())
+    assert any(not torch.equal(v, state["net"][n]) for n, v in state["average"]["net"].items())
+    said = "moving average, decay 0.99, 10 updates"
+    assert bundle.provenance["weights"] == said
+    assert load_bundle(plain / "bundle").provenance["weights"] == "as trained"
+    assert said in (averaged / "report" / "report.html").read_text()
+
+    def accuracies(folder):
+        records = read_log(folder / "log.jsonl")
+        rows = next(r["rows"] for r in records if r["kind"] == "evaluation")
+        return [row["val_accuracy"] for row in rows]
+
+    assert accuracies(plain) != accuracies(averaged)
+
+
+@pytest.mark.parametrize("decay", ["1", "-0.1", "1.5"])
+def test_a_decay_is_below_one(capsys, decay):
+    assert main([*settings(f"ema={decay}")]) == 2
+    assert "ema is" in capsys.readouterr().err.splitlines()[-1]
