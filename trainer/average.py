@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.nets import build_net
@@ -35,7 +36,8 @@ class WeightAverage:
     def update(self, net: AbstractNet) -> None:
         """After a step of the optimizer."""
         decay = min(self.decay, (self.updates + 1) / (self.updates + 10))
-        averages, weights = list(self.net.parameters()), list(net.parameters())
+        averages: list[Tensor] = list(self.net.parameters())
+        weights: list[Tensor] = list(net.parameters())
         get_ema_multi_avg_fn(decay)(averages, weights, self.updates)
         self.updates += 1
 
