@@ -222,12 +222,23 @@ class Preprocess:
             box = (left, top, left + side, top + side)
         resized = image.resize(
             (resolution, resolution),
-            _INTERPOLATIONS[self.interpolation],
+            self._filter,
             box=box,
             # Large photos are first averaged down to 3x the target: same picture, much faster.
             reducing_gap=None if self.interpolation == "nearest" else 3.0,
         )
         return np.asarray(resized)
+
+    def resized(self, pixels: np.ndarray, resolution: int) -> np.ndarray:
+        """What ``pixels`` answered, at another resolution; unchanged where it is the same.
+
+        For a subnet that is chosen after the image was prepared. Not bit for bit what ``pixels``
+        makes of the photo: it is resampled twice, as supernets are trained.
+        """
+        if pixels.shape[0] == resolution:
+            return pixels
+        image = Image.fromarray(pixels)
+        return np.asarray(image.resize((resolution, resolution), self._filter))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (batch, height, width, 3) -> float32 (batch, 3, height, width), contiguous."""
@@ -238,6 +249,10 @@ class Preprocess:
         for channel in range(3):
             np.take(self._table[channel], pixels[..., channel], out=out[:, channel])
         return out
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return _INTERPOLATIONS[self.interpolation]
 
     @cached_property
     def _table(self) -> np.ndarray:

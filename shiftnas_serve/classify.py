@@ -98,13 +98,14 @@ class Classifier:
             path = folder / "rate-limit"
             rate, burst = settings.rate_per_s, settings.rate_burst
             self._rate = RateLimit(path, len(self.keys), rate, burst)
-        self._in_flight = 0
+        self._in_flight = self._preparing = 0
 
     async def __call__(self, request: Request) -> Response:
         """Answer ``POST /classify``."""
         started = time.monotonic()
         with self.admitted(request):
             asked = read_budgets(request.headers)
+            self._refuse_if_hopeless(self._deadline_s(asked, started, time.monotonic()))
             top_k = read_top_k(request.query_params, len(self._bundle.labels))
             data = await self.body(request, read_image)
             one = await self.classify(data, asked, started, request)
@@ -185,29 +186,34 @@ class Classifier:
         ``asked``: budgets by the name of their kind. ``started``: when ``request`` came, on the
         monotonic clock. Its body has been read: its client is watched from here on.
         """
-        timeout_s = self._settings.timeout_s
         received = time.monotonic()
-        image = await self._decode(data)
-        decode_ms = 1000 * (time.monotonic() - received)
-
-        deadline = started + timeout_s
-        if "latency_ms" in asked:
-            deadline = min(deadline, received + asked["latency_ms"] / 1000)
-        plan = self._plan(asked, decode_ms, deadline)
-        subnet = plan.subnet
+        deadline = self._deadline_s(asked, started, received)
+        self._preparing += 1
+        try:
+            image = await self._decode(data)
+            decode_ms = 1000 * (time.monotonic() - received)
+            plan = self._plan(asked, decode_ms)
+            pixels = await self._resize(image, plan.subnet.side)
+        finally:
+            self._preparing -= 1
+        self._refuse_if_hopeless(deadline)
         answer = await self._workers.run(
-            key=subnet.key,
-            subnet_id=subnet.id,
-            flops=subnet.flops,
-            pixels=await self._resize(image, subnet.side),
+            key=plan.subnet.key,
+            subnet_id=plan.subnet.id,
+            flops=plan.subnet.flops,
+            least_flops=self._bundle.min_flops if plan.shrinks else plan.subnet.flops,
+            pixels=pixels,
             deadline_s=deadline,
-            give_up_s=min(started + timeout_s, deadline + _GRACE_S),
+            aim_s=deadline - self._workers.latency.after_ms / 1000 if plan.shrinks else None,
+            give_up_s=min(started + self._settings.timeout_s, deadline + _GRACE_S),
             client_gone=lambda: _gone(request),
         )
         if isinstance(answer, Failed):
-            raise Problem(500, f"subnet {subnet.id} could not run: {answer.reason}")
+            raise Problem(500, f"a subnet could not run: {answer.reason}")
         if isinstance(answer, Late):
-            raise Problem(504, f"its turn came after {1000 * (time.monotonic() - started):.0f} ms")
+            waited_ms = 1000 * (time.monotonic() - started)
+            raise Problem(504, f"its turn would have come too late; it waited {waited_ms:.0f} ms")
+        plan = self._planner.served(plan, answer.key)
         self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - received))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
@@ -230,11 +236,27 @@ class Classifier:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoders, pixels, image, side)
 
-    def _plan(self, asked: Mapping[str, float], elapsed_ms: float, deadline_s: float) -> Plan:
+    def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
+        deadline = started + self._settings.timeout_s
+        if "latency_ms" in asked:
+            deadline = min(deadline, received + asked["latency_ms"] / 1000)
+        return deadline
+
+    def _refuse_if_hopeless(self, deadline_s: float) -> None:
+        """Problem 429 when so much waits that even the smallest subnet would be late."""
+        smallest_ms = self._workers.latency.infer_ms(self._bundle.min_flops)
+        wait_ms = self._workers.least_wait_ms(deadline_s) + self._preparing * smallest_ms
+        if wait_ms and time.monotonic() + (wait_ms + smallest_ms) / 1000 > deadline_s:
+            raise Problem(
+                429,
+                f"what waits takes {wait_ms:.0f} ms at least; no subnet would answer in time",
+                headers={"Retry-After": str(math.ceil(wait_ms / 1000))},
+            )
+
+    def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         self._planner.latency = self._workers.latency
-        queue_ms = self._workers.queue_ms(deadline_s) if "latency_ms" in asked else 0.0
         try:
-            return self._planner.plan(asked, elapsed_ms, queue_ms)
+            return self._planner.plan(asked, elapsed_ms)
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
 

@@ -8,6 +8,7 @@ machine and one server, so numbers stand in its own byte order and a malformed f
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _LENGTH = struct.Struct("=I")
-_JOB = struct.Struct("=IBQddHH")
-_DONE = struct.Struct("=IBQfffHB")
+_JOB = struct.Struct("=IBQdddHH")
+_DONE = struct.Struct("=IBQfffHBH")
 _NUMBERED = struct.Struct("=IBQ")
 
 SOURCES = ("resident", "universal", "built")
@@ -28,7 +29,8 @@ class Job:
     """To a worker: one image for one subnet.
 
     ``key``: the arch's choices as bytes (``arch_key``); ``pixels``: uint8 (side, side, 3).
-    ``sent_s`` and ``deadline_s`` are on the machine's monotonic clock, which its processes share.
+    ``aim_s``: when it should be done; the worker may run a smaller subnet for that. None: it may
+    not. Times are on the machine's monotonic clock, which its processes share.
     """
 
     id: int
@@ -36,6 +38,7 @@ class Job:
     pixels: np.ndarray
     sent_s: float
     deadline_s: float
+    aim_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """From a worker. logits: float32 (classes,); ``batch``: images that ran together."""
+    """From a worker. logits: float32 (classes,); ``batch``: images that ran together.
+
+    ``key``: the subnet that ran.
+    """
 
     id: int
     logits: np.ndarray
@@ -56,6 +62,7 @@ class Done:
     build_ms: float
     batch: int
     source: str
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +124,16 @@ def pack(frame: Frame) -> bytes:
     """A frame as bytes."""
     kind = _KINDS[type(frame)]
     match frame:
-        case Job(identity, key, pixels, sent_s, deadline_s):
+        case Job(identity, key, pixels, sent_s, deadline_s, aim_s):
             side = pixels.shape[0]
             assert pixels.dtype == np.uint8, pixels.dtype
             assert pixels.shape == (side, side, 3), pixels.shape
             length = _JOB.size - _LENGTH.size + len(key) + pixels.size
-            head = _JOB.pack(length, kind, identity, sent_s, deadline_s, side, len(key))
+            aim = math.inf if aim_s is None else aim_s
+            head = _JOB.pack(length, kind, identity, sent_s, deadline_s, aim, side, len(key))
             return b"".join((head, key, pixels.tobytes()))
-        case Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source):
-            data = logits.astype(np.float32, copy=False).tobytes()
+        case Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source, key):
+            data = key + logits.astype(np.float32, copy=False).tobytes()
             length = _DONE.size - _LENGTH.size + len(data)
             return (
                 _DONE.pack(
@@ -137,6 +145,7 @@ def pack(frame: Frame) -> bytes:
                     build_ms,
                     batch,
                     SOURCES.index(source),
+                    len(key),
                 )
                 + data
             )
@@ -182,14 +191,19 @@ class FrameReader:
 def _unpack(data: bytes) -> Frame:
     kind = data[_LENGTH.size]
     if kind == _KINDS[Job]:
-        _, _, identity, sent_s, deadline_s, side, key_length = _JOB.unpack_from(data)
+        _, _, identity, sent_s, deadline_s, aim_s, side, key_length = _JOB.unpack_from(data)
         split = _JOB.size + key_length
         pixels = np.frombuffer(data, np.uint8, offset=split).reshape(side, side, 3)
-        return Job(identity, data[_JOB.size : split], pixels, sent_s, deadline_s)
+        aim = None if aim_s == math.inf else aim_s
+        return Job(identity, data[_JOB.size : split], pixels, sent_s, deadline_s, aim)
     if kind == _KINDS[Done]:
-        _, _, identity, queue_ms, infer_ms, build_ms, batch, source = _DONE.unpack_from(data)
-        logits = np.frombuffer(data, np.float32, offset=_DONE.size)
-        return Done(identity, logits, queue_ms, infer_ms, build_ms, batch, SOURCES[source])
+        _, _, identity, queue_ms, infer_ms, build_ms, batch, source, key_length = _DONE.unpack_from(
+            data
+        )
+        split = _DONE.size + key_length
+        logits = np.frombuffer(data, np.float32, offset=split)
+        key, source = data[_DONE.size : split], SOURCES[source]
+        return Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source, key)
     if kind in (_KINDS[Cancel], _KINDS[Late], _KINDS[Failed]):
         _, _, identity = _NUMBERED.unpack_from(data)
         if kind == _KINDS[Cancel]:

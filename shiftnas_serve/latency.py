@@ -26,7 +26,7 @@ class LatencyTable:
 
     ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
     multiplies the measured milliseconds, ``more_overhead_ms`` adds to the overhead: both follow
-    what is observed.
+    what is observed. So do a worker's table and an HTTP process's, each from what it sees.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -66,9 +66,14 @@ class LatencyTable:
         part = (flops - low_flops) / (high_flops - low_flops)
         return (low_ms + part * (high_ms - low_ms)) * self.correction
 
+    @property
+    def after_ms(self) -> float:
+        """What an answer costs beside decoding, waiting and inference, now."""
+        return self.overhead_ms + self.more_overhead_ms
+
     def answer_ms(self, flops: float) -> float:
         """Predicted milliseconds for a whole answer of an idle server, decoding aside."""
-        return self.infer_ms(flops) + self.overhead_ms + self.more_overhead_ms
+        return self.infer_ms(flops) + self.after_ms
 
     def least_ms(self, flops: float) -> float:
         """The shorter of what an answer takes now and what it took when the server was idle."""
@@ -77,10 +82,14 @@ class LatencyTable:
 
     def flops_within(self, ms: float) -> float:
         """The most FLOPs whose answer is predicted to take at most ``ms``; 0 when none does."""
-        if self.answer_ms(self.points[0][0]) > ms:
+        return self.flops_inferred_within(ms - self.after_ms)
+
+    def flops_inferred_within(self, ms: float) -> float:
+        """The most FLOPs whose inference is predicted to take at most ``ms``; 0 when none does."""
+        ms = ms / self.correction
+        if self.points[0][1] > ms:
             return 0.0
-        for (low_flops, _), (high_flops, _) in pairwise(self.points):
-            low_ms, high_ms = self.answer_ms(low_flops), self.answer_ms(high_flops)
+        for (low_flops, low_ms), (high_flops, high_ms) in pairwise(self.points):
             if high_ms > ms:
                 return low_flops + (high_flops - low_flops) * (ms - low_ms) / (high_ms - low_ms)
         return self.points[-1][0]

@@ -35,11 +35,16 @@ Answer = Done | Late | Failed
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A job on its way. ``infer_ms``: what it is predicted to take; ``retried``: sent twice."""
+    """A job on its way.
+
+    ``infer_ms``: what it is predicted to take; ``least_ms``: if it shrinks as far as it may;
+    ``retried``: sent twice.
+    """
 
     job: Job
     subnet_id: str
     infer_ms: float
+    least_ms: float
     answer: asyncio.Future[Answer]
     link: Link | None = None
     retried: bool = False
@@ -94,6 +99,14 @@ class Link(asyncio.Protocol):
         """Predicted work of the jobs here that run before one due at ``deadline_s``."""
         return sum(
             flight.infer_ms
+            for flight in self.in_flight.values()
+            if flight.job.deadline_s <= deadline_s
+        )
+
+    def least_ahead_ms(self, deadline_s: float) -> float:
+        """The same if every job shrinks as far as it may."""
+        return sum(
+            flight.least_ms
             for flight in self.in_flight.values()
             if flight.job.deadline_s <= deadline_s
         )

@@ -6,13 +6,13 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from models.arch import Arch
 from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment
-from shiftnas_serve.frames import arch_key
+from shiftnas_serve.frames import arch_indices, arch_key
 from shiftnas_serve.latency import LatencyTable
 
 _REMEMBERED = 4096
@@ -35,17 +35,21 @@ class Subnet:
 
 @dataclass(frozen=True)
 class Plan:
-    """A subnet and what was asked for. degraded: latency, not FLOPs, made it smaller."""
+    """A subnet and what was asked for. degraded: latency, not FLOPs, made it smaller.
+
+    shrinks: a smaller subnet may answer when others wait, as a latency budget allows.
+    """
 
     subnet: Subnet
     asked: Mapping[str, float]
     degraded: bool
+    shrinks: bool
 
 
 class Planner:
     """The same FLOPs budget gives the same subnet on every replica.
 
-    A latency budget also looks at this server's clock and queue.
+    A latency budget also looks at this server's clock; in the end a worker looks at its queue.
     """
 
     def __init__(self, bundle: Bundle, default_flops: float | None) -> None:
@@ -60,16 +64,14 @@ class Planner:
         self._steps = latency_steps(bundle)
         self.latency: LatencyTable | None = None
 
-    def plan(self, asked: Mapping[str, float], elapsed_ms: float, queue_ms: float) -> Plan:
+    def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does.
 
         ``asked``: values by the name of their kind, as parsed.
         """
         assert self.latency is not None, "planning begins when a worker has measured its latency"
         space = self._bundle.space
-        moment = Moment(
-            space.min_flops, space.max_flops, self.latency, elapsed_ms=elapsed_ms, queue_ms=queue_ms
-        )
+        moment = Moment(space.min_flops, space.max_flops, self.latency, elapsed_ms)
         bound = float(space.max_flops)
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
@@ -83,7 +85,16 @@ class Planner:
                     bound, degraded = limit, kind.degrades
         subnet = self._answer(bound)
         assert subnet.flops <= bound, "an answer is never over budget"
-        return Plan(subnet, dict(asked), degraded)
+        shrinks = any(kind.degrades and kind.name in asked for kind in BUDGET_KINDS)
+        return Plan(subnet, dict(asked), degraded, shrinks)
+
+    def served(self, plan: Plan, key: bytes) -> Plan:
+        """The plan as it was carried out: by the subnet of this key (``arch_key``)."""
+        if key == plan.subnet.key:
+            return plan
+        assert plan.shrinks, "only a latency budget makes a subnet smaller"
+        arch = self._bundle.space.from_indices(arch_indices(key))
+        return replace(plan, subnet=self._subnet(arch), degraded=True)
 
     def subnet(self, subnet_id: str) -> Subnet | None:
         """The subnet behind an id that this server has answered or can list."""

@@ -1,16 +1,39 @@
 """Waiting: the jobs that a worker has not run yet, and which of them run next.
 
-The subnet whose most urgent job is due first is next; its jobs run together. Nothing waits for a
-batch to fill: a batch is what came while the one before it ran.
+The job that is due first is next, and others of its subnet run with it. Nothing waits for a batch
+to fill: a batch is what came while the one before it ran. Jobs with a latency budget shrink, all by
+the same measure, so that each of them can be in time.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Hashable
+import math
+from bisect import insort
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from shiftnas_serve.frames import Job
+
+# Of the time that is left to the most urgent job, its batch may take this part: what comes
+# meanwhile waits for all of it.
+_BATCH_SHARE = 0.2
+
+
+class Costs(Protocol):
+    """What ``Waiting`` must know of subnets (``Selection``)."""
+
+    def flops(self, key: bytes) -> int:
+        """FLOPs of a subnet."""
+        ...
+
+    def cost_ms(self, key: bytes) -> float:
+        """What an image of it takes."""
+        ...
+
+    def within(self, key: bytes, ms: float) -> bytes:
+        """The largest subnet, up to that of ``key``, that takes at most ``ms``."""
+        ...
 
 
 @dataclass(order=True, slots=True)
@@ -24,11 +47,20 @@ class Waiter:
     cancelled: bool = field(default=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Jobs to run together as the subnet ``key``, or to refuse because they are ``late``."""
+
+    key: bytes
+    waiters: list[Waiter]
+    late: bool = False
+
+
 class Waiting:
-    """Jobs by subnet, each subnet's in the order of deadlines."""
+    """Jobs in the order of their deadlines."""
 
     def __init__(self) -> None:
-        self._queues: dict[bytes, list[Waiter]] = {}
+        self._queue: list[Waiter] = []
         self._waiters: dict[tuple[Hashable, int], Waiter] = {}
         self._number = 0
 
@@ -40,7 +72,7 @@ class Waiting:
         self._number += 1
         waiter = Waiter(job.deadline_s, self._number, job, client)
         self._waiters[client, job.id] = waiter
-        heapq.heappush(self._queues.setdefault(job.key, []), waiter)
+        insort(self._queue, waiter)
 
     def cancel(self, client: Hashable, job_id: int) -> None:
         """Forget a job; one that is unknown (it has run) is no error."""
@@ -54,35 +86,67 @@ class Waiting:
             if asked_by == client:
                 self.cancel(asked_by, job_id)
 
-    def take(self, now_s: float, fits: Callable[[bytes, float], int]) -> list[Waiter]:
-        """The jobs to run next: all of one subnet, the most urgent first; empty when none waits.
+    def take(self, now_s: float, costs: Costs, max_batch: int) -> Group | None:
+        """What to do next; None when nothing waits. Late jobs come first, and alone."""
+        if len(self._queue) > len(self._waiters):
+            self._queue = [waiter for waiter in self._queue if not waiter.cancelled]
+        if not self._queue:
+            return None
+        late = self._late(now_s, costs)
+        if late:
+            return self._taken(Group(b"", self._queue[:late], late=True))
+        first = self._queue[0].job
+        key, shrinks = first.key, first.aim_s is not None
+        if shrinks:
+            key = costs.within(key, self._share_ms(now_s, costs))
+        flops = costs.flops(key)
+        slack_ms = 1000 * (first.deadline_s - now_s)
+        most = max(min(int(_BATCH_SHARE * slack_ms / costs.cost_ms(key)), max_batch), 1)
+        together: list[Waiter] = []
+        for waiter in self._queue:
+            job = waiter.job
+            may_shrink = shrinks and job.aim_s is not None and costs.flops(job.key) >= flops
+            if job.key == key or may_shrink:
+                together.append(waiter)
+                if len(together) == most:
+                    break
+        return self._taken(Group(key, together))
 
-        Jobs whose deadline has passed come alone, to be refused. ``fits(key, slack_s)`` says how
-        many images of a subnet may run together when the most urgent of all waiting jobs is due in
-        ``slack_s``; at least one does.
+    def _late(self, now_s: float, costs: Costs) -> int:
+        """How many of the most urgent jobs cannot be in time.
+
+        One that would only end too late is run nevertheless if nobody waits behind it: the time is
+        there, its client may still take the answer, and a prediction is no proof.
         """
-        heads = []
-        for key, queue in list(self._queues.items()):
-            while queue and queue[0].cancelled:
-                heapq.heappop(queue)
-            if queue:
-                heads.append((queue[0], key))
-            else:
-                del self._queues[key]
-        if not heads:
-            return []
-        first, key = min(heads)
-        queue = self._queues[key]
-        taken: list[Waiter] = []
-        late = first.deadline_s < now_s
-        most = len(queue) if late else max(fits(key, first.deadline_s - now_s), 1)
-        while queue and len(taken) < most:
-            if queue[0].cancelled:
-                heapq.heappop(queue)
-            elif (queue[0].deadline_s < now_s) == late:
-                taken.append(heapq.heappop(queue))
-            else:
-                break
-        for waiter in taken:
+        for place, waiter in enumerate(self._queue):
+            least_ms = 0.0
+            if place < len(self._queue) - 1:
+                job = waiter.job
+                key = job.key if job.aim_s is None else costs.within(job.key, 0.0)
+                least_ms = costs.cost_ms(key)
+            if waiter.deadline_s >= now_s + least_ms / 1000:
+                return place
+        return len(self._queue)
+
+    def _share_ms(self, now_s: float, costs: Costs) -> float:
+        """What each job that shrinks may take so that all of them can be in time.
+
+        What runs before a job counts twice. Under load every job uses up the time that it is given,
+        so all would else be due just at their deadlines, and half of them late.
+        """
+        share_ms, ahead_ms, shrinking = math.inf, 0.0, 0
+        for waiter in self._queue:
+            job = waiter.job
+            if job.aim_s is None:
+                ahead_ms += costs.cost_ms(job.key)
+                continue
+            left_ms = 1000 * (job.aim_s - now_s) - 2 * ahead_ms
+            share_ms = min(share_ms, left_ms / (2 * shrinking + 1))
+            shrinking += 1
+        return share_ms
+
+    def _taken(self, group: Group) -> Group:
+        for waiter in group.waiters:
+            waiter.cancelled = True
             del self._waiters[waiter.client, waiter.job.id]
-        return taken
+        return group

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +33,6 @@ from shiftnas_serve.frames import (
     Job,
     Late,
     Resident,
-    arch_indices,
     pack,
 )
 from shiftnas_serve.inbox import Client, Inbox, socket_path
@@ -42,13 +40,12 @@ from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.planner import latency_steps
 from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.selection import Selection
 from shiftnas_serve.settings import Settings
-from shiftnas_serve.waiting import Waiter, Waiting
+from shiftnas_serve.waiting import Group, Waiter, Waiting
 
 _MEASURED_SUBNETS = 5
 _IDLE_S = 1.0
-# How much of the time that the most urgent job has left its batch may take.
-_BATCH_SHARE = 0.5
 
 
 class ClassifyApi(litserve.LitAPI):
@@ -74,7 +71,8 @@ class ClassifyApi(litserve.LitAPI):
         points = measure_latency(bundle, engine)
         path = socket_path(self.folder, int(os.environ["LITSERVE_WORKER_ID"]))
         inbox = Inbox(path, Hello(os.getpid(), points, runtime.describe()))
-        self.state = WorkerState(bundle, engine, inbox, LatencyTable.of(points))
+        selection = Selection(bundle, latency_archs(bundle), LatencyTable.of(points))
+        self.state = WorkerState(bundle, engine, inbox, selection)
 
     def predict(self, x: object, **kwargs: object) -> object:
         """LitServe asks for one; the loop calls the engine instead."""
@@ -88,7 +86,7 @@ class WorkerState:
     bundle: Bundle
     engine: Engine
     inbox: Inbox
-    latency: LatencyTable
+    selection: Selection
 
 
 def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float], ...]:
@@ -106,8 +104,11 @@ def measure_latency(bundle: Bundle, engine: Engine) -> tuple[tuple[float, float]
 
 def expected_archs(bundle: Bundle) -> list[Arch]:
     """What will probably be asked for: the stored answers, or those to latency budgets."""
-    if bundle.answers:
-        return list(bundle.archs())
+    return list(bundle.archs()) if bundle.answers else latency_archs(bundle)
+
+
+def latency_archs(bundle: Bundle) -> list[Arch]:
+    """The answers to latency budgets, each once."""
     return list(dict.fromkeys(bundle.answer(budget) for budget in latency_steps(bundle)))
 
 
@@ -144,12 +145,11 @@ class SubnetRunner:
 
     def __init__(self, state: WorkerState, settings: Settings) -> None:
         self._bundle, self._engine, self._inbox = state.bundle, state.engine, state.inbox
-        self._latency, self._max_batch = state.latency, settings.max_batch
+        self._selection, self._max_batch = state.selection, settings.max_batch
         self._waiting = Waiting()
         self._unbuilt = expected_archs(state.bundle) if settings.prebuild else []
         self._said: frozenset[str] = frozenset()
         self._changes, self._say_at_s = -1, 0.0
-        self._arch = lru_cache(4096)(self._read_arch)
 
     def run(self) -> None:
         """Until SIGTERM came and the last HTTP process has gone: what is in flight is finished."""
@@ -166,8 +166,8 @@ class SubnetRunner:
             idle = not self._waiting and not self._unbuilt
             self._say_resident(at_once=idle)
             self._receive(_IDLE_S if idle else 0.0)
-            group = self._waiting.take(time.monotonic(), self._fits)
-            if group:
+            group = self._waiting.take(time.monotonic(), self._selection, self._max_batch)
+            if group is not None:
                 self._run(group)
             elif self._unbuilt:
                 evictions = self._engine.evictions
@@ -185,26 +185,24 @@ class SubnetRunner:
         while self._inbox.lost:
             self._waiting.forget(self._inbox.lost.pop())
 
-    def _fits(self, key: bytes, slack_s: float) -> int:
-        image_ms = self._latency.infer_ms(self._arch(key)[1])
-        return min(int(_BATCH_SHARE * 1000 * slack_s / image_ms), self._max_batch)
-
-    def _run(self, group: list[Waiter]) -> None:
-        now = time.monotonic()
-        if group[0].deadline_s < now:
-            self._reply((one, Late(one.job.id)) for one in group)
+    def _run(self, group: Group) -> None:
+        if group.late:
+            self._reply((one, Late(one.job.id)) for one in group.waiters)
             return
-        arch, flops = self._arch(group[0].job.key)
+        now = time.monotonic()
+        arch, flops = self._selection.arch(group.key)
         if not self._engine.is_resident(arch):
             self._inbox.tell_all(Building())
+        preprocess, side = self._bundle.preprocess, self._bundle.space.resolution(arch)
         try:
-            pixels = np.stack([one.job.pixels for one in group])
-            done = self._engine.run(arch, self._bundle.preprocess.normalize(pixels))
+            pixels = [preprocess.resized(one.job.pixels, side) for one in group.waiters]
+            done = self._engine.run(arch, preprocess.normalize(np.stack(pixels)))
         # Whatever a runtime raises concerns this subnet: the group is told, the worker goes on.
         except Exception as error:  # noqa: BLE001
             reason = f"{type(error).__name__}: {error}"
-            self._reply((one, Failed(one.job.id, reason)) for one in group)
+            self._reply((one, Failed(one.job.id, reason)) for one in group.waiters)
             return
+        count = len(group.waiters)
         self._reply(
             (
                 one,
@@ -214,13 +212,17 @@ class SubnetRunner:
                     1000 * (now - one.job.sent_s),
                     done.infer_ms,
                     done.build_ms,
-                    len(group),
+                    count,
                     done.source,
+                    group.key,
                 ),
             )
-            for one, logits in zip(group, done.logits, strict=True)
+            for one, logits in zip(group.waiters, done.logits, strict=True)
         )
-        self._latency = self._latency.observed(flops, done.infer_ms / len(group))
+        # What a turn takes beside the inference is no less in the way of the next.
+        turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
+        latency = self._selection.latency.observed(flops, turn_ms / count)
+        self._selection.latency = latency
 
     def _reply(self, answers: Iterable[tuple[Waiter, Frame]]) -> None:
         by_client: dict[Client, list[bytes]] = {}
@@ -240,7 +242,3 @@ class SubnetRunner:
         self._inbox.tell_all(Resident(tuple(now - self._said), tuple(self._said - now)))
         self._inbox.greet(Resident(tuple(now), ()))
         self._said = now
-
-    def _read_arch(self, key: bytes) -> tuple[Arch, int]:
-        arch = self._bundle.space.from_indices(arch_indices(key))
-        return arch, self._bundle.space.flops(arch)

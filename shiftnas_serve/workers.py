@@ -29,9 +29,6 @@ _POLL_S = 0.1
 _WATCH_CLIENT_AFTER_S = 0.02
 # Until a build has been seen.
 _BUILD_MS = 20.0
-# Waits for less predicted work than this say nothing about the prediction.
-_MEASURABLE_QUEUE_MS = 2.0
-_QUEUE_FACTORS = (0.25, 8.0)
 # How fast an estimate follows what is observed.
 _STEP = 0.1
 
@@ -44,7 +41,6 @@ class Workers:
         self._links: list[Link | None] = [None] * count
         self._latency: LatencyTable | None = None
         self._build_ms = _BUILD_MS
-        self._queue_factor = 1.0
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
@@ -68,14 +64,9 @@ class Workers:
         assert self._latency is not None, "asked before a worker was ready"
         return self._latency
 
-    def queue_ms(self, deadline_s: float) -> float:
-        """Predicted wait of a job due then: what runs before it on the least busy worker.
-
-        Corrected by how long jobs really waited for so much work: batches make it shorter, other
-        processes on the same cores longer.
-        """
-        ahead_ms = min((link.ahead_ms(deadline_s) for link in self._ready_links()), default=0.0)
-        return ahead_ms * self._queue_factor
+    def least_wait_ms(self, deadline_s: float) -> float:
+        """What a job due then waits at least: what runs before it on the least busy worker."""
+        return min((link.least_ahead_ms(deadline_s) for link in self._ready_links()), default=0.0)
 
     def resident(self) -> list[str]:
         """Ids of the subnets that any worker has a session for."""
@@ -92,14 +83,18 @@ class Workers:
         key: bytes,
         subnet_id: str,
         flops: int,
+        least_flops: int,
         pixels: np.ndarray,
         deadline_s: float,
+        aim_s: float | None,
         give_up_s: float,
         client_gone: Callable[[], Awaitable[None]],
     ) -> Answer:
         """The worker's answer.
 
-        ``client_gone`` returns when nobody waits any more. Times are on the monotonic clock.
+        ``aim_s``: the worker may choose a smaller subnet, of at least ``least_flops``, to be done
+        by then. ``client_gone`` returns when nobody waits any more. Times are on the monotonic
+        clock.
 
         Raises Problem: 499 the client went away; 503 no worker, or two were lost; 504 no answer by
         ``give_up_s``.
@@ -107,14 +102,13 @@ class Workers:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         flight = Flight(
-            Job(next(self._ids), key, pixels, now, deadline_s),
+            Job(next(self._ids), key, pixels, now, deadline_s, aim_s),
             subnet_id,
             self.latency.infer_ms(flops),
+            self.latency.infer_ms(least_flops),
             loop.create_future(),
         )
         self._dispatch(flight)
-        assert flight.link is not None
-        ahead_ms = flight.link.ahead_ms(deadline_s) - flight.infer_ms
         watch: asyncio.Task[None] | None = None
 
         def begin_watch() -> None:
@@ -131,13 +125,8 @@ class Workers:
                 watch.cancel()
             if flight.link is not None:
                 flight.link.cancel(flight)
-        if isinstance(answer, Done):
-            if answer.build_ms:
-                self._build_ms += _STEP * (answer.build_ms - self._build_ms)
-            if ahead_ms > _MEASURABLE_QUEUE_MS and not flight.retried:
-                low, high = _QUEUE_FACTORS
-                factor = min(max(answer.queue_ms / ahead_ms, low), high)
-                self._queue_factor += _STEP * (factor - self._queue_factor)
+        if isinstance(answer, Done) and answer.build_ms:
+            self._build_ms += _STEP * (answer.build_ms - self._build_ms)
         return answer
 
     async def start(self) -> None:

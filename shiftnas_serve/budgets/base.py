@@ -33,13 +33,12 @@ class OutOfRange(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the planner knows when it decides: the range served, and how busy the server is."""
+    """What the planner knows when it decides: the range served, how fast, and the time spent."""
 
     min_flops: int
     max_flops: int
     latency: LatencyTable
     elapsed_ms: float = 0.0
-    queue_ms: float = 0.0
 
 
 class AbstractBudgetKind(abc.ABC):

@@ -15,10 +15,6 @@ from shiftnas_serve.budgets.base import (
 # A week; above it a latency budget is no budget.
 _CEILING_MS = 7 * 24 * 3600 * 1000.0
 
-# Under load every answer uses up the time that its budget leaves. If the queue counted once, all of
-# them would be due just at their deadlines, and half of them late. So half the time stays in hand.
-_QUEUE_WEIGHT = 2.0
-
 
 class LatencyBudget(AbstractBudgetKind):
     """``Latency-Budget: 25``: milliseconds from the complete request to the answer."""
@@ -28,8 +24,9 @@ class LatencyBudget(AbstractBudgetKind):
     example: ClassVar[str] = "25"
     description: ClassVar[str] = (
         "Milliseconds from the complete request to the answer, inside the server. The largest "
-        "subnet that is predicted to answer in time serves; with FLOPs-Budget both bind. An image "
-        "whose turn comes after its time is refused with 504."
+        "subnet that is predicted to answer in time serves; with FLOPs-Budget both bind. While so "
+        "many wait that not even the smallest subnet would be in time, requests are refused with "
+        "429; one whose turn comes too late after all gets 504."
     )
     degrades: ClassVar[bool] = True
 
@@ -41,10 +38,10 @@ class LatencyBudget(AbstractBudgetKind):
         return value
 
     def flops_bound(self, value: float, moment: Moment) -> float:
-        """What can still be computed in the time that is left.
+        """What could be computed in the time that is left if nothing else waited.
 
-        A budget that even an idle server cannot keep is out of range. One that this server could
-        keep, were it not for the queue, gets the smallest subnet: its turn may come in time.
+        The worker goes below that for the sake of what waits (``selection``). A budget that even an
+        idle server cannot keep is out of range.
         """
         smallest_ms = moment.latency.least_ms(moment.min_flops)
         if value < smallest_ms:
@@ -53,5 +50,5 @@ class LatencyBudget(AbstractBudgetKind):
                 "server needs for the smallest subnet; ask for more time",
                 {"min_latency_ms": round(smallest_ms, 3)},
             )
-        left_ms = value - moment.elapsed_ms - _QUEUE_WEIGHT * moment.queue_ms
+        left_ms = value - moment.elapsed_ms
         return max(moment.latency.flops_within(left_ms), moment.min_flops)

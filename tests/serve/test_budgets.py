@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.planner import Planner
+from shiftnas_serve.planner import Planner, describe
 
 
 @given(st.integers(0, 10**17))
@@ -41,33 +41,47 @@ def planner(bundle: Bundle, default: float | None = None) -> Planner:
 
 
 def test_a_flops_budget_alone_is_never_degraded(bundle: Bundle):
-    plan = planner(bundle).plan({"flops": 1e6}, elapsed_ms=0, queue_ms=10_000)
+    plan = planner(bundle).plan({"flops": 1e6}, elapsed_ms=10_000)
     assert not plan.degraded
+    assert not plan.shrinks
     assert plan.subnet.arch == bundle.answer(1e6)
 
 
-def test_a_latency_budget_takes_the_queue_into_account(bundle: Bundle):
+def test_a_latency_budget_takes_the_time_spent_into_account(bundle: Bundle):
     plans = planner(bundle)
-    idle = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=0)
-    busy = plans.plan({"latency_ms": 20}, elapsed_ms=0, queue_ms=7)
-    assert idle.subnet.flops == bundle.max_flops
-    assert not idle.degraded
-    assert busy.subnet.flops < idle.subnet.flops
-    assert busy.degraded
+    soon = plans.plan({"latency_ms": 20}, elapsed_ms=0)
+    later = plans.plan({"latency_ms": 20}, elapsed_ms=14)
+    assert soon.subnet.flops == bundle.max_flops
+    assert not soon.degraded
+    assert later.subnet.flops < soon.subnet.flops
+    assert later.degraded
+    assert soon.shrinks
+    assert later.shrinks
+
+
+def test_an_answer_names_the_subnet_that_ran(bundle: Bundle):
+    plans = planner(bundle)
+    plan = plans.plan({"latency_ms": 20}, elapsed_ms=0)
+    assert plans.served(plan, plan.subnet.key) == plan
+    smaller = describe(bundle, bundle.answer(bundle.min_flops))
+    served = plans.served(plan, smaller.key)
+    assert served.subnet == smaller
+    assert served.degraded
+    assert plans.subnet(smaller.id) == smaller
 
 
 def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
     plans = planner(bundle)
     asked = {"flops": 1e6, "latency_ms": 4.0}
-    both = plans.plan(asked, elapsed_ms=0, queue_ms=0)
+    both = plans.plan(asked, elapsed_ms=0)
     for name, value in asked.items():
-        alone = plans.plan({name: value}, elapsed_ms=0, queue_ms=0)
+        alone = plans.plan({name: value}, elapsed_ms=0)
         assert both.subnet.flops <= alone.subnet.flops
 
 
 def test_latency_budgets_ask_for_few_distinct_subnets(bundle: Bundle):
     plans = planner(bundle)
-    asked = [plans.plan({"latency_ms": 2.5 + i / 997}, 0, 0) for i in range(5000)]
+    asked = [plans.plan({"latency_ms": 2.5 + i / 997}, 0) for i in range(5000)]
     assert len({plan.subnet.id for plan in asked}) <= 65
     flops = [plan.subnet.flops for plan in asked]
     assert flops == sorted(flops)
@@ -75,13 +89,13 @@ def test_latency_budgets_ask_for_few_distinct_subnets(bundle: Bundle):
 
 def test_impossible_latency_is_out_of_range(bundle: Bundle):
     with pytest.raises(OutOfRange, match="smallest subnet"):
-        planner(bundle).plan({"latency_ms": 1.5}, elapsed_ms=0, queue_ms=0)
+        planner(bundle).plan({"latency_ms": 1.5}, elapsed_ms=0)
 
 
 def test_the_default_budget_holds_where_none_is_named(bundle: Bundle):
     plans = planner(bundle, default=500_000)
-    assert plans.plan({}, 0, 0).subnet.flops <= 500_000
-    assert plans.plan({"flops": 1e9}, 0, 0).subnet.flops == bundle.max_flops
+    assert plans.plan({}, 0).subnet.flops <= 500_000
+    assert plans.plan({"flops": 1e9}, 0).subnet.flops == bundle.max_flops
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(0.01, 100)), min_size=1, max_size=8))
@@ -105,7 +119,7 @@ def test_a_busy_server_does_not_call_a_budget_impossible(bundle: Bundle):
     assert plans.latency is not None
     for _ in range(200):
         plans.latency = plans.latency.observed(bundle.max_flops, 40.0, 50.0)
-    assert plans.plan({"latency_ms": 3}, 0, 0).subnet.flops == bundle.min_flops
+    assert plans.plan({"latency_ms": 3}, 0).subnet.flops == bundle.min_flops
 
 
 def test_latency_follows_what_is_observed():

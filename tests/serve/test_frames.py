@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from shiftnas_serve.frames import (
 )
 from shiftnas_serve.inbox import Inbox, socket_path
 from shiftnas_serve.link import Flight, connect
-from shiftnas_serve.waiting import Waiting
 
 
 def job(number: int, arch: int = 1, deadline_s: float = 9.0, side: int = 2) -> Job:
@@ -39,7 +39,8 @@ def examples() -> list[object]:
     return [
         job(1),
         Cancel(2**60),
-        Done(3, np.array([0.5, -1.0], np.float32), 1.5, 0.25, 0.0, 4, "universal"),
+        Done(3, np.array([0.5, -1.0], np.float32), 1.5, 0.25, 0.0, 4, "universal", b"\1\0\2\0"),
+        replace(job(8), aim_s=7.25),
         job(4, side=0),
         Late(5),
         Failed(6, "no memory: größer"),
@@ -80,54 +81,8 @@ def test_an_arch_survives_as_a_key(indices):
     assert arch_indices(arch_key(indices)) == tuple(indices)
 
 
-def numbers(taken) -> list[int]:
-    return [waiter.job.id for waiter in taken]
-
-
-def many(key: bytes, slack_s: float) -> int:
-    return 16
-
-
-def test_jobs_of_a_subnet_run_together_and_the_most_urgent_subnet_first():
-    waiting = Waiting()
-    for number, arch, deadline in [(1, 1, 5.0), (2, 2, 3.0), (3, 1, 9.0), (4, 2, 4.0)]:
-        waiting.add("client", job(number, arch, deadline))
-    assert numbers(waiting.take(0.0, many)) == [2, 4]
-    assert numbers(waiting.take(0.0, many)) == [1, 3]
-    assert waiting.take(0.0, many) == []
-
-
-def test_equal_deadlines_run_in_the_order_of_arrival_and_a_batch_has_its_size():
-    waiting = Waiting()
-    for number in range(5):
-        waiting.add("client", job(number))
-    assert numbers(waiting.take(0.0, lambda key, slack_s: 3)) == [0, 1, 2]
-    assert numbers(waiting.take(0.0, lambda key, slack_s: 0)) == [3]
-    assert len(waiting) == 1
-
-
-def test_what_nobody_waits_for_is_dropped():
-    waiting = Waiting()
-    for client in ("a", "b"):
-        for number in range(3):
-            waiting.add(client, job(number))
-    waiting.cancel("a", 1)
-    waiting.cancel("a", 77)
-    waiting.forget("b")
-    assert numbers(waiting.take(0.0, many)) == [0, 2]
-    assert len(waiting) == 0
-
-
-def test_late_jobs_come_alone():
-    waiting = Waiting()
-    for number, deadline in enumerate((1.0, 2.0, 8.0)):
-        waiting.add("client", job(number, deadline_s=deadline))
-    assert numbers(waiting.take(5.0, many)) == [0, 1]
-    assert numbers(waiting.take(5.0, many)) == [2]
-
-
 def flight(number: int) -> Flight:
-    return Flight(job(number, side=120), "id", 2.0, asyncio.get_running_loop().create_future())
+    return Flight(job(number, side=120), "id", 2.0, 0.5, asyncio.get_running_loop().create_future())
 
 
 def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
@@ -139,7 +94,9 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
             for client, frame in inbox.receive(0.05):
                 if isinstance(frame, Job):
                     mean = np.array([frame.pixels.mean()], np.float32)
-                    inbox.send(client, pack(Done(frame.id, mean, 0, 0, 0, 1, "resident")))
+                    inbox.send(
+                        client, pack(Done(frame.id, mean, 0, 0, 0, 1, "resident", frame.key))
+                    )
                     answered.append(frame.id)
         return answered
 
@@ -153,7 +110,8 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
         for one in flights:
             link.send(one)
         assert link.ahead_ms(9.0) == 80.0
-        assert link.ahead_ms(8.0) == 0.0
+        assert link.least_ahead_ms(9.0) == 20.0
+        assert link.ahead_ms(8.0) == link.least_ahead_ms(8.0) == 0.0
         for one in flights:
             answer = await asyncio.wait_for(one.answer, 5)
             assert answer.logits[0] == np.float32(one.job.pixels.mean())

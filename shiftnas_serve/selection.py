@@ -1,0 +1,54 @@
+"""Selection: which subnet a worker runs for a job that a latency budget allows to shrink.
+
+The choice is made when a job's turn comes, not when it arrives: a job that came before a burst
+then makes room for the burst.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import lru_cache
+
+from models.arch import Arch
+from models.bundle import Bundle
+from shiftnas_serve.frames import arch_indices, arch_key
+from shiftnas_serve.latency import LatencyTable
+
+# What is predicted is a middle: half of all runs take longer, and those must be in time, too.
+_MARGIN = 1.1
+
+
+class Selection:
+    """The subnets that latency budgets can get, by FLOPs, and how long each takes here."""
+
+    def __init__(self, bundle: Bundle, archs: list[Arch], latency: LatencyTable) -> None:
+        self._space = bundle.space
+        by_flops = {bundle.space.flops(arch): arch for arch in archs}
+        self._flops = sorted(by_flops)
+        self._keys = [arch_key(bundle.space.indices(by_flops[f]).tolist()) for f in self._flops]
+        self.arch = lru_cache(4096)(self._arch)
+        self.latency = latency
+
+    def flops(self, key: bytes) -> int:
+        """FLOPs of a subnet by its key."""
+        return self.arch(key)[1]
+
+    def cost_ms(self, key: bytes) -> float:
+        """What an image of this subnet takes, now."""
+        return self.latency.infer_ms(self.flops(key))
+
+    def within(self, key: bytes, ms: float) -> bytes:
+        """The largest subnet, up to that of ``key``, that takes at most ``ms``; else the smallest.
+
+        Always one with no more FLOPs than that of ``key``.
+        """
+        most, own = self.latency.flops_inferred_within(ms / _MARGIN), self.flops(key)
+        if own <= most:
+            return key
+        place = bisect_right(self._flops, most) - 1
+        smallest = self._keys[0] if self._flops[0] <= own else key
+        return self._keys[place] if place >= 0 else smallest
+
+    def _arch(self, key: bytes) -> tuple[Arch, int]:
+        arch = self._space.from_indices(arch_indices(key))
+        return arch, self._space.flops(arch)
