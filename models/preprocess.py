@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 25_000_000
 WHITE = (255, 255, 255)
 
+# What an orientation, if there is one, stands in: EXIF or XMP.
+_METADATA = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,6 +93,9 @@ def decode_image(
     announced = sniff_format(data)
     if announced is None:
         raise ImageError("not an image this server reads: send JPEG, PNG or WebP", 415)
+    plain = decode_plain_jpeg(data, min_side, max_pixels) if announced == "JPEG" else None
+    if plain is not None:
+        return plain
     try:
         image = Image.open(io.BytesIO(data), formats=(announced,))
         _check_size(image.size, max_pixels)
@@ -105,6 +111,28 @@ def decode_image(
     # zlib.error, IndexError, ...); all of them mean that the file is damaged.
     except Exception as error:  # noqa: BLE001
         raise ImageError(f"damaged {announced} file: {error}", 422) from None
+
+
+def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> Image.Image | None:
+    """Most of what is sent: a sound JPEG, neither turned nor much larger than needed.
+
+    The same libjpeg-turbo and the same pixels as Pillow's, which reads the markers in Python and
+    takes several times as long over a small photo. None: anything else, Pillow decides about it.
+    """
+    if any(name in data for name in _METADATA):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size((width, height), max_pixels)
+    reduced = min_side is not None and min(width, height) >= 2 * min_side
+    if reduced or colours not in ("YCbCr", "Gray"):
+        return None
+    try:
+        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+    except ValueError:
+        return None
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -214,6 +242,8 @@ class Preprocess:
         An image that has this size already is returned unchanged.
         """
         assert image.mode == "RGB", image.mode
+        if image.size == (resolution, resolution) and self.crop_ratio in (None, 1.0):
+            return np.asarray(image)
         width, height = image.size
         box = (0.0, 0.0, float(width), float(height))
         if self.crop_ratio is not None:

@@ -1,4 +1,8 @@
-"""App: the routes beside /classify, and the documentation."""
+"""App: what a request passes first, /classify, the routes beside it, and the documentation.
+
+LitServe's FastAPI app comes after ``Front``: of its layers of middleware, each costs a request more
+than a small subnet's inference, and /classify needs none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,12 @@ from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.oip import oip_routes
 from shiftnas_serve.openapi import openapi_document
 from shiftnas_serve.planner import Planner
-from shiftnas_serve.problem import Problem, install_problem_handlers, problem_response
+from shiftnas_serve.problem import (
+    Problem,
+    answering_problems,
+    install_problem_handlers,
+    problem_response,
+)
 from shiftnas_serve.request_context import RequestContext
 from shiftnas_serve.workers import Workers
 
@@ -42,6 +51,17 @@ class CloseWhenDraining:
         await self._app(scope, receive, send_and_close if self._workers.draining else send)
 
 
+class Front:
+    """One path by the shortest way, all others through ``rest``."""
+
+    def __init__(self, path: str, first: ASGIApp, rest: ASGIApp) -> None:
+        self._path, self._first, self._rest = path, first, rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"] == self._path
+        await (self._first if ours else self._rest)(scope, receive, send)
+
+
 def install_routes(
     app: FastAPI,
     bundle: Bundle,
@@ -55,26 +75,34 @@ def install_routes(
     install_problem_handlers(app)
     document = openapi_document(bundle)
     app.openapi = lambda: document  # type: ignore[method-assign]
-    if cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=cors_origins,
-            allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["*"],
-            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
-        )
-    app.add_middleware(RequestContext)
-    app.add_middleware(CloseWhenDraining, workers=workers)
 
-    async def classify(request: Request) -> Response:
+    async def classify(request: Request) -> ASGIApp:
+        if request.method not in ("POST", "PUT"):
+            raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
         return await classifier(request)
 
+    litserves_own = app.build_middleware_stack
+
+    def build_layers() -> ASGIApp:
+        layers: ASGIApp = Front("/classify", answering_problems(classify), litserves_own())
+        if cors_origins:
+            layers = CORSMiddleware(
+                layers,
+                allow_origins=cors_origins,
+                allow_methods=["GET", "POST", "PUT"],
+                allow_headers=["*"],
+                expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
+            )
+        return RequestContext(CloseWhenDraining(layers, workers))
+
+    app.build_middleware_stack = build_layers  # type: ignore[method-assign]
+
     async def budgets(request: Request) -> Response:
-        classifier.keys.check(request.headers)
+        classifier.keys.check(request.state.headers)
         return JSONResponse({**describe_budgets(bundle, workers), "resident": workers.resident()})
 
     async def subnet(request: Request) -> Response:
-        classifier.keys.check(request.headers)
+        classifier.keys.check(request.state.headers)
         identity = request.path_params["id"]
         found = planner.subnet(identity)
         if found is None:
@@ -113,8 +141,7 @@ def install_routes(
         "/readyz": readyz,
         "/metrics": metrics,
     }
-    own = [Route("/classify", classify, methods=["POST", "PUT"], include_in_schema=False)]
-    own += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
+    own = [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
     own += oip_routes(bundle, workers, classifier)
     app.router.routes[:0] = own
 

@@ -9,7 +9,7 @@ import json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Message
 
 from shiftnas_serve.problem import Problem
@@ -24,7 +24,7 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
     Raw, as the field ``image`` of a multipart form, or base64 in JSON ``{"image": ...}``. A raw
     body's content decides its format, not its content type, which may be missing.
     """
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = request.state.headers.get("content-type", "").partition(";")[0].strip().lower()
     # `curl -T photo.jpg` names no type at all; the content says what it is.
     media_type = given or "application/octet-stream"
     if media_type not in ACCEPTED:
@@ -48,22 +48,22 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """The body as it is. Raises Problem: 400 the client went away, 413 too long."""
-    too_long = Problem(413, f"the body is larger than {limit_bytes:,} bytes")
-    length = request.headers.get("content-length", "0")
+    length = request.state.headers.get("content-length", "0")
     if not length.isdecimal():
         raise Problem(400, f"Content-Length: {length!r:.40} is not a number")
+    too_long = f"the body is larger than {limit_bytes:,} bytes"
     if int(length) > limit_bytes:
-        raise too_long
-    chunks = []
-    received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > limit_bytes:
-                raise too_long
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise Problem(400, "the client went away before the body was complete") from None
+        raise Problem(413, too_long)
+    chunks, received, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "the client went away before the body was complete")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        received += len(chunk)
+        if received > limit_bytes:
+            raise Problem(413, too_long)
+        chunks.append(chunk)
     return b"".join(chunks)
 
 

@@ -20,13 +20,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from models.bundle import Bundle
 from models.preprocess import ImageError, sniff_format
@@ -48,11 +50,13 @@ _SMALL_PIXELS = 250_000
 _SMALL_JPEG_BYTES = 16_000
 # A late answer is better than none for so long; after that the worker is in trouble.
 _GRACE_S = 1.0
+# Clients send the same few texts again and again.
+_BUDGETS = [(k.name, k.header.lower(), lru_cache(4096)(k.parse)) for k in BUDGET_KINDS]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Classified:
     """One image's answer. probabilities: float64 (classes,)."""
 
@@ -90,6 +94,12 @@ class Classifier:
     ) -> None:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
+        # What answers repeat, as JSON: the beginning of a prediction of each class, and the model.
+        self._classes = [
+            json.dumps({"label": label, "index": index})[:-1] + ', "probability": '
+            for index, label in enumerate(bundle.labels)
+        ]
+        self._model = json.dumps({"name": bundle.name, "version": bundle.version})
         self._side = bundle.space.resolution(bundle.space.largest)
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
@@ -100,17 +110,17 @@ class Classifier:
             self._rate = RateLimit(path, len(self.keys), rate, burst)
         self._in_flight = self._preparing = 0
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request) -> Answer:
         """Answer ``POST /classify``."""
         started = time.monotonic()
         with self.admitted(request):
-            asked = read_budgets(request.headers)
+            asked = read_budgets(request.state.headers)
             self._refuse_if_hopeless(self._deadline_s(asked, started, time.monotonic()))
-            top_k = read_top_k(request.query_params, len(self._bundle.labels))
+            top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
             data = await self.body(request, read_image)
             one = await self.classify(data, asked, started, request)
-            request.state.log.update(one.log())
-            return self._respond(request, one, top_k)
+            request.state.details.append(one.log)
+            return self._answer(one, top_k, request.state.request_id)
 
     @contextmanager
     def admitted(self, request: Request) -> Iterator[None]:
@@ -136,7 +146,7 @@ class Classifier:
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.dec()
-            self._metrics.requests.labels(str(status)).inc()
+            self._metrics.answered(status)
 
     def _admit(self, request: Request) -> None:
         settings = self._settings
@@ -152,7 +162,7 @@ class Classifier:
 
     def charge(self, request: Request, images: int) -> None:
         """Check the key, and count images against its rate. Raises Problem 401, 429."""
-        key = self.keys.check(request.headers)
+        key = self.keys.check(request.state.headers)
         if self._rate is None or key is None or images == 0:
             return
         ruling = self._rate.take(key, images)
@@ -274,33 +284,40 @@ class Classifier:
         overhead_ms = total_ms - decode_ms - done.queue_ms - done.infer_ms - done.build_ms
         self._workers.observed(plan.subnet.flops, done.infer_ms / done.batch, overhead_ms)
 
-    def _respond(self, request: Request, one: Classified, top_k: int) -> Response:
-        bundle, plan, done, probabilities = self._bundle, one.plan, one.done, one.probabilities
+    def _answer(self, one: Classified, top_k: int, request_id: str) -> Answer:
+        plan, done, probabilities = one.plan, one.done, one.probabilities
         best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-        body = {
-            "predictions": [
-                {
-                    "label": bundle.labels[index],
-                    "index": index,
-                    "probability": float(probabilities[index]),
-                }
-                for index in best
-            ],
-            "budget": {
-                **{kind.name: plan.asked.get(kind.name) for kind in BUDGET_KINDS},
-                "degraded": plan.degraded,
-            },
-            "model": {"name": bundle.name, "version": bundle.version},
-            "request_id": request.state.request_id,
-        }
-        # The subnet's own part is the longest and always the same.
-        text = f'{json.dumps(body)[:-1]}, "subnet": {plan.subnet.described}}}'
+        predictions = ", ".join(f"{self._classes[i]}{probabilities[i].item()!r}}}" for i in best)
+        body = (
+            f'{{"predictions": [{predictions}], "budget": {budget_json(plan)}, '
+            f'"model": {self._model}, "request_id": "{request_id}", '
+            f'"subnet": {plan.subnet.described}}}'
+        ).encode()
         timing = (
             f"decode;dur={one.decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
             f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{done.source}"'
         )
-        headers = {"Served-FLOPs": str(plan.subnet.flops), "Server-Timing": timing}
-        return Response(text, headers=headers, media_type="application/json")
+        return Answer(
+            body,
+            [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"served-flops", b"%d" % plan.subnet.flops),
+                (b"server-timing", timing.encode()),
+            ],
+        )
+
+
+@dataclass(slots=True)
+class Answer:
+    """A 200 that is JSON, as ASGI wants it."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 async def _gone(request: Request) -> None:
@@ -309,21 +326,32 @@ async def _gone(request: Request) -> None:
 
 
 def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
-    """Every budget that the headers name, by the name of its kind. Problem 400 for garbage."""
+    """Every budget that the headers (by lower-case name) name, by the name of its kind.
+
+    Raises Problem 400 for garbage.
+    """
     asked: dict[str, float] = {}
-    for kind in BUDGET_KINDS:
-        text = headers.get(kind.header)
+    for name, header, parse in _BUDGETS:
+        text = headers.get(header)
         if text is not None:
             try:
-                asked[kind.name] = kind.parse(text)
+                asked[name] = parse(text)
             except BadBudget as error:
                 raise Problem(400, str(error)) from None
     return asked
 
 
-def read_top_k(query: Mapping[str, str], classes: int) -> int:
+def budget_json(plan: Plan) -> str:
+    """What an answer says of the budgets that were asked for."""
+    asked = {kind.name: plan.asked.get(kind.name) for kind in BUDGET_KINDS}
+    return json.dumps({**asked, "degraded": plan.degraded})
+
+
+def read_top_k(query: bytes, classes: int) -> int:
     """How many predictions to answer; more than there are classes means all."""
-    text = query.get("top_k", str(DEFAULT_TOP_K))
+    text = QueryParams(query).get("top_k") if query else None
+    if text is None:
+        return min(DEFAULT_TOP_K, classes)
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
         raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
     return min(int(text), classes)
@@ -350,4 +378,5 @@ def is_small(data: bytes) -> bool:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """float32 (classes,) -> probabilities, float64 (classes,)."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
-    return powers / powers.sum()
+    powers /= powers.sum()
+    return powers

@@ -8,6 +8,7 @@ or HTTP process that dies is replaced.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -133,6 +134,8 @@ class Host(litserve.LitServer):
         """Not LitServe's own, which reads a queue of answers that this server does not use."""
         self._obey_the_parent_alone()
         await self._subnet_workers.start()
+        gc.collect()
+        gc.freeze()  # what is here now stays; collections need not look at it again
         yield
         await self._subnet_workers.stop()
 
@@ -183,6 +186,8 @@ def serve(settings: Settings) -> None:
                 log_config=None,  # uvicorn's lines go where ours go
                 generate_client_file=False,
                 access_log=False,
+                proxy_headers=False,  # nothing here depends on who asks
+                server_header=False,
             )
         except KeyboardInterrupt:
             pass  # stopped while it was starting

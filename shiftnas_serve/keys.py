@@ -20,11 +20,12 @@ class ApiKeys:
     def check(self, headers: Mapping[str, str]) -> int | None:
         """The number of the key that was sent; None where the server has none.
 
+        ``headers``: by lower-case name.
         Raises Problem 401 unless a key is right. Takes the same time whichever is wrong.
         """
         if not self._keys:
             return None
-        scheme, _, given = headers.get("Authorization", "").partition(" ")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
         sent = given.strip().encode("utf-8", "replace")
         # Every key is compared, so that the time does not tell which one came close.
         right = [hmac.compare_digest(sent, key) for key in self._keys]

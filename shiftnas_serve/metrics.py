@@ -60,6 +60,15 @@ class Metrics:
             "shiftnas_retries", "Jobs sent again because a worker was lost", registry=registry
         )
 
+        self._answers: dict[int, Counter] = {}
+
+    def answered(self, status: int) -> None:
+        """Count an answer to /classify."""
+        counter = self._answers.get(status)
+        if counter is None:
+            counter = self._answers[status] = self.requests.labels(str(status))
+        counter.inc()
+
     @staticmethod
     def text() -> bytes:
         """All processes together."""

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -114,7 +113,7 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
             body = await classifier.body(request, read_body)
             asked = parse_request(body, request.headers.get(LENGTH_HEADER), tuple(outputs))
             classifier.charge(request, len(asked.images) - 1)  # one was counted at the door
-            budgets = read_budgets(Headers({**request.headers, **asked.budgets}))
+            budgets = read_budgets({**request.state.headers, **asked.budgets})
             tasks = [
                 asyncio.ensure_future(classifier.classify(image, budgets, started, request))
                 for image in asked.images
@@ -124,7 +123,7 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
             finally:
                 for task in tasks:
                     task.cancel()
-            request.state.log["images"] = [one.log() for one in every]
+            request.state.details.append(lambda: {"images": [one.log() for one in every]})
             return respond(bundle, asked, every)
 
     get = {

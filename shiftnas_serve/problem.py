@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 CLIENT_GONE = 499
 """Logged and counted where the client went away before its answer; nobody is sent it."""
@@ -51,20 +52,40 @@ def problem_response(problem: Problem, request: Request) -> Response:
 
     Under /v2 it also has the field ``error``, where clients of the Open Inference Protocol look.
     """
-    request_id = request.state.request_id
     body = {
         "type": "about:blank",
         "title": TITLES.get(problem.status, "Error"),
         "status": problem.status,
         "detail": problem.detail,
-        "request_id": request_id,
+        "request_id": request.state.request_id,
         **problem.extra,
         **({"error": problem.detail} if request.url.path.startswith("/v2") else {}),
     }
-    headers = {**problem.headers, "Request-Id": request_id}
     return JSONResponse(
-        body, problem.status, headers=headers, media_type="application/problem+json"
+        body, problem.status, headers=problem.headers, media_type="application/problem+json"
     )
+
+
+def answering_problems(endpoint: Callable[[Request], Awaitable[ASGIApp]]) -> ASGIApp:
+    """An endpoint as an ASGI app of its own: what it answers is sent, a Problem is answered."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            answer = await endpoint(request)
+        except Problem as problem:
+            answer = problem_response(problem, request)
+        except Exception:
+            await problem_response(unknown_problem(), request)(scope, receive, send)
+            raise
+        await answer(scope, receive, send)
+
+    return app
+
+
+def unknown_problem() -> Problem:
+    """What a client is told of an error that nobody foresaw; the log gets its traceback."""
+    return Problem(500, "an error of the server's own; its log has the details")
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -90,9 +111,7 @@ def install_problem_handlers(app: FastAPI) -> None:
         return problem_response(Problem(422, f"{where}: {first['msg']}"), request)
 
     async def unknown(request: Request, error: Exception) -> Response:
-        # The server's log gets the traceback; the client learns that it is not its fault.
-        problem = Problem(500, "an error of the server's own; its log has the details")
-        return problem_response(problem, request)
+        return problem_response(unknown_problem(), request)
 
     app.add_exception_handler(Problem, known)
     app.add_exception_handler(Exception, unknown)

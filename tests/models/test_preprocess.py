@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import ImageError, Preprocess, decode_image
+from models.preprocess import (
+    MAX_PIXELS,
+    ImageError,
+    Preprocess,
+    decode_image,
+    decode_plain_jpeg,
+)
 
 PLAIN = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -100,6 +106,52 @@ def test_a_large_jpeg_is_decoded_small_but_never_below_twice_the_target():
     assert 64 <= min(image.size) < 400
     whole = PLAIN.pixels(decode_image(data), 32).astype(int)
     assert np.abs(PLAIN.pixels(image, 32).astype(int) - whole).mean() < 3
+
+
+def by_pillow(data: bytes, min_side: int | None = None) -> np.ndarray:
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    if min_side is not None:
+        image.draft("RGB", (min_side, min_side))
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30, "optimize": True}])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
+@pytest.mark.parametrize("size", [(48, 32), (31, 57), (1, 1), (17, 200)])
+def test_plain_jpegs_become_what_pillow_makes_of_them(mode, options, subsampling, size):
+    image = picture(*size).convert(mode)
+    data = encoded(image, "JPEG", subsampling=subsampling, **options)
+    seen = decode_plain_jpeg(data, 40, MAX_PIXELS)
+    assert seen is not None
+    np.testing.assert_array_equal(np.asarray(seen), by_pillow(data, 40))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_jpegs_too(data):
+    file = bytearray(encoded(picture(), "JPEG"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        file[data.draw(st.integers(2, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        seen = decode_plain_jpeg(bytes(file), None, MAX_PIXELS)
+    except ImageError:
+        return
+    if seen is not None:
+        np.testing.assert_array_equal(np.asarray(seen), by_pillow(bytes(file)))
+
+
+def test_pillow_decides_about_jpegs_that_are_not_plain():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cut = encoded(picture(), "JPEG")[:-40]
+    turned, cmyk = encoded(picture(), "JPEG", exif=exif), encoded(picture().convert("CMYK"), "JPEG")
+    large = encoded(picture(480, 320), "JPEG")
+    for data, min_side in ((turned, None), (cmyk, None), (cut, None), (large, 160)):
+        assert decode_plain_jpeg(data, min_side, MAX_PIXELS) is None
+    assert decode_plain_jpeg(large, 161, MAX_PIXELS) is not None
+    with pytest.raises(ImageError, match="153,600 pixels"):
+        decode_plain_jpeg(large, None, 1000)
 
 
 def test_of_several_frames_the_first_counts():

@@ -57,7 +57,7 @@ def test_every_line_is_json_and_requests_have_ids_and_what_they_cost(
     ],
 )
 def test_what_is_no_traceparent_begins_a_new_trace(given):
-    trace = continue_trace({"Traceparent": given})
+    trace = continue_trace({"traceparent": given})
     assert trace.parent_id is None
     assert trace.trace_id != TRACE_ID
     assert len(trace.trace_id) == 32
@@ -65,7 +65,7 @@ def test_what_is_no_traceparent_begins_a_new_trace(given):
 
 
 def test_later_versions_of_traceparent_are_read_as_far_as_they_are_known():
-    trace = continue_trace({"Traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more"})
+    trace = continue_trace({"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more"})
     assert (trace.trace_id, trace.parent_id) == (TRACE_ID, SPAN_ID)
     assert trace.span_id != SPAN_ID
 
