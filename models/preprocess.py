@@ -125,6 +125,7 @@ def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> Ima
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
+    width, height = int(width), int(height)
     _check_size((width, height), max_pixels)
     reduced = min_side is not None and min(width, height) >= 2 * min_side
     if reduced or colours not in ("YCbCr", "Gray"):

@@ -1,7 +1,7 @@
 """App: what a request passes first, /classify, the routes beside it, and the documentation.
 
-LitServe's FastAPI app comes after ``Front``: of its layers of middleware, each costs a request more
-than a small subnet's inference, and /classify needs none.
+LitServe's FastAPI app comes after ``Front``: its layers cost a request more than the inference of a
+small subnet, and /classify needs none of them.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def install_routes(
     classifier: Classifier,
     *,
     cors_origins: Sequence[str] = (),
-) -> None:
-    """Everything that the HTTP interface has."""
+) -> ASGIApp:
+    """Everything that the HTTP interface has: ``app`` behind what all requests pass first."""
     install_problem_handlers(app)
     document = openapi_document(bundle)
     app.openapi = lambda: document  # type: ignore[method-assign]
@@ -80,22 +80,6 @@ def install_routes(
         if request.method not in ("POST", "PUT"):
             raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
         return await classifier(request)
-
-    litserves_own = app.build_middleware_stack
-
-    def build_layers() -> ASGIApp:
-        layers: ASGIApp = Front("/classify", answering_problems(classify), litserves_own())
-        if cors_origins:
-            layers = CORSMiddleware(
-                layers,
-                allow_origins=cors_origins,
-                allow_methods=["GET", "POST", "PUT"],
-                allow_headers=["*"],
-                expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
-            )
-        return RequestContext(CloseWhenDraining(layers, workers))
-
-    app.build_middleware_stack = build_layers  # type: ignore[method-assign]
 
     async def budgets(request: Request) -> Response:
         classifier.keys.check(request.state.headers)
@@ -144,6 +128,17 @@ def install_routes(
     own = [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
     own += oip_routes(bundle, workers, classifier)
     app.router.routes[:0] = own
+
+    front: ASGIApp = Front("/classify", answering_problems(classify), app)
+    if cors_origins:
+        front = CORSMiddleware(
+            front,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["*"],
+            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
+        )
+    return RequestContext(CloseWhenDraining(front, workers))
 
 
 def describe_budgets(bundle: Bundle, workers: Workers) -> dict[str, object]:

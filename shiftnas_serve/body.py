@@ -54,7 +54,8 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     too_long = f"the body is larger than {limit_bytes:,} bytes"
     if int(length) > limit_bytes:
         raise Problem(413, too_long)
-    chunks, received, more = [], 0, True
+    chunks: list[bytes] = []
+    received, more = 0, True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":

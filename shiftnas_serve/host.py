@@ -64,7 +64,7 @@ class Host(litserve.LitServer):
         planner = Planner(bundle, settings.default_flops)
         self._subnet_workers = Workers(folder, settings.workers, metrics, settings.stall_s)
         classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings, folder)
-        install_routes(
+        self.app: Any = install_routes(
             self.app,
             bundle,
             planner,

@@ -103,6 +103,16 @@ def test_the_listening_sockets_are_handed_to_the_start_of_the_server():
     assert "port, num_api_servers, log_level, sockets, api_server_worker_type" in source
 
 
+def test_any_asgi_app_may_stand_where_litserves_own_stood():
+    """Ours has LitServe's behind it. Only a copy of it is served, and nothing else is asked of it
+    when there are no tools for MCP and requests are not counted."""
+    source = inspect.getsource(LitServer._start_server)
+    assert "copy.copy(self.app)" in source
+    assert source.count("self.app") == 3
+    assert "self.app.response_queue_id = response_queue_id" in source
+    assert "get_mcp_tools(), self.app" in source
+
+
 def test_an_explicit_accelerator_imports_no_torch_and_routes_are_ours_to_add():
     class Api(litserve.LitAPI):
         pass
