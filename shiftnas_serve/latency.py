@@ -6,6 +6,7 @@ the server runs by what answers really took.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from bisect import bisect_right
@@ -13,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-# How fast the correction follows what is observed.
+# What was observed this long ago counts a third: soon enough for bursts of other work on the cores.
+_MEMORY_MS = 250.0
+# How fast the overhead follows what is observed.
 _STEP = 0.05
 # One slow answer (a busy machine) must not make every prediction absurd.
 _CORRECTION_RANGE = (0.5, 4.0)
@@ -95,13 +98,23 @@ class LatencyTable:
         return self.points[-1][0]
 
     def observed(
-        self, flops: float, infer_ms: float, overhead_ms: float | None = None
+        self,
+        flops: float,
+        infer_ms: float,
+        overhead_ms: float | None = None,
+        *,
+        images: int = 1,
     ) -> LatencyTable:
-        """The table, a step closer to what one image took, and to the overhead if it is known."""
+        """The table, a step closer to what an image took, and to the overhead if it is known.
+
+        ``images``: how many took so long each. The more time an observation covers, the more it
+        counts: a machine that is slow is so for a while, whatever runs on it.
+        """
         expected = self.infer_ms(flops) / self.correction
         target = infer_ms / max(expected, 1e-6)
         low, high = _CORRECTION_RANGE
-        moved = self.correction + _STEP * (min(max(target, low), high) - self.correction)
+        step = 1 - math.exp(-infer_ms * images / _MEMORY_MS)
+        moved = self.correction + step * (min(max(target, low), high) - self.correction)
         if overhead_ms is None:
             return replace(self, correction=moved)
         # As with inference, one hold-up must not make every prediction absurd.

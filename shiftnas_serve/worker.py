@@ -221,7 +221,7 @@ class SubnetRunner:
         )
         # What a turn takes beside the inference is no less in the way of the next.
         turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
-        latency = self._selection.latency.observed(flops, turn_ms / count)
+        latency = self._selection.latency.observed(flops, turn_ms / count, images=count)
         self._selection.latency = latency
 
     def _reply(self, answers: Iterable[tuple[Waiter, Frame]]) -> None:

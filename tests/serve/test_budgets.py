@@ -124,6 +124,30 @@ def test_a_busy_server_does_not_call_a_budget_impossible(bundle: Bundle):
 
 def test_latency_follows_what_is_observed():
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
-    for _ in range(200):
+    for _ in range(1000):
         table = table.observed(1e6, 2.0)
     assert table.infer_ms(1e6) == pytest.approx(2.0, rel=0.01)
+    for _ in range(1000):
+        table = table.observed(2e6, 2.0)
+    assert table.infer_ms(1e6) == pytest.approx(1.0, rel=0.01)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1e6, 2e6]), st.floats(0, 1e6), st.floats(-10, 1e6))),
+    st.integers(1, 64),
+)
+def test_no_observation_makes_a_prediction_absurd(observations, images):
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)), overhead_ms=1.0)
+    for flops, infer_ms, overhead_ms in observations:
+        table = table.observed(flops, infer_ms, overhead_ms, images=images)
+        assert 0.5 <= table.infer_ms(1e6) <= 4.0
+        assert 0.0 <= table.after_ms <= 10.0
+    for _ in range(3000):
+        table = table.observed(2e6, 2.0, 1.0)
+    assert table.answer_ms(1e6) == pytest.approx(2.0, rel=0.01)
+
+
+def test_one_image_that_took_long_counts_as_long_as_it_took():
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
+    assert table.observed(1e6, 3.0).infer_ms(1e6) < 1.05
+    assert table.observed(1e6, 3.0, images=200).infer_ms(1e6) > 2.5

@@ -1,0 +1,180 @@
+"""What does the scheduler alone make of a load: no HTTP, no noise, in virtual time?
+
+    python -m benchmarks.slo_virtual --published attentivenas
+    python -m benchmarks.slo_virtual --bundle BUNDLE --loads 1 2 4 --cv2 1 8
+
+``benchmarks.slo`` asks the same of a real server, and gets what the machine does meanwhile into the
+bargain. Here jobs go through the worker's own queue and choice of subnets (``waiting``,
+``selection``, ``latency``), and time passes as the subnets' measured latencies say, with 8 % of
+noise and ``--http-ms`` for each request. Fixed subnets go through the same queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.load import arrivals
+from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_rows
+from benchmarks.timing import machine
+from models.arch import Arch
+from models.bundle import Bundle, load_bundle
+from shiftnas_serve.engine import Engine
+from shiftnas_serve.frames import Job, arch_key
+from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.selection import Selection
+from shiftnas_serve.waiting import Waiting
+from shiftnas_serve.worker import latency_archs, measure_latency
+
+_NOISE = 0.08
+_MAX_BATCH = 16
+# Refusing takes no inference, but it is not free.
+_REFUSED_S = 0.0003
+_PIXELS = np.zeros((1, 1, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Shares of all requests: in time; right and in time; refused when they came."""
+
+    attainment: float
+    effective_accuracy: float
+    shed: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A core: FLOPs to milliseconds, what HTTP takes, and how fast it is now (1: as measured)."""
+
+    points: tuple[tuple[float, float], ...]
+    http_ms: float
+    slowness: Callable[[float], float] = lambda now_s: 1.0
+
+    def ms(self, flops: float, now_s: float) -> float:
+        """What an image takes."""
+        return LatencyTable.of(self.points).infer_ms(flops) * self.slowness(now_s) + self.http_ms
+
+
+def simulate(
+    bundle: Bundle,
+    accuracy: Mapping[int, float],
+    core: Machine,
+    arrivals_s: Sequence[float],
+    slo_ms: float,
+    fixed: Arch | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """One worker. ``fixed``: the subnet that all requests ask for, in place of a latency budget."""
+    rng = np.random.default_rng(seed)
+    selection = Selection(bundle, latency_archs(bundle), LatencyTable.of(core.points))
+    largest = bundle.answer(bundle.max_flops) if fixed is None else fixed
+    key = arch_key(bundle.space.indices(largest).tolist())
+    least = key if fixed is not None else selection.within(key, 0.0)
+    queue, now_s, at, in_time, right, shed = Waiting(), 0.0, 0, 0, 0.0, 0
+    while at < len(arrivals_s) or len(queue):
+        if not len(queue):
+            now_s = max(now_s, arrivals_s[at])
+        while at < len(arrivals_s) and arrivals_s[at] <= now_s:
+            due_s = arrivals_s[at] + slo_ms / 1000
+            # As in ``classify``: not even the smallest would be in time.
+            least_s = (len(queue) + 1) * selection.cost_ms(least) / 1000
+            if len(queue) and now_s + least_s > due_s:
+                shed += 1
+            else:
+                aim_s = None if fixed is not None else due_s
+                queue.add("client", Job(at, key, _PIXELS, arrivals_s[at], due_s, aim_s))
+            at += 1
+        group = queue.take(now_s, selection, _MAX_BATCH)
+        if group is None:
+            continue
+        if group.late:
+            now_s += _REFUSED_S * len(group.waiters)
+            continue
+        count, flops = len(group.waiters), selection.flops(group.key)
+        image_ms = core.ms(flops, now_s) * max(1 + _NOISE * rng.standard_normal(), 0.5)
+        now_s += count * image_ms / 1000
+        done = sum(waiter.deadline_s >= now_s for waiter in group.waiters)
+        in_time += done
+        right += done * expected_accuracy(dict(accuracy), flops)
+        selection.latency = selection.latency.observed(flops, image_ms, images=count)
+    total = len(arrivals_s)
+    return Outcome(in_time / total, right / total, shed / total)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.slo_virtual",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, help="default: the one in the repository")
+    parser.add_argument("--published", metavar="SPACE", help="as in benchmarks.slo")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
+    parser.add_argument("--cv2", type=float, nargs="+", default=[1.0, 4.0, 8.0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of virtual time, each load")
+    parser.add_argument("--rounds", type=int, default=3, help="seeds")
+    parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
+    parser.add_argument("--http-ms", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    with contextlib.ExitStack() as stack:
+        try:
+            bundle = load_bundle(bundle_folder(options, stack))
+            accuracy = accuracy_of(bundle)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+        points = measure_latency(bundle, engine)
+    core = Machine(points, options.http_ms)
+    alone_ms = core.ms(max(accuracy), 0.0)
+    systems: dict[str, Arch | None] = {"this scheduler": None}
+    systems |= {f"fixed {r.flops / 1e6:.0f} M": r.arch for r in fixed_rows(bundle, options.fixed)}
+    rows = []
+    for cv2 in options.cv2:
+        for load in options.loads:
+            for name, fixed in systems.items():
+                seen = []
+                for seed in range(options.seed, options.seed + options.rounds):
+                    moments = arrivals(1000 * load / alone_ms, options.seconds, cv2, seed)
+                    one = simulate(bundle, accuracy, core, moments, 10 * alone_ms, fixed, seed)
+                    seen.append((one.attainment, one.effective_accuracy, one.shed))
+                attained, right, shed = np.mean(seen, axis=0).tolist()
+                rows.append(
+                    {
+                        "cv2": cv2,
+                        "load": load,
+                        "system": name,
+                        "attainment": attained,
+                        "effective_accuracy": right,
+                        "shed": shed,
+                    }
+                )
+    if not options.json:
+        print(
+            f"{bundle.name}: the largest subnet takes {alone_ms:.1f} ms, ten times that is allowed"
+        )
+        print("CV^2   load  system            in time %   right, in time %   shed %")
+        for row in rows:
+            print(
+                f"{row['cv2']:4.1f}   {row['load']:4.2f}  {row['system']:16} "
+                f"{100 * row['attainment']:10.2f} {100 * row['effective_accuracy']:18.2f} "
+                f"{100 * row['shed']:8.2f}"
+            )
+    about = {"benchmark": "slo_virtual", "bundle": bundle.name, "points": points}
+    print(json.dumps({**about, "rows": rows, "machine": machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
