@@ -54,13 +54,25 @@ class Outcome:
 class Machine:
     """A core: FLOPs to milliseconds, what HTTP takes, and how fast it is now (1: as measured)."""
 
-    points: tuple[tuple[float, float], ...]
+    table: LatencyTable
     http_ms: float
     slowness: Callable[[float], float] = lambda now_s: 1.0
 
     def ms(self, flops: float, now_s: float) -> float:
         """What an image takes."""
-        return LatencyTable.of(self.points).infer_ms(flops) * self.slowness(now_s) + self.http_ms
+        return self.table.infer_ms(flops) * self.slowness(now_s) + self.http_ms
+
+
+class Expected(dict[bytes, float]):
+    """Accuracy by a subnet's key, worked out once."""
+
+    def __init__(self, selection: Selection, accuracy: Mapping[int, float]) -> None:
+        super().__init__()
+        self._selection, self._accuracy = selection, dict(accuracy)
+
+    def __missing__(self, key: bytes) -> float:
+        self[key] = expected_accuracy(self._accuracy, self._selection.flops(key))
+        return self[key]
 
 
 def simulate(
@@ -74,9 +86,10 @@ def simulate(
 ) -> Outcome:
     """One worker. ``fixed``: the subnet that all requests ask for, in place of a latency budget."""
     rng = np.random.default_rng(seed)
-    selection = Selection(bundle, latency_archs(bundle), LatencyTable.of(core.points))
+    selection = Selection(bundle, latency_archs(bundle), core.table)
     largest = bundle.answer(bundle.max_flops) if fixed is None else fixed
     key = arch_key(bundle.space.indices(largest).tolist())
+    expected = Expected(selection, accuracy)
     least = key if fixed is not None else selection.within(key, 0.0)
     queue, now_s, at, in_time, right, shed = Waiting(), 0.0, 0, 0, 0.0, 0
     while at < len(arrivals_s) or len(queue):
@@ -103,7 +116,7 @@ def simulate(
         now_s += count * image_ms / 1000
         done = sum(waiter.deadline_s >= now_s for waiter in group.waiters)
         in_time += done
-        right += done * expected_accuracy(dict(accuracy), flops)
+        right += done * expected[group.key]
         selection.latency = selection.latency.observed(flops, image_ms, images=count)
     total = len(arrivals_s)
     return Outcome(in_time / total, right / total, shed / total)
@@ -136,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
         points = measure_latency(bundle, engine)
-    core = Machine(points, options.http_ms)
+    core = Machine(LatencyTable.of(points), options.http_ms)
     alone_ms = core.ms(max(accuracy), 0.0)
     systems: dict[str, Arch | None] = {"this scheduler": None}
     systems |= {f"fixed {r.flops / 1e6:.0f} M": r.arch for r in fixed_rows(bundle, options.fixed)}

@@ -58,8 +58,7 @@ class LatencyTable:
 
     def infer_ms(self, flops: float) -> float:
         """Predicted milliseconds of inference for one image."""
-        flops_of = [point[0] for point in self.points]
-        at = bisect_right(flops_of, flops)
+        at = bisect_right(self.points, flops, key=_flops_of)
         if at == 0:
             return self.points[0][1] * self.correction
         if at == len(self.points):
@@ -122,6 +121,10 @@ class LatencyTable:
         more_ms = seen_ms - self.overhead_ms
         more_ms = self.more_overhead_ms + _STEP * (more_ms - self.more_overhead_ms)
         return replace(self, correction=moved, more_overhead_ms=more_ms)
+
+
+def _flops_of(point: tuple[float, float]) -> float:
+    return point[0]
 
 
 def measure_ms(run: Callable[[], object], seconds: float = 0.1, least: int = 5) -> float:
