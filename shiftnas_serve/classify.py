@@ -37,6 +37,7 @@ from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.metrics import Metrics
+from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Plan, Planner
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.rate_limit import RateLimit
@@ -108,6 +109,7 @@ class Classifier:
             path = folder / "rate-limit"
             rate, burst = settings.rate_per_s, settings.rate_burst
             self._rate = RateLimit(path, len(self.keys), rate, burst)
+        self._pace = Pace()
         self._in_flight = self._preparing = 0
 
     async def __call__(self, request: Request) -> Answer:
@@ -115,7 +117,12 @@ class Classifier:
         started = time.monotonic()
         with self.admitted(request):
             asked = read_budgets(request.state.headers)
-            self._refuse_if_hopeless(self._deadline_s(asked, started, time.monotonic()))
+            try:
+                self._refuse_if_hopeless(self._deadline_s(asked, started, time.monotonic()))
+            except Problem:
+                if "latency_ms" in asked:
+                    self._pace.came(started)
+                raise
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
             data = await self.body(request, read_image)
             one = await self.classify(data, asked, started, request)
@@ -264,11 +271,15 @@ class Classifier:
             )
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
-        self._planner.latency = self._workers.latency
+        latency = self._planner.latency = self._workers.latency
+        now = time.monotonic()
+        pace_ms = self._pace.share_ms(now, self._settings.workers)
         try:
-            return self._planner.plan(asked, elapsed_ms)
+            plan = self._planner.plan(asked, elapsed_ms, pace_ms)
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
+        self._pace.came(now, None if plan.shrinks else latency.infer_ms(plan.subnet.flops))
+        return plan
 
     def _observe(self, plan: Plan, done: Done, decode_ms: float, total_ms: float) -> None:
         metrics = self._metrics

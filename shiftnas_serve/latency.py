@@ -94,7 +94,8 @@ class LatencyTable:
         for (low_flops, low_ms), (high_flops, high_ms) in pairwise(self.points):
             if high_ms > ms:
                 return low_flops + (high_flops - low_flops) * (ms - low_ms) / (high_ms - low_ms)
-        return self.points[-1][0]
+        last_flops, last_ms = self.points[-1]
+        return last_flops * ms / last_ms  # as infer_ms goes on beyond what was measured
 
     def observed(
         self,

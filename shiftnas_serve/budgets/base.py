@@ -7,6 +7,7 @@ generator answers. Several budgets bind together: the smallest bound counts.
 from __future__ import annotations
 
 import abc
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -33,12 +34,16 @@ class OutOfRange(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the planner knows when it decides: the range served, how fast, and the time spent."""
+    """What the planner knows when it decides: the range served, how fast, and the time spent.
+
+    ``pace_ms``: the inference that there is time for if requests keep coming as they do.
+    """
 
     min_flops: int
     max_flops: int
     latency: LatencyTable
     elapsed_ms: float = 0.0
+    pace_ms: float = math.inf
 
 
 class AbstractBudgetKind(abc.ABC):

@@ -38,7 +38,7 @@ class LatencyBudget(AbstractBudgetKind):
         return value
 
     def flops_bound(self, value: float, moment: Moment) -> float:
-        """What could be computed in the time that is left if nothing else waited.
+        """What could be computed in the time that is left if nothing else waited, at this pace.
 
         The worker goes below that for the sake of what waits (``selection``). A budget that even an
         idle server cannot keep is out of range.
@@ -50,5 +50,6 @@ class LatencyBudget(AbstractBudgetKind):
                 "server needs for the smallest subnet; ask for more time",
                 {"min_latency_ms": round(smallest_ms, 3)},
             )
-        left_ms = value - moment.elapsed_ms
-        return max(moment.latency.flops_within(left_ms), moment.min_flops)
+        left_ms = value - moment.elapsed_ms - moment.latency.after_ms
+        most = moment.latency.flops_inferred_within(min(left_ms, moment.pace_ms))
+        return max(most, moment.min_flops)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
 from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Planner, describe
 
 
@@ -70,6 +73,36 @@ def test_an_answer_names_the_subnet_that_ran(bundle: Bundle):
     assert plans.subnet(smaller.id) == smaller
 
 
+def test_a_bundle_whose_largest_answer_is_no_step_still_answers_it(bundle: Bundle):
+    plans = planner(bundle)
+    most = 0.97 * bundle.max_flops
+    plans.latency = LatencyTable(((bundle.min_flops, 1.0), (most, 10.0)))
+    assert plans.plan({"latency_ms": 20}, 0).subnet.flops == bundle.max_flops
+
+
+def test_requests_that_keep_coming_get_what_there_is_time_for(bundle: Bundle):
+    plans, pace = planner(bundle), Pace()
+    assert pace.share_ms(0.0, 1) == math.inf
+    for number in range(1000):
+        pace.came(0.02 * number)
+    assert pace.share_ms(20.0, 1) == pytest.approx(20.0, rel=0.05)
+    assert pace.share_ms(20.0, 3) == pytest.approx(60.0, rel=0.05)
+    for number in range(1000):
+        pace.came(20 + 0.02 * number)
+        pace.came(20 + 0.02 * number, fixed_ms=15.0)
+    assert pace.share_ms(40.0, 1) == pytest.approx(5.0, rel=0.05)
+    busy = plans.plan({"latency_ms": 100}, 0, pace.share_ms(40.0, 1))
+    assert plans.latency is not None
+    assert busy.degraded
+    assert 4.0 < plans.latency.infer_ms(busy.subnet.flops) <= 5.01
+    assert plans.plan({"flops": 1e9}, 0, 0.0).subnet.flops == bundle.max_flops
+    for number in range(1000):
+        pace.came(40 + 0.02 * number, fixed_ms=50.0)
+    assert pace.share_ms(60.0, 1) == 0.0
+    assert plans.plan({"latency_ms": 100}, 0, 0.0).subnet.flops == bundle.min_flops
+    assert pace.share_ms(90.0, 1) > 10_000
+
+
 def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
     plans = planner(bundle)
     asked = {"flops": 1e6, "latency_ms": 4.0}
@@ -103,6 +136,14 @@ def test_latency_never_falls_with_flops(points):
     table = LatencyTable.of(points)
     predicted = [table.infer_ms(flops) for flops in sorted(flops for flops, _ in points)]
     assert predicted == sorted(predicted)
+
+
+@given(st.floats(0.5e6, 9e6), st.floats(0.5, 4.0))
+def test_what_fits_into_a_time_takes_that_time(flops, correction):
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.5), (3e6, 3.0)), correction=correction)
+    within = table.flops_inferred_within(table.infer_ms(flops) * 1.000001)
+    assert within == pytest.approx(max(flops, 1e6), rel=1e-4)
+    assert table.flops_inferred_within(0.99 * correction) == 0.0
 
 
 def test_overhead_follows_what_is_observed_and_one_hold_up_moves_it_little():
