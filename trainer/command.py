@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,8 +66,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def find_job(options: argparse.Namespace) -> Job:
-    """The run that the options ask for. Raises ValueError for a user's mistake; writes nothing."""
+def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
+    """The run that the options ask of so many processes.
+
+    Raises ValueError for a user's mistake; writes nothing.
+    """
     if options.resume is not None:
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
@@ -89,9 +91,25 @@ def find_job(options: argparse.Namespace) -> Job:
     if options.data is not None:
         recipe = replace(recipe, data=options.data)
     get_space(recipe.space)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("training in several processes is not built yet; run without torchrun")
+    check_world_size(recipe, world_size)
+    if options.dry_run and world_size > 1:
+        raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
     return Job(recipe, folder, resume)
+
+
+def check_world_size(recipe: Recipe, world_size: int) -> None:
+    """Raises ValueError unless so many processes do to each image what one process would.
+
+    Mixed images find their partners in the same process only if it has an even number of them.
+    """
+    least = 2 if recipe.augment.mixes else 1
+    allowed = [n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % (n * least) == 0]
+    if world_size > 1 and world_size not in allowed:
+        mixed = " of mixed images, which takes even shares" if least == 2 else ""
+        raise ValueError(
+            f"{world_size} processes cannot share a batch_size of {recipe.batch_size}{mixed}; "
+            f"start torchrun with {', '.join(map(str, [1, *allowed]))} processes, or set another"
+        )
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -108,7 +108,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
         raise ValueError(f"--dry-run-batch is {images}; BatchNorm needs at least {FEWEST_IMAGES}")
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
-    here = replace(recipe, device=recipe.device if cuda else "cpu")
+    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1)
     state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
     space = state.generator.space
     answer_at_full_resolution(state.generator)
@@ -118,7 +118,8 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     share = plan.masked_steps / plan.total_steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
     usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
-    dearest = trial.dearest(recipe.batch_size)
+    at_once = -(-recipe.batch_size // recipe.accumulate)
+    dearest = trial.dearest(at_once)
     of_a_batch = recipe.batch_size / trial.images
     step_s = of_a_batch * (share * trial.masked.seconds + (1 - share) * usual_sliced_s)
     update_s = 0.0
@@ -140,7 +141,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
             before=bytes_of(state.before.values()) if state.sampler.learns else 0,
             average=bytes_of(state.average.net.parameters()) if state.average is not None else 0,
             copies=dearest.fixed_bytes,
-            activations=dearest.image_bytes * recipe.batch_size,
+            activations=dearest.image_bytes * at_once,
         ),
         epoch_s=plan.epoch_steps * step_s + update_s,
         training_flops=FORWARDS * plan.total_steps * recipe.batch_size * step_flops,
@@ -239,9 +240,9 @@ def one_step(
         masked=masked,
         temperature=schedule.temperature,
         rng=state.rng,
+        scaler=state.scaler,
     )
-    state.optimizer.step()
-    state.generator_optimizer.step()
+    state.descend(recipe.optimizer.clip_norm)
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from trainer.config import recipe_to_json
 from trainer.display import Display
 from trainer.evaluate import Evaluation
-from trainer.log import JsonlLog, number
+from trainer.log import JsonlLog, Record, number
 from trainer.optim import Schedule
 from trainer.provenance import provenance
 from trainer.recipe import Recipe
@@ -84,6 +84,7 @@ class Monitor:
             flops=result.flops,
             drawn_flops=[flops for flops, _ in self._drawn],
             drawn_losses=[round(loss, 4) for _, loss in self._drawn],
+            **self._scaling(),
         )
         self._drawn.clear()
         metrics = {
@@ -142,5 +143,29 @@ class Monitor:
         )
         self._restart_throughput()
 
+    def _scaling(self) -> Record:
+        """Of gradients in fp16: what they are multiplied with, and the steps that this cost."""
+        scaler = self._state.scaler
+        if not scaler.is_enabled():
+            return {}
+        return {"scale": scaler.get_scale(), "skipped_steps": self._state.skipped_steps}
+
     def _restart_throughput(self) -> None:
         self._measured_at, self._measured_step = time.monotonic(), self._state.step
+
+
+class Silence:
+    """What the other ranks have in place of a monitor: the first tells what all of them do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def step(self, result: StepResult, schedule: Schedule) -> None: ...
+
+    def broken(self, images: Sequence[str]) -> None: ...
+
+    def groups(self, drops: Sequence[float | None] | None) -> None: ...
+
+    def evaluation(self, evaluation: Evaluation, seconds: float) -> None: ...

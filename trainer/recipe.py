@@ -63,7 +63,9 @@ class Recipe:
     data_workers: processes that decode and augment; -1 is up to 8 where images are handled one
     by one. skip_broken: leave out images that cannot be decoded, and count them.
     shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
-    it in any order.
+    it in any order. batch_size: of all processes together. accumulate: parts of a process's images
+    of a batch, which run one after another to need less memory. precision: of the supernet in
+    training; fp16 scales its gradients.
     """
 
     name: str
@@ -96,11 +98,13 @@ class Recipe:
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1
     checkpoint_every_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "resolution", "shift_every", "evaluation_budgets"):
+        least_one = ("epochs", "batch_size", "resolution", "shift_every", "evaluation_budgets")
+        for name in (*least_one, "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes at least 1")
         for name, least in (("steer_images", 0), ("data_workers", -1), ("shuffle_window", 0)):

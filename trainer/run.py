@@ -5,6 +5,7 @@
     python -m trainer.run --recipe cifar10-cnn --set epochs=2 --set sampler=uniform-budget
     python -m trainer.run --resume runs/digits
     python -m trainer.run --recipe vit-tiny --dry-run        # what it needs; no data set
+    torchrun --nproc-per-node 8 -m trainer.run --recipe vit-tiny --data PATH    # on 8 GPUs
 
 ``train`` below is the loop, Algorithm 1 of the paper with Algorithm 2 inside. A run leaves in its
 folder: recipe.json, log.jsonl, checkpoint.pt, and at the end bundle/ (what the server reads),
@@ -13,6 +14,7 @@ frontier.json and report/ (tables and plots).
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -21,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from models.relaxed import RelaxedFlops
 from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
@@ -30,9 +33,11 @@ from trainer.dry_run_report import print_dry_run
 from trainer.evaluate import evaluate
 from trainer.finish import finish
 from trainer.interrupt import Interrupt, Stopped
-from trainer.monitor import Monitor
+from trainer.log import Record
+from trainer.monitor import Monitor, Silence
 from trainer.optim import schedule_at, set_learning_rate
 from trainer.probe import Probe
+from trainer.ranks import ALONE, Ended, Ranks, ranks_here
 from trainer.recipe import Recipe
 from trainer.run_data import read_splits, run_data
 from trainer.seeds import seed_step
@@ -40,39 +45,54 @@ from trainer.splits import Splits
 from trainer.state import fresh_state
 from trainer.step import pretrain_generator, train_step
 
+DESCRIPTION = (__doc__ or "").split("``train``")[0]
+
 
 def train(
-    recipe: Recipe, splits: Splits, folder: Path, interrupt: Interrupt, *, resume: bool
+    recipe: Recipe,
+    splits: Splits,
+    folder: Path,
+    interrupt: Interrupt,
+    *,
+    resume: bool,
+    ranks: Ranks = ALONE,
 ) -> None:
     """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
 
-    Raises Stopped after a signal, ValueError when the loss is no number.
-    """
-    state = fresh_state(recipe, splits)
-    net, generator, sampler, rng = state.net, state.generator, state.sampler, state.rng
-    relaxed_flops = RelaxedFlops(generator.space.flops_rule)
-    data = run_data(recipe, splits)
-    steps_per_epoch = len(data.train)
-    total_steps = recipe.epochs * steps_per_epoch
-    warm_up_steps = round(recipe.warm_up_share * total_steps)
+    All ranks run it, each on its own images; the first evaluates and writes.
 
-    if resume:
-        state.load(load_checkpoint(folder))
-    if state.step == 0:
-        pretrain_generator(generator, relaxed_flops, recipe.generator, rng)
-    stream = data.train.stream(*divmod(state.step, steps_per_epoch))
-    monitor = Monitor(folder, recipe, splits, state, total_steps=total_steps)
+    Raises Stopped after a signal, ValueError when the loss is no number, Ended when another rank
+    is gone.
+    """
+    with ranks.together():
+        state = fresh_state(recipe, splits)
+        net, generator, sampler, rng = state.net, state.generator, state.sampler, state.rng
+        relaxed_flops = RelaxedFlops(generator.space.flops_rule)
+        data = run_data(recipe, splits, ranks)
+        steps_per_epoch = len(data.train)
+        total_steps = recipe.epochs * steps_per_epoch
+        warm_up_steps = round(recipe.warm_up_share * total_steps)
+        if resume:
+            state.load(load_checkpoint(folder))
+        if state.step == 0:
+            pretrain_generator(generator, relaxed_flops, recipe.generator, rng)
+        stream = data.train.stream(*divmod(state.step, steps_per_epoch))
+        monitor: Monitor | Silence = Silence()
+        if ranks.is_first:
+            monitor = Monitor(folder, recipe, splits, state, total_steps=total_steps)
+    ranks.begin_alike([*net.parameters(), *generator.parameters(), *state.before.values()])
     with interrupt.deferred(), monitor:
         saved_at = time.monotonic()
         while state.step < total_steps:
             # ---- Algorithm 1 -------------------------------------------------------------------
-            seed_step(recipe.seed, state.step, 0)
+            seed_step(recipe.seed, state.step)
             schedule = schedule_at(state.step, total_steps, recipe)
             set_learning_rate(state.optimizer, schedule.learning_rate)
             set_learning_rate(state.generator_optimizer, schedule.generator_learning_rate)
             state.optimizer.zero_grad()
             state.generator_optimizer.zero_grad()
-            batch = next(stream)  # (x, y)
+            with ranks.together():
+                batch = next(stream)  # (x, y)
             result = train_step(  # b ~ B, a = AG(b), losses, gradients
                 net,
                 generator,
@@ -84,14 +104,11 @@ def train(
                 masked=state.step % recipe.generator.masked_every == 0,
                 temperature=schedule.temperature,
                 rng=rng,
+                scaler=state.scaler,
+                ranks=ranks,
             )
             check_finite("loss", (result.loss,), state.step, recipe)
-            if recipe.optimizer.clip_norm:
-                torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.optimizer.clip_norm)
-            torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-            state.optimizer.step()
-            state.generator_optimizer.step()
-            state.step += 1
+            state.descend(recipe.optimizer.clip_norm)
             if state.average is not None:
                 state.average.update(net)
 
@@ -100,7 +117,8 @@ def train(
                 drops: list[float | None] | None = None
                 if state.step >= warm_up_steps:
                     turn = state.step // recipe.shift_every
-                    steer = data.steer.batch(*divmod(turn, len(data.steer)))
+                    with ranks.together():
+                        steer = data.steer.batch(*divmod(turn, len(data.steer)))
                     probe = Probe(
                         net,
                         generator,
@@ -109,6 +127,8 @@ def train(
                         steer.labels.to(recipe.device),
                         noise=rng,
                         temperature=schedule.temperature,
+                        accumulate=recipe.accumulate,
+                        ranks=ranks,
                     )
                     drops = sampler.update(probe, rng)
                     check_finite("loss on held-out images", drops, state.step, recipe)
@@ -116,10 +136,12 @@ def train(
                 monitor.groups(drops)
 
             # ---- what one sees, and what is kept -----------------------------------------------
-            monitor.broken(data.broken)
+            if recipe.skip_broken:
+                monitor.broken(ranks.union(data.broken))
             monitor.step(result, schedule)
             epoch, index = divmod(state.step, steps_per_epoch)
-            if index == 0 and epoch % recipe.evaluate_every == 0 and state.step < total_steps:
+            is_evaluated = index == 0 and epoch % recipe.evaluate_every == 0
+            if is_evaluated and state.step < total_steps and ranks.is_first:
                 evaluated_at = time.monotonic()
                 evaluation = evaluate(
                     state.served_net,
@@ -132,11 +154,13 @@ def train(
                 )
                 monitor.evaluation(evaluation, time.monotonic() - evaluated_at)
             is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
-            if is_due or interrupt.signal is not None or state.step == total_steps:
+            stop = int(ranks.most(interrupt.signal or 0))
+            if ranks.is_first and (is_due or stop or state.step == total_steps):
                 save_checkpoint(folder, state.to_checkpoint())
                 saved_at = time.monotonic()
-            if interrupt.signal is not None:
-                raise Stopped(interrupt.signal)
+            if stop:
+                ranks.wait()  # a rank that ends makes torchrun end the others
+                raise Stopped(stop)
 
 
 def check_finite(what: str, values: Iterable[float | None], step: int, recipe: Recipe) -> None:
@@ -150,24 +174,38 @@ def check_finite(what: str, values: Iterable[float | None], step: int, recipe: R
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 2 a mistake of the user's, 128 + n stopped."""
-    options = build_parser((__doc__ or "").split("``train``")[0]).parse_args(arguments)
+    """The command line.
+
+    Exit status: 0 done, 1 another process is gone, 2 a mistake of the user's, 128 + n stopped.
+    """
+    ranks = ranks_here()
+    with ranks.one_voice():
+        return run(build_parser(DESCRIPTION).parse_args(arguments), ranks)
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> int:
+    """What ``main`` does with the options, in each of the processes; answers the exit status."""
     folder: Path | None = None
+    result: Record = {}
     try:
-        with Interrupt() as interrupt:
-            job = find_job(options)
+        with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
+            job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
-            splits = read_splits(recipe)
-            folder.mkdir(parents=True, exist_ok=True)
-            document = json.dumps(recipe_to_json(recipe), indent=2)
-            write_whole(folder / RECIPE_NAME, document + "\n")
-            print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
-            train(recipe, splits, folder, interrupt, resume=job.resume)
-            result = finish(recipe, splits, folder)
+            with ranks.connected(recipe.device):
+                with ranks.together():
+                    splits = read_splits(recipe)
+                    if ranks.is_first:
+                        folder.mkdir(parents=True, exist_ok=True)
+                        document = json.dumps(recipe_to_json(recipe), indent=2)
+                        write_whole(folder / RECIPE_NAME, document + "\n")
+                print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
+                train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
+            if ranks.is_first:
+                result = finish(recipe, splits, folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -175,11 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = error.filename or folder
         print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except Stopped as stopped:
-        again = "" if folder is None else f"; go on with: python -m trainer.run --resume {folder}"
+    except (Ended, Stopped) as stopped:
+        again = "" if folder is None else f"; go on with: {ranks.command} --resume {folder}"
         print(f"{stopped}{again}", file=sys.stderr)
-        return 128 + stopped.signal
-    if options.json:
+        return 128 + stopped.signal if isinstance(stopped, Stopped) else 1
+    if options.json and ranks.is_first:
         print(json.dumps(result))
     return 0
 

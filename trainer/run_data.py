@@ -9,6 +9,7 @@ from torch import Tensor
 from trainer.batches import Batches
 from trainer.data import load_splits
 from trainer.evaluate import calibration_images, evaluation_batches
+from trainer.ranks import ALONE, Ranks
 from trainer.recipe import Recipe
 from trainer.splits import AbstractSplit, Splits
 
@@ -17,9 +18,10 @@ from trainer.splits import AbstractSplit, Splits
 class RunData:
     """Batches for each use.
 
-    train: what the weights learn from. steer: held-out images that steer the distribution.
-    decisions: the same images in their order, for every decision. calibration: training images on
-    which BatchNorm statistics are measured. left_out: broken images, found before training.
+    train: what the weights learn from. steer: held-out images that steer the distribution. Of both
+    a rank has its own images. decisions: the held-out images in their order, for every decision.
+    calibration: training images on which BatchNorm statistics are measured, on the first rank.
+    left_out: broken images, found before training.
     """
 
     train: Batches
@@ -51,13 +53,13 @@ def read_splits(recipe: Recipe) -> Splits:
     )
 
 
-def run_data(recipe: Recipe, splits: Splits) -> RunData:
+def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
 
-    def batches(images: AbstractSplit, *, train: bool) -> Batches:
+    def batches(images: AbstractSplit, ranks: Ranks, *, train: bool) -> Batches:
         return Batches(
             images,
-            min(recipe.batch_size, len(images)),
+            min(recipe.batch_size, len(images)) // ranks.world_size,
             seed=recipe.seed,
             mean=recipe.mean,
             std=recipe.std,
@@ -67,13 +69,18 @@ def run_data(recipe: Recipe, splits: Splits) -> RunData:
             device=recipe.device,
             workers=recipe.data_workers,
             window=recipe.shuffle_window,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
 
-    train = batches(splits.train, train=True)
+    whole = batches(splits.train, ALONE, train=True)
+    calibration: list[Tensor] = []
+    if ranks.is_first:
+        calibration = calibration_images(whole, recipe.calibration_batches)
     return RunData(
-        train=train,
-        steer=batches(splits.steer, train=False),
+        train=batches(splits.train, ranks, train=True),
+        steer=batches(splits.steer, ranks, train=False),
         decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device),
-        calibration=calibration_images(train, recipe.calibration_batches),
-        left_out=splits.broken,
+        calibration=calibration,
+        left_out=(*splits.broken, *whole.broken),
     )

@@ -27,8 +27,9 @@ class TrainingState:
 
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
     the weights, where the recipe has one. rng: every random number that decides a subnet comes
-    from this CPU generator. trained_on: the data, in words. elapsed_s: of the processes before
-    this one. The place in the data is ``step``: batches are functions of it.
+    from this CPU generator. scaler: of gradients; does nothing unless the precision is fp16.
+    trained_on: the data, in words. skipped_steps: whose gradients overflowed. elapsed_s: of the
+    processes before this one. The place in the data is ``step``: batches are functions of it.
     """
 
     net: AbstractNet
@@ -37,10 +38,12 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
     rng: torch.Generator
+    scaler: torch.amp.GradScaler
     trained_on: str
     before: Mapping[str, Tensor] = field(default_factory=dict)
     average: WeightAverage | None = None
     step: int = 0
+    skipped_steps: int = 0
     elapsed_s: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
 
@@ -53,6 +56,24 @@ class TrainingState:
     def served_net(self) -> AbstractNet:
         """What is evaluated, calibrated and bundled: the average where there is one."""
         return self.net if self.average is None else self.average.net
+
+    def descend(self, clip_norm: float) -> None:
+        """Move weights and generator along their gradients, but for those that overflowed.
+
+        clip_norm: of the weights' gradient, 0 for none.
+        """
+        optimizers = (self.optimizer, self.generator_optimizer)
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+        scale = self.scaler.get_scale()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.skipped_steps += self.scaler.get_scale() < scale
+        self.step += 1
 
     def keep_weights(self) -> None:
         """Take the weights of now as those that the next update compares with."""
@@ -70,6 +91,8 @@ class TrainingState:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "sampler": self.sampler.state(),
             "rng": self.rng.get_state(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_steps": self.skipped_steps,
             "before": dict(self.before),
             "average": None if self.average is None else self.average.state(),
             "trained_on": self.trained_on,
@@ -93,6 +116,9 @@ class TrainingState:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.sampler.load_state(state["sampler"])
         self.rng.set_state(state["rng"])
+        self.skipped_steps = int(state.get("skipped_steps", 0))
+        if state.get("scaler"):  # empty after another precision
+            self.scaler.load_state_dict(state["scaler"])
         device = next(self.net.parameters()).device
         self.before = {name: tensor.to(device) for name, tensor in state["before"].items()}
         if self.average is not None:
@@ -114,6 +140,9 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         optimizer=build_optimizer(net, recipe.optimizer),
         generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
         rng=torch.Generator().manual_seed(recipe.seed),
+        scaler=torch.amp.GradScaler(
+            torch.device(recipe.device).type, enabled=recipe.precision == "fp16"
+        ),
         trained_on=(
             f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
             f"classes ({splits.labels[0]} to {splits.labels[-1]})"

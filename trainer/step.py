@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,11 @@ from models.decode import decode
 from models.generator import ArchitectureGenerator
 from models.generator_report import policy_of
 from models.nets.elastic import AbstractNet
+from models.nets.view import Share
 from models.relaxed import Relaxed, RelaxedFlops
 from models.resource_loss import ResourceLoss, fit_to_budgets
 from trainer.evaluate import at_resolution
+from trainer.ranks import ALONE, Ranks
 from trainer.recipe import GeneratorOptions, Recipe
 from trainer.samplers.base import Draw
 
@@ -61,6 +64,38 @@ def pretrain_generator(
     )
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Images that run at once, and their weight in the loss: their share of those here."""
+
+    images: Tensor
+    labels: Tensor
+    share: Share
+    weight: float
+
+
+def micro_batches(
+    images: Tensor, labels: Tensor, count: int, ranks: Ranks = ALONE
+) -> list[MicroBatch]:
+    """This rank's images of a batch in ``count`` parts, as even as may be."""
+    found: list[MicroBatch] = []
+    start, size = 0, len(images)
+    for part, its_labels in zip(
+        images.tensor_split(count), labels.tensor_split(count), strict=True
+    ):
+        if len(part):
+            share = ranks.share(start, start + len(part), size)
+            found.append(MicroBatch(part, its_labels, share, len(part) / size))
+            start += len(part)
+    return found
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The precision in which a recipe's supernet runs; the generator and all losses are in fp32."""
+    half = torch.float16 if recipe.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=recipe.precision != "fp32")
+
+
 def train_step(
     net: AbstractNet,
     generator: ArchitectureGenerator,
@@ -73,22 +108,26 @@ def train_step(
     masked: bool,
     temperature: float,
     rng: torch.Generator,
+    scaler: torch.amp.GradScaler,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """Accumulate the gradients of the supernet's weights and of the generator.
 
     One generator call serves both its uses: the archs of the drawn budgets, and the resource loss
-    over a batch of budgets across the range.
+    over a batch of budgets across the range. images, labels: this rank's; losses and gradients are
+    those of the whole batch. Gradients come scaled by ``scaler``.
     """
     space = generator.space
     drawn = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
     policies, generator_loss, resource_loss = resource_loss_of(recipe.generator, relaxed_flops)(
         generator, drawn, temperature=temperature, rng=rng
     )
-    generator_loss.backward(retain_graph=masked and bool(drawn))
+    scaler.scale(generator_loss).backward(retain_graph=masked and bool(drawn))
 
     # task loss of every drawn subnet
+    parts = micro_batches(images, labels, recipe.accumulate, ranks)
     drawn_losses: list[tuple[int, float]] = []
-    teacher: Tensor | None = None
+    teachers: list[Tensor] = []
     row, arch = 0, space.largest
     for draw in draws:
         subnet: Arch | Relaxed
@@ -104,19 +143,30 @@ def train_step(
                 arch = decode(space, log_p, draw.budget_flops)
             subnet = relaxed if masked else arch
             row += 1
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            resized = at_resolution(images, space.resolution(arch))
-            logits = net(resized, subnet, drop_path=recipe.drop_path)
-        if draw.distil:
-            assert teacher is not None, "the first draw of a step is the teacher"
-            loss = F.cross_entropy(logits.float(), teacher)
-        else:
-            loss = F.cross_entropy(
-                logits.float(), labels, label_smoothing=recipe.optimizer.label_smoothing
-            )
-            teacher = logits.detach().float().softmax(1) if teacher is None else teacher
-        loss.backward(retain_graph=masked and row < len(drawn))
-        drawn_losses.append((space.flops(arch), float(loss.detach())))
+        total_loss = 0.0
+        for place, part in enumerate(parts):
+            more = place + 1 < len(parts)
+            # all parts draw the same numbers, of which each takes its own
+            with same_noise(images.device, again=more), autocast(recipe, images.device):
+                resized = at_resolution(part.images, space.resolution(arch))
+                logits = net(
+                    resized, subnet, ranks.normalizer, drop_path=recipe.drop_path, share=part.share
+                )
+            if draw.distil:
+                assert len(teachers) == len(parts), "the first draw of a step is the teacher"
+                loss = F.cross_entropy(logits.float(), teachers[place])
+            else:
+                loss = F.cross_entropy(
+                    logits.float(), part.labels, label_smoothing=recipe.optimizer.label_smoothing
+                )
+                if place == len(teachers):
+                    teachers.append(logits.detach().float().softmax(1))
+            loss = loss * part.weight
+            scaler.scale(loss).backward(retain_graph=masked and (more or row < len(drawn)))
+            total_loss += float(loss.detach())
+        drawn_losses.append((space.flops(arch), total_loss))
+    ranks.average_gradients([*net.parameters(), *generator.parameters()])
+    drawn_losses = ranks.mean_losses(drawn_losses)
     return StepResult(
         loss=sum(loss for _, loss in drawn_losses) / len(drawn_losses),
         resource_loss=float(resource_loss.detach()),
@@ -124,3 +174,9 @@ def train_step(
         budget_flops=drawn[-1] if drawn else None,
         drawn=tuple(drawn_losses),
     )
+
+
+def same_noise(device: torch.device, *, again: bool) -> AbstractContextManager[None]:
+    """With ``again``, what draws from torch's own generators draws the same once more after it."""
+    devices = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices, enabled=again)

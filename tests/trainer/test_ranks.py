@@ -1,0 +1,228 @@
+"""Several processes are one run: the same numbers, one voice, one end."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.trainer.short_runs import short_run
+from trainer.checkpoint import load_checkpoint
+from trainer.command import check_world_size
+from trainer.config import get_recipe, with_settings
+from trainer.log import read_log
+from trainer.ranks import Ranks
+from trainer.step import micro_batches
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = [
+    "epochs=1",
+    "generator.pretrain_steps=5",
+    "evaluate_every=9",
+    "calibration_batches=1",
+    "shift_every=4",
+    "warm_up_share=0",
+    "sampler_options.learning_rate=0.005",
+    "threads=1",
+]
+STEPS = 20
+PATIENCE_S = 280  # on a machine that does other things too
+pytestmark = pytest.mark.timeout(300)
+# Rounding grows with the learning rate, also from one thread to two: this is small.
+CNN = ["optimizer.learning_rate=0.002"]
+VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
+MIXED = ["augment.mixup=0.8", "augment.cutmix=1.0", "drop_path=0.2"]
+RUNS = {
+    # every step masked, B moves by gradients through the generator, BatchNorm
+    "cnn shift": [*CNN, *MIXED],
+    # every other step sliced, B moves by measured drops
+    "vit direct": [
+        *VIT,
+        *MIXED,
+        "sampler=shift-direct",
+        "generator.masked_every=2",
+        "optimizer.clip_norm=1.0",
+    ],
+}
+MORE_RUNS = {
+    "cnn direct": [*CNN, *MIXED, "sampler=shift-direct", "generator.masked_every=2"],
+    "cnn sandwich": [*CNN, "drop_path=0.2", "sampler=sandwich"],
+    "vit shift": [*VIT, *MIXED, "ema=0.9", "accumulate=2"],
+    "vit sandwich": [*VIT, "sampler=sandwich", "accumulate=3"],
+}
+
+
+class Torchrun:
+    """``torchrun --nproc-per-node 2 ...``; it and what it started ends with the block."""
+
+    def __init__(self, *module):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *module]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for started in self.ranks():
+            started.kill()
+        self.process.kill()
+        self.process.communicate()
+
+    def ranks(self):
+        """In order. What it starts is in sessions of their own: no signal to a group reaches it."""
+        try:
+            started = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return sorted(
+            (p for p in started if "RANK" in p.environ()), key=lambda p: p.environ()["RANK"]
+        )
+
+
+def arguments(folder, settings):
+    return [p for s in (*COMMON, *settings) for p in ("--set", s)] + ["--out", str(folder)]
+
+
+def in_two_processes(folder, runs):
+    """Do some runs under torchrun: (arguments, mischief) each. Statuses per rank, and stderr."""
+    described = json.dumps([{"arguments": a, "mischief": mischief} for a, mischief in runs])
+    module = ["-m", "tests.trainer.short_runs", described, str(folder / "statuses")]
+    with Torchrun(*module) as running:
+        _, said = running.process.communicate(timeout=PATIENCE_S)
+    assert running.process.returncode == 0, said
+    statuses = [json.loads((folder / f"statuses.{rank}").read_text()) for rank in (0, 1)]
+    return statuses, said
+
+
+def assert_near(one, two, what=""):
+    """Within 1e-5: what is a number, in the same places."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), what
+        for key, value in one.items():
+            assert_near(value, two[key], f"{what}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), what
+        for place, value in enumerate(one):
+            assert_near(value, two[place], f"{what}[{place}]")
+    elif isinstance(one, torch.Tensor):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=lambda m: f"{what}: {m}")
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-5), what
+    else:
+        assert one == two, what
+
+
+def assert_same_run(one, two):
+    """The same budgets and archs in every step; losses and weights within 1e-5."""
+    logs = [
+        [r for r in read_log(folder / "log.jsonl") if r["kind"] in ("step", "groups")]
+        for folder in (one, two)
+    ]
+    for record, other in zip(*logs, strict=True):
+        for rounded_or_timed in ("elapsed_s", "images_per_s", "drawn_losses"):
+            record.pop(rounded_or_timed, None)
+            other.pop(rounded_or_timed, None)
+        if record["kind"] == "groups":
+            # Adam divides by the size of gradients that are hardly more than rounding
+            probabilities = [r.pop("probabilities") for r in (record, other)]
+            assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-3)
+        assert record.get("drawn_flops") == other.get("drawn_flops")
+        assert_near(record, other)
+    states = [load_checkpoint(folder) for folder in (one, two)]
+    assert states[0]["step"] == states[1]["step"] == STEPS
+    for part in ("net", "generator", "before", "average", "rng"):
+        assert_near(states[0][part], states[1][part], part)
+
+
+def compare(tmp_path, runs):
+    wanted = [(arguments(tmp_path / f"{name} 2", runs[name]), None) for name in runs]
+    statuses, said = in_two_processes(tmp_path, wanted)
+    assert statuses == [[0] * len(runs)] * 2, said
+    for name, settings in runs.items():
+        assert short_run(arguments(tmp_path / f"{name} 1", settings)) == 0
+        assert_same_run(tmp_path / f"{name} 1", tmp_path / f"{name} 2")
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    compare(tmp_path, RUNS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_RUNS)
+def test_two_processes_do_what_one_does_in_all_ways_to_train(tmp_path, name):
+    compare(tmp_path, {name: MORE_RUNS[name]})
+
+
+def test_a_number_of_processes_that_does_not_divide_a_batch_is_refused():
+    recipe = with_settings(get_recipe("digits"), ["batch_size=12"])
+    for world_size in (1, 2, 3, 4, 6, 12):
+        check_world_size(recipe, world_size)
+    with pytest.raises(ValueError, match=r"5 processes .* 12; .* 1, 2, 3, 4, 6, 12 processes"):
+        check_world_size(recipe, 5)
+    # three images of a rank would find other partners than in one process
+    mixed = with_settings(recipe, ["augment.mixup=0.8"])
+    with pytest.raises(ValueError, match=r"4 processes .* 1, 2, 3, 6 processes"):
+        check_world_size(mixed, 4)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 20])
+def test_parts_of_a_batch_know_which_images_they_have(count):
+    batch = torch.arange(24.0)
+    seen = []
+    weights = 0.0
+    for rank in range(3):
+        ranks = Ranks(rank, 3)
+        mine = batch[rank::3]
+        for part in micro_batches(mine, mine, count, ranks):
+            assert torch.equal(batch[part.share.rows], part.images)
+            assert part.share.count == len(batch)
+            seen += part.images.tolist()
+            weights += part.weight
+    assert sorted(seen) == batch.tolist()
+    assert weights == pytest.approx(3)
+
+
+def test_one_voice_one_end(tmp_path):
+    """Signals and mistakes in one process are those of all."""
+    whole, stopped, broken = (tmp_path / name for name in ("whole", "stopped", "broken"))
+    assert short_run(arguments(whole, CNN)) == 0
+    term = {"rank": 1, "step": 7, "signal": int(signal.SIGTERM)}
+    runs = [
+        (arguments(stopped, CNN), term),
+        (arguments(broken, CNN), {"rank": 1, "step": 3, "nan": 1}),
+        (arguments(tmp_path / "odd", ["batch_size=63"]), None),
+        (["--resume", str(tmp_path / "none")], None),
+        (["--dry-run"], None),
+        (["--resume", str(stopped)], {"rank": 0, "step": 6, "signal": int(signal.SIGINT)}),
+    ]
+    statuses, said = in_two_processes(tmp_path, runs)
+    assert statuses == [[143, 2, 2, 2, 2, 130]] * 2, said
+    errors = [line for line in said.splitlines() if "error:" in line]
+    assert [e.partition("error: ")[2][:30] for e in errors] == [
+        "the loss is no finite number a",
+        "2 processes cannot share a bat",
+        f"{tmp_path / 'none'} holds no run"[:30],
+        "--dry-run tries a recipe in on",
+    ], said
+    assert said.count("stopped by SIGTERM; go on with: torchrun ... -m trainer.run") == 1
+    assert said.count("stopped by SIGINT") == 1
+    assert not (broken / "checkpoint.pt").exists()
+    assert load_checkpoint(stopped)["step"] == 13
+    # and on in one process
+    assert short_run(["--resume", str(stopped)]) == 0
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_goes_on_in_two(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert short_run(arguments(whole, VIT)) == 0
+    term = {"rank": 0, "step": 7, "signal": int(signal.SIGTERM)}
+    assert short_run(arguments(parts, VIT), term) == 143
+    statuses, said = in_two_processes(tmp_path, [(["--resume", str(parts)], None)])
+    assert statuses == [[0], [0]], said
+    assert_same_run(whole, parts)
