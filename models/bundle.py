@@ -16,7 +16,6 @@ Here is how one is written and read; ``bundle_value`` is what it answers, ``bund
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -47,6 +46,7 @@ from models.bundle_manifest import (
     arch_to_json,
     frontier_from_json,
     frontier_row_to_json,
+    version_of,
 )
 from models.bundle_value import Bundle, FrontierRow, Json, pack_statistics, unpack_statistics
 from models.graph_template import Template
@@ -101,11 +101,10 @@ def save_bundle(
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
         files = {file.name: describe(file) for file in sorted(partial.iterdir())}
-        digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         document: dict[str, Json] = {
             "format": FORMAT,
             "name": name,
-            "version": digest[:12],
+            "version": "",
             "space": {"name": space.name, "num_classes": space.num_classes},
             "preprocess": json.loads(json.dumps(preprocess.to_json())),
             "labels": list(labels),
@@ -122,6 +121,7 @@ def save_bundle(
             "provenance": dict(provenance),
             "files": files,
         }
+        document["version"] = version_of(document)
         (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
         load_bundle(partial)
         swap(partial, path)
@@ -129,8 +129,12 @@ def save_bundle(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_bundle(path: Path | str) -> Bundle:
-    """Read and check a bundle. Raises ValueError naming the file or field that is wrong."""
+def load_bundle(path: Path | str, *, weights: bool = True) -> Bundle:
+    """Read and check a bundle. Raises ValueError naming the file or field that is wrong.
+
+    ``weights=False`` leaves out the supernet and its statistics: such a bundle answers budgets,
+    and cannot build subnets. What is read is a copy: files that change later change nothing.
+    """
     path = Path(path)
     manifest = path / MANIFEST
     if not manifest.is_file():
@@ -140,12 +144,12 @@ def load_bundle(path: Path | str) -> Bundle:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{manifest} is no JSON: {error}") from None
     try:
-        return _parse(path, Fields(document, MANIFEST))
+        return _parse(path, Fields(document, MANIFEST), weights)
     except ValueError as error:
         raise ValueError(f"bundle {path}: {error}") from None
 
 
-def _parse(path: Path, fields: Fields) -> Bundle:
+def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
     number = fields.integer("format")
     if number != FORMAT:
         raise ValueError(f"format is {number}; this version reads format {FORMAT}")
@@ -160,13 +164,17 @@ def _parse(path: Path, fields: Fields) -> Bundle:
             raise ValueError(
                 f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
             )
-    check_files(path, fields.mapping("files"), space)
-    weights = load_arrays(path / SUPERNET)
-    check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
+    left_out = () if with_weights else (SUPERNET, STATISTICS)
+    check_files(path, fields.mapping("files"), space, left_out)
     answers = answers_from_json(space, fields.items("answers"))
-    statistics = load_arrays(path / STATISTICS) if space.norms else {}
+    weights: dict[str, np.ndarray] = {}
+    statistics: dict[str, np.ndarray] = {}
+    if with_weights:
+        weights = load_arrays(path / SUPERNET)
+        check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
+        statistics = load_arrays(path / STATISTICS) if space.norms else {}
     for _, arch in answers:
-        if space.norms:
+        if space.norms and with_weights:
             if space.arch_id(arch) not in statistics:
                 raise ValueError(f"{STATISTICS} lacks {space.arch_id(arch)}, which is answered")
             unpack_statistics(space, arch, statistics[space.arch_id(arch)])
@@ -174,7 +182,7 @@ def _parse(path: Path, fields: Fields) -> Bundle:
         template = Template.parse((path / TEMPLATE).read_bytes())
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
-    return Bundle(
+    bundle = Bundle(
         name=fields.text("name"),
         version=fields.text("version"),
         space=space,
@@ -183,9 +191,15 @@ def _parse(path: Path, fields: Fields) -> Bundle:
         groups=tuple(int(str(group)) for group in flops.items("groups")),
         frontier=frontier_from_json(space, fields.items("frontier")),
         answers=answers,
-        weights=template.lay_out(weights),
+        weights=template.lay_out(weights) if with_weights else {},
         generator=load_arrays(path / GENERATOR),
         statistics=statistics,
         template=template,
         provenance=json.loads(json.dumps(fields.mapping("provenance"))),
     )
+    content = version_of(fields.document)
+    if bundle.version != content:
+        raise ValueError(
+            f"version is {bundle.version}, its content's is {content}: {MANIFEST} was changed"
+        )
+    return bundle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,12 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(path: Path, files: Mapping[str, object], space: SearchSpace) -> None:
+def check_files(
+    path: Path, files: Mapping[str, object], space: SearchSpace, left_out: Collection[str] = ()
+) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
-    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else [])):
+    needed = (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []))
+    for name in (one for one in needed if one not in left_out):
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():

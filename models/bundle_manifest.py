@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from models.arch import Arch
 from models.bundle_value import FrontierRow, Json
@@ -12,19 +13,28 @@ from models.space import SearchSpace
 FORMAT = 1
 
 
+def version_of(document: Mapping[str, object]) -> str:
+    """The version of a bundle, from all that its manifest says but where it comes from.
+
+    What decides an answer is in it: labels and preprocessing here, the other files by their hashes.
+    """
+    content = {k: v for k, v in document.items() if k not in ("version", "provenance")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
 class Fields:
     """A JSON object whose fields are asked for by name and type, and named when wrong."""
 
     def __init__(self, document: object, where: str) -> None:
         if not isinstance(document, dict):
             raise ValueError(f"{where} must be an object, not {type(document).__name__}")
-        self._document: dict[str, object] = document
+        self.document: dict[str, object] = document
         self._where = where
 
     def value(self, name: str, *kinds: type) -> object:
-        if name not in self._document:
+        if name not in self.document:
             raise ValueError(f"{self._where} has no {name!r}")
-        value = self._document[name]
+        value = self.document[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             allowed = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{self._where}: {name} must be {allowed}, not {value!r:.60}")
@@ -44,7 +54,7 @@ class Fields:
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
-        return None if self._document.get(name) is None else self.number(name)
+        return None if self.document.get(name) is None else self.number(name)
 
     def items(self, name: str) -> list[object]:
         value = self.value(name, list)

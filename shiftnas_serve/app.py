@@ -1,46 +1,48 @@
-"""App: what a request passes first, /classify, the routes beside it, and the documentation.
+"""App: what a request passes first, /classify, and the routes beside it.
 
 LitServe's FastAPI app comes after ``Front``: its layers cost a request more than the inference of a
-small subnet, and /classify needs none of them.
+small subnet, and /classify needs none of them. What belongs to a version of the bundle is routed by
+``complete_revision``, the server's own by ``install_routes``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.bundle import Bundle, FrontierRow
-from shiftnas_serve.classify import Classifier
+from models.arch import Arch
+from models.bundle import Bundle, FrontierRow, load_bundle
+from shiftnas_serve.admin import admin_route
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.oip import oip_routes
 from shiftnas_serve.openapi import openapi_document
-from shiftnas_serve.planner import Planner
 from shiftnas_serve.problem import (
     Problem,
     answering_problems,
     install_problem_handlers,
     problem_response,
 )
+from shiftnas_serve.reload import Reloader
 from shiftnas_serve.request_context import RequestContext
+from shiftnas_serve.revisions import Revision, RevisionRoute, Revisions
+from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class CloseWhenDraining:
     """While the server drains, answers tell clients to connect anew: to another replica."""
 
-    def __init__(self, app: ASGIApp, workers: Workers) -> None:
-        self._app, self._workers = app, workers
+    def __init__(self, app: ASGIApp, revisions: Revisions) -> None:
+        self._app, self._revisions = app, revisions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_close(message: Message) -> None:
@@ -48,7 +50,7 @@ class CloseWhenDraining:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, send_and_close if self._workers.draining else send)
+        await self._app(scope, receive, send_and_close if self._revisions.draining else send)
 
 
 class Front:
@@ -63,23 +65,56 @@ class Front:
 
 
 def install_routes(
-    app: FastAPI,
-    bundle: Bundle,
-    planner: Planner,
-    workers: Workers,
-    classifier: Classifier,
-    *,
-    cors_origins: Sequence[str] = (),
+    app: FastAPI, revisions: Revisions, reloader: Reloader, settings: Settings
 ) -> ASGIApp:
     """Everything that the HTTP interface has: ``app`` behind what all requests pass first."""
     install_problem_handlers(app)
-    document = openapi_document(bundle)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.openapi = lambda: dict(revisions.current.document or {})  # type: ignore[method-assign]
 
     async def classify(request: Request) -> ASGIApp:
         if request.method not in ("POST", "PUT"):
             raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
-        return await classifier(request)
+        revision = revisions.current
+        with revision.used():
+            return await revision.classifier(request)
+
+    async def livez(request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        if revisions.draining or not revisions.all_ready:
+            status = "draining" if revisions.draining else "starting"
+            problem = Problem(503, f"the server is {status}", headers={"Retry-After": "1"})
+            return problem_response(problem, request)
+        current = revisions.current
+        body = {"status": "ready", "model": current.model, "runtime": current.workers.runtime}
+        return JSONResponse(body)
+
+    async def metrics(request: Request) -> Response:
+        text = await asyncio.to_thread(Metrics.text, revisions.current.model)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    own: list[BaseRoute] = [RevisionRoute(revisions)]
+    for path, endpoint in {"/livez": livez, "/readyz": readyz, "/metrics": metrics}.items():
+        own.append(Route(path, endpoint, methods=["GET"]))
+    app.router.routes[:0] = [*own, admin_route(reloader, settings)]
+
+    front: ASGIApp = Front("/classify", answering_problems(classify), app)
+    if settings.cors_origins:
+        front = CORSMiddleware(
+            front,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["*"],
+            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
+        )
+    return RequestContext(CloseWhenDraining(front, revisions))
+
+
+def complete_revision(revision: Revision, revisions: Revisions) -> None:
+    """Give a revision its routes and its documentation."""
+    bundle, planner, workers = revision.bundle, revision.planner, revision.workers
+    classifier = revision.classifier
 
     async def budgets(request: Request) -> Response:
         classifier.keys.check(request.state.headers)
@@ -93,52 +128,26 @@ def install_routes(
             raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget")
         wanted = request.query_params.get("format", "json")
         if wanted == "onnx":
-            model = await asyncio.to_thread(bundle.build_onnx, found.arch)
+            data = await asyncio.to_thread(_onnx, revision.folder, found.arch)
             name = f'attachment; filename="{bundle.name}-{identity}.onnx"'
             headers = {"Content-Disposition": name}
-            return Response(model.SerializeToString(), 200, headers, "application/octet-stream")
+            return Response(data, 200, headers, "application/octet-stream")
         if wanted != "json":
             raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
-        model_named = {"name": bundle.name, "version": bundle.version}
         described = json.loads(found.described)
-        return JSONResponse({**described, "resolution": found.side, "model": model_named})
+        return JSONResponse({**described, "resolution": found.side, "model": revision.model})
 
-    async def livez(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+    revision.routes = [
+        Route("/budgets", budgets, methods=["GET"]),
+        Route("/subnets/{id}", subnet, methods=["GET"]),
+        *oip_routes(bundle, workers, classifier, revisions),
+    ]
+    revision.document = openapi_document(bundle)
 
-    async def readyz(request: Request) -> Response:
-        if workers.draining or not workers.all_ready:
-            status = "draining" if workers.draining else "starting"
-            problem = Problem(503, f"the server is {status}", headers={"Retry-After": "1"})
-            return problem_response(problem, request)
-        model = {"name": bundle.name, "version": bundle.version}
-        return JSONResponse({"status": "ready", "model": model, "runtime": workers.runtime})
 
-    async def metrics(request: Request) -> Response:
-        text = await asyncio.to_thread(Metrics.text)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    get: dict[str, Endpoint] = {
-        "/budgets": budgets,
-        "/subnets/{id}": subnet,
-        "/livez": livez,
-        "/readyz": readyz,
-        "/metrics": metrics,
-    }
-    own = [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
-    own += oip_routes(bundle, workers, classifier)
-    app.router.routes[:0] = own
-
-    front: ASGIApp = Front("/classify", answering_problems(classify), app)
-    if cors_origins:
-        front = CORSMiddleware(
-            front,
-            allow_origins=cors_origins,
-            allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["*"],
-            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
-        )
-    return RequestContext(CloseWhenDraining(front, workers))
+def _onnx(folder: Path, arch: Arch) -> bytes:
+    # The HTTP process keeps no weights: a download is rare, and its file large.
+    return load_bundle(folder).build_onnx(arch).SerializeToString()
 
 
 def describe_budgets(bundle: Bundle, workers: Workers) -> dict[str, object]:

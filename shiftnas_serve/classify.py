@@ -112,6 +112,12 @@ class Classifier:
         self._pace = Pace()
         self._in_flight = self._preparing = 0
 
+    def close(self) -> None:
+        """Give threads and files back."""
+        self._decoders.shutdown(wait=False)
+        if self._rate is not None:
+            self._rate.close()
+
     async def __call__(self, request: Request) -> Answer:
         """Answer ``POST /classify``."""
         started = time.monotonic()

@@ -81,6 +81,11 @@ class Engine:
             self._evict(keep=arch)
         return session, 1000 * (time.perf_counter() - start)
 
+    def close(self) -> None:
+        """Let all sessions go, the pinned ones too; those that run finish."""
+        with self._lock:
+            self._slots.clear()
+
     def is_resident(self, arch: Arch) -> bool:
         """Whether a session of this arch is there now."""
         with self._lock:

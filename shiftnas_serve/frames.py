@@ -42,6 +42,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """To a worker, first: the number of the revision that all jobs of this connection are for."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """To a worker: nobody waits for this job any more."""
 
@@ -82,7 +89,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """From a worker, once: it is ready. What it measured, and what runs there."""
+    """From a worker, once: the revision is ready. What it measured, and what runs there."""
 
     pid: int
     latency_points: tuple[tuple[float, float], ...]
@@ -102,12 +109,22 @@ class Building:
     """From a worker: it builds a session and will not be heard of until that is done."""
 
 
-Frame = Job | Cancel | Done | Late | Failed | Hello | Resident | Building
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """From a worker, now and then while jobs wait: it works, on whoever's jobs."""
 
-_KINDS = {
-    kind: n
-    for n, kind in enumerate((Job, Cancel, Done, Late, Failed, Hello, Resident, Building), start=1)
-}
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """From a worker, last: it cannot load the revision that was opened."""
+
+    reason: str
+
+
+Frame = Job | Cancel | Done | Late | Failed | Hello | Resident | Building | Open | Alive | Refused
+
+_ORDER = (Job, Cancel, Done, Late, Failed, Hello, Resident, Building, Open, Alive, Refused)
+_KINDS: dict[type[Frame], int] = {kind: n for n, kind in enumerate(_ORDER, start=1)}
 
 
 def arch_key(indices: Sequence[int]) -> bytes:
@@ -159,8 +176,12 @@ def pack(frame: Frame) -> bytes:
             return _document(kind, {"pid": pid, "latency_points": points, "runtime": runtime})
         case Resident(added, removed):
             return _document(kind, {"added": added, "removed": removed})
-        case Building():
+        case Building() | Alive():
             return _document(kind, {})
+        case Open(revision):
+            return _document(kind, {"revision": revision})
+        case Refused(reason):
+            return _document(kind, {"reason": reason})
 
 
 def _document(kind: int, document: Mapping[str, object]) -> bytes:
@@ -217,5 +238,11 @@ def _unpack(data: bytes) -> Frame:
         return Hello(document["pid"], points, document["runtime"])
     if kind == _KINDS[Resident]:
         return Resident(tuple(document["added"]), tuple(document["removed"]))
+    if kind == _KINDS[Open]:
+        return Open(document["revision"])
+    if kind == _KINDS[Refused]:
+        return Refused(document["reason"])
+    if kind == _KINDS[Alive]:
+        return Alive()
     assert kind == _KINDS[Building], kind
     return Building()

@@ -1,13 +1,15 @@
 """Host: which processes there are, how they start and how they stop. LitServe underneath.
 
-The parent starts LitServe's manager, the workers (spawned), one HTTP process (forked), and waits.
-SIGTERM or SIGINT, to the parent alone or to all of them: /readyz turns 503, the HTTP process stops
-listening and finishes what is in flight, then the workers go, and the parent exits with 0. A worker
-or HTTP process that dies is replaced.
+The parent starts LitServe's manager, the workers (spawned), the HTTP processes (forked, with one
+listening socket), and waits. SIGTERM or SIGINT, to the parent alone or to all of them: /readyz
+turns 503, the HTTP processes stop listening and finish what is in flight, then the workers go, and
+the parent exits with 0. SIGHUP to the parent of a service: reload. A worker or HTTP process that
+dies is replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -26,9 +28,11 @@ from typing import Any
 import litserve
 from fastapi import FastAPI
 
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle
 from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.log import adopt_litserve, configure_log
+from shiftnas_serve.planner import check_budgets
+from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import is_stopping, set_draining, set_stopping
@@ -38,18 +42,17 @@ _RESTART_POLL_S = 0.2
 
 
 class Host(litserve.LitServer):
-    """LitServe with our route in place of its own."""
+    """LitServe with our routes in place of its own."""
 
-    def __init__(self, bundle: Bundle, settings: Settings, folder: Path) -> None:
-        from shiftnas_serve.app import install_routes
-        from shiftnas_serve.classify import Classifier
+    def __init__(self, settings: Settings, files: RunFolder) -> None:
+        from shiftnas_serve.app import complete_revision, install_routes
         from shiftnas_serve.metrics import Metrics
-        from shiftnas_serve.planner import Planner
-        from shiftnas_serve.workers import Workers
+        from shiftnas_serve.reload import Reloader
+        from shiftnas_serve.revisions import Revision, Revisions
 
         # an explicit accelerator: "auto" would import torch to look for a GPU
         super().__init__(
-            ClassifyApi(settings, folder),
+            ClassifyApi(settings, files.path),
             accelerator="cpu",
             workers_per_device=settings.workers,
             timeout=settings.timeout_s,
@@ -57,21 +60,18 @@ class Host(litserve.LitServer):
         )
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
-        self._folder = folder
-        self._sockets: list[socket.socket] = []
+        self._files, self._sockets = files, list[socket.socket]()
         self._stopping = threading.Event()
-        metrics = Metrics()
-        planner = Planner(bundle, settings.default_flops)
-        self._subnet_workers = Workers(folder, settings.workers, metrics, settings.stall_s)
-        classifier = Classifier(bundle, planner, self._subnet_workers, metrics, settings, folder)
-        self.app: Any = install_routes(
-            self.app,
-            bundle,
-            planner,
-            self._subnet_workers,
-            classifier,
-            cors_origins=settings.cors_origins,
-        )
+        # A process must not be forked while another thread counts: its lock would stay taken there.
+        self._counting = threading.Lock()
+        self._metrics = Metrics()
+
+        def complete(revision: Revision) -> None:
+            complete_revision(revision, self._revisions)
+
+        self._revisions = Revisions(files, settings, self._metrics, complete)
+        self._reloader = Reloader(files, self._revisions, settings, self._metrics)
+        self.app: Any = install_routes(self.app, self._revisions, self._reloader, settings)
 
     def _register_api_endpoints(
         self, lit_api: litserve.LitAPI, request_type: object, response_type: object
@@ -92,29 +92,45 @@ class Host(litserve.LitServer):
         uvicorn_worker_type: str,
         **named: Any,
     ) -> dict[int, Any]:
-        """Start the HTTP process and keep one running: LitServe watches its workers only."""
+        """Start the HTTP processes and keep them running: LitServe watches its workers only."""
         self._sockets = sockets
 
-        def start() -> Any:
+        def start(count: int) -> list[Any]:
             make = super(Host, self)._start_server
-            return make(port, num_uvicorn_servers, log_level, sockets, uvicorn_worker_type, **named)
+            with self._counting:
+                started = make(port, count, log_level, sockets, uvicorn_worker_type, **named)
+            return list(started.values())
 
-        processes: dict[int, Any] = start()
+        processes: dict[int, Any] = dict(enumerate(start(num_uvicorn_servers)))
 
         def keep() -> None:
             while not self._stopping.is_set():
                 # The socket stays open here, so clients that come meanwhile wait and are served.
-                if wait([processes[0].sentinel], timeout=_RESTART_POLL_S):
-                    if self._stopping.is_set():
-                        return
-                    print("the HTTP process died; starting another", file=sys.stderr, flush=True)
-                    processes[0].join()
-                    processes[0] = start()[0]
+                wait([one.sentinel for one in processes.values()], timeout=_RESTART_POLL_S)
+                for number, process in processes.items():
+                    if process.is_alive() or self._stopping.is_set():
+                        continue
+                    print("an HTTP process died; starting another", file=sys.stderr, flush=True)
+                    process.join()
+                    self._files.forget_member(process.pid)
+                    with self._counting:
+                        self._metrics.forget_process(process.pid)
+                        self._metrics.http_losses.inc()
+                    (processes[number],) = start(1)
 
         threading.Thread(target=keep, name="keep-http", daemon=True).start()
+        _pass_on_hangups(processes)
         return processes
 
-    def _perform_graceful_shutdown(self, *arguments: Any, **named: Any) -> None:
+    def launch_single_inference_worker(self, lit_api: litserve.LitAPI, worker_id: int) -> Any:
+        """Start a worker in the place of one that died; counted here, where it is known once."""
+        with self._counting:
+            self._metrics.worker_losses.inc()
+        return super().launch_single_inference_worker(lit_api, worker_id)
+
+    def _perform_graceful_shutdown(
+        self, manager: Any, uvicorn_workers: dict[Any, Any], shutdown_reason: str = "normal"
+    ) -> None:
         """Let the monitor end first: it would replace the workers that are being stopped."""
         self._stopping.set()
         # In a thread of its own: this one's connection to the manager is still waiting for the
@@ -124,20 +140,27 @@ class Host(litserve.LitServer):
         ender.start()
         ender.join(2.0)
         time.sleep(2 * _RESTART_POLL_S)
-        set_stopping(self._folder)
+        set_stopping(self._files.path)
         for listening in self._sockets:
             listening.close()  # or clients would wait for an answer here that no one gives
-        super()._perform_graceful_shutdown(*arguments, **named)
+        # All at once: LitServe waits for each before it tells the next.
+        for process in uvicorn_workers.values():
+            process.terminate()
+        for process in uvicorn_workers.values():
+            process.join(self.uvicorn_graceful_timeout)
+        left = {number: one for number, one in uvicorn_workers.items() if one.is_alive()}
+        super()._perform_graceful_shutdown(manager, left, shutdown_reason)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Not LitServe's own, which reads a queue of answers that this server does not use."""
         self._obey_the_parent_alone()
-        await self._subnet_workers.start()
+        await self._revisions.start()
+        self._reloader.listen_to_hangups()
         gc.collect()
         gc.freeze()  # what is here now stays; collections need not look at it again
         yield
-        await self._subnet_workers.stop()
+        await self._revisions.stop()
 
     def _obey_the_parent_alone(self) -> None:
         # Supervisors and terminals signal all processes of a service at once. The HTTP process goes
@@ -146,7 +169,7 @@ class Host(litserve.LitServer):
             uvicorns = signal.getsignal(number)
 
             def stop(number: int, frame: FrameType | None, uvicorns: Any = uvicorns) -> None:
-                if is_stopping(self._folder):
+                if is_stopping(self._files.path):
                     uvicorns(number, frame)
 
             signal.signal(number, stop)
@@ -154,34 +177,28 @@ class Host(litserve.LitServer):
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises ValueError for what can be known to fail beforehand."""
-    bundle = load_bundle(settings.bundle)
     if settings.runtime not in RUNTIMES:
         raise ValueError(f"no runtime {settings.runtime!r}; there are: {', '.join(RUNTIMES)}")
-    named = [("pinned_flops", budget) for budget in settings.pinned_flops]
-    if settings.default_flops is not None:
-        named.append(("default_flops", settings.default_flops))
-    for name, budget in named:
-        if budget < bundle.min_flops:
-            raise ValueError(
-                f"{name} is {budget:,.0f}; the smallest subnet of {bundle.name} has "
-                f"{bundle.min_flops:,}"
-            )
-    _check_port(settings)
     with tempfile.TemporaryDirectory(prefix="shiftnas-") as name:
         folder = Path(name)
         socket_path(folder, settings.workers)
+        files = RunFolder(folder)
+        bundle = files.create(settings.bundle)
+        check_budgets(bundle, settings)
+        _check_port(settings)
         metrics_folder = folder / "metrics"
         metrics_folder.mkdir()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder)
         configure_log(settings.log_level, settings.log_format)
-        host = Host(bundle, settings, folder)
+        host = Host(settings, files)
         _announce(bundle, settings)
+        del bundle  # each worker has its own; here it would only take memory
         _stop_on_signals(folder, settings.drain_s)
         try:
             host.run(
                 host=settings.host,
                 port=settings.port,
-                num_api_servers=1,
+                num_api_servers=settings.http_processes,
                 log_level=settings.log_level,
                 log_config=None,  # uvicorn's lines go where ours go
                 generate_client_file=False,
@@ -216,11 +233,30 @@ def _stop_on_signals(folder: Path, drain_s: float) -> None:
             # HTTP process gets uvicorn's own handler after this)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             end_with_parent(folder)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     os.register_at_fork(after_in_child=forget)
+
+
+def _pass_on_hangups(http_processes: Mapping[int, Any]) -> None:
+    """SIGHUP to the parent becomes one to an HTTP process, which reloads.
+
+    Only where no terminal is: hanging up that one ends what runs in it.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in http_processes.values():
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
+                return
+
+    signal.signal(signal.SIGHUP, pass_on)
 
 
 def _check_port(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from shiftnas_serve.frames import Cancel, Frame, FrameReader, Job, pack
+from shiftnas_serve.frames import Cancel, Frame, FrameReader, Job, Open, pack
 
 # An HTTP process that takes nothing for so long is as good as gone.
 _SEND_TIMEOUT_S = 1.0
@@ -31,22 +31,19 @@ def socket_path(folder: Path, worker_id: int) -> Path:
 
 
 class Client:
-    """A connection of an HTTP process."""
+    """A connection of an HTTP process. revision: the one that it has opened, None before."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(_SEND_TIMEOUT_S)
         self.connection = connection
+        self.revision: int | None = None
         self.reader = FrameReader()
 
 
 class Inbox:
-    """Listens, reads, replies. A client that is gone is dropped; ``lost`` says which.
+    """Listens, reads, replies. A client that is gone is dropped; ``lost`` says which."""
 
-    ``hello``: what every client is told when it connects; ``greet`` adds to it.
-    """
-
-    def __init__(self, path: Path, hello: Frame) -> None:
-        self._greetings = [pack(hello)]
+    def __init__(self, path: Path) -> None:
         self._clients: set[Client] = set()
         self.lost: list[Client] = []
         self._selector = selectors.DefaultSelector()
@@ -62,7 +59,11 @@ class Inbox:
         """Whether any HTTP process is there."""
         return bool(self._clients)
 
-    def receive(self, timeout_s: float) -> Iterator[tuple[Client, Job | Cancel]]:
+    def clients(self, revision: int) -> list[Client]:
+        """The connections of one revision."""
+        return [client for client in self._clients if client.revision == revision]
+
+    def receive(self, timeout_s: float) -> Iterator[tuple[Client, Job | Cancel | Open]]:
         """All that has come; waits up to ``timeout_s`` where nothing has."""
         while ready := self._selector.select(timeout_s):
             timeout_s = 0.0
@@ -71,7 +72,7 @@ class Inbox:
                     self._accept()
                 else:
                     for frame in self._read(key.data):
-                        assert isinstance(frame, Job | Cancel), frame
+                        assert isinstance(frame, Job | Cancel | Open), frame
                         yield key.data, frame
 
     def _read(self, client: Client) -> Iterator[Frame]:
@@ -80,7 +81,7 @@ class Inbox:
         except OSError:
             data = b""
         if not data:
-            self._drop(client)
+            self.drop(client)
         yield from client.reader.feed(data)
 
     def send(self, client: Client, data: bytes) -> None:
@@ -90,22 +91,27 @@ class Inbox:
         try:
             client.connection.sendall(data)
         except OSError:
-            self._drop(client)
+            self.drop(client)
 
-    def greet(self, frame: Frame) -> None:
-        """Tell this, too, to who connects from now on; in place of what was said here before."""
-        self._greetings[1:] = [pack(frame)]
-
-    def tell_all(self, frame: Frame) -> None:
-        """Send a frame to every client."""
+    def tell_all(self, frame: Frame, revision: int | None = None) -> None:
+        """Send a frame to every client, or to those of one revision."""
         data = pack(frame)
         for client in list(self._clients):
-            self.send(client, data)
+            if revision in (None, client.revision):
+                self.send(client, data)
+
+    def drop(self, client: Client) -> None:
+        """Close a connection."""
+        if client in self._clients:
+            self._clients.remove(client)
+            self._selector.unregister(client.connection)
+            client.connection.close()
+            self.lost.append(client)
 
     def close(self) -> None:
         """Close everything; the HTTP processes see it at once."""
         for client in list(self._clients):
-            self._drop(client)
+            self.drop(client)
         self._selector.close()
         self._listener.close()
 
@@ -114,11 +120,3 @@ class Inbox:
             client = Client(self._listener.accept()[0])
             self._clients.add(client)
             self._selector.register(client.connection, selectors.EVENT_READ, client)
-            self.send(client, b"".join(self._greetings))
-
-    def _drop(self, client: Client) -> None:
-        if client in self._clients:
-            self._clients.remove(client)
-            self._selector.unregister(client.connection)
-            client.connection.close()
-            self.lost.append(client)

@@ -1,4 +1,4 @@
-"""API keys: who may ask. No keys set means everyone."""
+"""API keys: who may ask, and who may administer. No API keys set means everyone may ask."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from shiftnas_serve.problem import Problem
 
 
 class ApiKeys:
-    """The keys that are accepted as ``Authorization: Bearer KEY``."""
+    """The keys that are accepted as ``Authorization: Bearer KEY``. kind: what they are called."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], kind: str = "key") -> None:
         self._keys = [key.encode() for key in keys]
+        self._kind = kind
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -32,7 +33,7 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not any(right):
             raise Problem(
                 401,
-                "send a key of this server: Authorization: Bearer KEY",
+                f"send a {self._kind} of this server: Authorization: Bearer KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return right.index(True)

@@ -128,8 +128,13 @@ def _flops_of(point: tuple[float, float]) -> float:
     return point[0]
 
 
-def measure_ms(run: Callable[[], object], seconds: float = 0.1, least: int = 5) -> float:
-    """Median milliseconds of ``run()``, after two calls that do not count."""
+def measure_ms(
+    run: Callable[[], object],
+    seconds: float = 0.1,
+    least: int = 5,
+    pick: Callable[[Sequence[float]], float] = statistics.median,
+) -> float:
+    """Median milliseconds of ``run()``, or another ``pick``, after two calls that do not count."""
     for _ in range(2):
         run()
     samples: list[float] = []
@@ -138,4 +143,4 @@ def measure_ms(run: Callable[[], object], seconds: float = 0.1, least: int = 5) 
         start = time.perf_counter()
         run()
         samples.append((time.perf_counter() - start) * 1000)
-    return statistics.median(samples)
+    return pick(samples)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from shiftnas_serve.frames import (
+    Alive,
     Building,
     Cancel,
     Done,
@@ -21,6 +22,8 @@ from shiftnas_serve.frames import (
     Hello,
     Job,
     Late,
+    Open,
+    Refused,
     Resident,
     pack,
 )
@@ -51,10 +54,16 @@ class Flight:
 
 
 class Link(asyncio.Protocol):
-    """One connection. ``hello`` is None until the worker said it; ``closed`` when it is gone."""
+    """One connection, for jobs of one revision.
 
-    def __init__(self, on_hello: Callable[[Hello], None]) -> None:
+    ``hello`` is None until the worker said that it has the revision, ``refused`` why it never will;
+    ``closed`` is done when the connection is gone.
+    """
+
+    def __init__(self, revision: int, on_hello: Callable[[Hello], None]) -> None:
         self.hello: Hello | None = None
+        self.refused: str | None = None
+        self._revision = revision
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.in_flight: dict[int, Flight] = {}
         self.resident: set[str] = set()
@@ -132,6 +141,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes, and do all that those do.
         self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport.write(pack(Open(self._revision)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
@@ -148,6 +158,10 @@ class Link(asyncio.Protocol):
                         flight.answer.set_result(frame)
                 case Building():
                     self._building = True
+                case Alive():
+                    pass  # heard of, which is all
+                case Refused(reason):
+                    self.refused = reason
                 case Resident(added, removed):
                     self.resident.difference_update(removed)
                     self.resident.update(added)
@@ -158,12 +172,12 @@ class Link(asyncio.Protocol):
                     raise AssertionError(frame)
 
 
-async def connect(path: Path, on_hello: Callable[[Hello], None]) -> Link:
+async def connect(path: Path, revision: int, on_hello: Callable[[Hello], None]) -> Link:
     """A connection to the worker that listens at ``path``; waits for as long as none does."""
     loop = asyncio.get_running_loop()
     while True:
         try:
-            _, link = await loop.create_unix_connection(lambda: Link(on_hello), str(path))
+            _, link = await loop.create_unix_connection(lambda: Link(revision, on_hello), str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             await asyncio.sleep(_RETRY_S)
         else:

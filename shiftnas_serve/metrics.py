@@ -6,8 +6,12 @@ variable PROMETHEUS_MULTIPROC_DIR), so ``host`` sets that first and imports this
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
@@ -48,9 +52,14 @@ class Metrics:
             "shiftnas_degraded", "Answers made smaller by a latency budget", registry=registry
         )
         self.worker_losses = Counter(
-            "shiftnas_worker_losses", "Deaths of workers that were noticed", registry=registry
+            "shiftnas_worker_losses", "Workers that died and were replaced", registry=registry
         )
-
+        self.http_losses = Counter(
+            "shiftnas_http_losses", "HTTP processes that died and were replaced", registry=registry
+        )
+        self.reloads = Counter(
+            "shiftnas_reloads", "Reloads by what came of them", ["result"], registry=registry
+        )
         self.worker_stalls = Counter(
             "shiftnas_worker_stalls",
             "Workers ended because an inference did not come back",
@@ -70,8 +79,27 @@ class Metrics:
         counter.inc()
 
     @staticmethod
-    def text() -> bytes:
-        """All processes together."""
+    def forget_process(pid: int) -> None:
+        """A process has died: what it had in flight is gone, what it counted stays."""
+        mark_process_dead(pid)
+
+    @staticmethod
+    def text(model: Mapping[str, str]) -> bytes:
+        """All processes together. ``model``: what is served now, by name and version."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
+        # Made for each answer and never stored: a version that is served no more leaves nothing.
+        registry.register(ModelInfo(model))
         return generate_latest(registry)
+
+
+class ModelInfo(Collector):
+    """``shiftnas_model_info{name="...",version="..."} 1``, of the version that is served."""
+
+    def __init__(self, model: Mapping[str, str]) -> None:
+        self._model = dict(model)
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily("shiftnas_model_info", "What is served", labels=list(self._model))
+        info.add_metric(list(self._model.values()), 1.0)
+        yield info

@@ -30,6 +30,7 @@ from shiftnas_serve.body import read_body
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.classify import Classified, Classifier, read_budgets
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.revisions import Revisions
 from shiftnas_serve.workers import Workers
 
 MAX_IMAGES = 64
@@ -60,7 +61,9 @@ class InferRequest:
     outputs: Sequence[WantedOutput]
 
 
-def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list[Route]:
+def oip_routes(
+    bundle: Bundle, workers: Workers, classifier: Classifier, revisions: Revisions
+) -> list[Route]:
     """The routes of the protocol for one model."""
     outputs: dict[str, tuple[str, list[int]]] = {
         "probabilities": ("FP32", [-1, len(bundle.labels)]),
@@ -83,12 +86,12 @@ def oip_routes(bundle: Bundle, workers: Workers, classifier: Classifier) -> list
         return JSONResponse({"live": True})
 
     async def ready(request: Request) -> Response:
-        is_ready = workers.all_ready and not workers.draining
+        is_ready = revisions.all_ready and not workers.draining
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(request: Request) -> Response:
         known(request)
-        is_ready = workers.all_ready and not workers.draining
+        is_ready = revisions.all_ready and not workers.draining
         return JSONResponse({"name": bundle.name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def model(request: Request) -> Response:

@@ -15,6 +15,7 @@ from models.bundle import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment
 from shiftnas_serve.frames import arch_indices, arch_key
 from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.settings import Settings
 
 _REMEMBERED = 4096
 _LATENCY_STEPS = 64
@@ -140,3 +141,16 @@ def describe(bundle: Bundle, arch: Arch) -> Subnet:
     )
     key = arch_key(space.indices(arch).tolist())
     return Subnet(arch, key, identity, flops, params, space.resolution(arch), described)
+
+
+def check_budgets(bundle: Bundle, settings: Settings) -> None:
+    """Raises ValueError when a budget that is set is below the bundle's smallest subnet."""
+    named = [("pinned_flops", budget) for budget in settings.pinned_flops]
+    if settings.default_flops is not None:
+        named.append(("default_flops", settings.default_flops))
+    for name, budget in named:
+        if budget < bundle.min_flops:
+            raise ValueError(
+                f"{name} is {budget:,.0f}; the smallest subnet of {bundle.name} has "
+                f"{bundle.min_flops:,}"
+            )

@@ -35,6 +35,9 @@ class Settings(BaseModel):
         "127.0.0.1", description="address to listen on; 0.0.0.0 to be reached from outside"
     )
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    http_processes: int = Field(
+        1, ge=1, le=64, description="processes that answer HTTP and decode images"
+    )
     workers: int = Field(1, ge=1, le=64, description="processes that run subnets")
     threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
     runtime: str = Field("onnxruntime", description="onnxruntime, tensorrt or torch")
@@ -43,7 +46,9 @@ class Settings(BaseModel):
         None, gt=0, description="budget of requests that name none (default: the largest subnet)"
     )
     max_batch: int = Field(16, ge=1, le=256, description="images that are taken together")
-    max_waiting: int = Field(128, ge=1, description="requests at once; more are refused with 429")
+    max_waiting: int = Field(
+        128, ge=1, description="requests at once in an HTTP process; more are refused with 429"
+    )
     max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
     max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
     timeout_s: float = Field(30.0, gt=0, description="an answer takes no longer; then 504")
@@ -57,6 +62,11 @@ class Settings(BaseModel):
         (),
         description="keys that may ask, separated by commas; better set as "
         f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key)",
+    )
+    admin_keys: tuple[SecretStr, ...] = Field(
+        (),
+        description="keys that may reload, separated by commas; better set as "
+        f"{PREFIX}ADMIN_KEYS (default: none, and nobody may)",
     )
     rate_per_s: float | None = Field(
         None, gt=0, description="images each key may send a second; more are refused with 429"
@@ -83,7 +93,7 @@ class Settings(BaseModel):
     )
     log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
@@ -96,6 +106,13 @@ class Settings(BaseModel):
         if isinstance(value, str):
             return tuple(parse_flops(part) for part in value.split(",") if part.strip())
         return value
+
+    @model_validator(mode="after")
+    def _admin_keys_are_no_api_keys(self) -> Settings:
+        every = {key.get_secret_value() for key in self.api_keys}
+        if any(key.get_secret_value() in every for key in self.admin_keys):
+            raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
+        return self
 
     @model_validator(mode="after")
     def _rate_needs_keys(self) -> Settings:
@@ -127,7 +144,7 @@ def load_settings(
         name = ".".join(str(part) for part in first["loc"])
         if not name:  # settings that do not go together
             raise ValueError(first["msg"].removeprefix("Value error, ")) from None
-        given = "" if name.startswith("api_keys") else f", not {first['input']!r:.60}"
+        given = "" if "_keys" in name else f", not {first['input']!r:.60}"
         raise ValueError(f"{name}: {first['msg']}{given}") from None
 
 

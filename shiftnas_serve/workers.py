@@ -22,9 +22,14 @@ from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.link import Answer, Flight, Link, connect
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.status import is_draining
 
 _POLL_S = 0.1
+# Before a worker that could not load a revision is asked again.
+_RETRY_S = 1.0
+# One may be lost while it loads for reasons of its own.
+_LOST_LOADING = 3
 # Most answers are there by then, and cost no watch over the client's connection.
 _WATCH_CLIENT_AFTER_S = 0.02
 # Until a build has been seen.
@@ -34,10 +39,19 @@ _STEP = 0.1
 
 
 class Workers:
-    """Sends jobs, awaits answers, watches the workers' lives. One per HTTP process."""
+    """Sends jobs, awaits answers, watches the workers' lives.
 
-    def __init__(self, folder: Path, count: int, metrics: Metrics, stall_s: float) -> None:
+    One per revision and HTTP process, with connections of its own.
+    """
+
+    def __init__(
+        self, folder: Path, revision: int, count: int, metrics: Metrics, stall_s: float
+    ) -> None:
         self._folder, self._metrics, self._stall_s = folder, metrics, stall_s
+        self._revision = revision
+        self._lost_loading = 0
+        self.failure: str | None = None
+        """Why a worker cannot have this revision."""
         self._links: list[Link | None] = [None] * count
         self._latency: LatencyTable | None = None
         self._build_ms = _BUILD_MS
@@ -164,11 +178,18 @@ class Workers:
         """Connect to a worker, and to its replacement when it is gone."""
         path = socket_path(self._folder, worker_id)
         while True:
-            link = self._links[worker_id] = await connect(path, self._heard_hello)
+            link = await connect(path, self._revision, self._heard_hello)
+            self._links[worker_id] = link
             await link.closed
-            if link.hello is not None and not self.draining:
-                self._metrics.worker_losses.inc()
             self._redirect(link)
+            if link.hello is not None:
+                continue
+            self._lost_loading += 1
+            if link.refused is not None:
+                self.failure = link.refused
+            elif self._lost_loading >= _LOST_LOADING:
+                self.failure = f"workers were lost {self._lost_loading} times while they loaded it"
+            await asyncio.sleep(_RETRY_S)
 
     def _heard_hello(self, hello: Hello) -> None:
         if self._latency is None:
@@ -198,8 +219,9 @@ class Workers:
         while True:
             self.draining = is_draining(self._folder)
             for link in self._ready_links():
-                if link.stalled(self._stall_s):
-                    self._metrics.worker_stalls.inc()
+                if link.stalled(self._stall_s) and link.hello is not None:
+                    if RunFolder(self._folder).once(f"stalled-{link.hello.pid}"):
+                        self._metrics.worker_stalls.inc()
                     link.kill()
             await asyncio.sleep(_POLL_S)
 

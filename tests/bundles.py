@@ -28,8 +28,10 @@ def template_of(space_name: str, num_classes: int) -> bytes:
     return export_template(get_space(space_name, num_classes))
 
 
-def make_bundle(space_name: str, folder: Path, num_classes: int = 10, seed: int = 0) -> Path:
-    """Write a bundle into ``folder`` and answer it."""
+def make_bundle(
+    space_name: str, folder: Path, num_classes: int = 10, seed: int = 0, label: str = "class"
+) -> Path:
+    """Write a bundle into ``folder`` and answer it. ``label``: how labels begin."""
     space = get_space(space_name, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,7 +55,7 @@ def make_bundle(space_name: str, folder: Path, num_classes: int = 10, seed: int 
         name=f"test-{space_name}",
         space=space,
         preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        labels=[f"class {i}" for i in range(num_classes)],
+        labels=[f"{label} {i}" for i in range(num_classes)],
         groups=[space.max_flops],
         frontier=[
             FrontierRow(budget, arch, space.flops(arch), space.params(arch), 0.1, None)

@@ -61,6 +61,8 @@ def refused(folder, words):
         (lambda d: d["frontier"][0]["arch"].update(depth="deep"), "must be numbers"),
         (lambda d: d["files"].pop("template.onnx"), "does not list template.onnx"),
         (lambda d: d.update(version=7), "version must be str"),
+        (lambda d: d["labels"].reverse(), "bundle.json was changed"),
+        (lambda d: d["preprocess"].update(mean=[0.5, 0.5, 0.4]), "bundle.json was changed"),
     ],
 )
 def test_wrong_fields_are_named(folder, change, words):

@@ -99,6 +99,7 @@ def start_server(bundle: Path, *options: str) -> RunningServer:
         [*command, "--port", str(port), *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONWARNINGS": "default"},
+        start_new_session=True,  # no terminal, as a service has none
         stderr=log,
         text=True,
     )
@@ -148,6 +149,13 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(bundle_folder: Path) -> Bundle:
     return load_bundle(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the same space and name with other weights and labels."""
+    folder = tmp_path_factory.mktemp("other") / "nano"
+    return make_bundle("nano-cnn", folder, seed=1, label="kind")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftnas_serve.frames import (
+    Alive,
     Building,
     Cancel,
     Done,
@@ -21,6 +22,8 @@ from shiftnas_serve.frames import (
     Hello,
     Job,
     Late,
+    Open,
+    Refused,
     Resident,
     arch_indices,
     arch_key,
@@ -47,6 +50,9 @@ def examples() -> list[object]:
         Hello(7, ((1e6, 1.5), (2e6, 3.0)), {"runtime": "x"}),
         Resident(("a", "b"), ()),
         Building(),
+        Open(3),
+        Alive(),
+        Refused("no memory: größer"),
     ]
 
 
@@ -86,12 +92,15 @@ def flight(number: int) -> Flight:
 
 
 def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
-    inbox = Inbox(tmp_path / "w0", Hello(1, ((1.0, 1.0),), {}))
+    inbox = Inbox(tmp_path / "w0")
 
     def worker(until: float) -> list[int]:
         answered = []
         while time.monotonic() < until and len(answered) < 40:
             for client, frame in inbox.receive(0.05):
+                if isinstance(frame, Open):
+                    assert frame.revision == 7
+                    inbox.send(client, pack(Hello(1, ((1.0, 1.0),), {})))
                 if isinstance(frame, Job):
                     mean = np.array([frame.pixels.mean()], np.float32)
                     inbox.send(
@@ -103,7 +112,7 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
     async def http() -> None:
         said = []
         serving = asyncio.create_task(asyncio.to_thread(worker, time.monotonic() + 10))
-        link = await connect(tmp_path / "w0", said.append)
+        link = await connect(tmp_path / "w0", 7, said.append)
         while not link.ready:
             await asyncio.sleep(0.01)
         flights = [flight(number) for number in range(40)]
@@ -126,13 +135,13 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
 
 
 def test_a_client_that_goes_is_noticed_and_what_it_cancelled_said(tmp_path: Path):
-    inbox = Inbox(tmp_path / "w0", Hello(1, ((1.0, 1.0),), {}))
+    inbox = Inbox(tmp_path / "w0")
 
     def received() -> list[object]:
         return [frame for _ in range(3) for _, frame in inbox.receive(0.1)]
 
     async def come_and_go() -> list[object]:
-        link = await connect(tmp_path / "w0", lambda hello: None)
+        link = await connect(tmp_path / "w0", 1, lambda hello: None)
         one, never_sent = flight(1), flight(2)
         link.send(one)
         link.cancel(one)
@@ -143,7 +152,8 @@ def test_a_client_that_goes_is_noticed_and_what_it_cancelled_said(tmp_path: Path
         await link.closed
         return got
 
-    sent, cancelled = asyncio.run(come_and_go())
+    opened, sent, cancelled = asyncio.run(come_and_go())
+    assert opened == Open(1)
     assert isinstance(sent, Job)
     assert cancelled == Cancel(sent.id)
     assert received() == []

@@ -47,7 +47,7 @@ def test_subnets_can_be_looked_at_and_downloaded(server, bundle: Bundle, png):
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/subnets/unknown", 404), ("/nothing", 404), ("/classify", 405), ("/admin/reload", 404)],
+    [("/subnets/unknown", 404), ("/nothing", 404), ("/classify", 405), ("/admin/reload", 405)],
 )
 def test_what_is_not_there_is_a_problem(server, path, status):
     response = server.client.get(path)
@@ -120,6 +120,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
             (("--bundle", str(bundle_folder), "--default-flops", "5"), "smallest subnet"),
             (("--bundle", str(bundle_folder), "--pinned-flops", "1M,5"), "smallest subnet"),
             (("--bundle", str(bundle_folder), "--pinned-flops", "much"), "pinned_flops"),
+            (("--bundle", str(bundle_folder), "--http-processes", "0"), "http_processes"),
         ]
         for options, words in cases:
             ended = run_server(*options)

@@ -1,0 +1,177 @@
+"""Several HTTP processes: what they count adds up, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.mmap_dict import MmapedDict
+
+from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready
+from tests.serve.test_faults import assert_soon_gone, metric, wait_for
+
+PNG = {"Content-Type": "image/png"}
+
+
+def answers_of(folder: Path, pid: int) -> float:
+    """Answers that one HTTP process has counted."""
+    (file,) = folder.glob(f"shiftnas-*/metrics/counter_{pid}.db")
+    values = MmapedDict.read_all_values_from_file(str(file))
+    return sum(value for key, value, *_ in values if "shiftnas_requests_total" in key)
+
+
+def ask(server: RunningServer, content: bytes) -> int:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        return client.post("/classify", content=content, headers=PNG).status_code
+
+
+def test_counters_add_up_exactly_also_when_a_process_was_replaced(
+    bundle_folder, png, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = start_server(bundle_folder, "--http-processes", "3", "--workers", "2")
+    try:
+        sent = Counter[int]()
+
+        def send(number: int) -> None:
+            with ThreadPoolExecutor(8) as pool:
+                contents = [png if turn % 3 else b"no image" for turn in range(number)]
+                sent.update(pool.map(lambda content: ask(server, content), contents))
+
+        def assert_counted() -> None:
+            for status, number in sent.items():
+                assert metric(server, f'shiftnas_requests_total{{status="{status}"}}') == number
+            assert metric(server, "shiftnas_requests_in_flight") == 0
+            histogram = 'shiftnas_stage_seconds_count{stage="infer"}'
+            assert metric(server, histogram) == sent[200]
+
+        pids = server.http_pids()
+        assert len(pids) == 3
+        send(60)
+        while any(answers_of(tmp_path, pid) == 0 for pid in pids):
+            send(10)
+        assert set(sent) == {200, 415}
+        assert sum(answers_of(tmp_path, pid) for pid in pids) == sent.total()
+        assert_counted()
+        victim = min(pids)
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: len(server.http_pids() - {victim}) == 3)
+        wait_until_ready(server)
+        assert_counted()
+        send(60)
+        assert_counted()
+        assert metric(server, "shiftnas_http_losses_total") == 1
+        # a worker's death is counted once, however many processes noticed it
+        worker = min(server.worker_pids())
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: len(server.worker_pids() - {worker}) == 2)
+        wait_until_ready(server)
+        assert metric(server, "shiftnas_worker_losses_total") == 1
+    finally:
+        stop_server(server)
+
+
+def test_gauges_of_a_dead_process_go(bundle_folder, png):
+    server = start_server(bundle_folder, "--http-processes", "2", "--timeout-s", "20")
+    try:
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, server, png) for _ in range(8)]
+            wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 8)
+            for pid in server.http_pids():  # one after the other: whoever has them
+                os.kill(pid, signal.SIGKILL)
+            for one in asked:
+                with pytest.raises(httpx.TransportError):
+                    one.result()
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: len(server.http_pids()) == 2)
+        wait_until_ready(server)
+        assert metric(server, "shiftnas_requests_in_flight") == 0
+        assert ask(server, png) == 200
+    finally:
+        stop_server(server)
+
+
+def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_path):
+    monkeypatch.setenv("SHIFTNAS_API_KEYS", "one")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    options = ("--rate-per-s", "0.001", "--rate-burst", "40", "--http-processes", "2")
+    server = start_server(bundle_folder, *options)
+    try:
+
+        def ask_with_key(_: int) -> int:
+            headers = {**PNG, "Authorization": "Bearer one"}
+            with httpx.Client(base_url=server.url, timeout=20) as client:
+                return client.post("/classify", content=png, headers=headers).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            statuses = Counter(pool.map(ask_with_key, range(100)))
+        assert statuses == {200: 40, 429: 60}
+        while any(answers_of(tmp_path, pid) == 0 for pid in server.http_pids()):
+            assert ask_with_key(0) == 429
+    finally:
+        stop_server(server)
+
+
+def test_sigterm_drains_them_all(bundle_folder, png):
+    """Bodies that are still being sent when the signal comes are in flight in every process."""
+    server = start_server(bundle_folder, "--http-processes", "3", "--timeout-s", "10")
+    try:
+        everything = server.descendants()
+        begun = threading.Semaphore(0)
+        go = threading.Event()
+
+        def slow_body():
+            yield png[:50]
+            begun.release()
+            go.wait(10)
+            yield png[50:]
+
+        def ask_slowly(_: int) -> int:
+            url = f"{server.url}/classify"
+            return httpx.post(url, content=slow_body(), headers=PNG, timeout=20).status_code
+
+        with ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(ask_slowly, number) for number in range(12)]
+            for _ in asked:
+                assert begun.acquire(timeout=10)
+            time.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)
+            go.set()
+            assert [one.result() for one in asked] == [200] * 12
+        assert server.process.wait(20) == 0
+        assert_soon_gone(everything)
+        said = server.said()
+        assert "Traceback" not in said
+        assert "Already not alive" not in said
+    finally:
+        stop_server(server)
+
+
+def test_ready_means_that_every_process_has_its_workers(bundle_folder):
+    server = start_server(bundle_folder, "--http-processes", "2", "--workers", "2")
+    try:
+        victim = min(server.http_pids())
+        worker = min(server.worker_pids())
+        os.kill(worker, signal.SIGSTOP)  # what replaces the victim cannot have all workers
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: len(server.http_pids() - {victim}) == 2)
+
+        def ready(_: int) -> int:
+            return httpx.get(f"{server.url}/readyz", timeout=20).status_code
+
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(ready, range(12))) == {503}
+        os.kill(worker, signal.SIGCONT)
+        wait_until_ready(server)
+    finally:
+        stop_server(server)
