@@ -223,7 +223,7 @@ def test_what_a_killed_worker_among_several_had_runs_on_another(bundle_folder, p
             os.kill(other, signal.SIGCONT)
             assert [one.result().status_code for one in asked] == [200] * 8
         assert metric(server, "shiftnas_retries_total") >= 1
-        assert metric(server, "shiftnas_worker_losses_total") == 1
+        wait_for(lambda: metric(server, "shiftnas_worker_losses_total") == 1)
     finally:
         stop_server(server)
 
