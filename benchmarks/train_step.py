@@ -44,7 +44,7 @@ from trainer.recipe import Recipe
 from trainer.run_data import run_data
 from trainer.samplers import AbstractSampler, build_sampler
 from trainer.state import fresh_state
-from trainer.step import resource_loss_of
+from trainer.step import autocast, resource_loss_of
 
 SPACES = {"vit-tiny": ("vit-tiny", 16), "cifar-cnn": ("cifar10-cnn", 128)}
 """Space -> recipe whose settings hold, and images of a step."""
@@ -100,7 +100,7 @@ def static_step(
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with autocast(recipe, images.device):
             logits = net(images, *arch)
         F.cross_entropy(
             logits.float(), labels, label_smoothing=recipe.optimizer.label_smoothing

@@ -256,6 +256,7 @@ def probe_of(state: TrainingState, batch: Batch, recipe: Recipe, schedule: Sched
         batch.labels.to(recipe.device),
         noise=state.rng,
         temperature=schedule.temperature,
+        accumulate=recipe.accumulate,
     )
 
 

@@ -164,6 +164,7 @@ def train_step(
             loss = loss * part.weight
             scaler.scale(loss).backward(retain_graph=masked and (more or row < len(drawn)))
             total_loss += float(loss.detach())
+            del logits, loss  # or a graph that was retained would stay while the next is built
         drawn_losses.append((space.flops(arch), total_loss))
     ranks.average_gradients([*net.parameters(), *generator.parameters()])
     drawn_losses = ranks.mean_losses(drawn_losses)

@@ -111,13 +111,20 @@ def test_stopped_after_some_batches_the_rest_comes_out_the_same(kind, workers, t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ranks_share_out_an_epoch(kind, tmp_path):
+@pytest.mark.parametrize(("workers", "start"), [(0, 0), (0, 2), (2, 1)])
+def test_ranks_share_out_an_epoch_also_from_its_middle_on(kind, workers, start, tmp_path):
     train = load(write_source(kind, tmp_path / "data", COUNT)).train
-    alone = list(batches(train, 12).epoch(1))
+    alone = list(batches(train, 12, window=20).epoch(1))[start:]
+    seen = []
     for rank in range(3):
-        part = list(batches(train, 4, rank=rank, world_size=3).epoch(1))
+        options = {"rank": rank, "world_size": 3, "workers": workers, "window": 20}
+        part = list(batches(train, 4, **options).epoch(1, start))
         for whole, mine in zip(alone, part, strict=True):
+            assert mine[:2] == whole[:2]
             assert shades(mine) == shades(whole)[rank::3]
+            seen += shades(mine)
+    assert sorted(seen) == sorted(shade for batch in alone for shade in shades(batch))
+    assert len(set(seen)) == len(seen) == 12 * len(alone)
 
 
 def test_workers_see_a_source_that_was_sent_to_them(tmp_path):

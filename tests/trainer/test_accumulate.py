@@ -1,0 +1,87 @@
+"""A batch in parts comes to the gradients of the batch, at the memory of a part."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.relaxed import RelaxedFlops
+from trainer.activations import ActivationBytes
+from trainer.config import get_recipe, with_settings
+from trainer.dry_run import dry_run, probe_of, random_splits
+from trainer.optim import Schedule
+from trainer.run_data import run_data
+from trainer.state import fresh_state
+from trainer.step import train_step
+
+SETTINGS = ["space=nano-vit", "batch_size=32", "drop_path=0.3", "augment.mixup=0.8"]
+SCHEDULE = Schedule(learning_rate=0.01, generator_learning_rate=0.01, temperature=0.7)
+
+
+def ready(*more):
+    recipe = with_settings(get_recipe("digits"), [*SETTINGS, *more])
+    splits = random_splits(recipe, 10, 64)
+    return recipe, fresh_state(recipe, splits), run_data(recipe, splits).train.batch(0, 0)
+
+
+def gradients_of(recipe, state, batch, *, masked):
+    torch.manual_seed(3)
+    with ActivationBytes(list(state.net.parameters())) as kept:
+        result = train_step(
+            state.net,
+            state.generator,
+            RelaxedFlops(state.generator.space.flops_rule),
+            state.sampler.draw(state.rng),
+            batch.images,
+            batch.labels,
+            recipe,
+            masked=masked,
+            temperature=0.7,
+            rng=state.rng,
+            scaler=state.scaler,
+        )
+    named = {**dict(state.net.named_parameters()), **dict(state.generator.named_parameters())}
+    found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+    return result, found, kept.peak, (torch.rand(3), state.rng.get_state())
+
+
+@pytest.mark.parametrize("sampler", ["shift", "sandwich"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("parts", [4, 5])
+def test_gradients_losses_and_what_is_drawn_next_are_the_same(sampler, masked, parts):
+    recipe, state, batch = ready(f"sampler={sampler}")
+    whole, expected, whole_bytes, drawn_next = gradients_of(recipe, state, batch, masked=masked)
+    recipe, state, batch = ready(f"sampler={sampler}", f"accumulate={parts}")
+    result, found, part_bytes, after = gradients_of(recipe, state, batch, masked=masked)
+    assert result.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert [flops for flops, _ in result.drawn] == [flops for flops, _ in whole.drawn]
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5)
+    assert all(map(torch.equal, after, drawn_next))
+    assert part_bytes < 0.6 * whole_bytes  # what is masked or copied once for a part is not less
+
+
+def test_updates_of_the_distribution_are_the_same_at_less_memory():
+    peaks, probabilities = [], []
+    for parts in (1, 4):
+        recipe, state, batch = ready("augment.mixup=0", f"accumulate={parts}")
+        with torch.no_grad():
+            for parameter in state.net.parameters():
+                parameter.add_(0.01)
+        probe = probe_of(state, batch, recipe, SCHEDULE)
+        with ActivationBytes(list(state.net.parameters())) as kept:
+            state.sampler.update(probe, state.rng)
+        peaks.append(kept.peak)
+        probabilities.append(state.sampler.probabilities())
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
+    assert max(probabilities[0]) > min(probabilities[0])
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_dry_run_tells_the_memory_of_a_part():
+    recipe = with_settings(get_recipe("digits"), ["batch_size=64", "sampler=uniform-arch"])
+    whole, part = (
+        dry_run(replace(recipe, accumulate=count), images=4).memory.activations for count in (1, 4)
+    )
+    assert part == pytest.approx(whole / 4, rel=0.3)
