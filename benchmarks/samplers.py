@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +35,15 @@ from trainer.samplers import SAMPLERS
 Variants = Mapping[str, Sequence[str]]
 """Name of a variant -> the settings that make it."""
 
+Costs = dict[str, list[float]]
+"""Name of a variant -> milliseconds of processor time of a training step, one figure per round."""
+
 COSTS_NAME = "costs.json"
 ROUNDS = 3
 COST_STEPS = 60
 
 
-def step_costs(recipe: Recipe, variants: Variants, rounds: int) -> dict[str, list[float]]:
+def step_costs(recipe: Recipe, variants: Variants, rounds: int = ROUNDS) -> Costs:
     """Milliseconds of processor time of a training step: one figure per round.
 
     Updates of the distribution are included. Processor time, because a busy machine changes it far
@@ -51,7 +54,7 @@ def step_costs(recipe: Recipe, variants: Variants, rounds: int) -> dict[str, lis
     )
     batches = max(1, len(splits.train) // recipe.batch_size)
     more = max(1, round(COST_STEPS / batches))
-    costs: dict[str, list[float]] = {name: [] for name in variants}
+    costs: Costs = {name: [] for name in variants}
     for round_number in range(rounds):
         for name, settings in variants.items():
             seconds = []
@@ -74,7 +77,7 @@ def step_costs(recipe: Recipe, variants: Variants, rounds: int) -> dict[str, lis
     return costs
 
 
-def epochs_of_equal_time(epochs: int, costs: dict[str, list[float]]) -> dict[str, int]:
+def epochs_of_equal_time(epochs: int, costs: Costs) -> dict[str, int]:
     """Epochs per variant that take as long as `epochs` of the first one; at least 1.
 
     The ratio is the median over rounds of ratios within a round.
@@ -142,7 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, variants: Variants) -> dict[str, object]:
+def measure(
+    options: argparse.Namespace,
+    variants: Variants,
+    costs_of: Callable[[Recipe, Variants], Costs] = step_costs,
+) -> dict[str, object]:
     """Costs, then runs."""
     recipe = with_settings(get_recipe(options.recipe), options.set)
     if options.data:
@@ -152,7 +159,7 @@ def measure(options: argparse.Namespace, variants: Variants) -> dict[str, object
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / COSTS_NAME
     if not kept.is_file():
-        costs = step_costs(recipe, variants, ROUNDS)
+        costs = costs_of(recipe, variants)
         epochs = epochs_of_equal_time(recipe.epochs, costs)
         document = {
             "step_ms": costs,
