@@ -60,6 +60,42 @@ class FlopsRule:
             total += flat[offset]
         return total
 
+    def costs_of_choices(self, indices: np.ndarray) -> np.ndarray:
+        """What each choice of a decision costs beside the others of an arch, for many archs.
+
+        (archs, decisions) positions of choices -> int64 (archs, choices), all decisions side by
+        side: the sum of the terms that depend on the decision, with this one choice changed.
+        Differences of these are differences of FLOPs; they are the gradient of the relaxed rule.
+        """
+        cells = indices @ self._moves.strides + self._moves.first
+        moved = cells[:, self._moves.term] - indices[:, self._moves.decision] * self._moves.stride
+        values = self._moves.tables[moved + self._moves.offset]
+        return np.add.reduceat(values, self._moves.starts, axis=1)
+
+    @cached_property
+    def _moves(self) -> _Moves:
+        # the last table is of decisions that cost nothing
+        flat = [*self._flat, (np.zeros(1, np.int64), (), ())]
+        first = np.cumsum([0, *(len(table) for table, _, _ in flat)])
+        strides = np.zeros((len(self.space.decisions), len(flat)), np.int64)
+        for place, (_, decisions, steps) in enumerate(flat):
+            strides[list(decisions), place] = steps
+        rows: list[tuple[int, int, int, int]] = []
+        starts: list[int] = []
+        for d, decision in enumerate(self.space.decisions):
+            own = [place for place, (_, decisions, _) in enumerate(flat) if d in decisions]
+            for choice in range(len(decision.choices)):
+                starts.append(len(rows))
+                rows += [
+                    (t, d, int(strides[d, t]), choice * int(strides[d, t]))
+                    for t in own or [len(flat) - 1]
+                ]
+        term, by_decision, stride, offset = np.array(rows).T
+        tables = np.concatenate([table for table, _, _ in flat])
+        return _Moves(
+            tables, first[:-1], strides, term, by_decision, stride, offset, np.array(starts)
+        )
+
     @cached_property
     def _flat(self) -> list[tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]]:
         return [
@@ -70,6 +106,24 @@ class FlopsRule:
             )
             for term in self.terms
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Moves:
+    """All tables in one array, and every (term, choice of a decision in it), by choice.
+
+    An arch's cell of a term is ``first`` + positions x ``strides``; with another choice it lies at
+    that - position x ``stride`` + ``offset``. ``starts``: where the pairs of each choice begin.
+    """
+
+    tables: np.ndarray
+    first: np.ndarray
+    strides: np.ndarray
+    term: np.ndarray
+    decision: np.ndarray
+    stride: np.ndarray
+    offset: np.ndarray
+    starts: np.ndarray
 
 
 def weight_flops(weight: Weight, arch: Mapping[str, Choice]) -> int:

@@ -3,7 +3,8 @@
 The matrix map of the paper (Eq. 9): a decision with policy p (one-hot, 1 x n) activates the mask
 M p, where column i of M is ones up to the i-th choice. Here a size may follow from several
 decisions (hidden = embedding x ratio); then the columns are the joint choices and p is the outer
-product of their policies. FLOPs are contracted the same way and stay exact at one-hots.
+product of their policies. FLOPs contracted the same way are exact at one-hots, where alone they are
+asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models.arch import Arch
 from models.flops import FlopsRule
@@ -111,30 +115,38 @@ class MaskMaps:
 
 
 class RelaxedFlops:
-    """FLOPs of policies, for a whole batch of them: the exact rule, contracted.
+    """FLOPs of straight-through policies, for a whole batch of them.
 
-    float64, because FLOPs beyond 2^24 are not all float32 numbers.
+    The rule is linear in each policy. At one-hots its value is the exact rule's, and its gradient
+    is what every other choice would cost, both looked up in integer tables (``FlopsRule``).
     """
 
     def __init__(self, rule: FlopsRule) -> None:
+        self._rule = rule
         self._names = [decision.name for decision in rule.space.decisions]
-        self._terms = [
-            (term.decisions, torch.from_numpy(term.table).double()) for term in rule.terms
-        ]
 
     def __call__(self, policies: Mapping[str, Tensor]) -> Tensor:
-        """``policies[name]`` of shape (batch, choices) -> multiply-adds, float64 (batch,)."""
-        each = [policies[name] for name in self._names]
-        counts = [policy.shape[1] for policy in each]
-        wide = torch.cat(each, dim=1).double().cpu().split(counts, dim=1)
-        total: Tensor | None = None
-        for decisions, table in self._terms:
-            value = wide[decisions[0]] @ table.reshape(table.shape[0], -1)
-            for decision in decisions[1:]:
-                policy = wide[decision]
-                value = value.reshape(len(policy), policy.shape[1], -1)
-                value = torch.bmm(policy[:, None], value)[:, 0]
-            value = value.reshape(-1)
-            total = value if total is None else total + value
-        assert total is not None
-        return total
+        """``policies[name]``, one-hot (batch, choices) -> multiply-adds, float64 (batch,)."""
+        return _OneHotFlops.apply(self._rule, *(policies[name] for name in self._names))
+
+
+class _OneHotFlops(torch.autograd.Function):
+    """The rule at one-hots as one operation of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: FlopsRule, *policies: Tensor) -> Tensor:  # type: ignore[override]
+        counts = [policy.shape[1] for policy in policies]
+        wide = np.concatenate([policy.detach().cpu().numpy() for policy in policies], axis=1)
+        _, chosen = (wide > 0.5).nonzero()
+        indices = chosen.reshape(len(wide), len(counts)) - (np.cumsum(counts) - counts)
+        assert np.abs(wide.sum(axis=1) - len(counts)).max() < 1e-3, "policies are one-hot in value"
+        ctx.rule, ctx.indices, ctx.counts = rule, indices, counts
+        ctx.device, ctx.dtype = policies[0].device, policies[0].dtype
+        return torch.from_numpy(rule.batch(indices).astype(np.float64))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_flops: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        wide = to_flops[:, None].numpy() * ctx.rule.costs_of_choices(ctx.indices)
+        gradient = torch.from_numpy(wide).to(ctx.device, ctx.dtype)
+        return None, *gradient.split(ctx.counts, dim=1)

@@ -13,6 +13,7 @@ from models.policy import GeneratorPolicy
 from models.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
 from models.tail import NEAR, tail_of
+from tests.reference.generator import reference_forward
 from trainer.recipe import GeneratorOptions
 from trainer.step import pretrain_generator
 
@@ -33,8 +34,53 @@ def policy_of(generator):
     return GeneratorPolicy(generator.space, weights)
 
 
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("noisy", [None, 3])
+def test_policies_and_every_gradient_are_those_of_plain_torch(name, noisy):
+    """To all weights and to the budgets, in double precision; half of the rows are sampled."""
+    space = get_space(name)
+    generator = generator_of(space, scale=3.0)
+    budgets = torch.linspace(1.01 * space.min_flops, space.max_flops, 6).double()
+    seeded = torch.Generator().manual_seed(7)
+    gumbel = None if noisy is None else generator._gumbel(6, seeded, noisy)
+    given = budgets.clone().requires_grad_()
+    noise = None if noisy is None else torch.Generator().manual_seed(7)
+    mine = generator(given, temperature=0.6, noise=noise, noisy=noisy)
+    exact = generator_of(space, scale=3.0).double()
+    wanted_at = budgets.clone().requires_grad_()
+    wanted = reference_forward(exact, wanted_at, temperature=0.6, gumbel=gumbel)
+    rng = torch.Generator().manual_seed(1)
+    sums = [0.0, 0.0]
+    for outputs, references in zip(mine, wanted, strict=True):
+        assert list(outputs) == list(references)
+        for key, value in outputs.items():
+            torch.testing.assert_close(value.double(), references[key].double(), atol=2e-4, rtol=0)
+            weight = torch.randn(value.shape, generator=rng)
+            sums[0] = sums[0] + (value * weight).sum()
+            sums[1] = sums[1] + (references[key] * weight).sum()
+    for total in sums:
+        total.backward()
+    for (key, own), reference in zip(generator.named_parameters(), exact.parameters(), strict=True):
+        if reference.grad is None:
+            assert own.grad is None, key
+            continue
+        error = (own.grad - reference.grad).norm() / reference.grad.norm()
+        assert error < 2e-4, (key, float(error))
+    least = 1e-3 * float(wanted_at.grad.abs().max())
+    torch.testing.assert_close(given.grad, wanted_at.grad, rtol=1e-3, atol=least)
+
+
+def test_a_pass_is_not_differentiated_with_weights_that_changed_since():
+    generator = generator_of(get_space("nano-cnn"))
+    policies, _ = generator(torch.tensor([1e6, 2e6]))
+    with torch.no_grad():
+        generator.start += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        policies["depth.0"].sum().backward()
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_numpy_runs_the_same_generator(name):
+def test_the_server_runs_the_same_generator(name):
     space = get_space(name)
     generator = generator_of(space)
     policy = policy_of(generator)
