@@ -46,6 +46,10 @@ _INTERPOLATIONS = {
 }
 
 
+Photo = Image.Image | np.ndarray
+"""A decoded image: as Pillow has it, or uint8 (height, width, 3), which costs less to make."""
+
+
 class ImageError(ValueError):
     """These bytes are no image we accept. ``status`` is the HTTP status that says why.
 
@@ -56,6 +60,13 @@ class ImageError(ValueError):
         super().__init__(reason)
         self.reason = reason
         self.status = status
+
+
+def size_of(photo: Photo) -> tuple[int, int]:
+    """Width and height, in pixels."""
+    if isinstance(photo, np.ndarray):
+        return photo.shape[1], photo.shape[0]
+    return photo.size
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -93,9 +104,6 @@ def decode_image(
     announced = sniff_format(data)
     if announced is None:
         raise ImageError("not an image this server reads: send JPEG, PNG or WebP", 415)
-    plain = decode_plain_jpeg(data, min_side, max_pixels) if announced == "JPEG" else None
-    if plain is not None:
-        return plain
     try:
         image = Image.open(io.BytesIO(data), formats=(announced,))
         _check_size(image.size, max_pixels)
@@ -113,8 +121,10 @@ def decode_image(
         raise ImageError(f"damaged {announced} file: {error}", 422) from None
 
 
-def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> Image.Image | None:
+def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> np.ndarray | None:
     """Most of what is sent: a sound JPEG, neither turned nor much larger than needed.
+
+    uint8 (height, width, 3).
 
     The same libjpeg-turbo and the same pixels as Pillow's, which reads the markers in Python and
     takes several times as long over a small photo. None: anything else, Pillow decides about it.
@@ -131,7 +141,7 @@ def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> Ima
     if reduced or colours not in ("YCbCr", "Gray"):
         return None
     try:
-        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+        return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
 
@@ -229,22 +239,27 @@ class Preprocess:
         except ValueError as error:
             raise ValueError(f"preprocess: {error}") from None
 
-    def decode(self, data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    def decode(self, data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> Photo:
         """``decode_image`` with this bundle's background, fast for a target of ``resolution``."""
         # Twice what the crop needs, so that the last reduction is still a proper resampling.
         min_side = math.ceil(2 * resolution / (self.crop_ratio or 1.0))
+        if sniff_format(data) == "JPEG":
+            plain = decode_plain_jpeg(data, min_side, max_pixels)
+            if plain is not None:
+                return plain
         return decode_image(
             data, background=self.background, min_side=min_side, max_pixels=max_pixels
         )
 
-    def pixels(self, image: Image.Image, resolution: int) -> np.ndarray:
+    def pixels(self, photo: Photo, resolution: int) -> np.ndarray:
         """Crop and resize an RGB image: uint8 of shape (resolution, resolution, 3).
 
         An image that has this size already is returned unchanged.
         """
+        if size_of(photo) == (resolution, resolution) and self.crop_ratio in (None, 1.0):
+            return np.asarray(photo)
+        image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo
         assert image.mode == "RGB", image.mode
-        if image.size == (resolution, resolution) and self.crop_ratio in (None, 1.0):
-            return np.asarray(image)
         width, height = image.size
         box = (0.0, 0.0, float(width), float(height))
         if self.crop_ratio is not None:
@@ -292,9 +307,9 @@ class Preprocess:
         mean, std = (np.array(v, np.float64)[:, None] for v in (self.mean, self.std))
         return ((values - mean) / std).astype(np.float32)
 
-    def array(self, image: Image.Image, resolution: int) -> np.ndarray:
+    def array(self, photo: Photo, resolution: int) -> np.ndarray:
         """One RGB image as a subnet reads it: float32 of shape (3, resolution, resolution)."""
-        return self.normalize(self.pixels(image, resolution)[None])[0]
+        return self.normalize(self.pixels(photo, resolution)[None])[0]
 
 
 def _number(name: str, value: object) -> float:

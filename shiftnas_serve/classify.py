@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from models.bundle import Bundle
-from models.preprocess import ImageError, sniff_format
+from models.preprocess import ImageError, Photo, size_of, sniff_format
 from shiftnas_serve.body import ACCEPTED, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.frames import Done, Failed, Late
@@ -213,10 +212,10 @@ class Classifier:
         deadline = self._deadline_s(asked, started, received)
         self._preparing += 1
         try:
-            image = await self._decode(data)
+            photo = await self._decode(data)
             decode_ms = 1000 * (time.monotonic() - received)
             plan = self._plan(asked, decode_ms)
-            pixels = await self._resize(image, plan.subnet.side)
+            pixels = await self._resize(photo, plan.subnet.side)
         finally:
             self._preparing -= 1
         self._refuse_if_hopeless(deadline)
@@ -240,7 +239,7 @@ class Classifier:
         self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - received))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
-    async def _decode(self, data: bytes) -> Image.Image:
+    async def _decode(self, data: bytes) -> Photo:
         preprocess = self._bundle.preprocess
         arguments = (data, self._side, self._settings.max_pixels)
         try:
@@ -252,12 +251,13 @@ class Classifier:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
 
-    async def _resize(self, image: Image.Image, side: int) -> np.ndarray:
+    async def _resize(self, photo: Photo, side: int) -> np.ndarray:
         pixels = self._bundle.preprocess.pixels
-        if image.width * image.height <= _SMALL_PIXELS:
-            return pixels(image, side)
+        width, height = size_of(photo)
+        if width * height <= _SMALL_PIXELS:
+            return pixels(photo, side)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, pixels, image, side)
+        return await loop.run_in_executor(self._decoders, pixels, photo, side)
 
     def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
         deadline = started + self._settings.timeout_s

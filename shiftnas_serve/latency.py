@@ -39,9 +39,6 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         assert self.points, "a latency table needs at least one point"
-        for (flops, ms), (more_flops, more_ms) in pairwise(self.points):
-            assert flops < more_flops, self.points
-            assert ms <= more_ms, self.points
 
     @classmethod
     def of(cls, measured: Sequence[tuple[float, float]], overhead_ms: float = 1.0) -> LatencyTable:
@@ -58,7 +55,7 @@ class LatencyTable:
 
     def infer_ms(self, flops: float) -> float:
         """Predicted milliseconds of inference for one image."""
-        at = bisect_right(self.points, flops, key=_flops_of)
+        at = bisect_right(self.points, (flops, math.inf))
         if at == 0:
             return self.points[0][1] * self.correction
         if at == len(self.points):
@@ -116,16 +113,12 @@ class LatencyTable:
         step = 1 - math.exp(-infer_ms * images / _MEMORY_MS)
         moved = self.correction + step * (min(max(target, low), high) - self.correction)
         if overhead_ms is None:
-            return replace(self, correction=moved)
+            return LatencyTable(self.points, self.overhead_ms, moved, self.more_overhead_ms)
         # As with inference, one hold-up must not make every prediction absurd.
         seen_ms = min(max(overhead_ms, 0.0), _OVERHEAD_RANGE * self.overhead_ms)
         more_ms = seen_ms - self.overhead_ms
         more_ms = self.more_overhead_ms + _STEP * (more_ms - self.more_overhead_ms)
-        return replace(self, correction=moved, more_overhead_ms=more_ms)
-
-
-def _flops_of(point: tuple[float, float]) -> float:
-    return point[0]
+        return LatencyTable(self.points, self.overhead_ms, moved, more_ms)
 
 
 def measure_ms(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import time
@@ -53,6 +54,54 @@ class Flight:
     retried: bool = False
 
 
+class Flights:
+    """The flights of a connection by the ids of their jobs, and the work that they are."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, Flight] = {}
+        self._ms = self._least_ms = 0.0
+        self._last_deadline_s = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, flight: Flight) -> None:
+        """Take a flight."""
+        if not self._by_id:  # without what adding and taking away leaves over
+            self._ms, self._least_ms, self._last_deadline_s = 0.0, 0.0, -math.inf
+        self._by_id[flight.job.id] = flight
+        self._ms += flight.infer_ms
+        self._least_ms += flight.least_ms
+        self._last_deadline_s = max(self._last_deadline_s, flight.job.deadline_s)
+
+    def pop(self, job_id: int) -> Flight | None:
+        """Give up a flight; None where it is not here any more."""
+        flight = self._by_id.pop(job_id, None)
+        if flight is not None:
+            self._ms -= flight.infer_ms
+            self._least_ms -= flight.least_ms
+        return flight
+
+    def pop_all(self) -> list[Flight]:
+        """Give up all."""
+        flights = list(self._by_id.values())
+        self._by_id.clear()
+        return flights
+
+    def ahead_ms(self, deadline_s: float) -> tuple[float, float]:
+        """Predicted work of the jobs that run before one due at ``deadline_s``.
+
+        As they are, and if every job shrinks as far as it may. Usually that is all of them, and
+        nothing need be added up.
+        """
+        if not self._by_id:
+            return 0.0, 0.0
+        if deadline_s >= self._last_deadline_s:
+            return self._ms, self._least_ms
+        ahead = [one for one in self._by_id.values() if one.job.deadline_s <= deadline_s]
+        return sum(one.infer_ms for one in ahead), sum(one.least_ms for one in ahead)
+
+
 class Link(asyncio.Protocol):
     """One connection, for jobs of one revision.
 
@@ -65,7 +114,7 @@ class Link(asyncio.Protocol):
         self.refused: str | None = None
         self._revision = revision
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.in_flight: dict[int, Flight] = {}
+        self.in_flight = Flights()
         self.resident: set[str] = set()
         self._on_hello = on_hello
         self._reader = FrameReader()
@@ -83,12 +132,12 @@ class Link(asyncio.Protocol):
         if not self.in_flight:
             self._heard_s = time.monotonic()
         flight.link = self
-        self.in_flight[flight.job.id] = flight
+        self.in_flight.add(flight)
         self._write(flight.job)
 
     def cancel(self, flight: Flight) -> None:
         """Forget a flight; nothing happens if it has landed."""
-        if self.in_flight.pop(flight.job.id, None) is not None and not self.closed.done():
+        if self.in_flight.pop(flight.job.id) is not None and not self.closed.done():
             self._write(Cancel(flight.job.id))
 
     def _write(self, frame: Job | Cancel) -> None:
@@ -103,22 +152,6 @@ class Link(asyncio.Protocol):
         self._outgoing.clear()
         if self._transport is not None and not self.closed.done():
             self._transport.write(data)
-
-    def ahead_ms(self, deadline_s: float) -> float:
-        """Predicted work of the jobs here that run before one due at ``deadline_s``."""
-        return sum(
-            flight.infer_ms
-            for flight in self.in_flight.values()
-            if flight.job.deadline_s <= deadline_s
-        )
-
-    def least_ahead_ms(self, deadline_s: float) -> float:
-        """The same if every job shrinks as far as it may."""
-        return sum(
-            flight.least_ms
-            for flight in self.in_flight.values()
-            if flight.job.deadline_s <= deadline_s
-        )
 
     def stalled(self, stall_s: float) -> bool:
         """Whether the worker owes answers and has not been heard of for too long."""
@@ -153,7 +186,7 @@ class Link(asyncio.Protocol):
         for frame in self._reader.feed(data):
             match frame:
                 case Done() | Late() | Failed():
-                    flight = self.in_flight.pop(frame.id, None)
+                    flight = self.in_flight.pop(frame.id)
                     if flight is not None and not flight.answer.done():
                         flight.answer.set_result(frame)
                 case Building():

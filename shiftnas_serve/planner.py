@@ -19,6 +19,8 @@ from shiftnas_serve.settings import Settings
 
 _REMEMBERED = 4096
 _LATENCY_STEPS = 64
+# Where two bounds are equal, it is not the latency budget that made the subnet smaller.
+_IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Planner:
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
         degraded = False
-        for kind in sorted(BUDGET_KINDS, key=lambda kind: kind.degrades):
+        for kind in _IN_TURN:
             if kind.name in asked:
                 limit = kind.flops_bound(asked[kind.name], moment)
                 if kind.degrades:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.preprocess import ImageError, Preprocess, decode_image
+from models.preprocess import ImageError, Photo, Preprocess, decode_image
 from trainer.sources import Rows
 
 _CHUNK = 256  # images per task: enough that the pool's own work does not show
@@ -37,7 +37,7 @@ def decode_images(
     images = np.zeros((len(rows), 3, side, side), dtype=np.uint8)
     broken: dict[int, str] = {}
 
-    def decode(row: int) -> Image.Image:
+    def decode(row: int) -> Photo:
         if resolution is not None:
             return decode_for(resolution, rows.read(row), preprocess)
         image = decode_whole(rows.read(row), preprocess)
@@ -71,7 +71,7 @@ def decode_images(
     return torch.from_numpy(images), dict(sorted(broken.items()))
 
 
-def decode_for(resolution: int, content: bytes, preprocess: Preprocess) -> Image.Image:
+def decode_for(resolution: int, content: bytes, preprocess: Preprocess) -> Photo:
     """Decoded for a crop to `resolution`: a large JPEG at a fraction of its size."""
     return preprocess.decode(content, resolution, _MAX_PIXELS)
 

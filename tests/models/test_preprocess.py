@@ -17,6 +17,7 @@ from models.preprocess import (
     Preprocess,
     decode_image,
     decode_plain_jpeg,
+    size_of,
 )
 
 PLAIN = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -103,7 +104,7 @@ def test_every_mode_becomes_rgb(mode):
 def test_a_large_jpeg_is_decoded_small_but_never_below_twice_the_target():
     data = encoded(picture(2400, 1600), "JPEG")
     image = PLAIN.decode(data, 32)
-    assert 64 <= min(image.size) < 400
+    assert 64 <= min(size_of(image)) < 400
     whole = PLAIN.pixels(decode_image(data), 32).astype(int)
     assert np.abs(PLAIN.pixels(image, 32).astype(int) - whole).mean() < 3
 
@@ -124,7 +125,18 @@ def test_plain_jpegs_become_what_pillow_makes_of_them(mode, options, subsampling
     data = encoded(image, "JPEG", subsampling=subsampling, **options)
     seen = decode_plain_jpeg(data, 40, MAX_PIXELS)
     assert seen is not None
-    np.testing.assert_array_equal(np.asarray(seen), by_pillow(data, 40))
+    np.testing.assert_array_equal(seen, by_pillow(data, 40))
+
+
+@pytest.mark.parametrize("crop_ratio", [None, 0.875, 1.0])
+@pytest.mark.parametrize("size", [(32, 32), (48, 32), (40, 100)])
+def test_both_ways_lead_to_the_same_pixels(size, crop_ratio):
+    preprocess = Preprocess(PLAIN.mean, PLAIN.std, crop_ratio)
+    data = encoded(picture(*size), "JPEG")
+    plain = preprocess.decode(data, 32)
+    assert isinstance(plain, np.ndarray)
+    seen = preprocess.pixels(plain, 32)
+    np.testing.assert_array_equal(seen, preprocess.pixels(decode_image(data), 32))
 
 
 @settings(max_examples=200, deadline=None)
@@ -138,7 +150,7 @@ def test_damaged_jpegs_too(data):
     except ImageError:
         return
     if seen is not None:
-        np.testing.assert_array_equal(np.asarray(seen), by_pillow(bytes(file)))
+        np.testing.assert_array_equal(seen, by_pillow(bytes(file)))
 
 
 def test_pillow_decides_about_jpegs_that_are_not_plain():

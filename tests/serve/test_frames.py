@@ -30,7 +30,7 @@ from shiftnas_serve.frames import (
     pack,
 )
 from shiftnas_serve.inbox import Inbox, socket_path
-from shiftnas_serve.link import Flight, connect
+from shiftnas_serve.link import Flight, Flights, connect
 
 
 def job(number: int, arch: int = 1, deadline_s: float = 9.0, side: int = 2) -> Job:
@@ -91,6 +91,31 @@ def flight(number: int) -> Flight:
     return Flight(job(number, side=120), "id", 2.0, 0.5, asyncio.get_running_loop().create_future())
 
 
+def test_flights_know_what_runs_before_a_deadline():
+    async def run() -> None:
+        flights, rng = Flights(), np.random.default_rng(0)
+        answer = asyncio.get_running_loop().create_future()
+        here: dict[int, Flight] = {}
+        for number in range(200):
+            due_s = float(rng.integers(5, 15))
+            if here and rng.random() < 0.6:
+                gone = int(rng.choice(list(here)))
+                assert flights.pop(gone) is here.pop(gone)
+                assert flights.pop(gone) is None
+            else:
+                new = Flight(Job(number, b"", np.zeros(0), 0.0, due_s), "id", 2.0, 0.5, answer)
+                here[number] = new
+                flights.add(new)
+            before = sum(one.job.deadline_s <= due_s for one in here.values())
+            assert flights.ahead_ms(due_s) == pytest.approx((2.0 * before, 0.5 * before))
+            assert len(flights) == len(here)
+        assert flights.pop_all() == list(here.values())
+        assert not flights
+        assert flights.ahead_ms(99.0) == (0.0, 0.0)
+
+    asyncio.run(run())
+
+
 def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
     inbox = Inbox(tmp_path / "w0")
 
@@ -118,9 +143,8 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
         flights = [flight(number) for number in range(40)]
         for one in flights:
             link.send(one)
-        assert link.ahead_ms(9.0) == 80.0
-        assert link.least_ahead_ms(9.0) == 20.0
-        assert link.ahead_ms(8.0) == link.least_ahead_ms(8.0) == 0.0
+        assert link.in_flight.ahead_ms(9.0) == (80.0, 20.0)
+        assert link.in_flight.ahead_ms(8.0) == (0.0, 0.0)
         for one in flights:
             answer = await asyncio.wait_for(one.answer, 5)
             assert answer.logits[0] == np.float32(one.job.pixels.mean())
