@@ -21,7 +21,7 @@ NORM_EPSILON = 1e-5
 """Of every BatchNorm in a CNN space (torch's default); folding and training must agree."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def weight_slices(space: SearchSpace, arch: Arch) -> dict[str, Slices]:
     """For each weight that the subnet has, by name: one slice an axis into the supernet's."""
     slices: dict[str, Slices] = {}
