@@ -221,7 +221,7 @@ def measure(
     data = photo(options.photo_side, options.seed)
     jpeg = {"Content-Type": "image/jpeg"}
     largest = [http_request("/classify", data, {**jpeg, "FLOPs-Budget": str(bundle.max_flops)})]
-    ours = ["-m", "shiftnas_serve", "--bundle", str(folder)]
+    ours = ["-m", "shiftnas_serve", "--bundle", str(folder), "--session-bytes", "2000000000"]
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
     with contextlib.ExitStack() as stack:

@@ -269,6 +269,7 @@ class Classifier:
         """Problem 429 when so much waits that even the smallest subnet would be late."""
         smallest_ms = self._workers.latency.infer_ms(self._bundle.min_flops)
         wait_ms = self._workers.least_wait_ms(deadline_s) + self._preparing * smallest_ms
+        wait_ms *= self._settings.http_processes  # the others have sent as much, on average
         if wait_ms and time.monotonic() + (wait_ms + smallest_ms) / 1000 > deadline_s:
             raise Problem(
                 429,
@@ -279,7 +280,8 @@ class Classifier:
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         latency = self._planner.latency = self._workers.latency
         now = time.monotonic()
-        pace_ms = self._pace.share_ms(now, self._settings.workers)
+        workers = self._settings.workers / self._settings.http_processes
+        pace_ms = self._pace.share_ms(now, workers)
         try:
             plan = self._planner.plan(asked, elapsed_ms, pace_ms)
         except OutOfRange as error:

@@ -28,8 +28,11 @@ class Pace:
         else:
             self._busy += fixed_ms / 1000 / _MEMORY_S
 
-    def share_ms(self, now_s: float, workers: int) -> float:
-        """What a request that may shrink can take in the long run; infinite when none came."""
+    def share_ms(self, now_s: float, workers: float) -> float:
+        """What a request that may shrink can take in the long run; infinite when none came.
+
+        ``workers``: how many run what came here.
+        """
         self._forget(now_s)
         if self._shrinking_per_s == 0:
             return math.inf

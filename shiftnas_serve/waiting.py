@@ -31,8 +31,11 @@ class Costs(Protocol):
         """What an image of it takes."""
         ...
 
-    def within(self, key: bytes, ms: float) -> bytes:
-        """The largest subnet, up to that of ``key``, that takes at most ``ms``."""
+    def within(self, key: bytes, ms: float, *, alone: bool = False) -> bytes:
+        """The largest subnet, up to that of ``key``, that takes at most ``ms``.
+
+        ``alone``: a session may be built for it.
+        """
         ...
 
 
@@ -98,7 +101,7 @@ class Waiting:
         first = self._queue[0].job
         key, shrinks = first.key, first.aim_s is not None
         if shrinks:
-            key = costs.within(key, self._share_ms(now_s, costs))
+            key = costs.within(key, self._share_ms(now_s, costs), alone=len(self._queue) == 1)
         flops = costs.flops(key)
         slack_ms = 1000 * (first.deadline_s - now_s)
         most = max(min(int(_BATCH_SHARE * slack_ms / costs.cost_ms(key)), max_batch), 1)

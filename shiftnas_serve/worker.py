@@ -108,7 +108,8 @@ def load_revision(folder: Path, settings: Settings, *, busy: bool = False) -> Lo
         engine.session(arch)
     # Beside other work the shortest of several runs is closest to what one takes alone.
     points = measure_latency(bundle, engine, min if busy else statistics.median)
-    selection = Selection(bundle, latency_archs(bundle), LatencyTable.of(points))
+    table = LatencyTable.of(points)
+    selection = Selection(bundle, latency_archs(bundle), table, engine.is_resident)
     return Loaded(bundle, engine, selection, runtime.describe())
 
 
@@ -315,7 +316,8 @@ class SubnetRunner:
         """Build a session that somebody will probably ask for."""
         evictions = self._engine.evictions
         self._inbox.tell_all(Building())
-        self._engine.session(self.unbuilt.pop())
+        _, build_ms = self._engine.session(self.unbuilt.pop())
+        self._selection.built(build_ms)
         if self._engine.evictions > evictions:
             self.unbuilt.clear()  # memory is full; more would only push others out
 
@@ -355,6 +357,8 @@ class SubnetRunner:
         )
         # What a turn takes beside the inference is no less in the way of the next.
         turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
+        if done.build_ms:
+            self._selection.built(done.build_ms)
         latency = self._selection.latency.observed(flops, turn_ms / count, images=count)
         self._selection.latency = latency
 

@@ -32,7 +32,7 @@ class Sizes:
     def cost_ms(self, key: bytes) -> float:
         return self.unit_ms * key[0]
 
-    def within(self, key: bytes, ms: float) -> bytes:
+    def within(self, key: bytes, ms: float, *, alone: bool = False) -> bytes:
         fitting = [k for k in (SMALLEST, MIDDLE, LARGEST) if k <= key and self.cost_ms(k) <= ms]
         return max(fitting, default=SMALLEST)
 
@@ -184,3 +184,24 @@ def test_the_selection_is_the_largest_in_time_and_never_above_the_bound(bundle: 
         assert [selection.flops(one) for one in chosen] == sorted(map(selection.flops, chosen))
         for ms, one in zip(np.linspace(0.5, 12, 50), chosen, strict=True):
             assert selection.cost_ms(one) <= max(ms, 1.0)
+
+
+def test_while_others_wait_a_resident_subnet_answers_for_one_that_is_not_built(bundle: Bundle):
+    archs = sorted(set(latency_archs(bundle)), key=bundle.space.flops)
+    keys = [arch_key(bundle.space.indices(arch).tolist()) for arch in archs]
+    resident = {archs[0], archs[3]}
+    table = LatencyTable(((bundle.min_flops, 10.0), (bundle.max_flops, 100.0)))
+    selection = Selection(bundle, archs, table, resident.__contains__)
+    largest = keys[-1]
+    assert selection.within(largest, 1000.0) == keys[3]
+    assert selection.within(keys[2], 1000.0) == keys[0]
+    assert selection.within(largest, 1000.0, alone=True) == largest
+    # 20 ms of building would make the largest late, not a smaller one, which is still larger than
+    # what is there
+    alone = selection.within(largest, 1.1 * 110.0, alone=True)
+    assert bundle.space.flops(archs[3]) < selection.flops(alone) < bundle.max_flops
+    for _ in range(50):
+        selection.built(100.0)
+    assert selection.within(largest, 1.1 * 110.0, alone=True) == keys[3]
+    resident.clear()
+    assert selection.within(largest, 1.1 * 50.0) not in (largest, keys[0])

@@ -1,0 +1,264 @@
+"""How long until everything is well again, when a process of the server dies under load?
+
+    python -m benchmarks.faults
+    python -m benchmarks.faults --kills 10 --workers 2
+
+Kill -9 of a worker and of the HTTP process, and a worker that stands still, each in turn under a
+closed loop: how long the requests took that were in flight (none may hang), how they ended, how
+long until the server answers again and until /readyz says so. At last SIGTERM under load: nothing
+may be dropped, nothing may be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.load import Connections, Server, http_request, serving
+from benchmarks.serve_load import photo
+from benchmarks.timing import machine
+from models.bundle import load_bundle
+
+_CONCURRENCY = 8
+_STALL_S = 1.0
+_RECOVERS_WITHIN_S = 20.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request: when it was sent and answered, and the status (0: the connection broke)."""
+
+    sent_s: float
+    done_s: float
+    status: int
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of all processes under one, by process id; zombies left out."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    parents[int(entry.name)] = int(fields[1])
+    found = {pid}
+    while more := {one for one, parent in parents.items() if parent in found} - found:
+        found |= more
+    commands: dict[int, str] = {}
+    for one in found - {pid}:
+        with contextlib.suppress(OSError):
+            commands[one] = Path(f"/proc/{one}/cmdline").read_text()
+    return commands
+
+
+def worker_pids(server: Server) -> list[int]:
+    """The processes that run subnets: those that were spawned."""
+    return [pid for pid, line in descendants(server.pid).items() if "spawn_main" in line]
+
+
+def http_pids(server: Server) -> list[int]:
+    """The processes that answer HTTP: forked, and with an event loop."""
+    found = []
+    for pid in set(descendants(server.pid)) - set(worker_pids(server)):
+        with contextlib.suppress(OSError):
+            files = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
+            if "anon_inode:[eventpoll]" in files:
+                found.append(pid)
+    return found
+
+
+async def load(port: int, request: bytes, ended: asyncio.Event, seen: list[Answered]) -> None:
+    """A closed loop until ``ended``; what came of each request goes into ``seen``."""
+    connections = Connections(port)
+
+    async def client() -> None:
+        while not ended.is_set():
+            sent = time.monotonic()
+            sample = await connections.ask(0, request)
+            seen.append(Answered(sent, time.monotonic(), sample.status))
+            if sample.status != 200:
+                await asyncio.sleep(0.01)  # as a client with some manners would
+
+    await asyncio.gather(*(client() for _ in range(_CONCURRENCY)))
+
+
+async def fault(
+    server: Server, request: bytes, pids: Callable[[Server], list[int]], number: int
+) -> dict[str, Any]:
+    """Signal one of the processes under load, and watch the server until it is well again."""
+    seen: list[Answered] = []
+    ended = asyncio.Event()
+    loading = asyncio.create_task(load(server.port, request, ended, seen))
+    await asyncio.sleep(1.0)
+    before = await asyncio.to_thread(pids, server)
+    struck = time.monotonic()
+    os.kill(before[0], number)
+    ready = await well_again(server, pids, before, struck)
+    await asyncio.sleep(0.5)
+    ended.set()
+    await asyncio.wait_for(loading, _RECOVERS_WITHIN_S)
+    in_flight = [one for one in seen if one.sent_s < struck < one.done_s]
+    after = [one for one in seen if one.sent_s >= struck]
+    # A client whose connection broke, or who was told 503, comes again: when is it served?
+    failed = [one.done_s for one in seen if one.done_s > struck and one.status != 200]
+    served = [
+        one.done_s for one in after if one.status == 200 and one.sent_s > max(failed, default=0)
+    ]
+    return {
+        "in_flight": dict(Counter(one.status for one in in_flight)),
+        "longest_in_flight_s": max((one.done_s for one in in_flight), default=struck) - struck,
+        "later": dict(Counter(one.status for one in after)),
+        "answers_again_s": min(served, default=float("nan")) - struck,
+        "ready_again_s": ready - struck,
+    }
+
+
+async def well_again(
+    server: Server, pids: Callable[[Server], list[int]], before: list[int], struck: float
+) -> float:
+    """When /readyz is 200 and as many processes are there as before, without the one struck."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        while time.monotonic() < struck + _RECOVERS_WITHIN_S:
+            await asyncio.sleep(0.02)
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get("/readyz", timeout=1.0)).status_code != 200:
+                    continue
+                now = time.monotonic()
+                there = await asyncio.to_thread(pids, server)
+                if len(there) == len(before) and before[0] not in there:
+                    return now
+    raise ValueError(f"the server was not well again within {_RECOVERS_WITHIN_S:g} s")
+
+
+async def stop(server: Server, request: bytes) -> dict[str, Any]:
+    """SIGTERM under load: what becomes of requests, and how long until nothing is left."""
+    seen: list[Answered] = []
+    ended = asyncio.Event()
+    loading = asyncio.create_task(load(server.port, request, ended, seen))
+    await asyncio.sleep(1.0)
+    everything = set(descendants(server.pid))
+    struck = time.monotonic()
+    os.kill(server.pid, signal.SIGTERM)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+        draining_s = None
+        while draining_s is None and time.monotonic() < struck + _RECOVERS_WITHIN_S:
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get("/readyz")).status_code == 503:
+                    draining_s = time.monotonic() - struck
+            await asyncio.sleep(0.01)
+    ended.set()  # as clients stop when the balancer has seen /readyz
+    await asyncio.wait_for(loading, _RECOVERS_WITHIN_S)
+    while alive(everything) and time.monotonic() < struck + 2 * _RECOVERS_WITHIN_S:
+        await asyncio.sleep(0.05)
+    return {
+        "draining_said_s": draining_s,
+        "statuses": dict(Counter(one.status for one in seen if one.done_s > struck)),
+        "all_gone_s": time.monotonic() - struck,
+        "left": len(alive(everything)),
+    }
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of the processes that still run."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.add(pid)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--kills", type=int, default=5, help="of each kind")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--server-core", type=int, default=None)
+    parser.add_argument("--load-core", type=int, default=None)
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    if options.load_core is not None:
+        os.sched_setaffinity(0, {options.load_core})
+    kinds: dict[str, tuple[Callable[[Server], list[int]], int]] = {
+        "worker killed": (worker_pids, signal.SIGKILL),
+        "HTTP process killed": (http_pids, signal.SIGKILL),
+        f"worker stands still (stall_s {_STALL_S:g})": (worker_pids, signal.SIGSTOP),
+    }
+    command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
+    command += ["--workers", str(options.workers), "--stall-s", str(_STALL_S), "--drain-s", "1"]
+    rows: list[dict[str, Any]] = []
+    try:
+        bundle = load_bundle(options.bundle)
+        request = http_request("/classify", photo(32, 0), {"Content-Type": "image/jpeg"})
+        with serving(command, "/readyz", options.server_core) as server:
+            for _ in range(options.kills):
+                for kind, (pids, number) in kinds.items():
+                    found = asyncio.run(fault(server, request, pids, number))
+                    rows.append({"kind": kind, **found})
+            stopped = asyncio.run(stop(server, request))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not options.json:
+        print_table(options, rows, stopped, list(kinds))
+    about = {"benchmark": "faults", "bundle": bundle.name, "workers": options.workers}
+    print(json.dumps({**about, "rows": rows, "sigterm": stopped, "machine": machine()}))
+    return 0
+
+
+def print_table(
+    options: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    stopped: dict[str, Any],
+    kinds: list[str],
+) -> None:
+    """Medians and the worst of each kind."""
+    print(
+        f"{options.workers} worker(s), {_CONCURRENCY} requests at once, {options.kills} of each; "
+        "seconds after the signal: median (most)"
+    )
+    print("fault                            in flight ended   answers again     ready again")
+    for kind in kinds:
+        of_kind = [row for row in rows if row["kind"] == kind]
+        texts = []
+        for key in ("longest_in_flight_s", "answers_again_s", "ready_again_s"):
+            values = [row[key] for row in of_kind]
+            texts.append(f"{statistics.median(values):.2f} ({max(values):.2f})")
+        print(f"{kind:32} {texts[0]:17} {texts[1]:17} {texts[2]:17}")
+        for key in ("in_flight", "later"):
+            total: Counter[int] = Counter()
+            for row in of_kind:
+                total.update(row[key])
+            print(
+                f"  {key.replace('_', ' ')}: " + ", ".join(f"{n} x {s}" for s, n in total.items())
+            )
+    print(
+        f"SIGTERM: /readyz says so after {stopped['draining_said_s']:.2f} s, all gone after "
+        f"{stopped['all_gone_s']:.2f} s, {stopped['left']} left; answers since: "
+        + ", ".join(f"{n} x {s}" for s, n in stopped["statuses"].items())
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
