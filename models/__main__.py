@@ -23,7 +23,8 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
   python -m models describe cifar-cnn
   python -m models describe cifar-cnn --arch '{"resolution": 32, ...}'   (or a file with it)
   python -m models generate models/zoo/cifar10-cnn --flops 4M
-  python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny"""
+  python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
+  python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
 
 
 def read_arch(space: SearchSpace, text: str) -> Arch:
@@ -85,8 +86,9 @@ def convert(options: argparse.Namespace) -> dict[str, object]:
     """A bundle from a public checkpoint."""
     # loaded by name, since it is the only command here that needs torch
     deployment = importlib.import_module("models.converters.deployment")
-    write: Callable[[str, Path, Path], dict[str, object]] = deployment.convert_to_bundle
-    return write(options.converter, options.checkpoint, options.out)
+    write: Callable[..., dict[str, object]] = deployment.convert_to_bundle
+    where = options.converter, options.checkpoint, options.out
+    return write(*where, data=options.data, minutes=options.minutes)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,21 +116,37 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="tensors only")
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
+    one.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
+        "them and the generator learns from them which archs are best",
+    )
+    one.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="the most that the generator learns from --data (10); statistics come on top",
+    )
     one.set_defaults(run=convert)
     return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 for a mistake of the user's."""
+    """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     options = parser().parse_args(arguments)
     try:
         print(json.dumps(options.run(options), indent=2), flush=True)
     except BrokenPipeError:  # as in `... | head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,7 +6,7 @@ range. It needs no image, so it is taken over many budgets at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,14 +67,16 @@ def fit_to_budgets(
     learning_rate: float,
     temperatures: tuple[float, float],
     rng: torch.Generator,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> None:
     """Teach the generator to keep budgets; no supernet, no image.
 
     temperatures: of the Gumbel softmax, first and last. The learning rate (Adam) falls to a tenth.
+    track: sees each step (for a progress bar).
     """
     optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
     first, last = temperatures
-    for step in range(steps):
+    for step in track(range(steps)):
         progress = step / steps
         optimizer.zero_grad()
         _, total, _ = loss(generator, (), temperature=first + (last - first) * progress, rng=rng)

@@ -1,103 +1,233 @@
-"""From a public checkpoint to a bundle, without an image. Uses torch.
+"""From a public checkpoint to a bundle, without an image or with a folder of some. Uses torch.
 
-Weights come from the checkpoint. The generator learns from the resource loss alone (Eq. 10): it
-keeps budgets, but has not learnt which of the archs at a budget is best. BatchNorm takes the
-statistics that the checkpoint stores. The bundle's provenance says both.
+Weights come from the checkpoint. The generator learns to keep budgets from the resource loss alone
+(Eq. 10); with images it also learns which of the archs at a budget is best
+(``models.distillation``). BatchNorm takes the statistics that the checkpoint stores; with images
+they are measured for each arch. The bundle's provenance says which.
 """
 
 from __future__ import annotations
 
-import sys
+import itertools
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.arch import Arch
-from models.bundle import FrontierRow, save_bundle
-from models.converters import convert
-from models.decode import decode
+from models.bundle import FrontierRow, Json, save_bundle
+from models.calibration import calibrate
+from models.converters import Converted, convert
+from models.converters.progress import Progress
+from models.decode import decode_all
+from models.distillation import Distillation, ask_largest, calibration_batches, distil
 from models.generator import ArchitectureGenerator
-from models.policy import GeneratorPolicy
+from models.generator_report import even_budgets, policy_of
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from models.photos import Photos, find_photos, read_photos
 from models.preprocess import Preprocess
 from models.relaxed import RelaxedFlops
 from models.resource_loss import ResourceLoss, fit_to_budgets
 from models.space import SearchSpace
 from models.template import export_template
+from models.weights import Statistics
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.875)
 """What both public projects evaluate with."""
 
-GENERATOR_STEPS = 1000
+GENERATOR_STEPS = 600
+IMAGE_STEPS = 300
+MINUTES = 10.0
+"""Of the generator's training with images, at most."""
+
 _BUDGETS_A_STEP = 32
 _CANDIDATES = 400
+_CALIBRATED_CANDIDATES = 96
+"""Where every answer is calibrated, which takes seconds each."""
+_PHOTOS, _LEAST_PHOTOS = 256, 32
+_CALIBRATION_PHOTOS = 128
 
 
 def convert_to_bundle(
-    converter: str, checkpoint: Path, out: Path, *, steps: int = GENERATOR_STEPS
+    converter: str,
+    checkpoint: Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    minutes: float = MINUTES,
+    steps: int = GENERATOR_STEPS,
+    image_steps: int = IMAGE_STEPS,
 ) -> dict[str, object]:
     """Write a bundle that answers as the checkpoint's subnets do; tells what it holds.
 
-    ``steps``: of the generator on the resource loss. Labels are the class numbers: a checkpoint
-    has no names. Raises ValueError for a checkpoint that cannot be carried over, before anything
-    is written.
+    ``steps``: of the generator on the resource loss. ``data``: a folder of images, which need no
+    labels, for ``image_steps`` more, or as many as ``minutes`` allow. Labels of the bundle are the
+    class numbers: a checkpoint has no names. Raises ValueError if ``out`` exists or cannot be made,
+    for a checkpoint that cannot be carried over, and for a folder without images.
     """
+    _refuse_out(out)
+    if not minutes > 0:
+        raise ValueError(f"{minutes:g} minutes are none; give more, or leave --data out")
+    files = None if data is None else find_photos(data)
     converted = convert(converter, checkpoint)
     space = converted.space
-    print(f"{checkpoint} fits {space.name}; training its generator", file=sys.stderr)
-    generator = fit_generator(space, steps)
-    weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
-    policy = GeneratorPolicy(space, weights)
-    candidates = {}
-    for budget in np.linspace(space.min_flops, space.max_flops, _CANDIDATES):
-        arch = decode(space, policy.log_probabilities(float(budget)), float(budget))
-        candidates[space.flops(arch)] = arch
-    ladder = sorted(candidates.items())
+    with Progress() as progress:
+        progress.message(f"{checkpoint} fits {space.name}")
+        photos = None if files is None else _read(files, space, progress)
+        generator = fit_generator(space, steps, progress=progress)
+        told: dict[str, Json] = {
+            "generator": f"resource loss, {steps} steps",
+            "batch_norm": "the checkpoint's own statistics" if space.norms else None,
+            "images": None,
+        }
+        net = None
+        if photos is not None:
+            net = _net_of(converted)
+            made = _teach(generator, net, photos, image_steps, minutes, progress)
+            told["generator"] = f"resource loss, {steps} steps; then on images, {made} steps"
+            told["images"] = {"read": len(photos), "broken": len(photos.broken)}
+        ladder = _answers(generator, few=bool(space.norms) and photos is not None)
+        statistics: Mapping[Arch, Statistics] = {}
+        if space.norms and photos is not None and net is not None:
+            statistics = _measure(net, ladder, photos, progress)
+            count = min(len(photos), _CALIBRATION_PHOTOS)
+            told["batch_norm"] = f"measured for each arch on {count} images"
+        elif space.norms:
+            statistics = {arch: converted.arch_statistics(arch) for arch in ladder}
+        progress.message("exporting the graph")
+        template = export_template(space)
     rows = ladder[:: max(len(ladder) // 8, 1)]
-    statistics = {arch: converted.arch_statistics(arch) for _, arch in ladder}
     save_bundle(
         out,
         name=f"{converter}-{space.name}",
         space=space,
         preprocess=IMAGENET,
         labels=[str(index) for index in range(space.num_classes)],
-        groups=[flops for flops, _ in rows],
-        frontier=[_row(space, arch) for _, arch in rows],
-        answers=[(float(flops), arch) for flops, arch in ladder] if space.norms else [],
+        groups=[space.flops(arch) for arch in rows],
+        frontier=[_row(space, arch) for arch in rows],
+        answers=[(float(space.flops(arch)), arch) for arch in ladder] if space.norms else [],
         weights=converted.weights,
-        generator=weights,
-        statistics=statistics if space.norms else {},
-        template=export_template(space),
-        provenance={
-            "converted_from": converter,
-            "checkpoint": checkpoint.name,
-            "generator": f"resource loss only, {steps} steps, no images",
-            "batch_norm": "the checkpoint's own statistics" if space.norms else None,
-        },
+        generator={name: p.detach().numpy() for name, p in generator.state_dict().items()},
+        statistics=statistics,
+        template=template,
+        provenance={"converted_from": converter, "checkpoint": checkpoint.name, **told},
     )
     return {
         "bundle": str(out),
         "space": space.name,
         "classes": space.num_classes,
         "flops": {"min": space.min_flops, "max": space.max_flops},
-        "generator": "trained on the resource loss only: it keeps budgets, no image was seen",
+        **told,
     }
 
 
-def fit_generator(space: SearchSpace, steps: int, seed: int = 0) -> ArchitectureGenerator:
+def _refuse_out(out: Path) -> None:
+    """Raise ValueError unless a new folder can be made there."""
+    if out.exists():
+        raise ValueError(f"{out} exists; give another place, or remove it first")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"{out} cannot be made: {above} is no folder that can be written")
+
+
+def fit_generator(
+    space: SearchSpace, steps: int, *, seed: int = 0, progress: Progress | None = None
+) -> ArchitectureGenerator:
     """A generator that keeps budgets over the whole range (L_RC and a little entropy)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = ArchitectureGenerator(space)
+
+    def track(every: range) -> Iterable[int]:
+        text = "generator, resource loss"
+        return every if progress is None else progress.track(every, text, len(every))
+
     fit_to_budgets(
         generator,
-        ResourceLoss(RelaxedFlops(space.flops_rule), budgets=_BUDGETS_A_STEP),
+        _resource_loss(space),
         steps=steps,
         learning_rate=3e-3,
         temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(seed),
+        track=track,
     )
     return generator
+
+
+def _resource_loss(space: SearchSpace) -> ResourceLoss:
+    return ResourceLoss(RelaxedFlops(space.flops_rule), budgets=_BUDGETS_A_STEP)
+
+
+def _read(files: list[Path], space: SearchSpace, progress: Progress) -> Photos:
+    """Some of the folder's photos at every resolution of the space; broken ones are named."""
+    decisions = [space.decision[name].choices for name in space.resolution.decisions]
+    sides = {space.resolution.rule(*choices) for choices in itertools.product(*decisions)}
+    progress.message(f"reading up to {_PHOTOS} of {len(files):,} images")
+    photos = read_photos(
+        files,
+        IMAGENET,
+        sides,
+        at_most=_PHOTOS,
+        least=_LEAST_PHOTOS,
+        on_broken=lambda what: progress.message(f"left out {what}"),
+    )
+    if photos.broken:
+        progress.message(f"{len(photos.broken)} images were broken; {len(photos)} were read")
+    return photos
+
+
+def _net_of(converted: Converted) -> AbstractNet:
+    with torch.random.fork_rng(devices=[]):
+        net = build_net(converted.space)
+    net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in converted.weights.items()})
+    return net.requires_grad_(False)
+
+
+def _teach(
+    generator: ArchitectureGenerator,
+    net: AbstractNet,
+    photos: Photos,
+    steps: int,
+    minutes: float,
+    progress: Progress,
+) -> int:
+    """The generator learns from photos; how many steps were made."""
+    progress.message("asking the largest subnet")
+    teacher = ask_largest(net, photos)
+    return distil(
+        generator,
+        net.train(),
+        teacher,
+        _resource_loss(generator.space),
+        Distillation(),
+        steps=steps,
+        seconds=60 * minutes,
+        rng=torch.Generator().manual_seed(1),
+        track=lambda every: progress.track(every, "generator, images", len(every)),
+    )
+
+
+def _answers(generator: ArchitectureGenerator, *, few: bool) -> list[Arch]:
+    """What is answered over the range, each once, by FLOPs."""
+    space = generator.space
+    budgets = even_budgets(space, _CALIBRATED_CANDIDATES if few else _CANDIDATES)
+    asked = decode_all(space, policy_of(generator).log_probabilities_of(budgets), budgets)
+    return [arch for _, arch in sorted({space.flops(arch): arch for arch in asked}.items())]
+
+
+def _measure(
+    net: AbstractNet, archs: list[Arch], photos: Photos, progress: Progress
+) -> dict[Arch, Statistics]:
+    """BatchNorm statistics of each arch."""
+    measured: dict[Arch, Statistics] = {}
+    for arch in progress.track(archs, "BatchNorm statistics", len(archs)):
+        side = net.space.resolution(arch)
+        found = calibrate(net, arch, calibration_batches(photos, side, _CALIBRATION_PHOTOS))
+        measured[arch] = {n: (mean.numpy(), var.numpy()) for n, (mean, var) in found.items()}
+    return measured
 
 
 def _row(space: SearchSpace, arch: Arch) -> FrontierRow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import socket
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import IO
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from models.bundle import Bundle, load_bundle
 from tests.bundles import make_bundle
+from tests.pictures import encoded, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,18 +170,6 @@ def own_server(bundle_folder: Path) -> Iterator[RunningServer]:
     running = start_server(bundle_folder, "--timeout-s", "10")
     yield running
     stop_server(running)
-
-
-def picture(side: int = 40, seed: int = 0) -> Image.Image:
-    """A smooth colour picture: noise would not survive JPEG."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")
