@@ -40,7 +40,7 @@ from models.relaxed import RelaxedFlops
 from models.resource_loss import ResourceLoss, fit_to_budgets
 from trainer.data import load_splits
 from trainer.evaluate import accuracy, evaluation_batches
-from trainer.splits import AbstractSplit, Splits
+from trainer.splits import AbstractSplit, LabelledImages, Splits
 
 _KINDS = ("resource loss", "resource loss, longer", "images")
 _CALIBRATION_IMAGES = 1024
@@ -49,12 +49,12 @@ _CALIBRATION_IMAGES = 1024
 class Judge:
     """Accuracy of archs of one supernet, each measured once."""
 
-    def __init__(self, bundle: Bundle, net: AbstractNet, splits: Splits) -> None:
+    def __init__(self, bundle: Bundle, net: AbstractNet, splits: Splits, images: int) -> None:
         preprocess = bundle.preprocess
         self._net = net
         self._calibration = photos_of(bundle, splits.train, slice(0, _CALIBRATION_IMAGES))
         self._splits = {
-            name: evaluation_batches(split, preprocess.mean, preprocess.std, "cpu")
+            name: evaluation_batches(_first(split, images), preprocess.mean, preprocess.std, "cpu")
             for name, split in (("val", splits.steer), ("test", splits.test))
         }
         self._known: dict[Arch, dict[str, float]] = {}
@@ -72,6 +72,11 @@ class Judge:
         return self._known[arch]
 
 
+def _first(split: AbstractSplit, images: int) -> LabelledImages:
+    fetched = split.fetch(np.arange(min(images, len(split))))
+    return LabelledImages(fetched.images, fetched.labels)
+
+
 def photos_of(bundle: Bundle, split: AbstractSplit, rows: slice) -> Photos:
     """Images of a split, as if they had been read from a folder."""
     fetched = split.fetch(np.arange(len(split))[rows])
@@ -80,14 +85,21 @@ def photos_of(bundle: Bundle, split: AbstractSplit, rows: slice) -> Photos:
 
 
 def measure(
-    bundle: Bundle, splits: Splits, *, seeds: int, budgets: int, images: int, steps: int
+    bundle: Bundle,
+    splits: Splits,
+    *,
+    seeds: int,
+    budgets: int,
+    images: int,
+    steps: int,
+    judged: int,
 ) -> list[dict[str, object]]:
     """A row for each seed and kind of generator."""
     space = bundle.space
     net = build_net(space).to(memory_format=torch.channels_last)
     net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in bundle.weights.items()})
     net.requires_grad_(False)
-    judge = Judge(bundle, net, splits)
+    judge = Judge(bundle, net, splits, judged)
     photos = photos_of(bundle, splits.steer, slice(0, images))
     teacher = ask_largest(net, photos)
     loss = ResourceLoss(RelaxedFlops(space.flops_rule), budgets=32)
@@ -153,16 +165,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budgets", type=int, default=8, help="below the largest subnet")
     parser.add_argument("--images", type=int, default=256, help="that teach the generator")
     parser.add_argument("--steps", type=int, default=IMAGE_STEPS, help="with images")
+    parser.add_argument("--judged", type=int, default=10_000, help="images of each accuracy")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        if min(options.seeds, options.budgets, options.images, options.steps) < 1:
-            raise ValueError("--seeds, --budgets, --images and --steps take at least 1")
+        counts = ("seeds", "budgets", "images", "steps", "judged")
+        if min(getattr(options, name) for name in counts) < 1:
+            raise ValueError(f"--{', --'.join(counts)} take at least 1")
         bundle = load_bundle(options.bundle)
         side = bundle.space.resolution(bundle.space.largest)
         splits = load_splits(options.data, steer_share=0.1, seed=0, resolution=side)
-        if splits.labels != list(bundle.labels):
+        if tuple(splits.labels) != bundle.labels:
             raise ValueError(f"{options.data} has other classes than {options.bundle}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -174,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
         budgets=options.budgets,
         images=options.images,
         steps=options.steps,
+        judged=options.judged,
     )
     print(json.dumps({"benchmark": "unlabelled_images", "rows": rows, "machine": machine()}))
     return 0

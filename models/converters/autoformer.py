@@ -79,7 +79,7 @@ def convert_autoformer(checkpoint: Path) -> Converted:
             f"the checkpoint has {named(left)}, for which space {space.name} has no place; "
             "it is of another network"
         )
-    weights = {weight.name: _weight(space, weight.name, taken) for weight in space.weights}
+    weights = {weight.name: carry(space, weight.name, taken) for weight in space.weights}
     return Converted(space, weights, {})
 
 
@@ -123,8 +123,8 @@ def _packed(ours: str) -> str | None:
     return None
 
 
-def _weight(space: SearchSpace, ours: str, taken: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One weight of ours at the size of our supernet."""
+def carry(space: SearchSpace, ours: str, taken: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One weight of ours at the size of our supernet, from what was taken of the checkpoint."""
     shape = space.weight[ours].shape_at(space.largest)
     packed = _packed(ours)
     if packed is None:

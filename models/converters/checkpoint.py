@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,8 +22,9 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """A network's tensors by name, from a ``.safetensors`` file or one written by ``torch.save``.
 
     Floating point comes back as float32. Takes the entry ``state_dict``, ``model`` or ``net`` if
-    there is one, and removes a ``module.`` before every name (data-parallel training). Raises
-    ValueError if the file is missing, holds pickled objects, or holds no tensors.
+    there is one, beside which there may be the arguments of the training script, and removes a
+    ``module.`` before every name (data-parallel training). Raises ValueError if the file is
+    missing, cut off, holds objects other than tensors, or holds no tensors.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}; give a .safetensors file or one of torch.save")
@@ -54,7 +58,8 @@ def take(
 ) -> dict[str, np.ndarray]:
     """Our name -> (their name, shape) looked up, as float32.
 
-    Raises ValueError naming the tensors that are missing, or the first whose shape is another.
+    Raises ValueError naming the tensors that are missing, or the first whose shape is another or
+    that holds numbers that are not finite.
     """
     missing = [theirs for theirs, _ in wanted.values() if theirs not in tensors]
     if missing:
@@ -67,6 +72,10 @@ def take(
                 f"the checkpoint's {theirs} is {array.dtype} {array.shape}, not float32 {shape}; "
                 "it is of another network"
             )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"the checkpoint's {theirs} holds numbers that are not finite; its training failed"
+            )
         taken[ours] = array
     return taken
 
@@ -78,12 +87,19 @@ def _load(path: Path) -> Mapping[str, object]:
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of other pickle protocols
+            document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - bytes that are no pickle raise whatever they hit
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        strange = re.search(r"GLOBAL (\S+)", str(error))
+        if strange is not None:
+            raise ValueError(
+                f"{path} cannot be read as tensors only: to make its {strange[1]}, code from the "
+                "file would have to run; save the network's state_dict alone"
+            ) from None
         raise ValueError(
-            f"{path} cannot be read as tensors only ({reason[:120]}); "
-            "save the network's state_dict alone, with torch.save or as safetensors"
+            f"{path} cannot be read: it is cut off or no file of torch.save; "
+            "get it anew, or save the network's state_dict with torch.save or as safetensors"
         ) from None
     if not isinstance(document, Mapping):
         raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")

@@ -39,7 +39,7 @@ IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0
 """What both public projects evaluate with."""
 
 GENERATOR_STEPS = 600
-IMAGE_STEPS = 300
+IMAGE_STEPS = 200
 MINUTES = 10.0
 """Of the generator's training with images, at most."""
 

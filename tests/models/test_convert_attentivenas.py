@@ -1,6 +1,8 @@
 """Converted AttentiveNAS checkpoints answer as the public implementation does."""
 
+import argparse
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +97,49 @@ def test_another_shape_is_named_with_both_shapes(tmp_path):
 
 def test_pickled_objects_are_refused(tmp_path):
     document = {"state_dict": hollow(), "args": Path("x")}
-    refused(tmp_path / "a.pth", document, "cannot be read as tensors only")
+    refused(tmp_path / "a.pth", document, r"tensors only: to make its pathlib\.\w+, code from")
+
+
+class Attack:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, save):
+    mark = tmp_path / "ran"
+    save({"state_dict": Attack(mark)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"tensors only|no file of torch\.save") as refusal:
+        convert("attentivenas", tmp_path / "a.pth")
+    assert "\n" not in str(refusal.value)
+    assert not mark.exists()
+
+
+def test_arguments_that_training_scripts_keep_are_no_obstacle(tmp_path):
+    """As DeiT's and AutoFormer's do: an argparse.Namespace of plain values."""
+    document = {"state_dict": hollow(), "args": argparse.Namespace(lr=0.1, name="x")}
+    torch.save(document, tmp_path / "a.pth")
+    assert convert("attentivenas", tmp_path / "a.pth").space.num_classes == 1000
+
+
+def test_numbers_that_are_none_are_refused_by_name(tmp_path):
+    key = "blocks.0.mobile_inverted_conv.depth_conv.conv.conv.weight"
+    tensors = hollow()
+    tensors[key] = torch.full((1,), float("nan")).expand(tensors[key].shape)
+    refused(tmp_path / "a.pth", tensors, rf"{key} holds numbers that are not finite")
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    torch.save({"state_dict": hollow()}, tmp_path / "a.pth")
+    data = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cut off"):
+        convert("attentivenas", tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("document", [{"epoch": 3}, {}, [torch.zeros(1)]])

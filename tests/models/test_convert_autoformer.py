@@ -12,10 +12,13 @@ import torch
 from models.__main__ import main
 from models.bundle import load_bundle
 from models.converters import convert
+from models.converters.autoformer import PACKED, carry
 from models.converters.deployment import convert_to_bundle
 from models.extract import extract
 from models.nets import build_net
 from models.relaxed import relax
+from models.spaces import get_space
+from models.weights import weight_slices
 from tests.reference.state import inputs, state
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -62,6 +65,37 @@ def test_logits_are_those_of_the_public_implementation(size, net, name):
             ways += [extract(net, arch)(images), net(images, relax(net.space, arch))]
     for logits in ways:
         assert (logits - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("heads", [8, 9, 10])
+def test_queries_keys_and_values_of_base_are_those_of_the_packed_table(heads):
+    """By the rule of the public implementation, for a block of the size without a reference."""
+    space, width, rng = get_space("vit-base-autoformer"), 576, np.random.default_rng(heads)
+    packed = rng.normal(size=(1920, 640)).astype(np.float32) / 25
+    bias = rng.normal(size=1920).astype(np.float32)
+    stream = rng.normal(size=(5, width)).astype(np.float32)
+    channels = 64 * heads
+    # there: every third row, but the bias plainly cut
+    rows = np.concatenate([packed[i : 3 * channels : 3, :width] for i in range(3)])
+    query, key, value = np.split(stream @ rows.T + bias[: 3 * channels], 3, axis=1)
+
+    taken = {"blocks.3.attn.qkv.weight": packed, "blocks.3.attn.qkv.bias": bias}
+    arch = space.arch({**space.largest, "embed_dim": width, "num_heads.3": heads})
+    names = [f"blocks.3.attention.{part}.{w}" for part in PACKED for w in ("weight", "bias")]
+    weights = {n: carry(space, n, taken)[weight_slices(space, arch)[n]] for n in names}
+    ours = {}
+    for part in PACKED:
+        table = weights[f"blocks.3.attention.{part}.bias"]
+        shift = table.sum(0) if part == "value" else table
+        ours[part] = stream @ weights[f"blocks.3.attention.{part}.weight"].T + shift
+    np.testing.assert_allclose(ours["query"], query, atol=1e-4)
+    np.testing.assert_allclose(ours["value"], value, atol=1e-4)
+    # another bias of the keys moves all logits of a query and head by the same
+    moved = np.einsum(
+        "qhd,khd->hqk",
+        *(x.reshape(5, heads, 64) for x in (query, ours["key"] - key)),
+    )
+    np.testing.assert_allclose(moved, moved[:, :, :1] + np.zeros_like(moved), atol=1e-3)
 
 
 # Tensors of one stored number each: what is refused does not depend on values.

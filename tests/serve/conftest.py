@@ -85,7 +85,7 @@ class RunningServer:
         return self.process.wait(20)
 
 
-def start_server(bundle: Path, *options: str) -> RunningServer:
+def start_server(bundle: Path, *options: str, seconds: float = 60) -> RunningServer:
     """Start a server on a free port and wait until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -104,7 +104,11 @@ def start_server(bundle: Path, *options: str) -> RunningServer:
     url = f"http://127.0.0.1:{port}"
     client = httpx.Client(base_url=url, timeout=30)
     running = RunningServer(process, client, url, log)
-    wait_until_ready(running)
+    try:
+        wait_until_ready(running, seconds)
+    except BaseException:
+        stop_server(running)
+        raise
     return running
 
 

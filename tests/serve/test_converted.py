@@ -119,7 +119,7 @@ def test_five_budgets_over_http_answer_as_the_checkpoint_does(case, bundle):
     space, preprocess = bundle.space, bundle.preprocess
     photo = picture(320, seed=3)
     net = case.net
-    server = start_server(case.folder)
+    server = start_server(case.folder, seconds=300)
     try:
         served = set()
         for budget in np.linspace(space.min_flops, space.max_flops, 5).astype(int).tolist():
