@@ -34,12 +34,16 @@ class JsonlLog:
             _cut(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, **fields: JsonValue) -> None:
-        """Append {"kind": kind, **fields}. NaN and infinities become null: JSON has neither."""
+    def write(self, kind: str, **fields: JsonValue) -> Record:
+        """Append {"kind": kind, **fields}, and return it as it is read back.
+
+        NaN and infinities become null: JSON has neither.
+        """
         assert "kind" not in fields
-        record = _finite({"kind": kind, **fields})
+        record: Record = {name: _finite(value) for name, value in {"kind": kind, **fields}.items()}
         self._file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
         self._file.flush()
+        return record
 
     def close(self) -> None:
         """Close the file; closing twice is no error."""

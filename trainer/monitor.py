@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Self
 
 from trainer.config import recipe_to_json
 from trainer.display import Display
 from trainer.evaluate import Evaluation
-from trainer.log import JsonlLog, Record, number
+from trainer.log import JsonlLog, JsonValue, Record, number
 from trainer.optim import Schedule
 from trainer.provenance import provenance
 from trainer.recipe import Recipe
 from trainer.splits import Splits
 from trainer.state import TrainingState
 from trainer.step import StepResult
+from trainer.tensorboard import TensorBoard
 
 LOG_EVERY_STEPS = 20
 
 
 class Monitor:
-    """Writes ``folder/log.jsonl`` and draws the display. A context manager."""
+    """Writes ``folder/log.jsonl`` and ``tensorboard``, draws the display. A context manager."""
 
     def __init__(
         self,
@@ -41,13 +42,19 @@ class Monitor:
         self._measured_at, self._measured_step = time.monotonic(), state.step
         self._drawn: list[tuple[int, float]] = []
         self._broken: set[str] = set()
+        self._board: TensorBoard | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        self._open.enter_context(self._log)
-        self._open.enter_context(self._display)
+        with ExitStack() as opening:
+            opening.enter_context(self._log)
+            if self._recipe.tensorboard:
+                self._board = TensorBoard(self._log.path, self._state.total_s)
+                opening.enter_context(closing(self._board))
+            opening.enter_context(self._display)
+            self._open = opening.pop_all()
         splits = self._splits
-        self._log.write(
+        self._write(
             "start",
             step=self._state.step,
             total_steps=self._total_steps,
@@ -61,6 +68,11 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
+    def _write(self, kind: str, **fields: JsonValue) -> None:
+        record = self._log.write(kind, **fields)
+        if self._board is not None:
+            self._board.write(record)
+
     def step(self, result: StepResult, schedule: Schedule) -> None:
         """After every step; most are not written."""
         state = self._state
@@ -71,7 +83,7 @@ class Monitor:
         images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
         self._restart_throughput()
         epoch = state.step * self._recipe.epochs / self._total_steps
-        self._log.write(
+        self._write(
             "step",
             step=state.step,
             epoch=epoch,
@@ -103,13 +115,13 @@ class Monitor:
         if found:
             self._broken.update(found)
             count = len(self._broken)
-            self._log.write("broken", step=self._state.step, images=found, count=count)
+            self._write("broken", step=self._state.step, images=found, count=count)
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             self._display.message(f"skipped {found[0]}{more}; {count} broken images so far")
 
     def groups(self, drops: Sequence[float | None] | None) -> None:
         """At every update of the distribution; None while it still warms up."""
-        self._log.write(
+        self._write(
             "groups",
             step=self._state.step,
             groups=list(self._state.sampler.groups),
@@ -121,14 +133,14 @@ class Monitor:
         """At the end of some epochs; ``seconds`` is how long it took."""
         step = self._state.step
         report = evaluation.generator
-        self._log.write(
+        self._write(
             "generator",
             step=step,
             mean_error=report.mean_error,
             mean_use=report.mean_use,
             entropy=evaluation.entropy,
         )
-        self._log.write(
+        self._write(
             "evaluation",
             step=step,
             rows=evaluation.rows,
@@ -161,6 +173,11 @@ class Silence:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+    def _write(self, kind: str, **fields: JsonValue) -> None:
+        record = self._log.write(kind, **fields)
+        if self._board is not None:
+            self._board.write(record)
 
     def step(self, result: StepResult, schedule: Schedule) -> None: ...
 

@@ -65,7 +65,7 @@ class Recipe:
     shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
     it in any order. batch_size: of all processes together. accumulate: parts of a process's images
     of a batch, which run one after another to need less memory. precision: of the supernet in
-    training; fp16 scales its gradients.
+    training; fp16 scales its gradients. tensorboard: also write the log as TensorBoard's curves.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1
     checkpoint_every_s: float = 120.0
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         least_one = ("epochs", "batch_size", "resolution", "shift_every", "evaluation_budgets")
