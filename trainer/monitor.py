@@ -174,11 +174,6 @@ class Silence:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def _write(self, kind: str, **fields: JsonValue) -> None:
-        record = self._log.write(kind, **fields)
-        if self._board is not None:
-            self._board.write(record)
-
     def step(self, result: StepResult, schedule: Schedule) -> None: ...
 
     def broken(self, images: Sequence[str]) -> None: ...
