@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -226,3 +227,57 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(tmp_path):
     statuses, said = in_two_processes(tmp_path, [(["--resume", str(parts)], None)])
     assert statuses == [[0], [0]], said
     assert_same_run(whole, parts)
+
+
+# --------------------------------------------------------------------------------- as users run it
+
+ENDLESS = ["epochs=1000", "batch_size=256"]
+
+
+def wait_for(running, condition):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "nothing came"
+        assert running.process.poll() is None, running.process.communicate()[1]
+        time.sleep(0.02)
+
+
+def has_begun(folder):
+    log = folder / "log.jsonl"
+    return lambda: log.exists() and '"kind":"step"' in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_leaves_a_checkpoint(tmp_path, number):
+    folder = tmp_path / "run"
+    with Torchrun("-m", "trainer.run", *arguments(folder, ENDLESS)) as running:
+        wait_for(running, has_begun(folder))
+        ranks = running.ranks()
+        running.process.send_signal(number)
+        _, said = running.process.communicate(timeout=PATIENCE_S)
+    assert said.count(f"stopped by {number.name}; go on with: torchrun") == 1, said
+    assert "error:" not in said
+    assert not any(rank.is_running() for rank in ranks)
+    assert load_checkpoint(folder)["step"] >= STEPS
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others(tmp_path, victim):
+    folder = tmp_path / "run"
+    chosen = arguments(folder, [*ENDLESS, "checkpoint_every_s=0"])
+    with Torchrun("-m", "trainer.run", *chosen) as running:
+        wait_for(running, has_begun(folder))
+        ranks = running.ranks()
+        ranks[victim].kill()
+        _, said = running.process.communicate(timeout=PATIENCE_S)
+    assert running.process.returncode == 1, said
+    assert not any(rank.is_running() for rank in ranks)
+    assert said.count("another process of this run has ended; go on with:") == victim, said
+    step = load_checkpoint(folder)["step"]
+    assert step >= STEPS - 1  # the log is written before the checkpoint
+    more = {"rank": 0, "step": 2, "signal": int(signal.SIGTERM)}
+    assert short_run(["--resume", str(folder)], more) == 143
+    assert load_checkpoint(folder)["step"] == step + 2
