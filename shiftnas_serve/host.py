@@ -1,10 +1,10 @@
 """Host: which processes there are, how they start and how they stop. LitServe underneath.
 
-The parent starts LitServe's manager, the workers (spawned), the HTTP processes (forked, with one
-listening socket), and waits. SIGTERM or SIGINT, to the parent alone or to all of them: /readyz
-turns 503, the HTTP processes stop listening and finish what is in flight, then the workers go, and
-the parent exits with 0. SIGHUP to the parent of a service: reload. A worker or HTTP process that
-dies is replaced.
+The parent starts LitServe's manager, the workers (spawned), the HTTP processes (forked, each with a
+listening socket on the one port), and waits. SIGTERM or SIGINT, to the parent alone or to all of
+them: /readyz turns 503, the HTTP processes stop listening and finish what is in flight, then the
+workers go, and the parent exits with 0. SIGHUP to the parent of a service: reload. A worker or HTTP
+process that dies is replaced.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Host(litserve.LitServer):
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
         self._files, self._sockets = files, list[socket.socket]()
+        self._own_socket: socket.socket | None = None  # of the HTTP process that is forked next
         self._stopping = threading.Event()
         # A process must not be forked while another thread counts: its lock would stay taken there.
         self._counting = threading.Lock()
@@ -93,19 +94,19 @@ class Host(litserve.LitServer):
         **named: Any,
     ) -> dict[int, Any]:
         """Start the HTTP processes and keep them running: LitServe watches its workers only."""
-        self._sockets = sockets
+        self._sockets = listening_sockets(sockets[0], num_uvicorn_servers)
 
-        def start(count: int) -> list[Any]:
+        def start(number: int) -> Any:
             make = super(Host, self)._start_server
             with self._counting:
-                started = make(port, count, log_level, sockets, uvicorn_worker_type, **named)
-            return list(started.values())
+                self._own_socket = own = self._sockets[number]
+                return make(port, 1, log_level, [own], uvicorn_worker_type, **named)[0]
 
-        processes: dict[int, Any] = dict(enumerate(start(num_uvicorn_servers)))
+        processes: dict[int, Any] = {n: start(n) for n in range(num_uvicorn_servers)}
 
         def keep() -> None:
             while not self._stopping.is_set():
-                # The socket stays open here, so clients that come meanwhile wait and are served.
+                # The sockets stay open here, so clients that come meanwhile wait and are served.
                 wait([one.sentinel for one in processes.values()], timeout=_RESTART_POLL_S)
                 for number, process in processes.items():
                     if process.is_alive() or self._stopping.is_set():
@@ -116,7 +117,7 @@ class Host(litserve.LitServer):
                     with self._counting:
                         self._metrics.forget_process(process.pid)
                         self._metrics.http_losses.inc()
-                    (processes[number],) = start(1)
+                    processes[number] = start(number)
 
         threading.Thread(target=keep, name="keep-http", daemon=True).start()
         _pass_on_hangups(processes)
@@ -155,6 +156,9 @@ class Host(litserve.LitServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Not LitServe's own, which reads a queue of answers that this server does not use."""
         self._obey_the_parent_alone()
+        for other in self._sockets:
+            if other is not self._own_socket:
+                other.close()  # or clients would wait there for a process that has ended
         await self._revisions.start()
         self._reloader.listen_to_hangups()
         gc.collect()
@@ -173,6 +177,26 @@ class Host(litserve.LitServer):
                     uvicorns(number, frame)
 
             signal.signal(number, stop)
+
+
+def listening_sockets(first: socket.socket, count: int) -> list[socket.socket]:
+    """As many sockets on the address of ``first``, which is closed where it would not do alone.
+
+    The kernel deals connections out among them. From one socket, the process that wakes first takes
+    all that came at once.
+    """
+    if count == 1:
+        return [first]
+    address = first.getsockname()
+    first.close()
+    sockets = []
+    for _ in range(count):
+        one = socket.socket(first.family)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind(address)
+        sockets.append(one)
+    return sockets
 
 
 def serve(settings: Settings) -> None:
