@@ -68,10 +68,14 @@ def openapi_document(bundle: Bundle) -> Json:
             "/readyz": {"get": _get("Requests may come", "readyz", 503)},
             "/metrics": {"get": _get("Prometheus metrics", "metrics", media_type="text/plain")},
             **_oip(bundle),
+            "/admin/reload": {"post": _reload()},
         },
         "components": {
             "schemas": {"Classification": _CLASSIFICATION, "Problem": _PROBLEM},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "admin_key": {"type": "http", "scheme": "bearer", "description": "of admin_keys"},
+            },
         },
     }
 
@@ -115,6 +119,47 @@ def _oip(bundle: Bundle) -> Json:
         model: {"get": _get("Input, outputs, version", "v2_model", 404)},
         f"{model}/ready": {"get": _get("The model answers", "v2_model_ready", 404)},
         f"{model}/infer": {"post": infer},
+        f"{model}/versions/{bundle.version}": {
+            "get": _get(
+                "The same for this version alone, as are its ready and infer", "v2_version", 404
+            )
+        },
+    }
+
+
+def _reload() -> Json:
+    model = _object(name=_TEXT, version=_TEXT)
+    status: Json = {"type": "string", "enum": ["reloaded", "unchanged"]}
+    answer = _object(
+        status=status, model=model, previous=model, duration_ms=_NUMBER, request_id=_TEXT
+    )
+    body: Json = {"type": "object", "properties": {"bundle": _TEXT}, "additionalProperties": False}
+    example = {"bundle": "/bundles/cifar10-cnn"}
+    return {
+        "tags": ["admin"],
+        "summary": "Serve another bundle, or a newer version of the same",
+        "description": (
+            "While requests run: none fails, and each answer is of the one version that it names. "
+            "Answered when every process serves the new version. `bundle` is a path on the server; "
+            "without a body, the path of the bundle that is served is read again. A bundle that is "
+            "not good, or that a worker cannot load, is refused with 422 and the reason, and the "
+            "old one is served on; 409 while another reload is under way; 403 where the server has "
+            "no admin keys."
+        ),
+        "operationId": "reload",
+        "parameters": [_request_id()],
+        "requestBody": {
+            "required": False,
+            "content": {"application/json": {"schema": body, "example": example}},
+        },
+        "security": [{"admin_key": []}],
+        "responses": {
+            "200": {
+                "description": "The new version is served",
+                "content": {"application/json": {"schema": answer}},
+            },
+            **_problems(400, 401, 403, 409, 413, 422, 503, 504),
+        },
     }
 
 

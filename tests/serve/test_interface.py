@@ -88,6 +88,9 @@ def test_openapi_names_every_body_budget_and_error(server):
     assert {"200", "400", "401", "413", "415", "422", "429", "503", "504"} <= set(
         operation["responses"]
     )
+    reload = document["paths"]["/admin/reload"]["post"]
+    assert {"200", "400", "401", "403", "409", "422"} <= set(reload["responses"])
+    assert reload["security"] == [{"admin_key": []}]
     assert server.client.get("/docs").status_code == 200
 
 

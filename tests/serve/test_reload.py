@@ -163,6 +163,13 @@ def test_five_reloads_under_load_fail_no_request_and_mix_no_answer(
             assert info in server.client.get("/metrics").text
             document = server.client.get("/openapi.json").json()
             assert document["info"]["version"] == target.version
+            old = (bundle, other)[turn % 2]
+            infer = server.client.post(f"/v2/models/{old.name}/versions/{old.version}/infer")
+            assert infer.status_code == 404
+            assert target.version in infer.json()["error"]
+            model = f"/v2/models/{target.name}"
+            assert server.client.get(f"{model}/versions/{target.version}/ready").json()["ready"]
+            assert server.client.get(model).json()["versions"] == [target.version]
             wait_for(lambda: len(folders(tmp_path)) == 1)
     assert set(seen) == {bundle.version, other.version}
     assert metric(server, 'shiftnas_reloads_total{result="done"}') == 5
