@@ -36,7 +36,7 @@ from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import is_stopping, set_draining, set_stopping
-from shiftnas_serve.worker import ClassifyApi, end_with_parent
+from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
 

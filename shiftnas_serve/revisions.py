@@ -32,6 +32,7 @@ from shiftnas_serve.status import is_draining
 from shiftnas_serve.workers import Workers
 
 _POLL_S = 0.1
+_RETRY_S = 1.0
 # A new HTTP process takes connections when its workers are there, or after so long without them.
 _START_S = 3.0
 
@@ -144,6 +145,7 @@ class Revisions:
             # Whatever it was (a full disk), the next turn may go well; requests go on meanwhile.
             except Exception:  # noqa: BLE001
                 _LOG.exception("cannot follow the run's folder")
+                await asyncio.sleep(_RETRY_S)
 
     async def follow(self) -> None:
         """Do what the run's folder says."""

@@ -15,7 +15,7 @@ from litserve.server import LitServer
 from starlette.routing import Route
 
 from shiftnas_serve.host import Host
-from shiftnas_serve.worker import SubnetLoop
+from shiftnas_serve.worker_process import SubnetLoop
 
 
 def parameters(function: object) -> list[str]:

@@ -393,3 +393,25 @@ def test_another_space_may_follow_if_the_budgets_that_are_set_allow_it(
     assert larger.name in old_path.json()["error"]
     versions = server.client.get(f"/v2/models/{larger.name}").json()["versions"]
     assert versions == [larger.version]
+
+
+def test_memory_of_the_old_version_comes_back(start, tmp_path):
+    """Most of a worker's memory is sessions: those of two versions would be twice as much."""
+    relabelled = Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path / "relabelled"))
+    relabel(relabelled)
+    edit(relabelled, lambda document: document.update(version=version_of(document)))
+    subnets = len(load_bundle(DEFAULT_BUNDLE).archs())
+    server = start(DEFAULT_BUNDLE)
+
+    def pss_mb() -> float:
+        wait_for(lambda: len(server.client.get("/budgets").json()["resident"]) == subnets, 60)
+        (worker,) = server.worker_pids()
+        wait_for(lambda: len(connections(worker, tmp_path)) == 2)  # the old version is gone
+        lines = Path(f"/proc/{worker}/smaps_rollup").read_text().splitlines()
+        (pss,) = (line for line in lines if line.startswith("Pss:"))
+        return int(pss.split()[1]) / 1024
+
+    before = pss_mb()
+    for bundle in (relabelled, DEFAULT_BUNDLE, relabelled):
+        assert reload(server, bundle).json()["status"] == "reloaded"
+    assert pss_mb() < 1.25 * before
