@@ -61,7 +61,9 @@ def write_pdf(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
     record, others = read_run(run), _read_baselines(baselines)
     drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
     lines = (
-        [status(record), "", *text_table(record.frontier)] if record.frontier else [status(record)]
+        [status(record), "", *text_table(HEAD, frontier_cells(record.frontier))]
+        if record.frontier
+        else [status(record)]
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     pdf.write(file, record.name, lines, drawn)
@@ -89,14 +91,19 @@ def report_text(record: RunRecord, plots: Sequence[tuple[str, str]]) -> str:
 
 def frontier_table(frontier: Sequence[Record]) -> list[str]:
     """Markdown lines, one row per budget. One multiply-add is one FLOP."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --: |" * len(HEAD)]
-    return lines + ["| " + " | ".join(cells) + " |" for cells in frontier_cells(frontier)]
+    return markdown_table(HEAD, frontier_cells(frontier))
 
 
-def text_table(frontier: Sequence[Record]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table of numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def text_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """The same in columns of equal width."""
-    rows = [list(HEAD), *frontier_cells(frontier)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    rows = [head, *cells]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows

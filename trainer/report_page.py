@@ -73,6 +73,19 @@ def frontier_cells(frontier: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
+def accuracy_cells(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Test accuracy: a row per budget of the first run, a column per run, as text."""
+    rows = []
+    for row in runs[0].frontier:
+        budget = number(row, "budget_flops")
+        cells = [format_flops(budget), _accuracy(row, "test_accuracy")]
+        for other in runs[1:]:
+            within = [r for r in other.frontier if number(r, "budget_flops") <= budget * (1 + 1e-9)]
+            cells.append(_accuracy(within[-1], "test_accuracy") if within else "none so small")
+        rows.append(cells)
+    return rows
+
+
 def negative_facts(run: RunRecord) -> list[str]:
     """What did not work out, as far as the log tells."""
     lines = []
@@ -191,16 +204,9 @@ def _tiles(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _baseline_table(run: RunRecord, baselines: Sequence[RunRecord]) -> str:
-    """Test accuracy per budget, a column per run. Budgets are the run's own."""
+    """Test accuracy per budget, a column per run."""
     head = ["budget", run.name, *(other.name for other in baselines)]
-    rows = []
-    for row in run.frontier:
-        budget = number(row, "budget_flops")
-        cells = [format_flops(budget), _accuracy(row, "test_accuracy")]
-        for other in baselines:
-            within = [r for r in other.frontier if number(r, "budget_flops") <= budget * (1 + 1e-9)]
-            cells.append(_accuracy(within[-1], "test_accuracy") if within else "none so small")
-        rows.append(cells)
+    rows = accuracy_cells([run, *baselines])
     if not rows:
         return "<p>The run itself has no frontier yet.</p>"
     return table(head, rows) + (
