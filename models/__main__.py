@@ -35,6 +35,8 @@ def read_arch(space: SearchSpace, text: str) -> Arch:
             source = Path(text).read_text(encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot read {text}: {error.strerror}; give a file or JSON") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{text} is no text; give a file with JSON, or JSON") from None
     try:
         document = json.loads(source)
     except ValueError as error:
@@ -56,7 +58,16 @@ def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
 
 def describe(options: argparse.Namespace) -> dict[str, object]:
     """A space, or one arch of it."""
-    space = get_space(options.space + ("-rpe" if options.relative_position else ""))
+    name = options.space
+    if options.relative_position:
+        get_space(name)  # names what is near, if there is none
+        if f"{name}-rpe" not in SPACES:
+            having = ", ".join(n.removesuffix("-rpe") for n in sorted(SPACES) if n.endswith("-rpe"))
+            raise ValueError(
+                f"--relative-position: {name} has no variant with it; these have: {having}"
+            )
+        name += "-rpe"
+    space = get_space(name)
     if options.arch is not None:
         return {"space": space.name, **describe_arch(space, read_arch(space, options.arch))}
     archs = 1

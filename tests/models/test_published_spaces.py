@@ -34,6 +34,33 @@ def test_relative_position_is_the_variant_with_it(size, capsys):
     assert (str(answer["params"]), str(answer["flops"])) == (entry.params, entry.flops)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe\x00", "is no text"),
+        (b"RETRAIN:\n  DEPTH: 13", "is no JSON"),
+        (b"[192, 12]", "is a JSON object"),
+        (b'{"layer_num": 13, "embed_dim": [192]}', "has no 'layer_num'"),
+        (b'{"embed_dim": 192, "depth": 12, "num_heads": [3], "mlp_ratio": 4}', "is missing"),
+    ],
+)
+def test_other_archs_are_refused_in_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "arch").write_bytes(text)
+    assert main(["describe", "vit-tiny", "--arch", str(tmp_path / "arch")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+@pytest.mark.parametrize("name", ["attentivenas", "vit-tiny-rpe"])
+def test_spaces_without_a_variant_with_relative_position_say_so(capsys, name):
+    assert main(["describe", name, "--relative-position"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"{name} has no variant with it; these have: vit-base, vit-small, vit-tiny"
+    )
+
+
 def test_every_file_is_listed_and_every_space_of_the_paper_is_there():
     entries = published()
     assert {e.arch for e in entries} == {*FOLDER.glob("*.json")} - {FOLDER / "numbers.json"}
