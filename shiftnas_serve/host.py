@@ -66,6 +66,7 @@ class Host(litserve.LitServer):
         # A process must not be forked while another thread counts: its lock would stay taken there.
         self._counting = threading.Lock()
         self._metrics = Metrics()
+        self._metrics.reserve()
 
         def complete(revision: Revision) -> None:
             complete_revision(revision, self._revisions)
@@ -156,6 +157,7 @@ class Host(litserve.LitServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Not LitServe's own, which reads a queue of answers that this server does not use."""
         self._obey_the_parent_alone()
+        self._metrics.reserve()
         for other in self._sockets:
             if other is not self._own_socket:
                 other.close()  # or clients would wait there for a process that has ended

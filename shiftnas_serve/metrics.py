@@ -6,7 +6,9 @@ variable PROMETHEUS_MULTIPROC_DIR), so ``host`` sets that first and imports this
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -70,6 +72,17 @@ class Metrics:
         )
 
         self._answers: dict[int, Counter] = {}
+
+    def reserve(self) -> None:
+        """Take the disk space of this process's numbers, all of it, now. Raises OSError.
+
+        prometheus_client maps sparse files into memory. On a disk that is full by then the first
+        number on a new page would end the process (SIGBUS).
+        """
+        self.in_flight.inc(0)  # opens the files of this process
+        for path in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob(f"*_{os.getpid()}.db"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def answered(self, status: int) -> None:
         """Count an answer to /classify."""

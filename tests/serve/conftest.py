@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -85,12 +85,17 @@ class RunningServer:
         return self.process.wait(20)
 
 
-def start_server(bundle: Path, *options: str, seconds: float = 60) -> RunningServer:
-    """Start a server on a free port and wait until it is ready."""
+def start_server(
+    bundle: Path, *options: str, seconds: float = 60, within: Sequence[str] = ()
+) -> RunningServer:
+    """Start a server on a free port and wait until it is ready.
+
+    ``within``: a command that runs the server as its last argument says (``unshare ...``).
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
+    command = [*within, sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
     # A file: nobody reads a pipe meanwhile, and a server that cannot write its log stands still.
     log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (stop_server closes it)
     process = subprocess.Popen(
