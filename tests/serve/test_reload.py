@@ -144,18 +144,21 @@ def test_five_reloads_under_load_fail_no_request_and_mix_no_answer(
 ):
     server = start(bundle_folder, "--http-processes", "2", "--workers", "2")
     references = References(png, bundle, other)
-    with load(server, references, png) as seen:
+    with contextlib.ExitStack() as stack:
+        seen = stack.enter_context(load(server, references, png))
+        clients = [stack.enter_context(httpx.Client(base_url=server.url)) for _ in range(8)]
         for turn in range(5):
             wait_for_more(seen)
             target, folder = ((other, other_folder), (bundle, bundle_folder))[turn % 2]
+            for one in clients:
+                assert one.get("/livez").status_code == 200
             answer = reload(server, folder)
+            # whichever HTTP process is asked, from the moment of the answer on
+            asked = [one.get("/readyz").json() for one in clients]
+            assert {one["model"]["version"] for one in asked} == {target.version}
             assert answer.status_code == 200, answer.text
             assert answer.json()["model"]["version"] == target.version
             assert answer.json()["status"] == "reloaded"
-            # whichever HTTP process is asked, from the moment of the answer on
-            with ThreadPoolExecutor(8) as pool:
-                versions = pool.map(lambda _: served_version(server), range(16))
-            assert set(versions) == {target.version}
             budgets = server.client.get("/budgets").json()
             assert budgets["model"]["version"] == target.version
             assert budgets["labels"] == list(target.labels)
