@@ -87,7 +87,8 @@ class _Search:
     def _score(self, archs: np.ndarray) -> np.ndarray:
         """Log-probability; what is outside the window ranks below all that is inside."""
         flops = self._rule.batch(archs)
-        probability = self._table[np.arange(len(self._counts)), archs].sum(axis=1)
+        cells = archs + self._table.shape[1] * np.arange(len(self._counts))
+        probability = np.take(self._table, cells).sum(axis=1)
         shortfall = np.maximum((1 - SLACK) * self._budget - flops, 0) / self._budget
         score = np.where(shortfall > 0, -1e6 * (1 + shortfall), 0) + probability
         return np.where(flops > self._budget, -np.inf, score)

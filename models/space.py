@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -280,7 +281,7 @@ class SearchSpace:
     def params(self, arch: Arch) -> int:
         """Parameters of a subnet, BatchNorm's and biases included."""
         return sum(
-            int(np.prod(weight.shape_at(arch), dtype=np.int64))
+            math.prod(weight.shape_at(arch))
             for weight in self.weights
             if weight.block is None or weight.block.present(arch)
         )
