@@ -1,7 +1,7 @@
 """What does a resident subnet cost in memory, and does memory drift as subnets come and go?
 
-    python -m benchmarks.memory
-    python -m benchmarks.memory --bundle runs/vit-tiny/bundle --subnets 500 --cycles 10000
+    python -m benchmarks.memory --cycles 10000
+    python -m benchmarks.memory --space vit-tiny --subnets 500 --cycles 10000 --plot memory.png
 
 The proportional set size (PSS) of this process, after so many distinct subnets were made and ran
 once, beside what the engine says it holds; then over so many subnets made and evicted.
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.bundles import add_bundle_options, chosen_bundle
+from benchmarks.plot import Panel, draw_panels
 from benchmarks.timing import machine
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
@@ -51,26 +52,34 @@ def one_image(bundle: Bundle, arch: Arch) -> np.ndarray:
     return np.zeros((1, 3, side, side), np.float32)
 
 
-def resident(bundle: Bundle, archs: list[Arch]) -> dict[str, float]:
-    """Megabytes that subnets take, after the first few have brought what is common to all."""
+_FIRST = 5
+
+
+def resident(bundle: Bundle, archs: list[Arch]) -> tuple[dict[str, float], list[list[float]]]:
+    """Megabytes that subnets take, after the first few have brought what is common to all.
+
+    Also along the way: [subnets, megabytes], some twenty times.
+    """
     engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**15)
-    first = archs[:5]
-    before = pss_bytes()
-    for arch in first:
+    before, way, said = pss_bytes(), [[0.0, 0.0]], 0
+    places = {_FIRST, *np.linspace(_FIRST, len(archs), 20).astype(int).tolist()}
+    for count, arch in enumerate(archs, start=1):
         engine.run(arch, one_image(bundle, arch))
-    common, said = pss_bytes(), engine.size_bytes
-    for arch in archs[5:]:
-        engine.run(arch, one_image(bundle, arch))
-    after = pss_bytes()
-    more = len(archs) - len(first)
-    return {
+        if count in places:
+            way.append([count, (pss_bytes() - before) / 1e6])
+        if count == _FIRST:
+            said = engine.size_bytes
+    first_mb, all_mb = way[1][1], way[-1][1]
+    more = max(len(archs) - _FIRST, 1)
+    found = {
         "subnets": len(archs),
-        "first_5_mb": (common - before) / 1e6,
-        "each_more_mb": (after - common) / 1e6 / more,
+        "first_5_mb": first_mb,
+        "each_more_mb": (all_mb - first_mb) / more,
         "each_more_said_mb": (engine.size_bytes - said) / 1e6 / more,
-        "all_mb": (after - before) / 1e6,
+        "all_mb": all_mb,
         "all_said_mb": engine.size_bytes / 1e6,
     }
+    return found, way
 
 
 def cycle(bundle: Bundle, archs: list[Arch], cycles: int) -> list[float]:
@@ -87,6 +96,19 @@ def cycle(bundle: Bundle, archs: list[Arch], cycles: int) -> list[float]:
     return seen
 
 
+def draw(
+    path: Path, bundle: Bundle, way: list[list[float]], cycles: int, seen: list[float]
+) -> None:
+    """What is held as subnets come, and as they come and go."""
+    held = [(count, mb) for count, mb in way]
+    tenths = [(cycles * (place + 1) / len(seen), mb) for place, mb in enumerate(seen)]
+    panels = [
+        Panel("resident", "subnets", "MB more than before", {"PSS": held}),
+        Panel("made and evicted", "subnets", "MB of the process", {"PSS": tenths}),
+    ]
+    draw_panels(path, f"{bundle.name}: memory", [panels])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -94,22 +116,27 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    add_bundle_options(parser)
     parser.add_argument("--subnets", type=int, default=500)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
-        bundle = load_bundle(options.bundle)
+        with chosen_bundle(options) as folder:
+            empty = pss_bytes()
+            bundle = load_bundle(folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    bundle_mb = (pss_bytes() - empty) / 1e6
     archs = some_archs(bundle, options.subnets, options.seed)
     supernet_mb = sum(weight.nbytes for weight in bundle.weights.values()) / 1e6
-    held = resident(bundle, archs)
+    held, way = resident(bundle, archs)
     seen = cycle(bundle, archs, options.cycles)
     half = len(seen) // 2
+    all_mb = held["all_mb"]
     drift = max(seen[half:]) / max(seen[: max(half, 1)]) - 1
     if not options.json:
         print(f"{bundle.name} ({bundle.space.name}), supernet {supernet_mb:.1f} MB as float32")
@@ -118,13 +145,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  each more                              {held['each_more_mb']:8.2f}")
         print(f"  each more, as the engine counts        {held['each_more_said_mb']:8.2f}")
         print(f"  all                                    {held['all_mb']:8.1f}")
+        print(f"  and the loaded bundle                  {bundle_mb:8.1f}")
+        print(f"  both over the supernet                 {(all_mb + bundle_mb) / supernet_mb:8.2f}")
         print(f"  all, as the engine counts              {held['all_said_mb']:8.1f}")
         print(f"{options.cycles} subnets made and evicted, PSS at tenths of the way, MB:")
         print("  " + " ".join(f"{one:.1f}" for one in seen))
         print(f"  the most of the second half over that of the first: {100 * drift:+.2f} %")
     about = {"benchmark": "memory", "bundle": bundle.name, "space": bundle.space.name}
-    result = {**about, "supernet_mb": supernet_mb, **held, "cycles": options.cycles}
-    print(json.dumps({**result, "pss_mb": seen, "drift": drift, "machine": machine()}))
+    sizes = {"supernet_mb": supernet_mb, "bundle_mb": bundle_mb, **held, "way": way}
+    drifted = {"cycles": options.cycles, "pss_mb": seen, "drift": drift}
+    if options.plot is not None:
+        draw(options.plot, bundle, way, options.cycles, seen)
+    print(json.dumps({**about, **sizes, **drifted, "machine": machine()}))
     return 0
 
 

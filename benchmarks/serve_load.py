@@ -1,11 +1,13 @@
 """How many images a second, over HTTP and without it, as budgets mix?
 
-    python -m benchmarks.serve_load
-    python -m benchmarks.serve_load --server-core 0 --load-core 1 --seconds 10 --rounds 3
+    python -m benchmarks.serve_load --server-core 0 --load-core 1 --rounds 5 --plot serve_load.png
+    python -m benchmarks.serve_load --space vit-tiny --budgets 16 256 --concurrency 32 --seconds 15
 
 Budgets follow a Zipf law over so many distinct ones. Beside this server: a bare loop that decodes
 and runs what is asked for with perfect knowledge of what waits (no HTTP, one process), and plain
 LitServe with a ``predict`` by groups. Everything that serves runs on one core, the load on another.
+Also the processor time that each takes for an image: on a machine that others use, too, this is
+what can be compared.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.bundles import add_bundle_options, chosen_bundle
 from benchmarks.load import Sample, closed_loop, http_request, serving
+from benchmarks.plot import Panel, draw_panels
 from benchmarks.timing import machine
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
@@ -55,9 +58,13 @@ def zipf_budgets(bundle: Bundle, distinct: int, count: int, seed: int) -> list[f
 
 def bare_loop(
     bundle: Bundle, engine: Engine, data: bytes, budgets: list[float], window: int, seconds: float
-) -> float:
-    """Images a second without HTTP: of each window of requests, one batch a subnet."""
+) -> tuple[float, float]:
+    """Without HTTP: of each window of requests, one batch a subnet.
+
+    Images a second, and microseconds of processor time for each.
+    """
     preprocess, done, start = bundle.preprocess, 0, time.perf_counter()
+    used = time.process_time()
     archs = [bundle.answer(budget) for budget in budgets]
     at = 0
     while time.perf_counter() < start + seconds:
@@ -72,7 +79,8 @@ def bare_loop(
                 engine.run(arch, preprocess.normalize(batch))
         done += len(archs[at : at + window])
         at = (at + window) % (len(archs) - window + 1)
-    return done / (time.perf_counter() - start)
+    used = time.process_time() - used
+    return done / (time.perf_counter() - start), 1e6 * used / done
 
 
 def figures(samples: list[Sample], seconds: float) -> dict[str, float]:
@@ -92,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    add_bundle_options(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
@@ -101,32 +109,76 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
-        bundle = load_bundle(options.bundle)
-        rows = measure(bundle, options)
+        with chosen_bundle(options) as folder:
+            bundle = load_bundle(folder)
+            rows = measure(bundle, folder, options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not options.json:
-        print(f"{bundle.name}: images a second, medians of {options.rounds} (ms: p50, p99)")
-        print(
-            "budgets  at once   bare loop   this server              this, base64    plain LitServe"
-        )
-        for row in rows:
-            ours = f"{row['raw_per_s']:8.0f} ({row['raw_p50_ms']:.1f}, {row['raw_p99_ms']:.1f})"
-            print(
-                f"{row['budgets']:7.0f} {row['concurrency']:8.0f} {row['bare_per_s']:11.0f}   "
-                f"{ours:24} {row['base64_per_s']:12.0f} {row['litserve_per_s']:17.0f}"
-            )
+        print_tables(bundle, rows, options.rounds)
+    if options.plot is not None:
+        draw(options.plot, bundle, rows)
     about = {"benchmark": "serve_load", "bundle": bundle.name, "seed": options.seed}
     cores = {"server_core": options.server_core, "load_core": options.load_core}
     print(json.dumps({**about, **cores, "rows": rows, "machine": machine()}))
     return 0
 
 
-def measure(bundle: Bundle, options: argparse.Namespace) -> list[dict[str, float]]:
+def print_tables(bundle: Bundle, rows: list[dict[str, float]], rounds: int) -> None:
+    """Rates, then processor time."""
+    print(f"{bundle.name}: images a second, medians of {rounds} (ms: p50, p99)")
+    print(
+        "budgets  at once   bare loop   this server               base64   LitServe   "
+        "this / bare   base64 / LitServe"
+    )
+    for row in rows:
+        ours = f"{row['raw_per_s']:8.0f} ({row['raw_p50_ms']:.1f}, {row['raw_p99_ms']:.1f})"
+        print(
+            f"{row['budgets']:7.0f} {row['concurrency']:8.0f} {row['bare_per_s']:11.0f}   "
+            f"{ours:23} {row['base64_per_s']:8.0f} {row['litserve_per_s']:10.0f} "
+            f"{row['raw_over_bare']:13.2f} {row['base64_over_litserve']:19.2f}"
+        )
+    print("processor time of an image, microseconds")
+    print("budgets  at once   bare loop   this server     base64   LitServe   LitServe / base64")
+    for row in rows:
+        ratio = row["litserve_cpu_us"] / row["base64_cpu_us"]
+        print(
+            f"{row['budgets']:7.0f} {row['concurrency']:8.0f} {row['bare_cpu_us']:11.0f} "
+            f"{row['raw_cpu_us']:13.0f} {row['base64_cpu_us']:10.0f} "
+            f"{row['litserve_cpu_us']:10.0f} {ratio:19.2f}"
+        )
+
+
+def draw(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
+    """Rates over concurrency, a panel for each number of budgets."""
+    names = {"this server": "raw", "this server, base64": "base64"}
+    names |= {"plain LitServe": "litserve", "bare loop": "bare"}
+    panels = [
+        Panel(
+            f"{distinct:.0f} distinct budget{'s' if distinct > 1 else ''}",
+            "requests at once",
+            "images a second",
+            {
+                name: [
+                    (row["concurrency"], row[f"{key}_per_s"])
+                    for row in rows
+                    if row["budgets"] == distinct
+                ]
+                for name, key in names.items()
+            },
+            log_x=True,
+        )
+        for distinct in dict.fromkeys(row["budgets"] for row in rows)
+    ]
+    draw_panels(path, f"{bundle.name}: throughput, the server on one core", [panels])
+
+
+def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:
     """A row for each number of budgets and of requests at once."""
     own = os.sched_getaffinity(0)
     server_cores = own if options.server_core is None else {options.server_core}
@@ -134,9 +186,8 @@ def measure(bundle: Bundle, options: argparse.Namespace) -> list[dict[str, float
     data = photo(options.photo_side, options.seed)
     text = base64.b64encode(data).decode()
     engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
-    folder = str(options.bundle)
-    ours = ["-m", "shiftnas_serve", "--bundle", folder, "--max-batch", str(_MAX_BATCH)]
-    plain = ["-m", "benchmarks.plain_litserve", "--bundle", folder]
+    ours = ["-m", "shiftnas_serve", "--bundle", str(folder), "--max-batch", str(_MAX_BATCH)]
+    plain = ["-m", "benchmarks.plain_litserve", "--bundle", str(folder)]
     rows = []
     with (
         serving([*ours, "--max-waiting", "1000"], "/readyz", options.server_core) as ours_running,
@@ -164,17 +215,26 @@ def measure(bundle: Bundle, options: argparse.Namespace) -> list[dict[str, float
                 for _ in range(options.rounds):
                     os.sched_setaffinity(0, server_cores)
                     bare_loop(bundle, engine, data, budgets, concurrency, 0.3)
-                    rate = bare_loop(bundle, engine, data, budgets, concurrency, options.seconds)
-                    seen.setdefault("bare_per_s", []).append(rate)
+                    rate, cpu_us = bare_loop(
+                        bundle, engine, data, budgets, concurrency, options.seconds
+                    )
+                    one = {"bare_per_s": rate, "bare_cpu_us": cpu_us}
                     os.sched_setaffinity(0, load_cores)
                     for name, (server, requests) in systems.items():
                         server.resume()
                         closed_loop(server.port, requests, concurrency, 0.5)
-                        seconds = options.seconds
-                        found = figures(*closed_loop(server.port, requests, concurrency, seconds))
+                        used = server.processor_s()
+                        samples, seconds = closed_loop(
+                            server.port, requests, concurrency, options.seconds
+                        )
+                        cpu_us = 1e6 * (server.processor_s() - used) / max(len(samples), 1)
                         server.pause()
-                        for key, value in found.items():
-                            seen.setdefault(f"{name}_{key}", []).append(value)
+                        found = {**figures(samples, seconds), "cpu_us": cpu_us}
+                        one |= {f"{name}_{key}": value for key, value in found.items()}
+                    one["raw_over_bare"] = one["raw_per_s"] / one["bare_per_s"]
+                    one["base64_over_litserve"] = one["base64_per_s"] / one["litserve_per_s"]
+                    for key, value in one.items():
+                        seen.setdefault(key, []).append(value)
                 medians = {key: statistics.median(values) for key, values in seen.items()}
                 spread = {f"{key}_spread": max(v) - min(v) for key, v in seen.items()}
                 rows.append({"budgets": distinct, "concurrency": concurrency, **medians, **spread})

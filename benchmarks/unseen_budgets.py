@@ -1,7 +1,7 @@
 """What does a budget cost that the server has never seen?
 
     python -m benchmarks.unseen_budgets
-    python -m benchmarks.unseen_budgets --bundle runs/vit-tiny/bundle --count 1000
+    python -m benchmarks.unseen_budgets --space vit-tiny --plot unseen_budgets.png
 
 So many distinct budgets in random order, one at a time, to a server that has just started; then the
 same once more. What the first answer took beyond the second is the price of being new.
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from benchmarks.bundles import add_bundle_options, chosen_bundle
 from benchmarks.load import Connections, Sample, http_request, serving
+from benchmarks.plot import Panel, draw_panels
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import load_bundle
+from models.bundle import Bundle, load_bundle
 
 
 def one_by_one(port: int, requests: list[bytes]) -> list[Sample]:
@@ -36,6 +37,24 @@ def one_by_one(port: int, requests: list[bytes]) -> list[Sample]:
     return asyncio.run(run())
 
 
+def requests_of(bundle: Bundle, count: int, photo_side: int, seed: int) -> list[bytes]:
+    """So many budgets over the whole range, in random order."""
+    budgets = np.linspace(bundle.min_flops, bundle.max_flops, count).astype(np.int64)
+    shuffled = np.random.default_rng(seed).permutation(budgets).tolist()
+    data, jpeg = photo(photo_side, seed), {"Content-Type": "image/jpeg"}
+    return [http_request("/classify", data, {**jpeg, "FLOPs-Budget": str(b)}) for b in shuffled]
+
+
+def draw(path: Path, title: str, seen_ms: dict[str, np.ndarray]) -> None:
+    """The share of answers that took no longer."""
+    series = {
+        name: [(float(np.percentile(ms, part)), float(part)) for part in range(101)]
+        for name, ms in seen_ms.items()
+    }
+    panel = Panel("one request at a time", "latency, ms", "answers no slower, %", series)
+    draw_panels(path, title, [[panel]])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -43,30 +62,25 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    add_bundle_options(parser)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
+    if options.load_core is not None:
+        os.sched_setaffinity(0, {options.load_core})
     try:
-        bundle = load_bundle(options.bundle)
-        rng = np.random.default_rng(options.seed)
-        low, high = bundle.min_flops, bundle.max_flops
-        budgets = rng.permutation(np.linspace(low, high, options.count).astype(np.int64)).tolist()
-        data = photo(options.photo_side, options.seed)
-        requests = [
-            http_request("/classify", data, {"Content-Type": "image/jpeg", "FLOPs-Budget": str(b)})
-            for b in budgets
-        ]
-        if options.load_core is not None:
-            os.sched_setaffinity(0, {options.load_core})
-        command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
-        with serving(command, "/readyz", options.server_core) as server:
-            first = one_by_one(server.port, requests)
-            second, third = (one_by_one(server.port, requests) for _ in range(2))
+        with chosen_bundle(options) as folder:
+            bundle = load_bundle(folder)
+            requests = requests_of(bundle, options.count, options.photo_side, options.seed)
+            command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
+            with serving(command, "/readyz", options.server_core) as server:
+                first = one_by_one(server.port, requests)
+                second, third = (one_by_one(server.port, requests) for _ in range(2))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,13 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
         "seen_p50_ms": float(np.percentile(again, 50)),
         "seen_p99_ms": float(np.percentile(again, 99)),
         "most_beyond_ms": float((unseen - seen).max()),
+        "p99_ratio": float(np.percentile(unseen, 99) / np.percentile(again, 99)),
         "sources": sources,
     }
+    if options.plot is not None:
+        draw(options.plot, f"{bundle.name}: unseen budgets", {"unseen": unseen, "seen": again})
     if not options.json:
         print(f"{bundle.name}: {len(first)} budgets, each for the first time and once more")
         print("             p50 ms   p99 ms")
         print(f"  unseen   {found['unseen_p50_ms']:8.2f} {found['unseen_p99_ms']:8.2f}   {sources}")
         print(f"  seen     {found['seen_p50_ms']:8.2f} {found['seen_p99_ms']:8.2f}")
+        print(f"  unseen over seen, p99: {found['p99_ratio']:.2f}")
         print(f"  most that one took beyond the same when seen: {found['most_beyond_ms']:.1f} ms")
     about = {"benchmark": "unseen_budgets", "bundle": bundle.name, "seed": options.seed}
     print(json.dumps({**about, **found, "machine": machine()}))

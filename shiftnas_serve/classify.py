@@ -307,8 +307,9 @@ class Classifier:
         plan, done, probabilities = one.plan, one.done, one.probabilities
         best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
         predictions = ", ".join(f"{self._classes[i]}{probabilities[i].item()!r}}}" for i in best)
+        budget = budget_json(tuple(plan.asked.items()), plan.degraded)
         body = (
-            f'{{"predictions": [{predictions}], "budget": {budget_json(plan)}, '
+            f'{{"predictions": [{predictions}], "budget": {budget}, '
             f'"model": {self._model}, "request_id": "{request_id}", '
             f'"subnet": {plan.subnet.described}}}'
         ).encode()
@@ -360,10 +361,11 @@ def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
     return asked
 
 
-def budget_json(plan: Plan) -> str:
+@lru_cache(4096)
+def budget_json(asked: tuple[tuple[str, float], ...], degraded: bool) -> str:
     """What an answer says of the budgets that were asked for."""
-    asked = {kind.name: plan.asked.get(kind.name) for kind in BUDGET_KINDS}
-    return json.dumps({**asked, "degraded": plan.degraded})
+    nothing = {kind.name: None for kind in BUDGET_KINDS}
+    return json.dumps({**nothing, **dict(asked), "degraded": degraded})
 
 
 def read_top_k(query: bytes, classes: int) -> int:
