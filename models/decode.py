@@ -21,6 +21,8 @@ SLACK = 0.03
 
 _ROUNDS = 8
 _FEW_CHANGES = 16
+# Thousands of archs in one array would take longer to lie in memory than to be scored.
+_SCORED_AT_ONCE = 512
 _OUTSIDE = -1e5  # scores below are of archs outside the window
 
 
@@ -86,6 +88,10 @@ class _Search:
 
     def _score(self, archs: np.ndarray) -> np.ndarray:
         """Log-probability; what is outside the window ranks below all that is inside."""
+        starts = range(0, len(archs), _SCORED_AT_ONCE)
+        return np.concatenate([self._score_some(archs[i : i + _SCORED_AT_ONCE]) for i in starts])
+
+    def _score_some(self, archs: np.ndarray) -> np.ndarray:
         flops = self._rule.batch(archs)
         cells = archs + self._table.shape[1] * np.arange(len(self._counts))
         probability = np.take(self._table, cells).sum(axis=1)
