@@ -257,6 +257,7 @@ def probe_of(state: TrainingState, batch: Batch, recipe: Recipe, schedule: Sched
         noise=state.rng,
         temperature=schedule.temperature,
         accumulate=recipe.accumulate,
+        recompute=recipe.activation_checkpointing,
     )
 
 

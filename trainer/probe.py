@@ -24,7 +24,7 @@ class Probe:
 
     BatchNorm normalizes by the batch in both, and nothing is updated by asking. images, labels:
     this rank's; losses and gradients are those of the whole batch. accumulate: parts of them that
-    run one after another.
+    run one after another. recompute: as in ``AbstractNet``.
     """
 
     def __init__(
@@ -38,12 +38,13 @@ class Probe:
         noise: torch.Generator,
         temperature: float,
         accumulate: int = 1,
+        recompute: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         self._net, self._generator, self._before = net, generator, before
         self._images, self._labels = images, labels
         self._noise, self._temperature = noise, temperature
-        self._accumulate, self._ranks = accumulate, ranks
+        self._accumulate, self._recompute, self._ranks = accumulate, recompute, ranks
 
     def generate(self, budget_flops: Tensor) -> Relaxed:
         """The arch that the generator samples for a budget (a scalar tensor), with gradients."""
@@ -73,7 +74,9 @@ class Probe:
         chosen = arch.arch() if isinstance(arch, Relaxed) else arch
         images = at_resolution(images, self._net.space.resolution(chosen))
         asked = (images, arch, self._ranks.normalizer)
-        logits = (
-            functional_call(self._net, dict(self._before), asked) if before else self._net(*asked)
-        )
+        how = {"recompute": self._recompute}
+        if before:
+            logits = functional_call(self._net, dict(self._before), asked, how)
+        else:
+            logits = self._net(*asked, **how)
         return F.cross_entropy(logits.float(), labels)

@@ -65,7 +65,9 @@ class Recipe:
     shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
     it in any order. batch_size: of all processes together. accumulate: parts of a process's images
     of a batch, which run one after another to need less memory. precision: of the supernet in
-    training; fp16 scales its gradients. tensorboard: also write the log as TensorBoard's curves.
+    training; fp16 scales its gradients. activation_checkpointing: keep only what goes into blocks
+    and run them again for their gradients, for less memory. tensorboard: also write the log as
+    TensorBoard's curves.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Recipe:
     device: str = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1
+    activation_checkpointing: bool = False
     checkpoint_every_s: float = 120.0
     tensorboard: bool = True
 

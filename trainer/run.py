@@ -128,6 +128,7 @@ def train(
                         noise=rng,
                         temperature=schedule.temperature,
                         accumulate=recipe.accumulate,
+                        recompute=recipe.activation_checkpointing,
                         ranks=ranks,
                     )
                     drops = sampler.update(probe, rng)

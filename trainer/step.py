@@ -150,7 +150,12 @@ def train_step(
             with same_noise(images.device, again=more), autocast(recipe, images.device):
                 resized = at_resolution(part.images, space.resolution(arch))
                 logits = net(
-                    resized, subnet, ranks.normalizer, drop_path=recipe.drop_path, share=part.share
+                    resized,
+                    subnet,
+                    ranks.normalizer,
+                    drop_path=recipe.drop_path,
+                    share=part.share,
+                    recompute=recipe.activation_checkpointing,
                 )
             if draw.distil:
                 assert len(teachers) == len(parts), "the first draw of a step is the teacher"

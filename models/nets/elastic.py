@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.arch import Arch
 from models.nets.normalize import AbstractNormalizer, BatchStatistics
+from models.nets.recompute import RunBlock, run_again, run_once
 from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whole
 from models.relaxed import MaskMaps, Relaxed
 from models.space import SearchSpace
@@ -28,7 +29,8 @@ class AbstractNet(nn.Module, ABC):
     (batch, classes). In training mode BatchNorm normalizes by the batch; in evaluation mode it
     needs ``statistics``, which belong to one arch. ``drop_path``: the largest probability with
     which a residual branch is left out (``DropPath``); for training only. ``share``: which images
-    of a larger batch these are; None for all of one.
+    of a larger batch these are; None for all of one. ``recompute``: keep no activations inside
+    blocks, and run them again for their gradients (``models.nets.recompute``).
     """
 
     def __init__(self, space: SearchSpace, arch: Arch) -> None:
@@ -45,6 +47,7 @@ class AbstractNet(nn.Module, ABC):
         *,
         drop_path: float = 0.0,
         share: Share | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         view: AbstractView
         if arch is None:
@@ -57,7 +60,7 @@ class AbstractNet(nn.Module, ABC):
                 view = Sliced(self.space, arch)
         if drop_path:
             view = DropPath(view, drop_path, self.branches, share)
-        return self.run(images, view, statistics)
+        return self.run(images, view, statistics, run_again if recompute else run_once)
 
     @property
     @abstractmethod
@@ -70,6 +73,7 @@ class AbstractNet(nn.Module, ABC):
         images: Tensor,
         view: AbstractView,
         statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
     ) -> Tensor:
         """The forward pass: the one place where the network is written."""
 

@@ -16,6 +16,7 @@ from models.nets.elastic import (
     SqueezeExcite,
 )
 from models.nets.normalize import BatchStatistics
+from models.nets.recompute import RunBlock, run_once
 from models.nets.view import AbstractView
 from models.space import SearchSpace
 from models.spaces.mbconv import BlockLayout, MBConvLayout, ProjectionLayout
@@ -130,12 +131,18 @@ class MBConvNet(AbstractNet):
     def branches(self) -> int:
         return sum(layout.shortcut for layout in self._blocks)
 
-    def run(self, images: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
+    def run(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
+    ) -> Tensor:
         x = self.stem(images, view, statistics)
         blocks = [block for stage in self.stages for block in stage.children()]
         for block, layout in zip(blocks, self._blocks, strict=True):
             if view.present(layout.block):
-                x = block(x, view, statistics)
+                x = run_block(block, x, view, statistics)
         return self.classifier(self._features(x, view, statistics), view)
 
     def _features(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:

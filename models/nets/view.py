@@ -46,6 +46,14 @@ class AbstractView(ABC):
     def active(self, size: Size) -> int | Tensor:
         """How many entries of an axis are active; a LayerNorm divides by it."""
 
+    def copy(self) -> AbstractView:
+        """The same at the same place of the pass, for a part of it that may run twice."""
+        return self
+
+    def go_on_from(self, copy: AbstractView) -> None:
+        """Take the place in the pass that a copy has come to."""
+        return
+
 
 class Whole(AbstractView):
     """A network at its own size: parameters as they are. Blocks that are not there do not exist."""
@@ -113,6 +121,10 @@ class Masked(AbstractView):
         self._relaxed = relaxed
         self._masks: dict[Size, Tensor | None] = {}
 
+    def copy(self) -> Masked:
+        # a mask is made by whoever asks first: a copy must not find what its twin has not made
+        return Masked(self._maps, self._relaxed)
+
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         if weight.positions is not None:
             mask = self._mask(weight.shape[1], parameter.device)
@@ -179,6 +191,15 @@ class DropPath(AbstractView):
     ) -> None:
         self._view, self._rate, self._branches, self._share = view, rate, branches, share
         self._passed = 0
+
+    def copy(self) -> DropPath:
+        copy = DropPath(self._view.copy(), self._rate, self._branches, self._share)
+        copy._passed = self._passed
+        return copy
+
+    def go_on_from(self, copy: AbstractView) -> None:
+        assert isinstance(copy, DropPath)
+        self._passed = copy._passed
 
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         return self._view.weight(parameter, weight)

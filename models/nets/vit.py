@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.arch import Arch
 from models.nets.elastic import AbstractNet, ElasticLinear
 from models.nets.normalize import BatchStatistics
+from models.nets.recompute import RunBlock, run_once
 from models.nets.relative import (
     GridIndex,
     GridPositions,
@@ -126,8 +127,8 @@ class TransformerBlock(nn.Module):
         )
         self._block = block.block
 
-    def forward(self, x: Tensor, view: AbstractView) -> Tensor:
-        """The stream after this block."""
+    def forward(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
+        """The stream after this block; there are no ``statistics`` to use."""
         attended = self.attention(self.attention_norm(x, view), view)
         x = x + view.gate(attended, self._block)
         hidden = F.gelu(self.mlp["expand"](self.mlp_norm(x, view), view))
@@ -187,6 +188,7 @@ class ViTNet(AbstractNet):
         images: Tensor,
         view: AbstractView,
         statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
     ) -> Tensor:
         """The forward pass; see ``AbstractNet.run``."""
         x = self.patches(images, view)
@@ -195,5 +197,5 @@ class ViTNet(AbstractNet):
         x = x + view.weight(self.positions, self.space.weight["positions"])
         for block, layout in zip(self.blocks, self._blocks, strict=True):
             if view.present(layout.block):
-                x = block(x, view)
+                x = run_block(block, x, view, statistics)
         return self.classifier(self.norm(x, view)[:, 1:].mean(1), view)
