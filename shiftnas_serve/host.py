@@ -39,6 +39,7 @@ from shiftnas_serve.status import is_stopping, set_draining, set_stopping
 from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
+_BACKLOG = 2048
 
 
 class Host(litserve.LitServer):
@@ -197,6 +198,7 @@ def listening_sockets(first: socket.socket, count: int) -> list[socket.socket]:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         one.bind(address)
+        one.listen(_BACKLOG)  # now, so that none gets the connections of one that starts later
         sockets.append(one)
     return sockets
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -74,6 +76,34 @@ def test_counters_add_up_exactly_also_when_a_process_was_replaced(
         wait_for(lambda: len(server.worker_pids() - {worker}) == 2)
         wait_until_ready(server)
         assert metric(server, "shiftnas_worker_losses_total") == 1
+    finally:
+        stop_server(server)
+
+
+def connections_to(port: int, pid: int) -> int:
+    """Connections of a process that came to a port of this machine."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = {
+        f"socket:[{r[9]}]" for r in rows if r[1].endswith(f":{port:04X}") and r[3] == "01"
+    }
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(path.readlink()))
+    return sum(one in established for one in found)
+
+
+def test_connections_that_come_at_once_are_dealt_out(bundle_folder):
+    server = start_server(bundle_folder, "--http-processes", "2", "--prebuild", "no")
+    port = int(server.url.rpartition(":")[2])
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(32):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            pids = server.http_pids()
+            wait_for(lambda: sum(connections_to(port, pid) for pid in pids) >= 32)
+            # by chance alone, one would have fewer than 4 of 32 once in half a million times
+            assert min(connections_to(port, pid) for pid in pids) >= 4
     finally:
         stop_server(server)
 

@@ -324,9 +324,14 @@ def test_a_bundle_that_is_overwritten_is_served_only_when_it_is_reloaded(
     middle = str((bundle.min_flops + bundle.max_flops) / 2)
     server = start(mine, "--prebuild", "no", "--pinned-flops", middle, "--log-level", "info")
 
+    references = References(png, bundle, other)
+
     def version() -> str:
-        answer = server.client.post("/classify", content=png, headers=PNG)
-        return answer.json()["model"]["version"]
+        """That an answer names, and is of."""
+        budget = references.budgets[-1]
+        headers = {**PNG, "FLOPs-Budget": str(budget)}
+        answer = server.client.post("/classify?top_k=99", content=png, headers=headers)
+        return references.check(answer, budget)
 
     overwrite(mine, other_folder)
     assert version() == bundle.version
