@@ -144,6 +144,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
     parser.add_argument("--http-ms", type=float, default=2.0)
+    parser.add_argument(
+        "--latency-ms",
+        type=float,
+        nargs=2,
+        metavar=("SMALLEST", "LARGEST"),
+        help="in place of measuring: then figures are the same on every machine",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
@@ -154,8 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
-        points = measure_latency(bundle, engine)
+        if options.latency_ms is None:
+            engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+            points = measure_latency(bundle, engine)
+        else:
+            low_ms, high_ms = options.latency_ms
+            points = ((float(min(accuracy)), low_ms), (float(max(accuracy)), high_ms))
     core = Machine(LatencyTable.of(points), options.http_ms)
     alone_ms = core.ms(max(accuracy), 0.0)
     systems: dict[str, Arch | None] = {"this scheduler": None}
