@@ -132,13 +132,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
-        "them and the generator learns from them which archs are best",
+        "them",
     )
     one.add_argument(
         "--minutes",
         type=float,
-        default=10.0,
-        help="the most that the generator learns from --data (10); statistics come on top",
+        default=0.0,
+        help="let the generator learn from --data, too, for at most so long; not shown to help, so "
+        "0 by default (docs/experiments.md)",
     )
     one.set_defaults(run=convert)
     return made

@@ -4,7 +4,8 @@ The supernet stays as it is. At a budget the generator draws several archs, all 
 same images, and those whose answers are nearer to the largest subnet's (less KL divergence) gain
 probability: a policy gradient with the others' mean as its baseline. Subnets are sliced and need no
 backward pass, and the resolution learns like every other decision, which no mask reaches. L_RC
-stays beside it, so that budgets are kept. No sources: this project's own.
+stays beside it, so that budgets are kept. No sources: this project's own. Not shown to help
+(docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def policy_loss(
     wanted = teacher.log_probabilities[rows]
     share = float(torch.rand((), generator=rng))
     budget = space.min_flops + (space.max_flops - space.min_flops) * share
-    policies, log_p = generator(torch.full((how.archs,), budget).double(), noise=rng)
+    policies, log_p = generator(torch.full((how.archs,), budget, dtype=torch.float64), noise=rng)
     archs = [generator.relaxed(policies, row).arch() for row in range(how.archs)]
     found = {arch: divergence(net, arch, teacher.photos, rows, wanted) for arch in archs}
     divergences = torch.tensor([found[arch] for arch in archs])

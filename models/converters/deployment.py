@@ -1,14 +1,15 @@
 """From a public checkpoint to a bundle, without an image or with a folder of some. Uses torch.
 
 Weights come from the checkpoint. The generator learns to keep budgets from the resource loss alone
-(Eq. 10); with images it also learns which of the archs at a budget is best
-(``models.distillation``). BatchNorm takes the statistics that the checkpoint stores; with images
+(Eq. 10); with images and time given, it also learns from them (``models.distillation``), which has
+not been shown to help and is off by default. BatchNorm takes the statistics that the checkpoint stores; with images
 they are measured for each arch. The bundle's provenance says which.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,8 +41,6 @@ IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0
 
 GENERATOR_STEPS = 600
 IMAGE_STEPS = 200
-MINUTES = 10.0
-"""Of the generator's training with images, at most."""
 
 _BUDGETS_A_STEP = 32
 _CANDIDATES = 400
@@ -57,20 +56,22 @@ def convert_to_bundle(
     out: Path,
     *,
     data: Path | None = None,
-    minutes: float = MINUTES,
+    minutes: float = 0.0,
     steps: int = GENERATOR_STEPS,
     image_steps: int = IMAGE_STEPS,
 ) -> dict[str, object]:
     """Write a bundle that answers as the checkpoint's subnets do; tells what it holds.
 
     ``steps``: of the generator on the resource loss. ``data``: a folder of images, which need no
-    labels, for ``image_steps`` more, or as many as ``minutes`` allow. Labels of the bundle are the
+    labels; the generator learns from them for ``image_steps``, or as many as ``minutes`` allow. Labels of the bundle are the
     class numbers: a checkpoint has no names. Raises ValueError if ``out`` exists or cannot be made,
     for a checkpoint that cannot be carried over, and for a folder without images.
     """
     _refuse_out(out)
-    if not minutes > 0:
-        raise ValueError(f"{minutes:g} minutes are none; give more, or leave --data out")
+    if not 0 <= minutes < math.inf:
+        raise ValueError(f"--minutes {minutes:g}: give 0 or more")
+    if minutes and data is None:
+        raise ValueError("--minutes: the generator learns from images; give a folder with --data")
     files = None if data is None else find_photos(data)
     converted = convert(converter, checkpoint)
     space = converted.space
@@ -86,8 +87,9 @@ def convert_to_bundle(
         net = None
         if photos is not None:
             net = _net_of(converted)
-            made = _teach(generator, net, photos, image_steps, minutes, progress)
-            told["generator"] = f"resource loss, {steps} steps; then on images, {made} steps"
+            if minutes:
+                made = _teach(generator, net, photos, image_steps, minutes, progress)
+                told["generator"] = f"resource loss, {steps} steps; then on images, {made} steps"
             told["images"] = {"read": len(photos), "broken": len(photos.broken)}
         ladder = _answers(generator, few=bool(space.norms) and photos is not None)
         statistics: Mapping[Arch, Statistics] = {}

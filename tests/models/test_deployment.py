@@ -102,18 +102,20 @@ def test_no_answer_exceeds_its_budget(small, tmp_path):
 
 
 @both
-def test_with_images_statistics_are_those_of_each_arch_on_them(small, tmp_path, capsys):
+@pytest.mark.parametrize("time_given", [{}, {"minutes": 5, "image_steps": 2}])
+def test_with_images_statistics_are_those_of_each_arch_on_them(small, tmp_path, capsys, time_given):
     folder = write_photos(tmp_path / "photos", 40)
     (folder / "bad.jpg").write_bytes(encoded(picture(), "JPEG")[:150])
     told = convert_to_bundle(
-        "any", tmp_path / "a.pth", tmp_path / "bundle", data=folder, steps=5, image_steps=2
+        "any", tmp_path / "a.pth", tmp_path / "bundle", data=folder, steps=5, **time_given
     )
     said = capsys.readouterr().err
     assert f"left out {folder / 'bad.jpg'}: damaged JPEG" in said
     assert "1 images were broken; 40 were read" in said
     bundle = load_bundle(tmp_path / "bundle")
     assert told["images"] == {"read": 40, "broken": 1} == bundle.provenance["images"]
-    assert told["generator"] == "resource loss, 5 steps; then on images, 2 steps"
+    taught = "; then on images, 2 steps" if time_given else ""
+    assert told["generator"] == f"resource loss, 5 steps{taught}"
     if not bundle.space.norms:
         assert told["batch_norm"] is None
         return
@@ -147,8 +149,9 @@ def test_mistakes_are_refused_before_any_work(small, tmp_path, monkeypatch, caps
         (["--out", new, "--data", str(empty)], f"{empty} holds no images"),
         (["--out", new, "--data", str(tmp_path / "nowhere")], "is no folder"),
         (["--out", new, "--data", str(few)], "3 of the 3 images that were tried"),
-        (["--out", new, "--minutes", "0"], "0 minutes are none"),
-        (["--out", new, "--minutes", "nan"], "nan minutes are none"),
+        (["--out", new, "--minutes", "-1"], "--minutes -1: give 0 or more"),
+        (["--out", new, "--minutes", "nan"], "--minutes nan: give 0 or more"),
+        (["--out", new, "--minutes", "3"], "give a folder with --data"),
         (["--out", str(few / "0.jpeg" / "bundle")], "is no folder that can be written"),
     ):
         assert main(["convert", "attentivenas", str(tmp_path / "a.pth"), *arguments]) == 2
