@@ -1,9 +1,9 @@
 """From a public checkpoint to a bundle, without an image or with a folder of some. Uses torch.
 
 Weights come from the checkpoint. The generator learns to keep budgets from the resource loss alone
-(Eq. 10); with images and time given, it also learns from them (``models.distillation``), which has
-not been shown to help and is off by default. BatchNorm takes the statistics that the checkpoint stores; with images
-they are measured for each arch. The bundle's provenance says which.
+(Eq. 10); with images and time given it also learns from them (``models.distillation``), which has
+not been shown to help and is off by default. BatchNorm takes the statistics that the checkpoint
+stores; with images they are measured for each arch. The bundle's provenance says which.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def convert_to_bundle(
     """Write a bundle that answers as the checkpoint's subnets do; tells what it holds.
 
     ``steps``: of the generator on the resource loss. ``data``: a folder of images, which need no
-    labels; the generator learns from them for ``image_steps``, or as many as ``minutes`` allow. Labels of the bundle are the
-    class numbers: a checkpoint has no names. Raises ValueError if ``out`` exists or cannot be made,
-    for a checkpoint that cannot be carried over, and for a folder without images.
+    labels; the generator learns from them for ``image_steps``, or as many as ``minutes`` allow.
+    The bundle's labels are the class numbers: a checkpoint has no names. Raises ValueError if
+    ``out`` exists or cannot be made, for a checkpoint that cannot be carried over, and for a folder
+    without images.
     """
     _refuse_out(out)
     if not 0 <= minutes < math.inf:
