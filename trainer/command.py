@@ -7,7 +7,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from models.spaces import get_space
+from trainer.batches import local_processes
 from trainer.checkpoint import has_checkpoint
 from trainer.config import get_recipe, recipe_from_json, with_settings
 from trainer.recipe import Recipe
@@ -94,6 +97,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
         raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
+    if not options.dry_run:  # which runs on the CPU too
+        check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)
 
 
@@ -109,6 +114,26 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
         raise ValueError(
             f"{world_size} processes cannot share a batch_size of {recipe.batch_size}{mixed}; "
             f"start torchrun with {', '.join(map(str, [1, *allowed]))} processes, or set another"
+        )
+
+
+def check_device(device: str, processes: int) -> None:
+    """Raises ValueError unless this machine has a device for each of its processes of the run."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device {device!r}; there are: cpu, cuda, cuda:1, ...") from None
+    if asked.type != "cuda":
+        return
+    if asked.index is not None and processes > 1:
+        raise ValueError(
+            f"device is {device}; of several processes each takes its own GPU: set device=cuda"
+        )
+    gpus, needed = torch.cuda.device_count(), processes if asked.index is None else asked.index + 1
+    if gpus < needed:
+        raise ValueError(
+            f"device is {device}; the run needs GPUs on this machine: {needed}, it has {gpus}; set "
+            "device=cpu, or start fewer processes (torchrun --nproc-per-node gpu)"
         )
 
 

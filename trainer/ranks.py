@@ -67,16 +67,11 @@ class Ranks:
 
     @contextmanager
     def connected(self, device: str) -> Iterator[None]:
-        """Where the others can be reached. On GPUs each process takes cuda:LOCAL_RANK.
-
-        Raises ValueError for devices that the processes of this machine cannot have one each of.
-        """
+        """Where the others can be reached. On GPUs each process takes cuda:LOCAL_RANK."""
         if self.world_size == 1:
             yield
             return
         on_gpu = torch.device(device).type == "cuda"
-        if on_gpu:
-            _check_gpus(device)
         # numbers of the run and the generator are on the CPU also where the supernet is on a GPU
         with _peers():
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
@@ -223,19 +218,6 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Ended from error
-
-
-def _check_gpus(device: str) -> None:
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if torch.device(device).index is not None:
-        raise ValueError(
-            f"device is {device}; of several processes each takes its own: say device=cuda"
-        )
-    if processes > gpus:
-        raise ValueError(
-            f"{processes} processes need a GPU each, this machine has {gpus}; start torchrun with "
-            "--nproc-per-node gpu, or set device=cpu"
-        )
 
 
 def _words(error: ValueError | OSError) -> str:

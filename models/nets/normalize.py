@@ -58,9 +58,10 @@ class SharedBatchNormalizer(AbstractNormalizer):
     def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         wide = x.float()
         variance_here, mean_here = torch.var_mean(wide, (0, 2, 3), correction=0)
-        mean = self._average(mean_here)
-        # two steps: the mean of squares less the square of the mean would lose digits
-        variance = self._average(variance_here + (mean_here - mean).square())
+        # one message; a square less another loses digits, of which float64 has enough
+        mean_here = mean_here.double()
+        moments = self._average(torch.stack((mean_here, variance_here + mean_here.square())))
+        mean, variance = moments[0].float(), (moments[1] - moments[0].square()).float()
         scale = weight * torch.rsqrt(variance + NORM_EPSILON)
         shift = bias - mean * scale
         return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)

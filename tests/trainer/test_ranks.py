@@ -13,7 +13,7 @@ import torch
 
 from tests.trainer.short_runs import short_run
 from trainer.checkpoint import load_checkpoint
-from trainer.command import check_world_size
+from trainer.command import check_device, check_world_size
 from trainer.config import get_recipe, with_settings
 from trainer.log import read_log
 from trainer.ranks import Ranks
@@ -168,6 +168,15 @@ def test_a_number_of_processes_that_does_not_divide_a_batch_is_refused():
     mixed = with_settings(recipe, ["augment.mixup=0.8"])
     with pytest.raises(ValueError, match=r"4 processes .* 1, 2, 3, 6 processes"):
         check_world_size(mixed, 4)
+
+
+def test_processes_that_cannot_have_a_gpu_each_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, processes in (("cpu", 5), ("cuda", 1), ("cuda", 2), ("cuda:1", 1)):
+        check_device(device, processes)
+    for device, processes in (("cuda", 3), ("cuda:2", 1), ("cuda:1", 2), ("gpu", 1)):
+        with pytest.raises(ValueError, match=f"{device}.*(cuda|: 3, it has 2)"):
+            check_device(device, processes)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 20])
