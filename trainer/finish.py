@@ -22,7 +22,7 @@ from models.template import export_template
 from models.weights import Statistics
 from trainer.average import described_weights, served_weights
 from trainer.batches import Batches
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint, write_whole
 from trainer.evaluate import (
     accuracy,
     answers,
@@ -140,7 +140,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         },
     )
     table = [frontier_row_to_json(space, row) for row in rows]
-    (folder / "frontier.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
     files = write_report(folder)
     print(_table(rows), file=sys.stderr)
     print(
