@@ -21,4 +21,4 @@ def test_a_stepped_bias_costs_parameters_and_no_flops(name):
 
 def test_relative_position_is_refused_where_there_is_none(capsys):
     assert main(["describe", "cifar-cnn", "--relative-position"]) == 2
-    assert "no search space 'cifar-cnn-rpe'" in capsys.readouterr().err
+    assert "cifar-cnn has no variant with it" in capsys.readouterr().err
