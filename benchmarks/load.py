@@ -19,6 +19,8 @@ import httpx
 import numpy as np
 
 READY_WITHIN_S = 60
+# Less than the 5 s after which uvicorn closes an idle connection.
+_KEPT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,33 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
 
     async def ask(self, index: int, request: bytes, due_s: float | None = None) -> Sample:
         """Send a request and read its answer. Status 0: the connection broke."""
         start = time.perf_counter() if due_s is None else due_s
         try:
-            if self._free:
-                reader, writer = self._free.pop()
-            else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = await self._connection()
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             await reader.readexactly(int(_field(head, b"content-length") or 0))
         except (OSError, asyncio.IncompleteReadError):
             return Sample(index, 0, 1000 * (time.perf_counter() - start), 0)
         latency_ms = 1000 * (time.perf_counter() - start)
-        self._free.append((reader, writer))
+        self._free.append((reader, writer, time.perf_counter()))
         served = int(_field(head, b"served-flops") or 0)
         timing = (_field(head, b"server-timing") or b"").partition(b'desc="')[2]
         source = timing.partition(b'"')[0].decode()
         return Sample(index, int(head.split(None, 2)[1]), latency_ms, served, source)
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """One that was used of late; servers close what is idle, which must not count as theirs."""
+        while self._free:
+            reader, writer, used_s = self._free.pop()
+            if time.perf_counter() - used_s < _KEPT_S:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
 
 def _field(head: bytes, name: bytes) -> bytes | None:

@@ -106,8 +106,20 @@ def plain_session(data: bytes) -> Run:
     return lambda images: np.asarray(session.run(None, {"images": images})[0])
 
 
+class ImagesOnly(torch.nn.Module):
+    """A network that takes nothing but images: torch's exporters pass every argument there is."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+
 def export(net: torch.nn.Module, side: int, *, dynamo: bool) -> bytes:
     """The network as ONNX for any batch, by one of torch's exporters."""
+    net = ImagesOnly(net).eval()
     images = torch.zeros(2, 3, side, side)
     names = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
     with warnings.catch_warnings():

@@ -39,6 +39,7 @@ from shiftnas_serve.status import is_stopping, set_draining, set_stopping
 from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
+_IDLE_S = 1.0
 _BACKLOG = 2048
 
 
@@ -109,7 +110,8 @@ class Host(litserve.LitServer):
         def keep() -> None:
             while not self._stopping.is_set():
                 # The sockets stay open here, so clients that come meanwhile wait and are served.
-                wait([one.sentinel for one in processes.values()], timeout=_RESTART_POLL_S)
+                # wakes when one ends; the timeout is for the end of the server
+                wait([one.sentinel for one in processes.values()], timeout=_IDLE_S)
                 for number, process in processes.items():
                     if process.is_alive() or self._stopping.is_set():
                         continue

@@ -31,7 +31,7 @@ from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import is_draining
 from shiftnas_serve.workers import Workers
 
-_POLL_S = 0.1
+_POLL_S = 0.25
 _RETRY_S = 1.0
 # A new HTTP process takes connections when its workers are there, or after so long without them.
 _START_S = 3.0

@@ -25,7 +25,7 @@ from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.status import is_draining
 
-_POLL_S = 0.1
+_POLL_S = 0.25
 # Before a worker that could not load a revision is asked again.
 _RETRY_S = 1.0
 # One may be lost while it loads for reasons of its own.
