@@ -12,11 +12,13 @@ It decides for a batch of budgets at once, on the CPU. The equations and their g
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -26,6 +28,14 @@ from models.space import SearchSpace
 
 HIDDEN = 64
 FREQUENCIES = 16
+
+
+def one_numpy_thread() -> AbstractContextManager[Any]:
+    """Around training: the generator's matrices are so small that a second thread only costs.
+
+    On two cores a step took three times as long. Does not concern torch's own threads.
+    """
+    return threadpool_limits(1, user_api="blas")
 
 
 class ArchitectureGenerator(nn.Module):

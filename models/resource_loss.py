@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.generator import ArchitectureGenerator
+from models.generator import ArchitectureGenerator, one_numpy_thread
 from models.relaxed import RelaxedFlops
 
 
@@ -76,12 +76,15 @@ def fit_to_budgets(
     """
     optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
     first, last = temperatures
-    for step in track(range(steps)):
-        progress = step / steps
-        optimizer.zero_grad()
-        _, total, _ = loss(generator, (), temperature=first + (last - first) * progress, rng=rng)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - 0.9 * progress)
-        optimizer.step()
+    with one_numpy_thread():
+        for step in track(range(steps)):
+            progress = step / steps
+            optimizer.zero_grad()
+            _, total, _ = loss(
+                generator, (), temperature=first + (last - first) * progress, rng=rng
+            )
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 - 0.9 * progress)
+            optimizer.step()

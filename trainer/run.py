@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from models.generator import one_numpy_thread
 from models.relaxed import RelaxedFlops
 from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from trainer.command import RECIPE_NAME, build_parser, find_job
@@ -81,7 +82,7 @@ def train(
         if ranks.is_first:
             monitor = Monitor(folder, recipe, splits, state, total_steps=total_steps)
     ranks.begin_alike([*net.parameters(), *generator.parameters(), *state.before.values()])
-    with interrupt.deferred(), monitor:
+    with interrupt.deferred(), monitor, one_numpy_thread():
         saved_at = time.monotonic()
         while state.step < total_steps:
             # ---- Algorithm 1 -------------------------------------------------------------------
