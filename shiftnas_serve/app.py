@@ -117,11 +117,11 @@ def complete_revision(revision: Revision, revisions: Revisions) -> None:
     classifier = revision.classifier
 
     async def budgets(request: Request) -> Response:
-        classifier.keys.check(request.state.headers)
+        classifier.admission.keys.check(request.state.headers)
         return JSONResponse({**describe_budgets(bundle, workers), "resident": workers.resident()})
 
     async def subnet(request: Request) -> Response:
-        classifier.keys.check(request.state.headers)
+        classifier.admission.keys.check(request.state.headers)
         identity = request.path_params["id"]
         found = planner.subnet(identity)
         if found is None:

@@ -2,7 +2,7 @@
 
 1. its key is checked, its budgets are read from headers         (400, 401)
 2. its body is read, bounded in size and time                    (400, 408, 413, 415)
-3. the image is decoded in a thread                              (413, 415, 422)
+3. the image is decoded, a large one in a thread                 (413, 415, 422)
 4. the planner turns the budgets into a subnet                   (422)
 5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
 6. the answer is awaited: two lost workers are 503, lost time is 504
@@ -12,14 +12,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -27,19 +23,18 @@ from typing import TypeVar
 import numpy as np
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
 
 from models.bundle import Bundle
 from models.preprocess import ImageError, Photo, size_of, sniff_format
+from shiftnas_serve.admission import Admission
+from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
 from shiftnas_serve.body import ACCEPTED, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.frames import Done, Failed, Late
-from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Plan, Planner
-from shiftnas_serve.problem import CLIENT_GONE, Problem
-from shiftnas_serve.rate_limit import RateLimit
+from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
 
@@ -56,32 +51,8 @@ _BUDGETS = [(k.name, k.header.lower(), lru_cache(4096)(k.parse)) for k in BUDGET
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Classified:
-    """One image's answer. probabilities: float64 (classes,)."""
-
-    plan: Plan
-    done: Done
-    decode_ms: float
-    probabilities: np.ndarray
-
-    def log(self) -> dict[str, object]:
-        """What a log says of it."""
-        return {
-            "asked": dict(self.plan.asked),
-            "subnet": self.plan.subnet.id,
-            "flops": self.plan.subnet.flops,
-            "degraded": self.plan.degraded,
-            "decode_ms": round(self.decode_ms, 3),
-            "queue_ms": round(self.done.queue_ms, 3),
-            "build_ms": round(self.done.build_ms, 3),
-            "infer_ms": round(self.done.infer_ms, 3),
-            "batch": self.done.batch,
-        }
-
-
 class Classifier:
-    """The request path. One per HTTP process."""
+    """The request path. One per revision and HTTP process."""
 
     def __init__(
         self,
@@ -94,36 +65,26 @@ class Classifier:
     ) -> None:
         self._bundle, self._planner, self._workers = bundle, planner, workers
         self._metrics, self._settings = metrics, settings
-        # What answers repeat, as JSON: the beginning of a prediction of each class, and the model.
-        self._classes = [
-            json.dumps({"label": label, "index": index})[:-1] + ', "probability": '
-            for index, label in enumerate(bundle.labels)
-        ]
-        self._model = json.dumps({"name": bundle.name, "version": bundle.version})
+        self._min_flops = bundle.min_flops
+        self._writer = AnswerWriter(bundle)
         self._side = bundle.space.resolution(bundle.space.largest)
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
-        self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
-        self._rate: RateLimit | None = None
-        if settings.rate_per_s is not None:
-            path = folder / "rate-limit"
-            rate, burst = settings.rate_per_s, settings.rate_burst
-            self._rate = RateLimit(path, len(self.keys), rate, burst)
+        self.admission = Admission(workers, metrics, settings, folder, bundle.min_flops)
         self._pace = Pace()
-        self._in_flight = self._preparing = 0
 
     def close(self) -> None:
         """Give threads and files back."""
         self._decoders.shutdown(wait=False)
-        if self._rate is not None:
-            self._rate.close()
+        self.admission.close()
 
     async def __call__(self, request: Request) -> Answer:
         """Answer ``POST /classify``."""
         started = time.monotonic()
-        with self.admitted(request):
+        with self.admission.admitted(request):
             asked = read_budgets(request.state.headers)
             try:
-                self._refuse_if_hopeless(self._deadline_s(asked, started, time.monotonic()))
+                deadline_s = self._deadline_s(asked, started, time.monotonic())
+                self.admission.refuse_if_hopeless(deadline_s, at_door=True)
             except Problem:
                 if "latency_ms" in asked:
                     self._pace.came(started)
@@ -132,64 +93,7 @@ class Classifier:
             data = await self.body(request, read_image)
             one = await self.classify(data, asked, started, request)
             request.state.details.append(one.log)
-            return self._answer(one, top_k, request.state.request_id)
-
-    @contextmanager
-    def admitted(self, request: Request) -> Iterator[None]:
-        """Count a request while it is here, and its status when it goes.
-
-        Raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
-        """
-        status = 200
-        self._in_flight += 1
-        self._metrics.in_flight.inc()
-        try:
-            self._admit(request)
-            yield
-        except Problem as problem:
-            status = problem.status
-            raise
-        except asyncio.CancelledError:
-            status = CLIENT_GONE
-            raise
-        except BaseException:
-            status = 500
-            raise
-        finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.dec()
-            self._metrics.answered(status)
-
-    def _admit(self, request: Request) -> None:
-        settings = self._settings
-        self.charge(request, 1)
-        if self._in_flight > settings.max_waiting:
-            raise Problem(
-                429,
-                f"{settings.max_waiting} requests are being answered already; try again",
-                headers={"Retry-After": "1"},
-            )
-        if not self._workers.ready:
-            raise Problem(503, "the server is not ready yet", headers={"Retry-After": "1"})
-
-    def charge(self, request: Request, images: int) -> None:
-        """Check the key, and count images against its rate. Raises Problem 401, 429."""
-        key = self.keys.check(request.state.headers)
-        if self._rate is None or key is None or images == 0:
-            return
-        ruling = self._rate.take(key, images)
-        if not ruling.allowed:
-            raise Problem(
-                429,
-                f"this key may send {self._rate.rate_per_s:g} images a second, "
-                f"{self._rate.burst} at once",
-                headers={
-                    "Retry-After": str(math.ceil(ruling.retry_s)),
-                    "RateLimit-Policy": f'"key";q={self._rate.burst};w='
-                    f"{math.ceil(self._rate.burst / self._rate.rate_per_s)}",
-                    "RateLimit": f'"key";r={ruling.remaining};t={math.ceil(ruling.reset_s)}',
-                },
-            )
+            return self._writer.write(one, top_k, request.state.request_id)
 
     async def body(self, request: Request, read: Callable[[Request, int], Awaitable[T]]) -> T:
         """What ``read`` makes of the body, within the limits of size and time (Problem 408)."""
@@ -210,21 +114,24 @@ class Classifier:
         """
         received = time.monotonic()
         deadline = self._deadline_s(asked, started, received)
-        self._preparing += 1
-        try:
+        with self.admission.preparing():
+            if not self.admission.alone:
+                # Requests that came together all pass the door before the first is worked on, so
+                # that those that must be refused hear so at once.
+                await asyncio.sleep(0)
+            decoding = time.monotonic()
             photo = await self._decode(data)
-            decode_ms = 1000 * (time.monotonic() - received)
-            plan = self._plan(asked, decode_ms)
-            pixels = await self._resize(photo, plan.subnet.side)
-        finally:
-            self._preparing -= 1
-        self._refuse_if_hopeless(deadline)
+            decode_ms = 1000 * (time.monotonic() - decoding)
+            plan = self._plan(asked, 1000 * (time.monotonic() - received))
+            pixels, prepared = await self._pixels(photo, plan)
+        self.admission.refuse_if_hopeless(deadline)
         answer = await self._workers.run(
             key=plan.subnet.key,
             subnet_id=plan.subnet.id,
             flops=plan.subnet.flops,
-            least_flops=self._bundle.min_flops if plan.shrinks else plan.subnet.flops,
+            least_flops=self._min_flops if plan.shrinks else plan.subnet.flops,
             pixels=pixels,
+            prepared=prepared,
             deadline_s=deadline,
             aim_s=deadline - self._workers.latency.after_ms / 1000 if plan.shrinks else None,
             give_up_s=min(started + self._settings.timeout_s, deadline + _GRACE_S),
@@ -236,7 +143,7 @@ class Classifier:
             waited_ms = 1000 * (time.monotonic() - started)
             raise Problem(504, f"its turn would have come too late; it waited {waited_ms:.0f} ms")
         plan = self._planner.served(plan, answer.key)
-        self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - received))
+        self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - decoding))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
     async def _decode(self, data: bytes) -> Photo:
@@ -251,31 +158,22 @@ class Classifier:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
 
-    async def _resize(self, photo: Photo, side: int) -> np.ndarray:
-        pixels = self._bundle.preprocess.pixels
+    async def _pixels(self, photo: Photo, plan: Plan) -> tuple[np.ndarray, bool]:
+        """What a worker gets: uint8 (height, width, 3), and whether it is prepared."""
         width, height = size_of(photo)
+        prepare, side = self._bundle.preprocess.pixels, plan.subnet.side
         if width * height <= _SMALL_PIXELS:
-            return pixels(photo, side)
+            # Where the worker may choose a smaller subnet, it prepares the photo, for that one:
+            # it would else be resized twice just when time is short.
+            return (np.asarray(photo), False) if plan.shrinks else (prepare(photo, side), True)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, pixels, photo, side)
+        return await loop.run_in_executor(self._decoders, prepare, photo, side), True
 
     def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
         deadline = started + self._settings.timeout_s
         if "latency_ms" in asked:
             deadline = min(deadline, received + asked["latency_ms"] / 1000)
         return deadline
-
-    def _refuse_if_hopeless(self, deadline_s: float) -> None:
-        """Problem 429 when so much waits that even the smallest subnet would be late."""
-        smallest_ms = self._workers.latency.infer_ms(self._bundle.min_flops)
-        wait_ms = self._workers.least_wait_ms(deadline_s) + self._preparing * smallest_ms
-        wait_ms *= self._settings.http_processes  # the others have sent as much, on average
-        if wait_ms and time.monotonic() + (wait_ms + smallest_ms) / 1000 > deadline_s:
-            raise Problem(
-                429,
-                f"what waits takes {wait_ms:.0f} ms at least; no subnet would answer in time",
-                headers={"Retry-After": str(math.ceil(wait_ms / 1000))},
-            )
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         latency = self._planner.latency = self._workers.latency
@@ -300,44 +198,8 @@ class Classifier:
             metrics.budget_use.observe(plan.subnet.flops / plan.asked["flops"])
         if plan.degraded:
             metrics.degraded.inc()
-        overhead_ms = total_ms - decode_ms - done.queue_ms - done.infer_ms - done.build_ms
-        self._workers.observed(plan.subnet.flops, done.infer_ms / done.batch, overhead_ms)
-
-    def _answer(self, one: Classified, top_k: int, request_id: str) -> Answer:
-        plan, done, probabilities = one.plan, one.done, one.probabilities
-        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-        predictions = ", ".join(f"{self._classes[i]}{probabilities[i].item()!r}}}" for i in best)
-        budget = budget_json(tuple(plan.asked.items()), plan.degraded)
-        body = (
-            f'{{"predictions": [{predictions}], "budget": {budget}, '
-            f'"model": {self._model}, "request_id": "{request_id}", '
-            f'"subnet": {plan.subnet.described}}}'
-        ).encode()
-        timing = (
-            f"decode;dur={one.decode_ms:.2f}, queue;dur={done.queue_ms:.2f}, "
-            f'infer;dur={done.infer_ms:.3f}, build;dur={done.build_ms:.2f};desc="{done.source}"'
-        )
-        return Answer(
-            body,
-            [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"served-flops", b"%d" % plan.subnet.flops),
-                (b"server-timing", timing.encode()),
-            ],
-        )
-
-
-@dataclass(slots=True)
-class Answer:
-    """A 200 that is JSON, as ASGI wants it."""
-
-    body: bytes
-    headers: list[tuple[bytes, bytes]]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.body})
+        overhead_ms = total_ms - decode_ms - done.queue_ms - done.turn_ms - done.build_ms
+        self._workers.observed(plan.subnet.flops, done.turn_ms / done.batch, overhead_ms)
 
 
 async def _gone(request: Request) -> None:
@@ -359,13 +221,6 @@ def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
             except BadBudget as error:
                 raise Problem(400, str(error)) from None
     return asked
-
-
-@lru_cache(4096)
-def budget_json(asked: tuple[tuple[str, float], ...], degraded: bool) -> str:
-    """What an answer says of the budgets that were asked for."""
-    nothing = {kind.name: None for kind in BUDGET_KINDS}
-    return json.dumps({**nothing, **dict(asked), "degraded": degraded})
 
 
 def read_top_k(query: bytes, classes: int) -> int:
@@ -394,10 +249,3 @@ def is_small(data: bytes) -> bool:
             return False
         case _:
             return True  # refused before anything is decoded
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 (classes,) -> probabilities, float64 (classes,)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    powers /= powers.sum()
-    return powers

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _LENGTH = struct.Struct("=I")
-_JOB = struct.Struct("=IBQdddHH")
-_DONE = struct.Struct("=IBQfffHBH")
+_JOB = struct.Struct("=IBQdddII?H")
+_DONE = struct.Struct("=IBQffffHBH")
 _NUMBERED = struct.Struct("=IBQ")
 
 SOURCES = ("resident", "universal", "built")
@@ -28,7 +28,8 @@ SOURCES = ("resident", "universal", "built")
 class Job:
     """To a worker: one image for one subnet.
 
-    ``key``: the arch's choices as bytes (``arch_key``); ``pixels``: uint8 (side, side, 3).
+    ``key``: the arch's choices as bytes (``arch_key``); ``pixels``: uint8 (height, width, 3),
+    ``prepared`` (cropped and resized, for this subnet), or a photo as it was decoded.
     ``aim_s``: when it should be done; the worker may run a smaller subnet for that. None: it may
     not. Times are on the machine's monotonic clock, which its processes share.
     """
@@ -39,6 +40,7 @@ class Job:
     sent_s: float
     deadline_s: float
     aim_s: float | None = None
+    prepared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Cancel:
 class Done:
     """From a worker. logits: float32 (classes,); ``batch``: images that ran together.
 
+    ``turn_ms``: what the batch took in all, building aside, ``infer_ms`` of it the subnet itself.
     ``key``: the subnet that ran.
     """
 
@@ -66,6 +69,7 @@ class Done:
     logits: np.ndarray
     queue_ms: float
     infer_ms: float
+    turn_ms: float
     build_ms: float
     batch: int
     source: str
@@ -141,15 +145,16 @@ def pack(frame: Frame) -> bytes:
     """A frame as bytes."""
     kind = _KINDS[type(frame)]
     match frame:
-        case Job(identity, key, pixels, sent_s, deadline_s, aim_s):
-            side = pixels.shape[0]
+        case Job(identity, key, pixels, sent_s, deadline_s, aim_s, prepared):
+            height, width, channels = pixels.shape
             assert pixels.dtype == np.uint8, pixels.dtype
-            assert pixels.shape == (side, side, 3), pixels.shape
+            assert channels == 3, pixels.shape
             length = _JOB.size - _LENGTH.size + len(key) + pixels.size
-            aim = math.inf if aim_s is None else aim_s
-            head = _JOB.pack(length, kind, identity, sent_s, deadline_s, aim, side, len(key))
+            times = sent_s, deadline_s, math.inf if aim_s is None else aim_s
+            shape = height, width, prepared, len(key)
+            head = _JOB.pack(length, kind, identity, *times, *shape)
             return b"".join((head, key, pixels.tobytes()))
-        case Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source, key):
+        case Done(identity, logits, queue_ms, infer_ms, turn_ms, build_ms, batch, source, key):
             data = key + logits.astype(np.float32, copy=False).tobytes()
             length = _DONE.size - _LENGTH.size + len(data)
             return (
@@ -159,6 +164,7 @@ def pack(frame: Frame) -> bytes:
                     identity,
                     queue_ms,
                     infer_ms,
+                    turn_ms,
                     build_ms,
                     batch,
                     SOURCES.index(source),
@@ -212,19 +218,20 @@ class FrameReader:
 def _unpack(data: bytes) -> Frame:
     kind = data[_LENGTH.size]
     if kind == _KINDS[Job]:
-        _, _, identity, sent_s, deadline_s, aim_s, side, key_length = _JOB.unpack_from(data)
+        _, _, identity, sent_s, deadline_s, aim_s, *shape = _JOB.unpack_from(data)
+        height, width, prepared, key_length = shape
         split = _JOB.size + key_length
-        pixels = np.frombuffer(data, np.uint8, offset=split).reshape(side, side, 3)
+        pixels = np.frombuffer(data, np.uint8, offset=split).reshape(height, width, 3)
         aim = None if aim_s == math.inf else aim_s
-        return Job(identity, data[_JOB.size : split], pixels, sent_s, deadline_s, aim)
+        return Job(identity, data[_JOB.size : split], pixels, sent_s, deadline_s, aim, prepared)
     if kind == _KINDS[Done]:
-        _, _, identity, queue_ms, infer_ms, build_ms, batch, source, key_length = _DONE.unpack_from(
-            data
-        )
+        _, _, identity, queue_ms, infer_ms, turn_ms, build_ms, *rest = _DONE.unpack_from(data)
+        batch, source, key_length = rest
         split = _DONE.size + key_length
         logits = np.frombuffer(data, np.float32, offset=split)
         key, source = data[_DONE.size : split], SOURCES[source]
-        return Done(identity, logits, queue_ms, infer_ms, build_ms, batch, source, key)
+        times = queue_ms, infer_ms, turn_ms, build_ms
+        return Done(identity, logits, *times, batch, source, key)
     if kind in (_KINDS[Cancel], _KINDS[Late], _KINDS[Failed]):
         _, _, identity = _NUMBERED.unpack_from(data)
         if kind == _KINDS[Cancel]:

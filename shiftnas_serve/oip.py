@@ -26,9 +26,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from models.bundle import Bundle
+from shiftnas_serve.answer import Classified
 from shiftnas_serve.body import read_body
 from shiftnas_serve.budgets import BUDGET_KINDS
-from shiftnas_serve.classify import Classified, Classifier, read_budgets
+from shiftnas_serve.classify import Classifier, read_budgets
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.revisions import Revisions
 from shiftnas_serve.workers import Workers
@@ -111,11 +112,12 @@ def oip_routes(
 
     async def infer(request: Request) -> Response:
         started = time.monotonic()
-        with classifier.admitted(request):
+        with classifier.admission.admitted(request):
             known(request)
             body = await classifier.body(request, read_body)
             asked = parse_request(body, request.headers.get(LENGTH_HEADER), tuple(outputs))
-            classifier.charge(request, len(asked.images) - 1)  # one was counted at the door
+            # one was counted at the door
+            classifier.admission.charge(request, len(asked.images) - 1)
             budgets = read_budgets({**request.state.headers, **asked.budgets})
             tasks = [
                 asyncio.ensure_future(classifier.classify(image, budgets, started, request))

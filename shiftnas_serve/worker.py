@@ -17,6 +17,7 @@ import numpy as np
 
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
+from models.preprocess import Preprocess
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import (
     Building,
@@ -24,6 +25,7 @@ from shiftnas_serve.frames import (
     Failed,
     Frame,
     Hello,
+    Job,
     Late,
     Resident,
     pack,
@@ -93,6 +95,12 @@ def latency_archs(bundle: Bundle) -> list[Arch]:
     return list(dict.fromkeys(bundle.answer(budget) for budget in latency_steps(bundle)))
 
 
+def prepared(job: Job, preprocess: Preprocess, side: int) -> np.ndarray:
+    """The pixels of a job for a subnet of this side: uint8 (side, side, 3)."""
+    prepare = preprocess.resized if job.prepared else preprocess.pixels
+    return prepare(job.pixels, side)
+
+
 class SubnetRunner:
     """One revision: its sessions, the jobs that wait for them, the sessions still to build."""
 
@@ -140,7 +148,7 @@ class SubnetRunner:
             self._inbox.tell_all(Building())
         preprocess, side = self._bundle.preprocess, self._bundle.space.resolution(arch)
         try:
-            pixels = [preprocess.resized(one.job.pixels, side) for one in group.waiters]
+            pixels = [prepared(one.job, preprocess, side) for one in group.waiters]
             done = self._engine.run(arch, preprocess.normalize(np.stack(pixels)))
         # Whatever a runtime raises concerns this subnet: the group is told, the worker goes on.
         except Exception as error:  # noqa: BLE001
@@ -148,6 +156,7 @@ class SubnetRunner:
             self._reply((one, Failed(one.job.id, reason)) for one in group.waiters)
             return
         count = len(group.waiters)
+        turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
         self._reply(
             (
                 one,
@@ -156,6 +165,7 @@ class SubnetRunner:
                     logits,
                     1000 * (now - one.job.sent_s),
                     done.infer_ms,
+                    turn_ms,
                     done.build_ms,
                     count,
                     done.source,

@@ -100,6 +100,7 @@ class Workers:
         flops: int,
         least_flops: int,
         pixels: np.ndarray,
+        prepared: bool,
         deadline_s: float,
         aim_s: float | None,
         give_up_s: float,
@@ -107,6 +108,7 @@ class Workers:
     ) -> Answer:
         """The worker's answer.
 
+        ``pixels``, ``prepared``: as in a ``Job``.
         ``aim_s``: the worker may choose a smaller subnet, of at least ``least_flops``, to be done
         by then. ``client_gone`` returns when nobody waits any more. Times are on the monotonic
         clock.
@@ -117,7 +119,7 @@ class Workers:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         flight = Flight(
-            Job(next(self._ids), key, pixels, now, deadline_s, aim_s),
+            Job(next(self._ids), key, pixels, now, deadline_s, aim_s, prepared),
             subnet_id,
             self.latency.infer_ms(flops),
             self.latency.infer_ms(least_flops),

@@ -130,6 +130,17 @@ def test_latency_budgets_bind_with_flops_budgets(server, bundle: Bundle, png):
     assert_problem(response, 422, "this server needs for the smallest subnet")
 
 
+@pytest.mark.parametrize(("width", "height"), [(300, 180), (40, 5000), (900, 700)])
+def test_a_latency_budget_reads_the_photo_as_a_flops_budget_does(server, width, height):
+    """Small photos go to the worker as they are, since it may choose another subnet; no matter."""
+    photo = encoded(picture(8).resize((width, height)))
+    by_latency = classify(server, photo, {**PNG, "Latency-Budget": "20000"}).json()
+    flops = str(by_latency["subnet"]["flops"])
+    by_flops = classify(server, photo, {**PNG, "FLOPs-Budget": flops}).json()
+    assert by_latency["subnet"] == by_flops["subnet"]
+    assert by_latency["predictions"] == by_flops["predictions"]
+
+
 def test_1000_unseen_budgets_are_never_exceeded(server, bundle: Bundle, png):
     rng = np.random.default_rng(0)
     budgets = rng.integers(bundle.min_flops, int(1.05 * bundle.max_flops), 1000)

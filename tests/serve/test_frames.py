@@ -42,7 +42,9 @@ def examples() -> list[object]:
     return [
         job(1),
         Cancel(2**60),
-        Done(3, np.array([0.5, -1.0], np.float32), 1.5, 0.25, 0.0, 4, "universal", b"\1\0\2\0"),
+        Done(
+            3, np.array([0.5, -1.0], np.float32), 1.5, 0.25, 0.5, 0.0, 4, "universal", b"\1\0\2\0"
+        ),
         replace(job(8), aim_s=7.25),
         job(4, side=0),
         Late(5),
@@ -129,7 +131,7 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
                 if isinstance(frame, Job):
                     mean = np.array([frame.pixels.mean()], np.float32)
                     inbox.send(
-                        client, pack(Done(frame.id, mean, 0, 0, 0, 1, "resident", frame.key))
+                        client, pack(Done(frame.id, mean, 0, 0, 0, 0, 1, "resident", frame.key))
                     )
                     answered.append(frame.id)
         return answered

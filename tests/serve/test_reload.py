@@ -22,7 +22,7 @@ import pytest
 
 from models.bundle import Bundle, load_bundle
 from models.bundle_manifest import version_of
-from shiftnas_serve.classify import softmax
+from shiftnas_serve.answer import softmax
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready
 from tests.serve.test_faults import metric, wait_for

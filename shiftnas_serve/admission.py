@@ -1,0 +1,141 @@
+"""Admission: who may ask, how often, and whether there is time to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.requests import Request
+
+from shiftnas_serve.keys import ApiKeys
+from shiftnas_serve.metrics import Metrics
+from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.rate_limit import RateLimit
+from shiftnas_serve.settings import Settings
+from shiftnas_serve.workers import Workers
+
+# What is predicted is a middle: half of all answers take longer. One who is let in at the limit
+# would be late as often as not, and an answer that is late has taken the time of one that is not.
+_MARGIN = 1.1
+
+
+class Admission:
+    """What a request passes at the door. One per revision and HTTP process.
+
+    ``min_flops``: of the smallest subnet.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        metrics: Metrics,
+        settings: Settings,
+        folder: Path,
+        min_flops: int,
+    ) -> None:
+        self._workers, self._metrics, self._settings = workers, metrics, settings
+        self._min_flops = min_flops
+        self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
+        self._rate: RateLimit | None = None
+        if settings.rate_per_s is not None:
+            path = folder / "rate-limit"
+            rate, burst = settings.rate_per_s, settings.rate_burst
+            self._rate = RateLimit(path, len(self.keys), rate, burst)
+        self._in_flight = self._preparing = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody asks but one."""
+        return self._in_flight <= 1
+
+    def close(self) -> None:
+        """Give files back."""
+        if self._rate is not None:
+            self._rate.close()
+
+    @contextmanager
+    def admitted(self, request: Request) -> Iterator[None]:
+        """Count a request while it is here, and its status when it goes.
+
+        Raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
+        """
+        status = 200
+        self._in_flight += 1
+        self._metrics.in_flight.inc()
+        try:
+            self._admit(request)
+            yield
+        except Problem as problem:
+            status = problem.status
+            raise
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
+        except BaseException:
+            status = 500
+            raise
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.dec()
+            self._metrics.answered(status)
+
+    def _admit(self, request: Request) -> None:
+        settings = self._settings
+        self.charge(request, 1)
+        if self._in_flight > settings.max_waiting:
+            raise Problem(
+                429,
+                f"{settings.max_waiting} requests are being answered already; try again",
+                headers={"Retry-After": "1"},
+            )
+        if not self._workers.ready:
+            raise Problem(503, "the server is not ready yet", headers={"Retry-After": "1"})
+
+    def charge(self, request: Request, images: int) -> None:
+        """Check the key, and count images against its rate. Raises Problem 401, 429."""
+        key = self.keys.check(request.state.headers)
+        if self._rate is None or key is None or images == 0:
+            return
+        ruling = self._rate.take(key, images)
+        if not ruling.allowed:
+            raise Problem(
+                429,
+                f"this key may send {self._rate.rate_per_s:g} images a second, "
+                f"{self._rate.burst} at once",
+                headers={
+                    "Retry-After": str(math.ceil(ruling.retry_s)),
+                    "RateLimit-Policy": f'"key";q={self._rate.burst};w='
+                    f"{math.ceil(self._rate.burst / self._rate.rate_per_s)}",
+                    "RateLimit": f'"key";r={ruling.remaining};t={math.ceil(ruling.reset_s)}',
+                },
+            )
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count an image that no worker knows of yet."""
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
+
+    def refuse_if_hopeless(self, deadline_s: float, *, at_door: bool = False) -> None:
+        """Problem 429 when so much waits that even the smallest subnet would be late.
+
+        ``at_door``: all that is prepared here now will be sent before.
+        """
+        smallest_ms = self._workers.latency.infer_ms(self._min_flops)
+        wait_ms = self._workers.least_wait_ms(deadline_s)
+        wait_ms += self._preparing * smallest_ms if at_door else 0.0
+        wait_ms *= self._settings.http_processes  # the others have sent as much, on average
+        done_s = time.monotonic() + _MARGIN * (wait_ms + smallest_ms) / 1000
+        if wait_ms and done_s > deadline_s:
+            raise Problem(
+                429,
+                f"what waits takes {wait_ms:.0f} ms at least; no subnet would answer in time",
+                headers={"Retry-After": str(math.ceil(wait_ms / 1000))},
+            )
