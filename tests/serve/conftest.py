@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,6 +23,7 @@ from tests.bundles import make_bundle
 from tests.pictures import encoded, picture
 
 ROOT = Path(__file__).resolve().parents[2]
+PNG = {"Content-Type": "image/png"}
 
 
 @dataclass
@@ -33,6 +34,15 @@ class RunningServer:
     client: httpx.Client
     url: str
     log: IO[str]
+
+    def connect(self, timeout_s: float = 20) -> httpx.Client:
+        """A client with connections of its own."""
+        return connect(self.url, timeout_s)
+
+    def post(self, content: bytes | Iterable[bytes], **headers: str) -> httpx.Response:
+        """An image to classify, over a connection of its own."""
+        with self.connect() as client:
+            return client.post("/classify", content=content, headers=headers or PNG)
 
     def said(self) -> str:
         """All that it has written to standard error."""
@@ -85,6 +95,11 @@ class RunningServer:
         return self.process.wait(20)
 
 
+def connect(url: str, timeout_s: float) -> httpx.Client:
+    """Without certificates: no test needs them, and to load them takes 30 ms."""
+    return httpx.Client(base_url=url, timeout=timeout_s, verify=False)
+
+
 def start_server(
     bundle: Path, *options: str, seconds: float = 60, within: Sequence[str] = ()
 ) -> RunningServer:
@@ -107,7 +122,7 @@ def start_server(
         text=True,
     )
     url = f"http://127.0.0.1:{port}"
-    client = httpx.Client(base_url=url, timeout=30)
+    client = connect(url, 30)
     running = RunningServer(process, client, url, log)
     try:
         wait_until_ready(running, seconds)
@@ -165,9 +180,9 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle("nano-cnn", folder, seed=1, label="kind")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(bundle_folder: Path) -> Iterator[RunningServer]:
-    """One server for all tests of a module; only for tests that leave it well."""
+    """One server for all tests that leave it well."""
     running = start_server(bundle_folder, "--max-body-bytes", "3000000")
     yield running
     stop_server(running)

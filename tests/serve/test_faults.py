@@ -7,16 +7,20 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready
-
-PNG = {"Content-Type": "image/png"}
+from tests.serve.conftest import (
+    PNG,
+    RunningServer,
+    start_server,
+    stop_server,
+    wait_until_ready,
+)
 
 
 def gone(pids: set[int]) -> bool:
@@ -52,110 +56,117 @@ def assert_soon_gone(pids: set[int]) -> None:
     raise AssertionError(f"still running: {[pid for pid in pids if not gone({pid})]}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_everything_in_order(bundle_folder, png, number):
+@pytest.fixture(scope="module")
+def hurt(bundle_folder: Path) -> Iterator[RunningServer]:
+    """One server for tests after which it has recovered."""
+    running = start_server(bundle_folder, "--timeout-s", "10")
+    yield running
+    stop_server(running)
+
+
+@pytest.fixture(scope="module")
+def hasty(bundle_folder: Path) -> Iterator[RunningServer]:
+    """One that waits for little, and for few."""
+    running = start_server(bundle_folder, "--timeout-s", "1", "--max-waiting", "2")
+    yield running
+    stop_server(running)
+
+
+def test_sigint_stops_everything_in_order(bundle_folder, png):
     server = start_server(bundle_folder)
     try:
         everything = server.descendants()
         assert len(everything) >= 3
         assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
-        assert server.stop(number) == 0
+        assert server.stop(signal.SIGINT) == 0
         assert_soon_gone(everything)
         assert "Traceback" not in server.said()
     finally:
         stop_server(server)
 
 
-def test_what_is_in_flight_at_sigterm_is_answered(own_server, png):
+def test_sigterm_drains_answers_what_is_in_flight_and_stops_everything(bundle_folder, png):
     """Requests whose bodies are still being sent when the signal comes are in flight."""
-    server = own_server
-    sent = threading.Event()
-
-    def slow_body():
-        yield png[:50]
-        sent.set()
-        time.sleep(1.0)
-        yield png[50:]
-
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(
-            httpx.post, f"{server.url}/classify", content=slow_body(), headers=PNG, timeout=20
-        )
-        assert sent.wait(5)
-        time.sleep(0.2)
-        assert server.stop(signal.SIGTERM) == 0
-        assert answer.result().status_code == 200
-
-
-def test_draining_is_said_before_it_stops(bundle_folder):
-    server = start_server(bundle_folder, "--drain-s", "1.5")
+    server = start_server(bundle_folder, "--timeout-s", "10", "--drain-s", "1")
     try:
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
-        response = server.client.get("/readyz")
-        assert response.status_code == 503
-        assert "draining" in response.json()["detail"]
+        everything = server.descendants()
+        sent, go = threading.Event(), threading.Event()
+
+        def slow_body() -> Iterator[bytes]:
+            yield png[:50]
+            sent.set()
+            go.wait(10)
+            yield png[50:]
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.post, slow_body())
+            assert sent.wait(5)
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: server.client.get("/readyz").status_code == 503)
+            assert "draining" in server.client.get("/readyz").json()["detail"]
+            time.sleep(1.5)  # the time to drain is over, the server has stopped listening
+            assert server.process.poll() is None
+            go.set()
+            assert answer.result().status_code == 200
         assert server.process.wait(20) == 0
+        assert_soon_gone(everything)
+        assert "Traceback" not in server.said()
     finally:
         stop_server(server)
 
 
-def test_a_killed_worker_costs_its_requests_a_503_and_is_replaced(own_server, png):
+def test_a_killed_worker_costs_its_requests_a_503_and_is_replaced(hurt, png):
     """No request hangs: each is answered or gets 503, and the server is ready again."""
-    server = own_server
-    (worker,) = server.worker_pids()
+    lost = metric(hurt, "shiftnas_worker_losses_total")
+    (worker,) = hurt.worker_pids()
     stop = threading.Event()
+    answered = threading.Semaphore(0)
 
     def load() -> list[int]:
         statuses = []
-        with httpx.Client(base_url=server.url, timeout=9) as client:
+        with hurt.connect(9) as client:
             while not stop.is_set():
                 statuses.append(client.post("/classify", content=png, headers=PNG).status_code)
+                answered.release()
         return statuses
 
     with ThreadPoolExecutor(4) as pool:
         loads = [pool.submit(load) for _ in range(4)]
-        time.sleep(0.5)
+        for _ in range(10):
+            assert answered.acquire(timeout=10)
         os.kill(worker, signal.SIGKILL)
-        time.sleep(1.0)
-        wait_until_ready(server)
+        wait_for(lambda: hurt.worker_pids() not in ({worker}, set()))
+        wait_until_ready(hurt)
         time.sleep(0.5)
         stop.set()
         statuses = [status for each in loads for status in each.result()]
     assert set(statuses) <= {200, 503}
     assert statuses.count(200) > 10
-    (replacement,) = server.worker_pids()
+    (replacement,) = hurt.worker_pids()
     assert replacement != worker
-    assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
-    assert "shiftnas_worker_losses_total 1.0" in server.client.get("/metrics").text
+    assert hurt.client.post("/classify", content=png, headers=PNG).status_code == 200
+    assert metric(hurt, "shiftnas_worker_losses_total") == lost + 1
 
 
-def test_a_frozen_worker_is_504_and_then_serves_again(bundle_folder, png):
-    server = start_server(bundle_folder, "--timeout-s", "1")
-    try:
-        (worker,) = server.worker_pids()
-        os.kill(worker, signal.SIGSTOP)
-        response = server.client.post("/classify", content=png, headers=PNG)
-        assert response.status_code == 504
-        assert response.headers["content-type"] == "application/problem+json"
-        os.kill(worker, signal.SIGCONT)
-        time.sleep(0.3)
-        assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
-    finally:
-        stop_server(server)
+def test_a_frozen_worker_is_504_and_then_serves_again(hasty, png):
+    (worker,) = hasty.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    response = hasty.client.post("/classify", content=png, headers=PNG)
+    assert response.status_code == 504
+    assert response.headers["content-type"] == "application/problem+json"
+    os.kill(worker, signal.SIGCONT)
+    time.sleep(0.3)
+    assert hasty.client.post("/classify", content=png, headers=PNG).status_code == 200
 
 
-def test_a_client_that_stalls_is_408_and_stops_nobody(bundle_folder, png):
-    server = start_server(bundle_folder, "--timeout-s", "1")
-    try:
-        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
-        with socket.create_connection(address, timeout=10) as stalled:
-            head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-            stalled.sendall(head.encode() + b"never more")
-            assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
-            assert stalled.recv(100).startswith(b"HTTP/1.1 408")
-    finally:
-        stop_server(server)
+def test_a_client_that_stalls_is_408_and_stops_nobody(hasty, png):
+    address = ("127.0.0.1", int(hasty.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=10) as stalled:
+        head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        stalled.sendall(head.encode() + b"never more")
+        assert hasty.client.post("/classify", content=png, headers=PNG).status_code == 200
+        assert stalled.recv(100).startswith(b"HTTP/1.1 408")
 
 
 def test_a_lost_manager_ends_the_server_with_a_status_that_says_so(own_server):
@@ -169,25 +180,16 @@ def test_a_lost_manager_ends_the_server_with_a_status_that_says_so(own_server):
     assert_soon_gone(everything)
 
 
-def test_too_many_requests_are_429_with_retry_after(bundle_folder, png):
-    server = start_server(bundle_folder, "--max-waiting", "2", "--timeout-s", "3")
-    try:
-        (worker,) = server.worker_pids()
-        os.kill(worker, signal.SIGSTOP)
-        with ThreadPoolExecutor(6) as pool:
-            answers = [
-                pool.submit(
-                    httpx.post, f"{server.url}/classify", content=png, headers=PNG, timeout=20
-                )
-                for _ in range(6)
-            ]
-            responses = [answer.result() for answer in answers]
-        os.kill(worker, signal.SIGCONT)
-        shed = [response for response in responses if response.status_code == 429]
-        assert len(shed) >= 4
-        assert all(int(response.headers["Retry-After"]) >= 1 for response in shed)
-    finally:
-        stop_server(server)
+def test_too_many_requests_are_429_with_retry_after(hasty, png):
+    (worker,) = hasty.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(6) as pool:
+        responses = list(pool.map(hasty.post, [png] * 6))
+    os.kill(worker, signal.SIGCONT)
+    shed = [response for response in responses if response.status_code == 429]
+    assert len(shed) >= 4
+    assert all(int(response.headers["Retry-After"]) >= 1 for response in shed)
+    wait_for(lambda: hasty.post(png).status_code == 200)
 
 
 def test_nothing_is_left_when_the_parent_is_killed(bundle_folder, tmp_path, monkeypatch):
@@ -211,12 +213,7 @@ def test_what_a_killed_worker_among_several_had_runs_on_another(bundle_folder, p
         for pid in (victim, other):
             os.kill(pid, signal.SIGSTOP)
         with ThreadPoolExecutor(8) as pool:
-            asked = [
-                pool.submit(
-                    httpx.post, f"{server.url}/classify", content=png, headers=PNG, timeout=20
-                )
-                for _ in range(8)
-            ]
+            asked = [pool.submit(server.post, png) for _ in range(8)]
             wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 8)
             time.sleep(0.3)
             os.kill(victim, signal.SIGKILL)
@@ -244,16 +241,16 @@ def test_a_wedged_inference_is_noticed_and_its_worker_replaced(bundle_folder, pn
         stop_server(server)
 
 
-def test_a_client_that_goes_is_no_longer_waited_for(own_server, png):
-    server = own_server
-    (worker,) = server.worker_pids()
+def test_a_client_that_goes_is_no_longer_waited_for(hurt, png):
+    gone_before = metric(hurt, 'shiftnas_requests_total{status="499"}')
+    (worker,) = hurt.worker_pids()
     os.kill(worker, signal.SIGSTOP)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/classify", content=png, headers=PNG, timeout=0.5)
-    wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 0)
+    with hurt.connect(0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/classify", content=png, headers=PNG)
+    wait_for(lambda: metric(hurt, "shiftnas_requests_in_flight") == 0)
     os.kill(worker, signal.SIGCONT)
-    assert metric(server, 'shiftnas_requests_total{status="499"}') == 1
-    assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
+    assert metric(hurt, 'shiftnas_requests_total{status="499"}') == gone_before + 1
+    assert hurt.client.post("/classify", content=png, headers=PNG).status_code == 200
 
 
 def test_sigterm_to_all_processes_at_once_drops_nothing(bundle_folder, png):
@@ -265,7 +262,7 @@ def test_sigterm_to_all_processes_at_once_drops_nothing(bundle_folder, png):
 
         def load() -> list[int]:
             statuses = []
-            with httpx.Client(base_url=server.url, timeout=20) as client:
+            with server.connect() as client:
                 while not draining.is_set():
                     statuses.append(client.post("/classify", content=png, headers=PNG).status_code)
             return statuses
@@ -288,13 +285,12 @@ def test_sigterm_to_all_processes_at_once_drops_nothing(bundle_folder, png):
         stop_server(server)
 
 
-def test_a_killed_http_process_is_replaced_and_the_port_stays_open(own_server, png):
-    server = own_server
+def test_a_killed_http_process_is_replaced_and_the_port_stays_open(hurt, png):
+    """And then stops in order: the last test of this server."""
+    server = hurt
     (http,) = server.http_pids()
     os.kill(http, signal.SIGKILL)
-    end = time.monotonic() + 10
-    while time.monotonic() < end and server.http_pids() in ({http}, set()):
-        time.sleep(0.05)
+    wait_for(lambda: server.http_pids() not in ({http}, set()))
     wait_until_ready(server)
     assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
     everything = server.descendants()

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,14 @@ import httpx
 import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
-from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready
+from tests.serve.conftest import (
+    PNG,
+    RunningServer,
+    start_server,
+    stop_server,
+    wait_until_ready,
+)
 from tests.serve.test_faults import assert_soon_gone, metric, wait_for
-
-PNG = {"Content-Type": "image/png"}
 
 
 def answers_of(folder: Path, pid: int) -> float:
@@ -30,15 +35,24 @@ def answers_of(folder: Path, pid: int) -> float:
 
 
 def ask(server: RunningServer, content: bytes) -> int:
-    with httpx.Client(base_url=server.url, timeout=20) as client:
-        return client.post("/classify", content=content, headers=PNG).status_code
+    return server.post(content).status_code
+
+
+@pytest.fixture(scope="module")
+def two(bundle_folder: Path) -> Iterator[RunningServer]:
+    """Two HTTP processes and two workers, for tests that leave a server well."""
+    running = start_server(
+        bundle_folder, "--http-processes", "2", "--workers", "2", "--timeout-s", "20"
+    )
+    yield running
+    stop_server(running)
 
 
 def test_counters_add_up_exactly_also_when_a_process_was_replaced(
     bundle_folder, png, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    server = start_server(bundle_folder, "--http-processes", "3", "--workers", "2")
+    server = start_server(bundle_folder, "--http-processes", "2", "--workers", "2")
     try:
         sent = Counter[int]()
 
@@ -55,7 +69,7 @@ def test_counters_add_up_exactly_also_when_a_process_was_replaced(
             assert metric(server, histogram) == sent[200]
 
         pids = server.http_pids()
-        assert len(pids) == 3
+        assert len(pids) == 2
         send(60)
         while any(answers_of(tmp_path, pid) == 0 for pid in pids):
             send(10)
@@ -64,7 +78,7 @@ def test_counters_add_up_exactly_also_when_a_process_was_replaced(
         assert_counted()
         victim = min(pids)
         os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: len(server.http_pids() - {victim}) == 3)
+        wait_for(lambda: len(server.http_pids() - {victim}) == 2)
         wait_until_ready(server)
         assert_counted()
         send(60)
@@ -93,41 +107,54 @@ def connections_to(port: int, pid: int) -> int:
     return sum(one in established for one in found)
 
 
-def test_connections_that_come_at_once_are_dealt_out(bundle_folder):
-    server = start_server(bundle_folder, "--http-processes", "2", "--prebuild", "no")
-    port = int(server.url.rpartition(":")[2])
-    try:
-        with contextlib.ExitStack() as stack:
-            for _ in range(32):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            pids = server.http_pids()
-            wait_for(lambda: sum(connections_to(port, pid) for pid in pids) >= 32)
-            # by chance alone, one would have fewer than 4 of 32 once in half a million times
-            assert min(connections_to(port, pid) for pid in pids) >= 4
-    finally:
-        stop_server(server)
+def test_connections_that_come_at_once_are_dealt_out(two):
+    port = int(two.url.rpartition(":")[2])
+    two.client.close()  # its connections count, too
+    two.client = two.connect(30)
+    with contextlib.ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        pids = two.http_pids()
+        wait_for(lambda: sum(connections_to(port, pid) for pid in pids) >= 32)
+        # by chance alone, one would have fewer than 4 of 32 once in half a million times
+        assert min(connections_to(port, pid) for pid in pids) >= 4
 
 
-def test_gauges_of_a_dead_process_go(bundle_folder, png):
-    server = start_server(bundle_folder, "--http-processes", "2", "--timeout-s", "20")
-    try:
-        (worker,) = server.worker_pids()
+def test_gauges_of_a_dead_process_go(two, png):
+    workers, victims = two.worker_pids(), two.http_pids()
+    for worker in workers:
         os.kill(worker, signal.SIGSTOP)
-        with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask, server, png) for _ in range(8)]
-            wait_for(lambda: metric(server, "shiftnas_requests_in_flight") == 8)
-            for pid in server.http_pids():  # one after the other: whoever has them
-                os.kill(pid, signal.SIGKILL)
-            for one in asked:
-                with pytest.raises(httpx.TransportError):
-                    one.result()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, two, png) for _ in range(8)]
+        wait_for(lambda: metric(two, "shiftnas_requests_in_flight") == 8)
+        for pid in victims:  # one after the other: whoever has them
+            os.kill(pid, signal.SIGKILL)
+        for one in asked:
+            with pytest.raises(httpx.TransportError):
+                one.result()
+    for worker in workers:
         os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: len(server.http_pids()) == 2)
-        wait_until_ready(server)
-        assert metric(server, "shiftnas_requests_in_flight") == 0
-        assert ask(server, png) == 200
-    finally:
-        stop_server(server)
+    wait_for(lambda: len(two.http_pids() - victims) == 2)
+    wait_until_ready(two)
+    assert metric(two, "shiftnas_requests_in_flight") == 0
+    assert ask(two, png) == 200
+
+
+def test_ready_means_that_every_process_has_its_workers(two):
+    victim = min(two.http_pids())
+    worker = min(two.worker_pids())
+    os.kill(worker, signal.SIGSTOP)  # what replaces the victim cannot have all workers
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(two.http_pids() - {victim}) == 2)
+
+    def ready(_: int) -> int:
+        with two.connect() as client:
+            return client.get("/readyz").status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ready, range(12))) == {503}
+    os.kill(worker, signal.SIGCONT)
+    wait_until_ready(two)
 
 
 def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_path):
@@ -138,9 +165,7 @@ def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_pa
     try:
 
         def ask_with_key(_: int) -> int:
-            headers = {**PNG, "Authorization": "Bearer one"}
-            with httpx.Client(base_url=server.url, timeout=20) as client:
-                return client.post("/classify", content=png, headers=headers).status_code
+            return server.post(png, **PNG, Authorization="Bearer one").status_code
 
         with ThreadPoolExecutor(8) as pool:
             statuses = Counter(pool.map(ask_with_key, range(100)))
@@ -153,7 +178,7 @@ def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_pa
 
 def test_sigterm_drains_them_all(bundle_folder, png):
     """Bodies that are still being sent when the signal comes are in flight in every process."""
-    server = start_server(bundle_folder, "--http-processes", "3", "--timeout-s", "10")
+    server = start_server(bundle_folder, "--http-processes", "2", "--timeout-s", "10")
     try:
         everything = server.descendants()
         begun = threading.Semaphore(0)
@@ -166,8 +191,7 @@ def test_sigterm_drains_them_all(bundle_folder, png):
             yield png[50:]
 
         def ask_slowly(_: int) -> int:
-            url = f"{server.url}/classify"
-            return httpx.post(url, content=slow_body(), headers=PNG, timeout=20).status_code
+            return server.post(slow_body()).status_code
 
         with ThreadPoolExecutor(12) as pool:
             asked = [pool.submit(ask_slowly, number) for number in range(12)]
@@ -183,25 +207,5 @@ def test_sigterm_drains_them_all(bundle_folder, png):
         said = server.said()
         assert "Traceback" not in said
         assert "Already not alive" not in said
-    finally:
-        stop_server(server)
-
-
-def test_ready_means_that_every_process_has_its_workers(bundle_folder):
-    server = start_server(bundle_folder, "--http-processes", "2", "--workers", "2")
-    try:
-        victim = min(server.http_pids())
-        worker = min(server.worker_pids())
-        os.kill(worker, signal.SIGSTOP)  # what replaces the victim cannot have all workers
-        os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: len(server.http_pids() - {victim}) == 2)
-
-        def ready(_: int) -> int:
-            return httpx.get(f"{server.url}/readyz", timeout=20).status_code
-
-        with ThreadPoolExecutor(4) as pool:
-            assert set(pool.map(ready, range(12))) == {503}
-        os.kill(worker, signal.SIGCONT)
-        wait_until_ready(server)
     finally:
         stop_server(server)

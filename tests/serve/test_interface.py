@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -105,8 +106,21 @@ def test_no_client_file_is_left_behind(server):
     assert not (ROOT / "client.py").exists()
 
 
-def run_server(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "shiftnas_serve", *options]
+START_EACH = """
+import contextlib, io, json, sys
+from shiftnas_serve.__main__ import main
+
+def start(options):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(options)
+    return status, said.getvalue()
+
+print(json.dumps([start(options) for options in json.loads(sys.argv[1])]))
+"""
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
@@ -125,11 +139,18 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
             (("--bundle", str(bundle_folder), "--pinned-flops", "much"), "pinned_flops"),
             (("--bundle", str(bundle_folder), "--http-processes", "0"), "http_processes"),
         ]
-        for options, words in cases:
-            ended = run_server(*options)
-            assert ended.returncode == 2, ended.stderr
-            assert words in ended.stderr
-            assert "Traceback" not in ended.stderr
+        # in one process, since each takes its time to start; one that would serve never ends
+        ended = run_python("-c", START_EACH, json.dumps([options for options, _ in cases]))
+        assert ended.returncode == 0, ended.stderr
+        for (options, words), (status, said) in zip(cases, json.loads(ended.stdout), strict=True):
+            assert status == 2, options
+            assert words in said
+            assert said.startswith("error: ")
+            assert said.count("\n") == 1
+        ended = run_python("-m", "shiftnas_serve", "--bundle", str(tmp_path))
+        assert ended.returncode == 2
+        assert "is no bundle" in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from shiftnas_serve import rate_limit
 from shiftnas_serve.rate_limit import RateLimit
 from shiftnas_serve.settings import load_settings
-from tests.serve.conftest import start_server, stop_server
+from tests.serve.conftest import ROOT, start_server, stop_server
 
 
 @pytest.fixture
@@ -64,21 +65,38 @@ def test_keys_do_not_share_and_refusals_cost_nothing(make, clock):
     assert limit.take(0).allowed
 
 
-def _take_many(path: Path, results) -> None:
-    limit = RateLimit(path, keys=1, rate_per_s=1e-6, burst=500)
-    results.put(sum(limit.take(0).allowed for _ in range(400)))
-    limit.close()
+TAKE_MANY = """
+import sys
+from pathlib import Path
+from shiftnas_serve.rate_limit import RateLimit
+
+limit = RateLimit(Path(sys.argv[1]), keys=1, rate_per_s=1e-6, burst=15_000)
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(limit.take(0).allowed for _ in range(10_000)))
+"""
 
 
 def test_processes_share_one_count(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_take_many, args=(tmp_path / "r", results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    assert sum(results.get(timeout=60) for _ in workers) == 500
-    for worker in workers:
-        worker.join()
+    """Three take at the same time."""
+    command = [sys.executable, "-c", TAKE_MANY, str(tmp_path / "r")]
+    takers = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    try:
+        for taker in takers:
+            assert taker.stdout.readline() == "ready\n"
+        for taker in takers:
+            taker.stdin.write("go\n")
+            taker.stdin.flush()
+        assert sum(int(taker.communicate(timeout=60)[0]) for taker in takers) == 15_000
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
 
 
 def test_over_http_each_key_has_its_own_rate(bundle_folder, png, monkeypatch):

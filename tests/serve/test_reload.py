@@ -57,13 +57,13 @@ def start(
 def reload(server: RunningServer, bundle: Path | None = None, **headers: str) -> httpx.Response:
     """From a connection of its own, as an operator would."""
     body = None if bundle is None else {"bundle": str(bundle)}
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with server.connect(60) as client:
         return client.post("/admin/reload", json=body, headers=ADMIN | headers)
 
 
 def served_version(server: RunningServer) -> str:
     """As a new connection is told, to whichever HTTP process it goes."""
-    with httpx.Client(base_url=server.url, timeout=20) as client:
+    with server.connect() as client:
         return client.get("/readyz").json()["model"]["version"]
 
 
@@ -112,7 +112,7 @@ def load(
     seen: list[str] = []
 
     def ask(first: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with server.connect(30) as client:
             for turn in range(first, 10**9):
                 if stop.is_set():
                     return
@@ -146,7 +146,7 @@ def test_five_reloads_under_load_fail_no_request_and_mix_no_answer(
     references = References(png, bundle, other)
     with contextlib.ExitStack() as stack:
         seen = stack.enter_context(load(server, references, png))
-        clients = [stack.enter_context(httpx.Client(base_url=server.url)) for _ in range(8)]
+        clients = [stack.enter_context(server.connect()) for _ in range(8)]
         for turn in range(5):
             wait_for_more(seen)
             target, folder = ((other, other_folder), (bundle, bundle_folder))[turn % 2]

@@ -1,6 +1,7 @@
 """Several processes are one run: the same numbers, one voice, one end."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,23 +140,43 @@ def assert_same_run(one, two):
         assert_near(states[0][part], states[1][part], part)
 
 
-def compare(tmp_path, runs):
-    wanted = [(arguments(tmp_path / f"{name} 2", runs[name]), None) for name in runs]
-    statuses, said = in_two_processes(tmp_path, wanted)
-    assert statuses == [[0] * len(runs)] * 2, said
-    for name, settings in runs.items():
-        assert short_run(arguments(tmp_path / f"{name} 1", settings)) == 0
-        assert_same_run(tmp_path / f"{name} 1", tmp_path / f"{name} 2")
+@pytest.fixture(scope="module")
+def did(tmp_path_factory):
+    """What two processes did, one run after another, as they take their time to start.
+
+    The runs' folder, their statuses per rank, and what was said.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    term = {"rank": 1, "step": 7, "signal": int(signal.SIGTERM)}
+    runs = [(arguments(folder / name, RUNS[name]), None) for name in RUNS]
+    runs += [
+        (arguments(folder / "stopped", CNN), term),
+        (arguments(folder / "broken", CNN), {"rank": 1, "step": 3, "nan": 1}),
+        (arguments(folder / "odd", ["batch_size=63"]), None),
+        (["--resume", str(folder / "none")], None),
+        (["--dry-run"], None),
+        (["--resume", str(folder / "stopped")], {"rank": 0, "step": 6, "signal": signal.SIGINT}),
+    ]
+    return folder, *in_two_processes(folder, runs)
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    compare(tmp_path, RUNS)
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(tmp_path, did, name):
+    folder, statuses, said = did
+    number = list(RUNS).index(name)
+    assert [of_rank[number] for of_rank in statuses] == [0, 0], said
+    assert short_run(arguments(tmp_path, RUNS[name])) == 0
+    assert_same_run(tmp_path, folder / name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MORE_RUNS)
-def test_two_processes_do_what_one_does_in_all_ways_to_train(tmp_path, name):
-    compare(tmp_path, {name: MORE_RUNS[name]})
+def test_two_processes_do_what_one_does_in_all_ways_to_train(tmp_path):
+    wanted = [(arguments(tmp_path / f"{name} 2", MORE_RUNS[name]), None) for name in MORE_RUNS]
+    statuses, said = in_two_processes(tmp_path, wanted)
+    assert statuses == [[0] * len(MORE_RUNS)] * 2, said
+    for name, settings in MORE_RUNS.items():
+        assert short_run(arguments(tmp_path / f"{name} 1", settings)) == 0
+        assert_same_run(tmp_path / f"{name} 1", tmp_path / f"{name} 2")
 
 
 def test_a_number_of_processes_that_does_not_divide_a_batch_is_refused():
@@ -196,34 +217,27 @@ def test_parts_of_a_batch_know_which_images_they_have(count):
     assert weights == pytest.approx(3)
 
 
-def test_one_voice_one_end(tmp_path):
+def test_one_voice_one_end(tmp_path, did):
     """Signals and mistakes in one process are those of all."""
-    whole, stopped, broken = (tmp_path / name for name in ("whole", "stopped", "broken"))
-    assert short_run(arguments(whole, CNN)) == 0
-    term = {"rank": 1, "step": 7, "signal": int(signal.SIGTERM)}
-    runs = [
-        (arguments(stopped, CNN), term),
-        (arguments(broken, CNN), {"rank": 1, "step": 3, "nan": 1}),
-        (arguments(tmp_path / "odd", ["batch_size=63"]), None),
-        (["--resume", str(tmp_path / "none")], None),
-        (["--dry-run"], None),
-        (["--resume", str(stopped)], {"rank": 0, "step": 6, "signal": int(signal.SIGINT)}),
-    ]
-    statuses, said = in_two_processes(tmp_path, runs)
-    assert statuses == [[143, 2, 2, 2, 2, 130]] * 2, said
+    folder, statuses, said = did
+    assert [of_rank[len(RUNS) :] for of_rank in statuses] == [[143, 2, 2, 2, 2, 130]] * 2, said
     errors = [line for line in said.splitlines() if "error:" in line]
     assert [e.partition("error: ")[2][:30] for e in errors] == [
         "the loss is no finite number a",
         "2 processes cannot share a bat",
-        f"{tmp_path / 'none'} holds no run"[:30],
+        f"{folder / 'none'} holds no run"[:30],
         "--dry-run tries a recipe in on",
     ], said
     assert said.count("stopped by SIGTERM; go on with: torchrun ... -m trainer.run") == 1
     assert said.count("stopped by SIGINT") == 1
-    assert not (broken / "checkpoint.pt").exists()
+    assert not (folder / "broken" / "checkpoint.pt").exists()
+    stopped = tmp_path / "stopped"
+    shutil.copytree(folder / "stopped", stopped)
     assert load_checkpoint(stopped)["step"] == 13
     # and on in one process
     assert short_run(["--resume", str(stopped)]) == 0
+    whole = tmp_path / "whole"
+    assert short_run(arguments(whole, CNN)) == 0
     assert_same_run(whole, stopped)
 
 
