@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from functools import cache
 from pathlib import Path
 
@@ -18,14 +20,20 @@ from models.preprocess import Preprocess
 from models.space import SearchSpace
 from models.spaces import get_space
 from models.template import export_template
+from tests.conftest import TEMPLATES
 
 ANSWERS = 12
 
 
 @cache
 def template_of(space_name: str, num_classes: int) -> bytes:
-    """Exporting takes seconds; one test session does it once for a space."""
-    return export_template(get_space(space_name, num_classes))
+    """Exporting takes seconds; all processes of a test session together do it once for a space."""
+    path = Path(os.environ[TEMPLATES]) / f"{space_name}-{num_classes}.onnx"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.write_bytes(export_template(get_space(space_name, num_classes)))
+        return path.read_bytes()
 
 
 def make_bundle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import pytest
@@ -11,6 +12,20 @@ from hypothesis import settings
 # about the code. Everything else stays as it was, so that CI still repeats the same examples.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+TEMPLATES = "TESTED_TEMPLATES"
+"""In the environment: the folder of templates that were exported in this session."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    folder /= "templates"
+    folder.mkdir(exist_ok=True)
+    os.environ[TEMPLATES] = str(folder)
 
 
 @cache

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from trainer.plot_style import Plot, inline_svg
+if TYPE_CHECKING:
+    from trainer.plot_style import Plot
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --dim: #6b6b6d; --grid: #e3e3e5;
@@ -86,6 +88,8 @@ def tiles(pairs: Sequence[tuple[str, str]]) -> str:
 
 def figure(plot: Plot) -> str:
     """A section with the plot and its caption, which also is its text alternative."""
+    from trainer.plot_style import inline_svg  # not above: matplotlib takes its time to import
+
     return (
         f"<section><h2>{escape(plot.title)}</h2>\n<figure>{inline_svg(plot)}\n"
         f'<figcaption id="{plot.name}-caption">{escape(plot.caption)}</figcaption>'

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from trainer.display import format_duration
 from trainer.flops_text import format_flops
 from trainer.html import bullets, facts, figure, folded, page, table, tiles
 from trainer.log import JsonValue, Record, number
-from trainer.plot_style import Plot
 from trainer.run_record import RunRecord, rows_of
+
+if TYPE_CHECKING:
+    from trainer.plot_style import Plot
 
 HEAD = ("budget", "FLOPs", "of budget", "parameters", "val accuracy", "test accuracy")
 _LOG_FIELDS = ("kind", "step", "total_steps", "recipe", "data", "images", "groups")

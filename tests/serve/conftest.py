@@ -101,7 +101,11 @@ def connect(url: str, timeout_s: float) -> httpx.Client:
 
 
 def start_server(
-    bundle: Path, *options: str, seconds: float = 60, within: Sequence[str] = ()
+    bundle: Path,
+    *options: str,
+    seconds: float = 60,
+    within: Sequence[str] = (),
+    **environment: str,
 ) -> RunningServer:
     """Start a server on a free port and wait until it is ready.
 
@@ -116,7 +120,7 @@ def start_server(
     process = subprocess.Popen(
         [*command, "--port", str(port), *options],
         cwd=ROOT,
-        env=os.environ | {"PYTHONWARNINGS": "default"},
+        env=os.environ | {"PYTHONWARNINGS": "default"} | environment,
         start_new_session=True,  # no terminal, as a service has none
         stderr=log,
         text=True,
@@ -184,6 +188,19 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(bundle_folder: Path) -> Iterator[RunningServer]:
     """One server for all tests that leave it well."""
     running = start_server(bundle_folder, "--max-body-bytes", "3000000")
+    yield running
+    stop_server(running)
+
+
+@pytest.fixture(scope="session")
+def keyed_server(bundle_folder: Path) -> Iterator[RunningServer]:
+    """One that asks for keys, and lets pages of https://example.org ask."""
+    running = start_server(
+        bundle_folder,
+        *("--prebuild", "no", "--cors-origins", "https://example.org"),
+        SHIFTNAS_API_KEYS="first-key, second-key",
+        SHIFTNAS_ADMIN_KEYS="old-admin-key, admin-key",
+    )
     yield running
     stop_server(running)
 

@@ -16,9 +16,7 @@ import pytest
 
 from models.bundle import Bundle
 from shiftnas_serve.settings import load_settings
-from tests.serve.conftest import ROOT, start_server, stop_server
-
-PNG = {"Content-Type": "image/png"}
+from tests.serve.conftest import PNG, ROOT
 
 
 def test_budgets_list_what_may_be_asked_for(server, bundle: Bundle):
@@ -166,24 +164,19 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
         load_settings({}, config=config, environment={})
 
 
-def test_keys_are_asked_for_where_they_are_set(monkeypatch, bundle_folder, png):
-    monkeypatch.setenv("SHIFTNAS_API_KEYS", "first-key, second-key")
-    server = start_server(bundle_folder, "--prebuild", "no")
-    try:
-        for wrong in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic first-key"}):
-            for path in ("/budgets", "/subnets/x"):
-                assert server.client.get(path, headers=wrong).status_code == 401
-            refused = server.client.post("/classify", content=png, headers={**PNG, **wrong})
-            assert refused.status_code == 401
-            assert refused.headers["WWW-Authenticate"] == "Bearer"
-            assert refused.headers["content-type"] == "application/problem+json"
-        for key in ("first-key", "second-key"):
-            right = {**PNG, "Authorization": f"Bearer {key}"}
-            answer = server.client.post("/classify", content=png, headers=right)
-            assert answer.status_code == 200
-        assert server.client.get("/livez").status_code == 200
-    finally:
-        stop_server(server)
+def test_keys_are_asked_for_where_they_are_set(keyed_server, png):
+    client = keyed_server.client
+    for wrong in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic first-key"}):
+        for path in ("/budgets", "/subnets/x"):
+            assert client.get(path, headers=wrong).status_code == 401
+        refused = client.post("/classify", content=png, headers={**PNG, **wrong})
+        assert refused.status_code == 401
+        assert refused.headers["WWW-Authenticate"] == "Bearer"
+        assert refused.headers["content-type"] == "application/problem+json"
+    for key in ("first-key", "second-key"):
+        right = {**PNG, "Authorization": f"Bearer {key}"}
+        assert client.post("/classify", content=png, headers=right).status_code == 200
+    assert client.get("/livez").status_code == 200
 
 
 def test_budgets_say_which_subnets_are_resident(server, bundle: Bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import pytest
 
 from shiftnas_serve.request_context import continue_trace
@@ -70,16 +71,17 @@ def test_later_versions_of_traceparent_are_read_as_far_as_they_are_known():
     assert trace.span_id != SPAN_ID
 
 
-def test_pages_of_other_origins_are_kept_out_unless_named(server, bundle_folder, png):
+def test_pages_of_other_origins_are_kept_out_unless_named(server, keyed_server, png):
     origin = {"Origin": "https://example.org"}
     answer = server.client.post("/classify", content=png, headers=origin)
     assert "access-control-allow-origin" not in answer.headers
-    open_server = start_server(bundle_folder, "--cors-origins", "https://example.org")
-    try:
-        answer = open_server.client.post("/classify", content=png, headers=origin)
-        assert answer.headers["access-control-allow-origin"] == "https://example.org"
-        assert "Served-FLOPs" in answer.headers["access-control-expose-headers"]
-        other = open_server.client.post("/classify", content=png, headers={"Origin": "https://x.y"})
-        assert "access-control-allow-origin" not in other.headers
-    finally:
-        stop_server(open_server)
+
+    def ask(page: str) -> httpx.Response:
+        headers = {"Origin": page, "Authorization": "Bearer first-key"}
+        return keyed_server.client.post("/classify", content=png, headers=headers)
+
+    answer = ask("https://example.org")
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert "Served-FLOPs" in answer.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in ask("https://x.y").headers

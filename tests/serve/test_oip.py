@@ -16,7 +16,7 @@ from tritonclient.http import (
 from models.bundle import Bundle
 from shiftnas_serve.oip import MAX_IMAGES, parse_request
 from shiftnas_serve.problem import Problem
-from tests.serve.conftest import RunningServer, encoded, picture, start_server, stop_server
+from tests.serve.conftest import RunningServer, encoded, picture
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +122,15 @@ def test_one_corrupt_image_does_not_touch_the_next_request(triton, bundle: Bundl
     assert triton.infer(bundle.name, [image_input(png)]).as_numpy("probabilities").shape[0] == 1
 
 
-def test_keys_guard_inference(bundle_folder, bundle: Bundle, png, monkeypatch):
-    monkeypatch.setenv("SHIFTNAS_API_KEYS", "secret")
-    server = start_server(bundle_folder)
-    client = InferenceServerClient(server.url.removeprefix("http://"))
+def test_keys_guard_inference(keyed_server, bundle: Bundle, png):
+    client = InferenceServerClient(keyed_server.url.removeprefix("http://"))
     try:
         with pytest.raises(InferenceServerException, match="key"):
             client.infer(bundle.name, [image_input(png)])
-        given = {"Authorization": "Bearer secret"}
+        given = {"Authorization": "Bearer first-key"}
         assert client.infer(bundle.name, [image_input(png)], headers=given) is not None
     finally:
         client.close()
-        stop_server(server)
 
 
 HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": '

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 
 import httpx
+import pytest
 
 from models.bundle import Bundle
-from tests.serve.conftest import RunningServer, encoded, picture, start_server, stop_server
-
-PNG = {"Content-Type": "image/png"}
+from tests.serve.conftest import (
+    PNG,
+    RunningServer,
+    encoded,
+    picture,
+    start_server,
+    stop_server,
+)
 
 
 def post_all(
@@ -41,59 +48,57 @@ async def nothing() -> None:
     pass
 
 
-def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(bundle_folder, png):
+@pytest.fixture(scope="module")
+def patient(bundle_folder: Path) -> Iterator[RunningServer]:
+    """One server that keeps many waiting."""
+    running = start_server(bundle_folder, "--max-waiting", "1000", "--timeout-s", "20")
+    yield running
+    stop_server(running)
+
+
+def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(patient, png):
     """A worker stands still, and so much is asked that not even the smallest would be in time."""
-    server = start_server(bundle_folder, "--max-waiting", "1000", "--timeout-s", "20")
-    try:
-        (worker,) = server.worker_pids()
-        os.kill(worker, signal.SIGSTOP)
-        patient = [(png, {**PNG, "FLOPs-Budget": "1M"})] * 10
-        hurried = [(png, {**PNG, "Latency-Budget": "6"})] * 300
+    (worker,) = patient.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    unhurried = [(png, {**PNG, "FLOPs-Budget": "1M"})] * 10
+    hurried = [(png, {**PNG, "Latency-Budget": "6"})] * 300
 
-        async def go_on() -> None:
-            await asyncio.sleep(1.0)
-            os.kill(worker, signal.SIGCONT)
+    async def go_on() -> None:
+        await asyncio.sleep(1.0)
+        os.kill(worker, signal.SIGCONT)
 
-        answers = post_all(server, [*patient, *hurried], go_on)
-        first, rest = answers[: len(patient)], answers[len(patient) :]
-        assert [answer.status_code for answer in first] == [200] * len(patient)
-        assert {answer.status_code for answer in rest} <= {200, 429, 504}
-        shed = [answer for answer in rest if answer.status_code == 429]
-        assert shed
-        for answer in shed:
-            assert int(answer.headers["Retry-After"]) >= 1
-            assert "no subnet would answer in time" in answer.json()["detail"]
-        after = server.client.post(
-            "/classify", content=png, headers={**PNG, "Latency-Budget": "9e3"}
-        )
-        assert after.status_code == 200
-    finally:
-        stop_server(server)
+    answers = post_all(patient, [*unhurried, *hurried], go_on)
+    first, rest = answers[: len(unhurried)], answers[len(unhurried) :]
+    assert [answer.status_code for answer in first] == [200] * len(unhurried)
+    assert {answer.status_code for answer in rest} <= {200, 429, 504}
+    shed = [answer for answer in rest if answer.status_code == 429]
+    assert shed
+    for answer in shed:
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "no subnet would answer in time" in answer.json()["detail"]
+    after = patient.client.post("/classify", content=png, headers={**PNG, "Latency-Budget": "9e3"})
+    assert after.status_code == 200
 
 
-def test_answers_to_a_crowd_name_the_subnet_that_ran(bundle_folder, bundle: Bundle, png):
+def test_answers_to_a_crowd_name_the_subnet_that_ran(patient, bundle: Bundle, png):
     """Jobs shrink when their turn comes; what is said of them is what happened."""
-    server = start_server(bundle_folder, "--max-waiting", "1000")
-    try:
-        bound = (bundle.min_flops + bundle.max_flops) // 2
-        requests = [(png, {**PNG, "Latency-Budget": "400"})] * 100
-        requests += [(png, {**PNG, "Latency-Budget": "400", "FLOPs-Budget": str(bound)})] * 100
-        answers = post_all(server, requests, nothing)
-        assert {answer.status_code for answer in answers} <= {200, 429, 504}
-        flops = {bundle.space.arch_id(arch): bundle.space.flops(arch) for arch in bundle.archs()}
-        within = bundle.space.flops(bundle.answer(bound))
-        for place, answer in enumerate(answers):
-            if answer.status_code != 200:
-                continue
-            most = bundle.max_flops if place < 100 else within
-            body = answer.json()
-            served = body["subnet"]["flops"]
-            assert int(answer.headers["Served-FLOPs"]) == served == flops[body["subnet"]["id"]]
-            assert served <= most
-            assert body["budget"]["degraded"] or served == most
-        assert sum(answer.status_code == 200 for answer in answers) > 20
-    finally:
-        stop_server(server)
+    bound = (bundle.min_flops + bundle.max_flops) // 2
+    requests = [(png, {**PNG, "Latency-Budget": "400"})] * 100
+    requests += [(png, {**PNG, "Latency-Budget": "400", "FLOPs-Budget": str(bound)})] * 100
+    answers = post_all(patient, requests, nothing)
+    assert {answer.status_code for answer in answers} <= {200, 429, 504}
+    flops = {bundle.space.arch_id(arch): bundle.space.flops(arch) for arch in bundle.archs()}
+    within = bundle.space.flops(bundle.answer(bound))
+    for place, answer in enumerate(answers):
+        if answer.status_code != 200:
+            continue
+        most = bundle.max_flops if place < 100 else within
+        body = answer.json()
+        served = body["subnet"]["flops"]
+        assert int(answer.headers["Served-FLOPs"]) == served == flops[body["subnet"]["id"]]
+        assert served <= most
+        assert body["budget"]["degraded"] or served == most
+    assert sum(answer.status_code == 200 for answer in answers) > 20
 
 
 def test_damaged_images_in_a_crowd_hurt_nobody(server: RunningServer):

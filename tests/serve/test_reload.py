@@ -356,11 +356,14 @@ def test_a_bundle_that_is_overwritten_is_served_only_when_it_is_reloaded(
     assert "request_id=sighup-" in server.said()
 
 
-def test_reloads_need_an_admin_key(start, bundle_folder, other_folder, monkeypatch):
-    monkeypatch.setenv("SHIFTNAS_API_KEYS", "user-key")
-    server = start(bundle_folder, "--prebuild", "no")
+def test_reloads_need_an_admin_key(keyed_server, other_folder):
+    server = keyed_server
     body = {"bundle": str(other_folder)}
-    for headers in ({}, {"Authorization": "Bearer user-key"}, {"Authorization": "Basic admin-key"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer first-key"},
+        {"Authorization": "Basic admin-key"},
+    ):
         answer = server.client.post("/admin/reload", json=body, headers=headers)
         assert answer.status_code == 401
         assert "admin key" in answer.json()["detail"]

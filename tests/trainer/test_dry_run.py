@@ -22,7 +22,8 @@ NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA
 
 def test_a_plan_counts_what_training_does(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
-    settings = ["epochs=3", "shift_every=7", "warm_up_share=0.3", "generator.masked_every=3"]
+    settings = ["epochs=3", "shift_every=4", "warm_up_share=0.3", "generator.masked_every=3"]
+    settings += ["batch_size=256"]
     settings += ["generator.pretrain_steps=0", "threads=1", "evaluate_every=100"]
     plan = plan_of(with_settings(get_recipe("digits"), settings))
     arguments = [part for setting in settings for part in ("--set", setting)]
@@ -33,7 +34,7 @@ def test_a_plan_counts_what_training_does(tmp_path, monkeypatch):
     assert plan.total_steps == start["total_steps"]
     assert plan.updates == sum(drops is not None for drops in shifts) > 0
     assert plan.masked_steps == len(range(0, plan.total_steps, 3))
-    assert plan.epoch_steps * 64 <= plan.train_images < (plan.epoch_steps + 1) * 64
+    assert plan.epoch_steps * 256 <= plan.train_images < (plan.epoch_steps + 1) * 256
 
 
 def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(

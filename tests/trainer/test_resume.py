@@ -63,9 +63,29 @@ def unfinished(monkeypatch):
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
 
 
-@pytest.mark.parametrize(("sampler", "ema"), [("shift", 0.0), ("shift-direct", 0.9)])
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.run, "finish", lambda *_: {})
+        assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(one_epoch, tmp_path):
+    """Of a run of one epoch; a test may go on with it."""
+    return Path(shutil.copytree(one_epoch, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ema", "number"),
+    [("shift", 0.0, signal.SIGTERM), ("shift-direct", 0.9, signal.SIGINT)],
+)
 @pytest.mark.usefixtures("unfinished")
-def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sampler, ema):
+def test_four_epochs_are_two_and_two_more_bit_for_bit(
+    tmp_path, monkeypatch, capsys, sampler, ema, number
+):
     """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
     chosen = settings(f"sampler={sampler}", f"ema={ema}", "epochs=4", "optimizer.clip_norm=1.0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -76,7 +96,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sam
         noise.append((torch.rand(()).item(), random.random(), np.random.random()))  # noqa: NPY002
         steps.append(1)
         if len(steps) in stops:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return real_step(*arguments, **named)
 
     monkeypatch.setattr(trainer.run, "train_step", noisy_step)
@@ -86,9 +106,11 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(tmp_path, monkeypatch, sam
     steps.clear()
     noise.clear()
     stops = (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 3)
-    assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
+    assert main([*chosen, "--out", str(parts)]) == 128 + number
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"stopped by {number.name}; go on with: python -m trainer.run --resume {parts}"
     assert load_checkpoint(parts)["step"] == stops[0]
-    assert main(["--resume", str(parts)]) == 128 + signal.SIGTERM
+    assert main(["--resume", str(parts)]) == 128 + number
     assert load_checkpoint(parts)["step"] == stops[1]
     assert main(["--resume", str(parts)]) == 0
     assert noise == expected_noise
@@ -167,9 +189,7 @@ def files_of_at_most(size):
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(folder, capsys):
     before = load_checkpoint(folder)
     capsys.readouterr()
     with files_of_at_most(50_000):
@@ -199,9 +219,7 @@ def test_a_full_disk_under_the_log_is_one_error_that_names_it(tmp_path, capsys, 
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(folder, capsys):
     before = load_checkpoint(folder)
     wild = ["epochs=4", "optimizer.learning_rate=1e30", "checkpoint_every_s=0"]
     wild = [part for setting in wild for part in ("--set", setting)]
@@ -219,9 +237,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_a_resumed_run_keeps_what_its_checkpoint_is_made_of(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+def test_a_resumed_run_keeps_what_its_checkpoint_is_made_of(folder, capsys):
     written = (folder / "recipe.json").read_text()
     for fixed in ("seed=5", "space=nano-vit", "batch_size=128", "sampler_options.groups=3"):
         assert main(["--resume", str(folder), "--set", fixed]) == 2
@@ -235,11 +251,10 @@ def test_a_resumed_run_keeps_what_its_checkpoint_is_made_of(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_a_checkpoint_of_other_data_is_refused(tmp_path, capsys):
+def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path, capsys):
     from PIL import Image
 
-    folder, images = tmp_path / "run", tmp_path / "images"
-    assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    images = tmp_path / "images"
     for label in "ab":
         (images / label).mkdir(parents=True)
         for number in range(400):
@@ -275,17 +290,16 @@ class Running:
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_its_number(tmp_path, number):
+def test_sigterm_leaves_a_checkpoint_and_its_number(tmp_path):
     folder = tmp_path / "run"
     with Running(*settings("epochs=500"), "--out", str(folder)) as running:
         # the log begins before the first step; a signal in between leaves nothing to resume
         running.wait_for(folder / "log.jsonl", '"kind":"step"')
-        running.process.send_signal(number)
+        running.process.send_signal(signal.SIGTERM)
         _, said = running.process.communicate(timeout=100)
-    assert running.process.returncode == 128 + number, said
+    assert running.process.returncode == 128 + signal.SIGTERM, said
     last = said.splitlines()[-1]
-    assert last.startswith(f"stopped by {number.name}; go on with: python -m trainer.run --resume")
+    assert last.startswith("stopped by SIGTERM; go on with: python -m trainer.run --resume")
     assert "Traceback" not in said
     assert load_checkpoint(folder)["step"] >= 1
     assert not list(folder.glob("*.partial"))
