@@ -15,7 +15,9 @@ bin := $(VENV)/bin
 quiet := $(shell [ -t 2 ] || echo -q)
 pip := $(bin)/python -m pip install $(quiet) --disable-pip-version-check -c constraints.txt
 # One thread each: two workers with a pool of threads each would fight over two cores.
-pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2
+# Each worker begins with a half of its own, so that few servers and bundles are made twice, and takes
+# from the other when it is done.
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help serve train bench test test-all check format lint-format lint types contracts image lock clean

@@ -41,6 +41,9 @@ from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 _RESTART_POLL_S = 0.2
 _IDLE_S = 1.0
 _BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+"""Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
+not be the one that is asked, or a request that is on its way is lost."""
 
 
 class Host(litserve.LitServer):
@@ -233,6 +236,7 @@ def serve(settings: Settings) -> None:
                 log_config=None,  # uvicorn's lines go where ours go
                 generate_client_file=False,
                 access_log=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 proxy_headers=False,  # nothing here depends on who asks
                 server_header=False,
             )

@@ -93,6 +93,15 @@ def test_openapi_names_every_body_budget_and_error(server):
     assert server.client.get("/docs").status_code == 200
 
 
+def test_an_idle_connection_is_kept_for_as_long_as_balancers_do(server):
+    """uvicorn would close it after 5 s, maybe while a request is on its way."""
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as idle:
+        for wait_s in (0, 5.5):
+            time.sleep(wait_s)
+            idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 def test_the_server_does_not_import_torch(server, png):
     server.client.post("/classify", content=png, headers=PNG)
     for pid in {server.process.pid} | server.descendants():
