@@ -65,24 +65,28 @@ class Inbox:
 
     def receive(self, timeout_s: float) -> Iterator[tuple[Client, Job | Cancel | Open]]:
         """All that has come; waits up to ``timeout_s`` where nothing has."""
-        while ready := self._selector.select(timeout_s):
-            timeout_s = 0.0
-            for key, _ in ready:
+        more = True
+        while more:
+            more = False
+            for key, _ in self._selector.select(timeout_s):
                 if key.data is None:
                     self._accept()
-                else:
-                    for frame in self._read(key.data):
-                        assert isinstance(frame, Job | Cancel | Open), frame
-                        yield key.data, frame
+                    continue
+                data = self._read(key.data)
+                more |= len(data) == _RECEIVE_BYTES  # else it was all, and need not be asked for
+                for frame in key.data.reader.feed(data):
+                    assert isinstance(frame, Job | Cancel | Open), frame
+                    yield key.data, frame
+            timeout_s = 0.0
 
-    def _read(self, client: Client) -> Iterator[Frame]:
+    def _read(self, client: Client) -> bytes:
         try:
             data = client.connection.recv(_RECEIVE_BYTES)
         except OSError:
             data = b""
         if not data:
             self.drop(client)
-        yield from client.reader.feed(data)
+        return data
 
     def send(self, client: Client, data: bytes) -> None:
         """Send packed frames to a client; one that has gone or is stuck is dropped."""

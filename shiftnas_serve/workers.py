@@ -30,8 +30,9 @@ _POLL_S = 0.25
 _RETRY_S = 1.0
 # One may be lost while it loads for reasons of its own.
 _LOST_LOADING = 3
-# Most answers are there by then, and cost no watch over the client's connection.
-_WATCH_CLIENT_AFTER_S = 0.02
+# Most answers are there by then, and cost no watch over the client's connection: a task, which is
+# as much work as a tenth of a small subnet's answer.
+_WATCH_CLIENT_AFTER_S = 0.1
 # Until a build has been seen.
 _BUILD_MS = 20.0
 # How fast an estimate follows what is observed.

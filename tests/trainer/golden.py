@@ -31,10 +31,10 @@ COMMON = [
 ]
 CURVES = {
     # every step masked, the shift through the generator: the paper
-    "paper": ["sampler=shift"],
+    "paper": ["sampler=shift", "generator.masked_every=1"],
     # mostly sliced steps, the direct shift
     "fast": ["sampler=shift-direct", "generator.masked_every=4"],
-    "sandwich": ["sampler=sandwich", "epochs=1"],
+    "sandwich": ["sampler=sandwich", "generator.masked_every=1", "epochs=1"],
     # a ViT has no BatchNorm and another optimizer
     "vit": [
         "space=nano-vit",
