@@ -66,15 +66,19 @@ def ask(module, option):
             status = exit.code
     return status, out.getvalue(), err.getvalue()
 
-option, *modules = sys.argv[1:]
-print(json.dumps({module: ask(module, option) for module in modules}))
+modules = sys.argv[1:]
+options = ("--help", "--no-such-option")
+print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
 """
 
 
 @cache
-def ask_all(option: str) -> dict[str, tuple[int, str, str]]:
-    """Exit status, output and errors of every command; in one process, since most import torch."""
-    ended = run(sys.executable, "-c", ASK_ALL, option, *ENTRY_POINTS)
+def ask_all() -> dict[str, dict[str, tuple[int, str, str]]]:
+    """Option -> exit status, output and errors of every command.
+
+    In one process, since most import torch.
+    """
+    ended = run(sys.executable, "-c", ASK_ALL, *ENTRY_POINTS)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -85,7 +89,7 @@ def help_of(module: str, *words: str) -> str:
         ended = run(sys.executable, "-m", module, *words, "--help")
         status, out, err = ended.returncode, ended.stdout, ended.stderr
     else:
-        status, out, err = ask_all("--help")[module]
+        status, out, err = ask_all()["--help"][module]
     assert status == 0, err
     return out
 
@@ -110,7 +114,7 @@ def test_commands_start(module):
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)
 def test_an_unknown_option_is_refused_in_words(module):
-    status, _, errors = ask_all("--no-such-option")[module]
+    status, _, errors = ask_all()["--no-such-option"][module]
     assert status == 2
     assert "error:" in errors
 
