@@ -42,6 +42,11 @@ class Settings(BaseModel):
     threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
     runtime: str = Field("onnxruntime", description="onnxruntime, tensorrt or torch")
     device: str = Field("cpu", description="of the runtime: cpu, cuda, or tensorrt for onnxruntime")
+    engine_cache: Path | None = Field(
+        None,
+        description="folder in which the tensorrt runtime keeps its engines between starts "
+        "(default: none)",
+    )
     default_flops: float | None = Field(
         None, gt=0, description="budget of requests that name none (default: the largest subnet)"
     )
@@ -112,6 +117,15 @@ class Settings(BaseModel):
         every = {key.get_secret_value() for key in self.api_keys}
         if any(key.get_secret_value() in every for key in self.admin_keys):
             raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_are_tensorrts(self) -> Settings:
+        if self.engine_cache is not None and self.runtime != "tensorrt":
+            raise ValueError(
+                f"engine_cache keeps TensorRT engines, and the runtime is {self.runtime}; set "
+                "runtime to tensorrt, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")

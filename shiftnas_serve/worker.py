@@ -57,7 +57,9 @@ def load_revision(folder: Path, settings: Settings, *, busy: bool = False) -> Lo
     ``busy``: whether this process runs another meanwhile.
     """
     bundle = load_bundle(folder)
-    runtime = build_runtime(settings.runtime, settings.device, settings.threads)
+    runtime = build_runtime(
+        settings.runtime, settings.device, settings.threads, settings.engine_cache
+    )
     pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
     engine = Engine(bundle, runtime, settings.session_bytes, pinned)
     for arch in pinned:

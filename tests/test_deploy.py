@@ -9,7 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from shiftnas_serve.settings import PREFIX, Settings
+from shiftnas_serve.runtimes import tensorrt
+from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -107,6 +108,51 @@ def test_selectors_find_the_pods():
         for key in path:
             selector = selector[key]
         assert selector.items() <= labels.items()
+
+
+def gpu(kind: str) -> dict:
+    (one,) = [document for document in MANIFESTS["gpu.yaml"] if document["kind"] == kind]
+    return one
+
+
+def test_the_gpu_replica_asks_for_a_gpu_and_keeps_its_engines():
+    serve, pod = container(gpu("Deployment")), gpu("Deployment")["spec"]["template"]["spec"]
+    assert serve["resources"]["limits"]["nvidia.com/gpu"] == 1
+    values = {one["name"]: one["value"] for one in serve["env"] if "value" in one}
+    settings = load_settings({}, environment=values)
+    assert (settings.runtime, settings.device) == ("tensorrt", "cuda")
+    mounts = {one["mountPath"]: one["name"] for one in serve["volumeMounts"]}
+    (volume,) = [v for v in pod["volumes"] if v["name"] == mounts[str(settings.engine_cache)]]
+    claim = gpu("PersistentVolumeClaim")["metadata"]["name"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim
+    assert "readOnly" not in volume["persistentVolumeClaim"]
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
+
+
+def test_the_gpu_replica_is_found_by_its_own_selectors_alone():
+    labels = gpu("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert gpu("Service")["spec"]["selector"].items() <= labels.items()
+    selected = gpu("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert selected.items() <= labels.items()
+    others = only("deployment.yaml")["spec"]["selector"]["matchLabels"]
+    assert not others.items() <= labels.items()
+
+
+def test_the_gpu_image_runs_what_the_manifest_asks_for():
+    text = (ROOT / "deploy" / "gpu.Dockerfile").read_text(encoding="utf-8")
+    serve = container(gpu("Deployment"))
+    assert f"docker build -t {serve['image']} " in text
+    (line,) = [one for one in text.splitlines() if one.startswith("ENV ")]
+    given = {one["name"]: one.get("value") for one in serve["env"]}
+    for setting in line.split()[1:]:
+        name, _, value = setting.partition("=")
+        assert given[name] == value
+    assert "tensorrt-cu13>=10.14.1,<11" in Path(tensorrt.__file__).read_text(encoding="utf-8")
+    assert "tensorrt-cu13>=10.14.1,<11" in text
+    users = [one.split()[1] for one in text.splitlines() if one.startswith("USER ")]
+    assert users[-1] == str(
+        gpu("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    )
 
 
 def test_compose_serves_the_image_behind_its_balancer():

@@ -6,6 +6,7 @@ Modules are imported when a runtime is asked for, so a server pays only for the 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 
@@ -17,8 +18,10 @@ RUNTIMES: dict[str, str] = {
 """Name -> ``module:class``."""
 
 
-def build_runtime(name: str, device: str, threads: int) -> AbstractRuntime:
-    """The runtime called ``name`` on ``device``.
+def build_runtime(
+    name: str, device: str, threads: int, engine_cache: Path | None = None
+) -> AbstractRuntime:
+    """The runtime called ``name`` on ``device``. ``engine_cache``: for those that keep engines.
 
     Raises ValueError for an unknown name, a library that is not installed, or a device that the
     runtime cannot use: nothing falls back to something else.
@@ -26,7 +29,8 @@ def build_runtime(name: str, device: str, threads: int) -> AbstractRuntime:
     if name not in RUNTIMES:
         raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
     module, _, cls = RUNTIMES[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(device, threads)
+    kept: dict[str, Path] = {} if engine_cache is None else {"engine_cache": engine_cache}
+    return getattr(importlib.import_module(module), cls)(device, threads, **kept)
 
 
 __all__ = ["RUNTIMES", "AbstractRuntime", "AbstractSession", "build_runtime"]

@@ -7,6 +7,7 @@ conformance where there is one. Needs TensorRT 10 (see pyproject.toml) and torch
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from models.arch import Arch
 from models.bundle import Bundle
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+from shiftnas_serve.runtimes.engine_files import EngineFiles
 
 MAX_BATCH = 32
 
@@ -44,6 +46,8 @@ class TensorRtSession(AbstractSession):
         self._tensorrt, self._torch = _import()
         logger = self._tensorrt.Logger(self._tensorrt.Logger.WARNING)
         self._engine = self._tensorrt.Runtime(logger).deserialize_cuda_engine(serialized)
+        if self._engine is None:
+            raise RuntimeError("TensorRT does not take the engine; its log above says why")
         self._context = self._engine.create_execution_context()
         self._num_classes = num_classes
         self.size_bytes = len(serialized)
@@ -71,15 +75,26 @@ class TensorRtSession(AbstractSession):
 
 
 class TensorRt(AbstractRuntime):
-    """``device``: cuda."""
+    """``device``: cuda. ``engine_cache``: a folder in which engines outlive the process."""
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, engine_cache: Path | None = None) -> None:
         if device != "cuda":
             raise ValueError(f"the tensorrt runtime runs on --device cuda, not {device!r}")
-        self._tensorrt, _ = _import()
+        self._tensorrt, torch = _import()
+        self._gpu = torch.cuda.get_device_name()
+        self._files = None if engine_cache is None else EngineFiles(engine_cache)
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
-        serialized = self.serialize(bundle, arch)
+        if self._files is None:
+            serialized = self.serialize(bundle, arch)
+        else:
+            serialized = self._files.get(
+                bundle.version,  # of all files, the weights among them
+                bundle.space.arch_id(arch),
+                f"TensorRT {self._tensorrt.__version__}, batches to {MAX_BATCH}",
+                self._gpu,
+                build=lambda: self.serialize(bundle, arch),
+            )
         return TensorRtSession(serialized, bundle.space.num_classes)
 
     def serialize(self, bundle: Bundle, arch: Arch) -> bytes:

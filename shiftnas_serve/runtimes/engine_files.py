@@ -1,0 +1,63 @@
+"""EngineFiles: built engines in a folder, so that a restart need not build them again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_LOG = structlog.get_logger("shiftnas_serve.engines")
+
+
+class EngineFiles:
+    """One file an engine; processes that share the folder may each write what the others miss.
+
+    What is damaged is built again, and a disk that is full stops nothing: both are logged. An
+    engine is a program: whoever may write to the folder decides what the server runs.
+
+    Raises ValueError for a folder that cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"engine_cache: cannot make {folder} ({error.strerror}); name another folder"
+            ) from None
+        self._folder = folder
+
+    def get(self, *key: str, build: Callable[[], bytes]) -> bytes:
+        """The engine that was built for this key, else what ``build`` answers, which is kept.
+
+        key: all that an engine depends on (weights, arch, library, device).
+        """
+        name = hashlib.sha256("\n".join(key).encode()).hexdigest()
+        path = self._folder / f"{name}.engine"
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _LOG.warning("engine not read", path=str(path), reason=error.strerror)
+        else:
+            engine = content[_DIGEST_BYTES:]
+            if hashlib.sha256(engine).digest() == content[:_DIGEST_BYTES]:
+                return engine
+            _LOG.warning("engine is damaged and built again", path=str(path))
+        engine = build()
+        self._write(path, engine)
+        return engine
+
+    def _write(self, path: Path, engine: bytes) -> None:
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            partial.write_bytes(hashlib.sha256(engine).digest() + engine)
+            partial.replace(path)  # in one step: a reader finds a whole file or none
+        except OSError as error:
+            _LOG.warning("engine not kept", path=str(path), reason=error.strerror)
+            partial.unlink(missing_ok=True)
