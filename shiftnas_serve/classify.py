@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,10 +120,18 @@ class Classifier:
                 # that those that must be refused hear so at once.
                 await asyncio.sleep(0)
             decoding = time.monotonic()
-            photo = await self._decode(data)
+            if "latency_ms" in asked:
+                # The subnet depends on what decoding took, and the worker may choose a smaller one:
+                # it prepares a small photo, for that one, or time would go on resizing it twice.
+                photo = await self._in_turn(data, self._decode)
+                plan = self._plan(asked, 1000 * (time.monotonic() - received))
+                prepared = is_large(photo)
+                prepare = partial(self._bundle.preprocess.pixels, photo, plan.subnet.side)
+                pixels = await self._in_thread(prepare) if prepared else np.asarray(photo)
+            else:
+                plan, prepared = self._plan(asked, 0.0), True
+                pixels = await self._in_turn(data, partial(self._pixels, side=plan.subnet.side))
             decode_ms = 1000 * (time.monotonic() - decoding)
-            plan = self._plan(asked, 1000 * (time.monotonic() - received))
-            pixels, prepared = await self._pixels(photo, plan)
         self.admission.refuse_if_hopeless(deadline)
         answer = await self._workers.run(
             key=plan.subnet.key,
@@ -146,28 +154,22 @@ class Classifier:
         self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - decoding))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
-    async def _decode(self, data: bytes) -> Photo:
-        preprocess = self._bundle.preprocess
-        arguments = (data, self._side, self._settings.max_pixels)
+    async def _in_turn(self, data: bytes, read: Callable[[bytes], T]) -> T:
+        """``read(data)``, in a thread unless it takes but a moment."""
         try:
-            if is_small(data):
-                return preprocess.decode(*arguments)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._decoders, preprocess.decode, *arguments)
+            return read(data) if is_small(data) else await self._in_thread(partial(read, data))
         except ImageError as error:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
 
-    async def _pixels(self, photo: Photo, plan: Plan) -> tuple[np.ndarray, bool]:
-        """What a worker gets: uint8 (height, width, 3), and whether it is prepared."""
-        width, height = size_of(photo)
-        prepare, side = self._bundle.preprocess.pixels, plan.subnet.side
-        if width * height <= _SMALL_PIXELS:
-            # Where the worker may choose a smaller subnet, it prepares the photo, for that one:
-            # it would else be resized twice just when time is short.
-            return (np.asarray(photo), False) if plan.shrinks else (prepare(photo, side), True)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, prepare, photo, side), True
+    async def _in_thread(self, do: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, do)
+
+    def _decode(self, data: bytes) -> Photo:
+        return self._bundle.preprocess.decode(data, self._side, self._settings.max_pixels)
+
+    def _pixels(self, data: bytes, side: int) -> np.ndarray:
+        return self._bundle.preprocess.pixels(self._decode(data), side)
 
     def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
         deadline = started + self._settings.timeout_s
@@ -231,6 +233,12 @@ def read_top_k(query: bytes, classes: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
         raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
     return min(int(text), classes)
+
+
+def is_large(photo: Photo) -> bool:
+    """Whether to resize it takes more than a moment."""
+    width, height = size_of(photo)
+    return width * height > _SMALL_PIXELS
 
 
 def is_small(data: bytes) -> bool:
