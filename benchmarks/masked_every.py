@@ -18,9 +18,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from benchmarks.samplers import Costs, Variants, build_parser, measure
+from benchmarks.samplers import (
+    Costs,
+    Variants,
+    accuracies,
+    build_parser,
+    measure,
+    print_accuracies,
+)
 from models.relaxed import RelaxedFlops
 from trainer.config import with_settings
 from trainer.dry_run import one_step, probe_of
@@ -75,13 +81,6 @@ def masked_costs(recipe: Recipe, variants: Variants) -> Costs:
     return costs
 
 
-def mean_accuracies(folder: Path) -> tuple[float, float, float]:
-    """Percent: mean over the budgets, at the smallest, at the largest."""
-    rows = json.loads((folder / "frontier.json").read_text())
-    accuracies = [100 * row["test_accuracy"] for row in rows]
-    return statistics.mean(accuracies), accuracies[0], accuracies[-1]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = build_parser("masked_every", __doc__)
@@ -93,21 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    first = next(iter(variants))
-    table: dict[str, list[tuple[float, float, float]]] = {
-        name: [mean_accuracies(options.out / f"{name}-{seed}") for seed in options.seeds]
-        for name in variants
-    }
-    print(f"test accuracy, %, over seeds {options.seeds}; difference to {first}, paired by seed")
-    for name, runs in table.items():
-        means = [run[0] for run in runs]
-        gains = [run[0] - other[0] for run, other in zip(runs, table[first], strict=True)]
-        print(
-            f"  {name:6} mean {statistics.mean(means):6.2f} ({min(means):.2f} to {max(means):.2f})"
-            f"  smallest {statistics.mean(run[1] for run in runs):6.2f}"
-            f"  largest {statistics.mean(run[2] for run in runs):6.2f}"
-            f"  difference {statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})"
-        )
+    table = accuracies(options, variants)
+    print_accuracies(options, table)
     print(json.dumps({"benchmark": "masked_every", "test_accuracy": table, **result}))
     return 0
 

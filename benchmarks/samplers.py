@@ -38,6 +38,10 @@ Variants = Mapping[str, Sequence[str]]
 Costs = dict[str, list[float]]
 """Name of a variant -> milliseconds of processor time of a training step, one figure per round."""
 
+Table = dict[str, list[tuple[float, float, float]]]
+"""Name of a variant -> for each seed test accuracy in percent: mean over the budgets of the
+recipe's table, at the smallest, at the largest."""
+
 COSTS_NAME = "costs.json"
 ROUNDS = 3
 COST_STEPS = 60
@@ -113,6 +117,34 @@ def run_all(options: argparse.Namespace, variants: Variants, epochs: dict[str, i
     return folders
 
 
+def accuracies(options: argparse.Namespace, variants: Variants) -> Table:
+    """What the runs reached."""
+    table: Table = {}
+    for name in variants:
+        for seed in options.seeds:
+            rows = json.loads((options.out / f"{name}-{seed}" / "frontier.json").read_text())
+            percents = [100 * row["test_accuracy"] for row in rows]
+            reached = (statistics.mean(percents), percents[0], percents[-1])
+            table.setdefault(name, []).append(reached)
+    return table
+
+
+def print_accuracies(options: argparse.Namespace, table: Table) -> None:
+    """A line for each variant; differences are paired by seed."""
+    first, width = next(iter(table)), max(len(name) for name in table)
+    print(f"test accuracy, %, over seeds {options.seeds}; difference to {first}, paired by seed")
+    for name, runs in table.items():
+        means = [run[0] for run in runs]
+        gains = [run[0] - other[0] for run, other in zip(runs, table[first], strict=True)]
+        print(
+            f"  {name:{width}} mean {statistics.mean(means):6.2f} "
+            f"({min(means):.2f} to {max(means):.2f})"
+            f"  smallest {statistics.mean(run[1] for run in runs):6.2f}"
+            f"  largest {statistics.mean(run[2] for run in runs):6.2f}"
+            f"  difference {statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})"
+        )
+
+
 def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """What all comparisons of variants ask."""
     parser = argparse.ArgumentParser(
@@ -137,11 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.samplers:
             if name not in SAMPLERS:
                 raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
-        result = measure(options, {name: [f"sampler={name}"] for name in options.samplers})
+        variants = {name: [f"sampler={name}"] for name in options.samplers}
+        result = measure(options, variants)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"benchmark": "samplers", **result}))
+    table = accuracies(options, variants)
+    print_accuracies(options, table)
+    print(json.dumps({"benchmark": "samplers", "test_accuracy": table, **result}))
     return 0
 
 

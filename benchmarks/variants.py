@@ -1,0 +1,53 @@
+"""Does a setting help? Runs with and without it at equal training time, over several seeds.
+
+    python -m benchmarks.variants --out runs/ema --variant ema=0 --variant ema=0.99
+    python -m benchmarks.variants --out runs/v --variant plain --variant "both ema=0.99 epochs=9"
+
+A variant is settings as for ``trainer.run --set``, after a name of its own if it has blanks. The
+first trains for the recipe's epochs, every other for as many as cost the same processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from benchmarks.samplers import accuracies, build_parser, measure, print_accuracies
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = build_parser("variants", __doc__)
+    parser.add_argument(
+        "--variant", action="append", required=True, metavar="[NAME] KEY=VALUE ...", dest="variants"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        variants = named(options.variants)
+        result = measure(options, variants)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    table = accuracies(options, variants)
+    print_accuracies(options, table)
+    print(json.dumps({"benchmark": "variants", "test_accuracy": table, **result}))
+    return 0
+
+
+def named(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Settings by the name of their variant. Raises ValueError for two of one name."""
+    variants: dict[str, list[str]] = {}
+    for text in texts:
+        words = text.split()
+        name = next(iter(words), "")
+        if not name or "/" in name:
+            raise ValueError(f"a variant is [NAME] KEY=VALUE ..., not {text!r}")
+        if name in variants:
+            raise ValueError(f"two variants are called {name!r}; give each a name of its own")
+        variants[name] = [word for word in words if "=" in word]
+    return variants
+
+
+if __name__ == "__main__":
+    sys.exit(main())
