@@ -1,0 +1,65 @@
+"""Who is let in: no processes, no server."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shiftnas_serve.admission import Admission
+from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings
+
+
+def admission(waiting_ms: float = 0.0, **settings: Any) -> Admission:
+    """Where the smallest subnet takes 100 ms, and so much waits in the least busy worker."""
+    table = LatencyTable(((1e6, 100.0), (2e6, 200.0)))
+    workers: Any = SimpleNamespace(latency=table, least_wait_ms=lambda deadline_s: waiting_ms)
+    metrics: Any = None
+    return Admission(workers, metrics, Settings(bundle=Path(), **settings), Path(), 1_000_000)
+
+
+def refused(asked: Admission, budget_ms: float, *, at_door: bool = False) -> bool:
+    try:
+        asked.refuse_if_hopeless(time.monotonic() + budget_ms / 1000, at_door=at_door)
+    except Problem as problem:
+        assert problem.status == 429
+        assert int(problem.headers["Retry-After"]) >= 1
+        return True
+    return False
+
+
+def test_who_comes_first_is_never_hopeless():
+    """What an idle server can do in the time is the planner's to say: 422, not 429."""
+    assert not refused(admission(), 1.0)
+
+
+def test_what_waits_must_leave_time_for_the_smallest_and_a_margin():
+    assert refused(admission(1000.0), 1000.0)
+    assert refused(admission(1000.0), 1150.0)  # in time half of the time
+    assert not refused(admission(1000.0), 1300.0)
+
+
+def test_at_the_door_images_in_preparation_count_and_later_not_they_come_after():
+    asked = admission()
+    with asked.preparing(), asked.preparing():
+        assert refused(asked, 250.0, at_door=True)
+        assert not refused(asked, 250.0)
+        assert not refused(asked, 400.0, at_door=True)
+    assert not refused(asked, 250.0, at_door=True)
+
+
+def test_other_http_processes_have_sent_as_much():
+    assert not refused(admission(100.0), 300.0)
+    assert refused(admission(100.0, http_processes=4), 300.0)
+
+
+def test_a_problem_of_preparing_leaves_no_count_behind():
+    asked = admission()
+    with pytest.raises(ValueError, match="damaged"), asked.preparing():
+        raise ValueError("damaged")
+    assert not refused(asked, 1.0, at_door=True)
