@@ -40,6 +40,8 @@ from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
 _IDLE_S = 1.0
+# An HTTP process is heard of four times a second.
+_SILENT_S = 1.5
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 """Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
@@ -66,6 +68,7 @@ class Host(litserve.LitServer):
         setattr(self, "monitor_internal", _RESTART_POLL_S)  # noqa: B010 (declared as an int)
         self.uvicorn_graceful_timeout = int(settings.timeout_s) + 1
         self._files, self._sockets = files, list[socket.socket]()
+        self._stall_s = settings.stall_s
         self._own_socket: socket.socket | None = None  # of the HTTP process that is forked next
         self._stopping = threading.Event()
         # A process must not be forked while another thread counts: its lock would stay taken there.
@@ -110,14 +113,25 @@ class Host(litserve.LitServer):
 
         processes: dict[int, Any] = {n: start(n) for n in range(num_uvicorn_servers)}
 
+        silent: dict[int, int] = {}  # looks in a row at which a process had not been heard of
+
         def keep() -> None:
             while not self._stopping.is_set():
                 # The sockets stay open here, so clients that come meanwhile wait and are served.
                 # wakes when one ends; the timeout is for the end of the server
                 wait([one.sentinel for one in processes.values()], timeout=_IDLE_S)
                 for number, process in processes.items():
+                    # Looks are counted, not seconds: if this process stood still, too, as when a
+                    # machine sleeps, nobody is to blame.
+                    still = self._files.silence_s(process.pid) > _SILENT_S
+                    silent[number] = silent.get(number, 0) + 1 if still else 0
+                    if silent[number] * _IDLE_S > self._stall_s and not self._stopping.is_set():
+                        print("an HTTP process stands still; ending it", file=sys.stderr)
+                        process.kill()
+                        process.join()
                     if process.is_alive() or self._stopping.is_set():
                         continue
+                    silent[number] = 0
                     print("an HTTP process died; starting another", file=sys.stderr, flush=True)
                     process.join()
                     self._files.forget_member(process.pid)

@@ -141,6 +141,7 @@ class Revisions:
         while True:
             await asyncio.sleep(_POLL_S)
             try:
+                self.files.beat()
                 await self.follow()
             # Whatever it was (a full disk), the next turn may go well; requests go on meanwhile.
             except Exception:  # noqa: BLE001

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,6 +142,18 @@ class RunFolder:
     def set_member(self, member: Member) -> None:
         """Say how far this HTTP process is."""
         _write(self._members / str(member.pid), asdict(member))
+
+    def beat(self) -> None:
+        """Say that this HTTP process still turns."""
+        with contextlib.suppress(FileNotFoundError):  # nothing was said of it yet
+            os.utime(self._members / str(os.getpid()))
+
+    def silence_s(self, pid: int) -> float:
+        """Seconds since an HTTP process was heard of; 0 for one that has not spoken yet."""
+        try:
+            return max(time.time() - (self._members / str(pid)).stat().st_mtime, 0.0)
+        except FileNotFoundError:
+            return 0.0
 
     def forget_member(self, pid: int) -> None:
         """An HTTP process has ended."""

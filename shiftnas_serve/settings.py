@@ -58,7 +58,7 @@ class Settings(BaseModel):
     max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
     timeout_s: float = Field(30.0, gt=0, description="an answer takes no longer; then 504")
     stall_s: float = Field(
-        10.0, gt=0, description="a worker whose inference takes longer is replaced"
+        10.0, gt=0, description="a worker or HTTP process that stands still for longer is replaced"
     )
     session_bytes: int = Field(
         512_000_000, ge=1, description="memory for resident subnets of each worker (estimate)"

@@ -176,6 +176,20 @@ def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_pa
         stop_server(server)
 
 
+def test_a_process_that_stands_still_is_replaced(bundle_folder, png):
+    server = start_server(bundle_folder, "--http-processes", "2", "--stall-s", "2")
+    try:
+        stuck, other = sorted(server.http_pids())
+        os.kill(stuck, signal.SIGSTOP)
+        wait_for(lambda: stuck not in server.http_pids() and len(server.http_pids()) == 2, 30)
+        assert other in server.http_pids()
+        wait_until_ready(server)
+        assert {ask(server, png) for _ in range(20)} == {200}
+        assert metric(server, "shiftnas_http_losses_total") == 1
+    finally:
+        stop_server(server)
+
+
 def test_sigterm_drains_them_all(bundle_folder, png):
     """Bodies that are still being sent when the signal comes are in flight in every process."""
     server = start_server(bundle_folder, "--http-processes", "2", "--timeout-s", "10")
