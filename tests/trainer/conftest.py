@@ -8,12 +8,18 @@ from unittest.mock import patch
 
 import pytest
 
-from trainer import data
-from trainer.sources import read_digits
+from trainer import run_data
+from trainer.data import load_splits
+from trainer.splits import Splits
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _digits() -> Iterator[None]:
-    """Read once: half of the time that a run of few steps takes."""
-    with patch.dict(data._EMBEDDED, digits=cache(read_digits)):
+    """Read and decoded once for the same settings: half of the time that a short run takes."""
+    digits = cache(load_splits)
+
+    def load(source: str, **settings) -> Splits:
+        return (digits if source == "digits" else load_splits)(source, **settings)
+
+    with patch.object(run_data, "load_splits", load):
         yield

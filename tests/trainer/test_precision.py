@@ -53,15 +53,18 @@ def test_steps_that_overflow_are_skipped_counted_and_resumed(tmp_path, monkeypat
 
 
 def test_a_run_changes_its_precision_when_it_is_resumed(tmp_path):
-    folder = tmp_path / "run"
+    folder, steps_per_epoch = tmp_path / "run", 3
     for number, precision in enumerate(("fp16", "fp32", "bf16", "fp16")):
         where = ["--resume", str(folder)] if number else ["--out", str(folder)]
         epochs = ["--set", f"epochs={number + 1}"]
         chosen = ["--set", f"precision={precision}"]
-        assert short_run([*([] if number else arguments()), *epochs, *chosen, *where]) == 0
+        new = [] if number else arguments("steer_share=0.7")
+        assert short_run([*new, *epochs, *chosen, *where]) == 0
     steps = steps_of(folder)
     assert [("scale" in r) for r in steps] == [
-        precision == "fp16" for precision in ("fp16", "fp32", "bf16", "fp16") for _ in range(STEPS)
+        precision == "fp16"
+        for precision in ("fp16", "fp32", "bf16", "fp16")
+        for _ in range(steps_per_epoch)
     ]
 
 

@@ -22,7 +22,8 @@ from trainer.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
-    "batch_size=256",
+    "batch_size=64",
+    "steer_share=0.75",
     "generator.pretrain_steps=5",
     "generator.masked_every=2",
     "evaluate_every=100",
@@ -261,7 +262,7 @@ def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path, capsys):
             Image.new("RGB", (16, 16), (number % 256, 0, 0)).save(images / label / f"{number}.png")
     assert main(["--resume", str(folder), "--data", str(images)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "was trained on 1,295 + 143 images of 10 classes (0 to 9)" in said
+    assert "was trained on 359 + 1,079 images of 10 classes (0 to 9)" in said
     assert "2 classes (a to b)" in said
 
 
