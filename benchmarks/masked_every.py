@@ -15,26 +15,12 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 
-from benchmarks.samplers import (
-    Costs,
-    Variants,
-    accuracies,
-    build_parser,
-    measure,
-    print_accuracies,
-)
-from models.relaxed import RelaxedFlops
+from benchmarks.samplers import accuracies, build_parser, measure, print_accuracies
+from benchmarks.step_costs import Costs, Trial, Variants
 from trainer.config import with_settings
-from trainer.dry_run import one_step, probe_of
-from trainer.optim import schedule_at
 from trainer.recipe import Recipe
-from trainer.run_data import read_splits, run_data
-from trainer.state import fresh_state
-from trainer.step import pretrain_generator
 
 COST_ROUNDS = 20
 STEPS_A_ROUND = 6
@@ -42,37 +28,18 @@ STEPS_A_ROUND = 6
 
 
 def masked_costs(recipe: Recipe, variants: Variants) -> Costs:
-    """What a step costs at each m, from steps of both kinds timed in turn in one process.
+    """What a step costs at each m, from steps of both kinds timed in turn.
 
-    The generator is taught its budgets before, so that sliced steps are as large as in training.
     Updates of the distribution are timed too and cost every m the same.
     """
-    splits = read_splits(recipe)
-    data, state = run_data(recipe, splits), fresh_state(recipe, splits)
-    relaxed_flops = RelaxedFlops(state.generator.space.flops_rule)
-    options = replace(recipe.generator, pretrain_steps=min(recipe.generator.pretrain_steps, 200))
-    pretrain_generator(state.generator, relaxed_flops, options, state.rng)
-    schedule = schedule_at(0, 2, recipe)
-    stream = data.train.stream(0, 0)
-
-    def step_ms(*, masked: bool) -> float:
-        start_s = time.process_time()
-        one_step(state, relaxed_flops, next(stream), recipe, schedule, masked=masked)
-        return 1000 * (time.process_time() - start_s)
-
-    def update_ms() -> float:
-        if not state.sampler.learns:
-            return 0.0
-        start_s = time.process_time()
-        state.sampler.update(probe_of(state, data.steer.batch(0, 0), recipe, schedule), state.rng)
-        state.keep_weights()
-        return 1000 * (time.process_time() - start_s)
-
+    trial = Trial(recipe)
     costs: Costs = {name: [] for name in variants}
     for turn in range(COST_ROUNDS + 1):
-        pairs = [(step_ms(masked=True), step_ms(masked=False)) for _ in range(STEPS_A_ROUND)]
+        pairs = [
+            (trial.step_ms(masked=True), trial.step_ms(masked=False)) for _ in range(STEPS_A_ROUND)
+        ]
         masked_ms, sliced_ms = (statistics.mean(steps) for steps in zip(*pairs, strict=True))
-        updates_ms = update_ms() / recipe.shift_every
+        updates_ms = trial.update_ms() / recipe.shift_every
         if not turn:
             continue  # the first of everything
         for name, settings in variants.items():

@@ -3,7 +3,7 @@
     python -m benchmarks.samplers --out runs/samplers
     python -m benchmarks.samplers --out runs/samplers --seeds 0 --set epochs=10
 
-First the processor time of a step is measured per sampler, in turn.
+First the processor time of a step is measured per sampler, in turn, in one process.
 The first sampler trains for the recipe's epochs, every other for as many as cost the same time.
 Runs take turns too (all samplers of a seed, then the next seed). Finished runs are kept, so the
 command can be stopped and given again.
@@ -16,69 +16,23 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from benchmarks.step_costs import Costs, Variants, step_costs
 from benchmarks.timing import machine
 from trainer.config import get_recipe, with_settings
-from trainer.data import load_splits
-from trainer.interrupt import Interrupt
 from trainer.recipe import Recipe
-from trainer.run import train
 from trainer.samplers import SAMPLERS
-
-Variants = Mapping[str, Sequence[str]]
-"""Name of a variant -> the settings that make it."""
-
-Costs = dict[str, list[float]]
-"""Name of a variant -> milliseconds of processor time of a training step, one figure per round."""
 
 Table = dict[str, list[tuple[float, float, float]]]
 """Name of a variant -> for each seed test accuracy in percent: mean over the budgets of the
 recipe's table, at the smallest, at the largest."""
 
 COSTS_NAME = "costs.json"
-ROUNDS = 3
-COST_STEPS = 60
-
-
-def step_costs(recipe: Recipe, variants: Variants, rounds: int = ROUNDS) -> Costs:
-    """Milliseconds of processor time of a training step: one figure per round.
-
-    Updates of the distribution are included. Processor time, because a busy machine changes it far
-    less than the clock; and the difference of a long and a short run, which start the same way.
-    """
-    splits = load_splits(
-        recipe.data, steer_share=recipe.steer_share, seed=recipe.seed, resolution=recipe.resolution
-    )
-    batches = max(1, len(splits.train) // recipe.batch_size)
-    more = max(1, round(COST_STEPS / batches))
-    costs: Costs = {name: [] for name in variants}
-    for round_number in range(rounds):
-        for name, settings in variants.items():
-            seconds = []
-            varied = with_settings(recipe, settings)
-            steps = min(recipe.generator.pretrain_steps, 100)
-            for epochs in (1, 1 + more):
-                short = replace(
-                    varied,
-                    generator=replace(varied.generator, pretrain_steps=steps),
-                    epochs=epochs,
-                    evaluate_every=1_000_000,
-                    warm_up_share=0.0,
-                )
-                start_s = time.process_time()
-                with tempfile.TemporaryDirectory() as folder:
-                    train(short, splits, Path(folder), Interrupt(), resume=False)
-                seconds.append(time.process_time() - start_s)
-            costs[name].append(1000 * (seconds[1] - seconds[0]) / (more * batches))
-        print(f"costs: round {round_number + 1} of {rounds}", file=sys.stderr)
-    return costs
 
 
 def epochs_of_equal_time(epochs: int, costs: Costs) -> dict[str, int]:

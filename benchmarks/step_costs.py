@@ -1,0 +1,81 @@
+"""Step costs: what a training step of each variant of a recipe takes, in turn, in one process.
+
+In processor time, which other work on the machine moves far less than the clock. What is compared
+takes turns, so that what moves it moves all alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from models.relaxed import RelaxedFlops
+from trainer.config import with_settings
+from trainer.dry_run import one_step, probe_of
+from trainer.optim import schedule_at
+from trainer.recipe import Recipe
+from trainer.run_data import read_splits, run_data
+from trainer.state import fresh_state
+from trainer.step import pretrain_generator
+
+Variants = Mapping[str, Sequence[str]]
+"""Name of a variant -> the settings that make it."""
+
+Costs = dict[str, list[float]]
+"""Name of a variant -> milliseconds of processor time of a training step, one figure per round."""
+
+ROUNDS = 6
+STEPS = 48
+"""Of each variant in a round: what a step costs depends on what is drawn."""
+
+
+class Trial:
+    """A recipe's training as far as it costs time; nothing is written.
+
+    The generator is taught its budgets first, so that steps are as large as in training.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, splits = recipe, read_splits(recipe)
+        self.data, self.state = run_data(recipe, splits), fresh_state(recipe, splits)
+        self.relaxed_flops = RelaxedFlops(self.state.generator.space.flops_rule)
+        steps = min(recipe.generator.pretrain_steps, 200)
+        options, state = replace(recipe.generator, pretrain_steps=steps), self.state
+        pretrain_generator(state.generator, self.relaxed_flops, options, state.rng)
+        self.schedule = schedule_at(0, 2, recipe)
+        self.stream = self.data.train.stream(0, 0)
+
+    def step_ms(self, *, masked: bool) -> float:
+        """One step."""
+        start_s = time.process_time()
+        batch = next(self.stream)
+        one_step(self.state, self.relaxed_flops, batch, self.recipe, self.schedule, masked=masked)
+        if self.state.average is not None:
+            self.state.average.update(self.state.net)
+        return 1000 * (time.process_time() - start_s)
+
+    def update_ms(self) -> float:
+        """One update of the distribution; 0 where there is none."""
+        if not self.state.sampler.learns:
+            return 0.0
+        start_s = time.process_time()
+        batch = self.data.steer.batch(0, 0)
+        probe = probe_of(self.state, batch, self.recipe, self.schedule)
+        self.state.sampler.update(probe, self.state.rng)
+        self.state.keep_weights()
+        return 1000 * (time.process_time() - start_s)
+
+
+def step_costs(recipe: Recipe, variants: Variants, rounds: int = ROUNDS) -> Costs:
+    """Milliseconds of processor time of a step, its share of an update included."""
+    trials = {name: Trial(with_settings(recipe, settings)) for name, settings in variants.items()}
+    costs: Costs = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, trial in trials.items():
+            every = trial.recipe.generator.masked_every
+            steps_ms = sum(trial.step_ms(masked=step % every == 0) for step in range(STEPS))
+            ms = steps_ms / STEPS + trial.update_ms() / trial.recipe.shift_every
+            if turn:  # the first of everything is slow
+                costs[name].append(ms)
+    return costs
