@@ -3,12 +3,17 @@
     python -m benchmarks.train_step --space cifar-cnn
     python -m benchmarks.train_step --space vit-tiny --rounds 5
     python -m benchmarks.train_step --space vit-tiny --device cuda --batch 256
+    python -m benchmarks.train_step --space nano-vit --beside compile bf16
 
 Whole steps (forward, backward, optimizer) of one arch in the middle of the range, in turn: a static
 network extracted at that arch, our sliced step of it, the static largest subnet, our masked step
 with its generator, and the generator's work alone. Then updates of the distribution. Ratios are
 medians over rounds of ratios within a round. On a CPU time is processor time, of which other work
 on the machine takes none; on a GPU it is wall time. The images are random.
+
+``--beside`` times other ways to run the same masked step instead, in turn with it: through
+torch.compile (what compiling took is said apart), or in half precision. In half precision the
+sliced step is timed too.
 
 The reference for ViTs is torchvision's VisionTransformer at the sizes of timm's ViT-Ti/16.
 """
@@ -21,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,9 +52,16 @@ from trainer.samplers import AbstractSampler, build_sampler
 from trainer.state import fresh_state
 from trainer.step import autocast, resource_loss_of
 
-SPACES = {"vit-tiny": ("vit-tiny", 16), "cifar-cnn": ("cifar10-cnn", 128)}
+SPACES = {
+    "vit-tiny": ("vit-tiny", 16),
+    "cifar-cnn": ("cifar10-cnn", 128),
+    "nano-vit": ("digits", 64),
+    "nano-cnn": ("digits", 64),
+}
 """Space -> recipe whose settings hold, and images of a step."""
 SHIFT_EVERY = 100
+WAYS = ("compile", "bf16", "fp16")
+"""To run a masked step, beside that of the recipe."""
 ESTIMATORS = ("shift", "shift-direct")
 SCHEDULE = Schedule(learning_rate=1e-4, generator_learning_rate=1e-3, temperature=0.7)
 REFERENCE = "torchvision ViT-Ti/16"
@@ -165,10 +178,31 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
     return calls
 
 
+def beside(recipe: Recipe, ways: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Whole steps of a recipe, and of the same with a setting changed, by name."""
+    space = get_space(recipe.space)
+    splits = random_splits(recipe, space.num_classes, recipe.batch_size)
+    batch = run_data(recipe, splits).train.batch(0, 0)
+    flops = RelaxedFlops(space.flops_rule)
+    calls: dict[str, Callable[[], object]] = {}
+    for way in ("", *ways):
+        changed = replace(recipe, compile=True) if way == "compile" else recipe
+        if way in ("bf16", "fp16"):
+            changed = replace(recipe, precision=way)  # type: ignore[arg-type]
+        for masked in (True,) if way == "compile" else (True, False):
+            state = fresh_state(changed, splits)
+            name = f"{'masked' if masked else 'sliced'} {way}".strip()
+            calls[name] = partial(one_step, state, flops, batch, changed, SCHEDULE, masked=masked)
+    return calls
+
+
 def time_calls(
     calls: Mapping[str, Callable[[], object]], device: str, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of every call, (rounds,), in turn, after a round that does not count."""
+    """Milliseconds of every call, (rounds,), in turn, after a first round, which comes with them.
+
+    What is compiled is compiled in that round.
+    """
     on_gpu = device.startswith("cuda")
     clock = time.perf_counter if on_gpu else time.process_time
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -178,8 +212,7 @@ def time_calls(
             call()
             if on_gpu:
                 torch.cuda.synchronize(device)
-            if turn:
-                taken[name].append(1000 * (clock() - start))
+            taken[name].append(1000 * (clock() - start))
         print(f"round {turn} of {rounds}", file=sys.stderr)
     return {name: np.array(values) for name, values in taken.items()}
 
@@ -228,6 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        choices=WAYS,
+        default=[],
+        metavar="WAY",
+        help="other ways to run a step: compile, bf16, fp16",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -244,8 +285,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
     )
     arch = middle_arch(get_space(recipe.space), options.seed)
-    taken = time_calls(candidates(recipe, arch), options.device, options.rounds)
-    found = targets(taken, recipe, arch)
+    calls = beside(recipe, options.beside) if options.beside else candidates(recipe, arch)
+    timed = time_calls(calls, options.device, options.rounds)
+    first_ms = {name: round(values[0], 1) for name, values in timed.items()}
+    taken = {name: values[1:] for name, values in timed.items()}
+    found = [] if options.beside else targets(taken, recipe, arch)
+    ratios = {
+        f"{name} / {name.split()[0]}": np.percentile(values / taken[name.split()[0]], (10, 50, 90))
+        for name, values in taken.items()
+        if options.beside and " " in name
+    }
     space = get_space(recipe.space)
     where = "processor" if options.device == "cpu" else "wall"
     print(
@@ -255,6 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, values in taken.items():
         low, middle, high = np.percentile(values, (10, 50, 90))
         print(f"  {name:24} {middle:10.2f} ms   ({low:.2f} to {high:.2f})")
+    for name, (low, middle, high) in ratios.items():
+        first_s = first_ms[name.split(" /")[0]] / 1000
+        print(f"  {name:30} {middle:.3f} ({low:.3f} to {high:.3f}), first step {first_s:.1f} s")
     for target in found:
         verdict = "kept" if target.value <= target.at_most else "MISSED"
         print(f"  {target.name:48} {target.value:.4f}   at most {target.at_most}: {verdict}")
@@ -270,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name: [round(float(v), 3) for v in np.percentile(values, (10, 50, 90))]
             for name, values in taken.items()
         },
+        "first_milliseconds": first_ms,
+        "ratios": {name: [round(float(v), 4) for v in values] for name, values in ratios.items()},
         "targets": {t.name: {"value": t.value, "at_most": t.at_most} for t in found},
         "machine": {**machine(), "torch": torch.__version__, "device": _device(options.device)},
     }

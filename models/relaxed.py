@@ -42,7 +42,7 @@ class Relaxed:
         """The probability that a block is there: the sum over depths beyond its index."""
         policy = self.policies[block.depth]
         depths = self.space.decision[block.depth].choices
-        return policy[[depth > block.index for depth in depths]].sum()
+        return policy[[i for i, depth in enumerate(depths) if depth > block.index]].sum()
 
     def arch(self) -> Arch:
         """The arch of the largest probabilities."""

@@ -108,7 +108,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
         raise ValueError(f"--dry-run-batch is {images}; BatchNorm needs at least {FEWEST_IMAGES}")
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
-    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1)
+    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
     state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
     space = state.generator.space
     answer_at_full_resolution(state.generator)
@@ -241,6 +241,7 @@ def one_step(
         temperature=schedule.temperature,
         rng=state.rng,
         scaler=state.scaler,
+        masked_net=state.compiled,
     )
     state.descend(recipe.optimizer.clip_norm)
     return result

@@ -40,7 +40,6 @@ class Monitor:
         self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
         self._display = Display(f"{recipe.name}: {recipe.space} on {splits.name}")
         self._measured_at, self._measured_step = time.monotonic(), state.step
-        self._drawn: list[tuple[int, float]] = []
         self._broken: set[str] = set()
         self._board: TensorBoard | None = None
         self._open = ExitStack()
@@ -74,10 +73,10 @@ class Monitor:
             self._board.write(record)
 
     def step(self, result: StepResult, schedule: Schedule) -> None:
-        """After every step; most are not written."""
+        """After every step; of most only the subnets are kept, for the next record and the last."""
         state = self._state
-        self._drawn += result.drawn
-        if state.step % LOG_EVERY_STEPS:
+        state.drawn += result.drawn
+        if state.step % LOG_EVERY_STEPS and state.step < self._total_steps:
             return
         seconds = time.monotonic() - self._measured_at
         images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
@@ -94,11 +93,11 @@ class Monitor:
             images_per_s=images_per_s,
             budget_flops=result.budget_flops,
             flops=result.flops,
-            drawn_flops=[flops for flops, _ in self._drawn],
-            drawn_losses=[round(loss, 4) for _, loss in self._drawn],
+            drawn_flops=[flops for flops, _ in state.drawn],
+            drawn_losses=[round(loss, 4) for _, loss in state.drawn],
             **self._scaling(),
         )
-        self._drawn.clear()
+        state.drawn.clear()
         metrics = {
             "epoch": epoch,
             "loss": result.loss,

@@ -67,7 +67,8 @@ class Recipe:
     it in any order. batch_size: of all processes together. accumulate: parts of a process's images
     of a batch, which run one after another to need less memory. precision: of the supernet in
     training; fp16 scales its gradients. activation_checkpointing: keep only what goes into blocks
-    and run them again for their gradients, for less memory. tensorboard: also write the log as
+    and run them again for their gradients, for less memory. compile: run masked steps through
+    torch.compile (``trainer.compiled``). tensorboard: also write the log as
     TensorBoard's curves.
     """
 
@@ -104,6 +105,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1
     activation_checkpointing: bool = False
+    compile: bool = False
     checkpoint_every_s: float = 120.0
     tensorboard: bool = True
 
@@ -119,5 +121,10 @@ class Recipe:
             raise ValueError(f"drop_path is {self.drop_path}; it is a probability below 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it is a decay below 1, like 0.999, or 0 for none")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError(
+                "compile and activation_checkpointing both choose which activations are kept: "
+                "set one to false"
+            )
         if self.answer_budgets < 2:
             raise ValueError(f"answer_budgets is {self.answer_budgets}; it takes at least 2")

@@ -107,6 +107,7 @@ def train(
                 rng=rng,
                 scaler=state.scaler,
                 ranks=ranks,
+                masked_net=state.compiled,
             )
             check_finite("loss", (result.loss,), state.step, recipe)
             state.descend(recipe.optimizer.clip_norm)

@@ -15,6 +15,7 @@ from models.nets.elastic import AbstractNet
 from models.spaces import get_space
 from trainer.average import WeightAverage
 from trainer.checkpoint import State
+from trainer.compiled import CompiledNet
 from trainer.optim import build_generator_optimizer, build_optimizer
 from trainer.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
@@ -26,10 +27,12 @@ class TrainingState:
     """What training changes.
 
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
-    the weights, where the recipe has one. rng: every random number that decides a subnet comes
-    from this CPU generator. scaler: of gradients; does nothing unless the precision is fp16.
-    trained_on: the data, in words. skipped_steps: whose gradients overflowed. elapsed_s: of the
-    processes before this one. The place in the data is ``step``: batches are functions of it.
+    the weights, where the recipe has one. compiled: runs masks on the net's weights, where the
+    recipe compiles. rng: every random number that decides a subnet comes from this CPU generator.
+    scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
+    drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
+    next one tells. skipped_steps: whose gradients overflowed. elapsed_s: of the processes before
+    this one. The place in the data is ``step``: batches are functions of it.
     """
 
     net: AbstractNet
@@ -42,6 +45,8 @@ class TrainingState:
     trained_on: str
     before: Mapping[str, Tensor] = field(default_factory=dict)
     average: WeightAverage | None = None
+    compiled: CompiledNet | None = None
+    drawn: list[tuple[int, float]] = field(default_factory=list)
     step: int = 0
     skipped_steps: int = 0
     elapsed_s: float = 0.0
@@ -93,6 +98,7 @@ class TrainingState:
             "rng": self.rng.get_state(),
             "scaler": self.scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
+            "drawn": list(self.drawn),
             "before": dict(self.before),
             "average": None if self.average is None else self.average.state(),
             "trained_on": self.trained_on,
@@ -117,6 +123,7 @@ class TrainingState:
         self.sampler.load_state(state["sampler"])
         self.rng.set_state(state["rng"])
         self.skipped_steps = int(state.get("skipped_steps", 0))
+        self.drawn = [(int(flops), float(loss)) for flops, loss in state.get("drawn", ())]
         if state.get("scaler"):  # empty after another precision
             self.scaler.load_state_dict(state["scaler"])
         device = next(self.net.parameters()).device
@@ -148,6 +155,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
             f"classes ({splits.labels[0]} to {splits.labels[-1]})"
         ),
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,
+        compiled=CompiledNet(net) if recipe.compile else None,
     )
     state.keep_weights()
     return state

@@ -17,6 +17,7 @@ from models.nets.elastic import AbstractNet
 from models.nets.view import Share
 from models.relaxed import Relaxed, RelaxedFlops
 from models.resource_loss import ResourceLoss, fit_to_budgets
+from trainer.compiled import RunNet
 from trainer.evaluate import at_resolution
 from trainer.ranks import ALONE, Ranks
 from trainer.recipe import GeneratorOptions, Recipe
@@ -110,12 +111,14 @@ def train_step(
     rng: torch.Generator,
     scaler: torch.amp.GradScaler,
     ranks: Ranks = ALONE,
+    masked_net: RunNet | None = None,
 ) -> StepResult:
     """Accumulate the gradients of the supernet's weights and of the generator.
 
     One generator call serves both its uses: the archs of the drawn budgets, and the resource loss
     over a batch of budgets across the range. images, labels: this rank's; losses and gradients are
-    those of the whole batch. Gradients come scaled by ``scaler``.
+    those of the whole batch. Gradients come scaled by ``scaler``. masked_net: runs masks in place
+    of ``net``, on its parameters (``trainer.compiled``).
     """
     space = generator.space
     drawn = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
@@ -143,13 +146,14 @@ def train_step(
                 arch = decode(space, log_p, draw.budget_flops)
             subnet = relaxed if masked else arch
             row += 1
+        run = net if masked_net is None or isinstance(subnet, Arch) else masked_net
         total_loss = 0.0
         for place, part in enumerate(parts):
             more = place + 1 < len(parts)
             # all parts draw the same numbers, of which each takes its own
             with same_noise(images.device, again=more), autocast(recipe, images.device):
                 resized = at_resolution(part.images, space.resolution(arch))
-                logits = net(
+                logits = run(
                     resized,
                     subnet,
                     ranks.normalizer,

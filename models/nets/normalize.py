@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models.weights import NORM_EPSILON
 
@@ -48,20 +50,47 @@ class StatisticsRecorder(AbstractNormalizer):
 class SharedBatchNormalizer(AbstractNormalizer):
     """Normalizes by the statistics of a batch of which every process sees an equal share.
 
-    average: the mean of a tensor over the processes, through which gradients flow. (As
-    torch.nn.SyncBatchNorm, which runs on GPUs alone and keeps running statistics.)
+    average: the mean of a tensor over the processes. (As torch.nn.SyncBatchNorm, which runs on GPUs
+    alone and keeps running statistics.)
     """
 
     def __init__(self, average: Callable[[Tensor], Tensor]) -> None:
         self._average = average
 
     def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        wide = x.float()
-        variance_here, mean_here = torch.var_mean(wide, (0, 2, 3), correction=0)
-        # one message; a square less another loses digits, of which float64 has enough
-        mean_here = mean_here.double()
-        moments = self._average(torch.stack((mean_here, variance_here + mean_here.square())))
-        mean, variance = moments[0].float(), (moments[1] - moments[0].square()).float()
-        scale = weight * torch.rsqrt(variance + NORM_EPSILON)
-        shift = bias - mean * scale
-        return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
+        normalized = _SharedBatchNorm.apply(self._average, x, weight, bias)
+        assert isinstance(normalized, Tensor)
+        return normalized
+
+
+class _SharedBatchNorm(torch.autograd.Function):
+    """BatchNorm of one share of a batch, by torch's own kernels: one message each way."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, average: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        # running statistics that do not run: of their precision are those that come back
+        unused = torch.zeros_like(bias), torch.ones_like(bias)
+        mean_here, variance_here = torch.batch_norm_update_stats(x, *unused, 0.0)
+        # a square less another loses digits, of which float64 has enough
+        wide = mean_here.double()
+        moments = average(torch.stack((wide, variance_here.double() + wide.square())))
+        mean = moments[0].to(mean_here.dtype)
+        variance = (moments[1] - moments[0].square()).to(mean_here.dtype)
+        ctx.average = average
+        ctx.save_for_backward(x, weight, mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, NORM_EPSILON)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean, variance = ctx.saved_tensors
+        # as if the statistics were given, and then what they add: they depend on every x
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, NORM_EPSILON, [True] * 3
+        )
+        of_all = ctx.average(torch.stack((to_weight, to_bias))) / (x.numel() // x.shape[1])
+        slopes = of_all * -(weight * torch.rsqrt(variance + NORM_EPSILON))
+        to_x += F.batch_norm(x, mean, variance, slopes[0], slopes[1], False, 0.0, NORM_EPSILON)
+        return None, to_x, to_weight, to_bias

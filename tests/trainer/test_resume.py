@@ -19,6 +19,7 @@ import trainer.run
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.log import read_log
 from trainer.run import main
+from trainer.run_record import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -117,6 +118,32 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
     assert noise == expected_noise
     assert len(set(noise)) == len(noise)
     assert_same(load_checkpoint(whole), load_checkpoint(parts))
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch):
+    """Killed and stopped between two records of steps, in which the log tells the subnets."""
+    monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 4)
+    chosen = settings("epochs=3", "checkpoint_every_s=0", "sampler=sandwich")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    real_step, steps = trainer.run.train_step, []
+
+    def counted(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 7:
+            shutil.copytree(whole, killed)  # what a kill leaves
+        if len(steps) == 3 * STEPS_PER_EPOCH + 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_step(*arguments, **named)
+
+    monkeypatch.setattr(trainer.run, "train_step", counted)
+    assert main([*chosen, "--out", str(whole)]) == 0
+    assert main(["--resume", str(killed)]) == 128 + signal.SIGTERM
+    assert load_checkpoint(killed)["step"] == 11
+    assert main(["--resume", str(killed)]) == 0
+    drawn = read_run(whole).drawn()
+    assert len(drawn) == 4 * 3 * STEPS_PER_EPOCH  # four subnets a step
+    assert read_run(killed).drawn() == drawn
 
 
 # ------------------------------------------------------------------------------ checkpoint files

@@ -1,0 +1,120 @@
+"""torch.compile changes how long masked steps take, and nothing else."""
+
+import signal
+
+import pytest
+import torch
+
+from models.relaxed import RelaxedFlops
+from tests.trainer.short_runs import short_run
+from tests.trainer.test_resume import assert_same
+from trainer.checkpoint import load_checkpoint
+from trainer.config import get_recipe, with_settings
+from trainer.dry_run import one_step, random_splits
+from trainer.log import read_log
+from trainer.optim import Schedule
+from trainer.run_data import run_data
+from trainer.state import fresh_state
+
+VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
+MORE = ["drop_path=0.2", "accumulate=2", "ema=0.9", "batch_size=8"]
+SCHEDULE = Schedule(learning_rate=1e-3, generator_learning_rate=1e-3, temperature=0.7)
+
+
+def with_backend(monkeypatch, backend):
+    """torch's own kernels, or none, in place of compiled ones: it takes less time."""
+    real = torch.compile
+
+    def chosen(net, options, **how):
+        return real(net, backend=backend, **how)
+
+    monkeypatch.setattr(torch, "compile", chosen)
+
+
+def trained(settings, steps=4):
+    """State and losses after some steps, every second one masked."""
+    recipe = with_settings(get_recipe("digits"), settings)
+    splits = random_splits(recipe, 10, recipe.batch_size)
+    state = fresh_state(recipe, splits)
+    with torch.no_grad():
+        for parameter in state.net.parameters():
+            if parameter.ndim == 1:  # a residual branch starts as nothing
+                parameter.add_(0.5)
+    batch = run_data(recipe, splits).train.batch(0, 0)
+    flops = RelaxedFlops(state.generator.space.flops_rule)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        masked = step % 2 == 0
+        losses.append(one_step(state, flops, batch, recipe, SCHEDULE, masked=masked).loss)
+    return state, losses
+
+
+def assert_near(settings):
+    eager, expected = trained(settings)
+    compiled, losses = trained([*settings, "compile=true"])
+    assert compiled.compiled is not None
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for part in ("net", "generator"):
+        one, other = (getattr(state, part).state_dict() for state in (eager, compiled))
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("settings", [VIT, ["space=nano-cnn", "optimizer.learning_rate=0.002"]])
+def test_compiled_steps_come_to_what_eager_ones_do(settings):
+    assert_near([*settings, "drop_path=0.2", "batch_size=8"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_traced_steps_come_to_what_eager_ones_do(monkeypatch):
+    with_backend(monkeypatch, "aot_eager")
+    assert_near([*VIT, *MORE])
+
+
+SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
+SHORT += ["batch_size=128", "shift_every=4", "warm_up_share=0", "threads=1", *VIT, "ema=0.9"]
+
+
+def test_a_run_goes_on_bit_for_bit_and_may_leave_it_out(tmp_path, monkeypatch):
+    with_backend(monkeypatch, "eager")
+    chosen = [p for s in (*SHORT, "compile=true") for p in ("--set", s)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert short_run([*chosen, "--out", str(whole)]) == 0
+    stop = {"rank": 0, "step": 4, "signal": int(signal.SIGTERM)}
+    assert short_run([*chosen, "--out", str(parts)], stop) == 128 + signal.SIGTERM
+    assert short_run(["--resume", str(parts)]) == 0
+    assert_same(load_checkpoint(whole), load_checkpoint(parts))
+    assert not any("_orig_mod" in name for name in load_checkpoint(whole)["net"])
+    assert not any("_orig_mod" in name for name in load_checkpoint(whole)["before"])
+    without = ["--set", "compile=false", "--set", "epochs=2"]
+    assert short_run(["--resume", str(whole), *without]) == 0
+    assert read_log(whole / "log.jsonl")[-1]["step"] == 20
+
+
+def refuse(graph, inputs):
+    raise RuntimeError("No working C++ compiler found")
+
+
+@pytest.mark.parametrize("backend", [refuse, pytest.param("inductor", marks=pytest.mark.slow)])
+def test_no_compiler_is_one_line(tmp_path, monkeypatch, capsys, backend):
+    from torch._inductor import config
+
+    with_backend(monkeypatch, backend)
+    chosen = [p for s in (*SHORT, "compile=true") for p in ("--set", s)]
+    with config.patch("cpp.cxx", ("/nowhere/g++",)):
+        assert short_run([*chosen, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "error:" in line] == said[-1:]
+    assert said[-1].startswith("error: torch.compile failed: ")
+    assert "o working C++ compiler found" in said[-1]
+    assert said[-1].endswith("--set compile=false")
+
+
+def test_what_keeps_activations_is_chosen_once():
+    with pytest.raises(ValueError, match=r"compile .* activation_checkpointing"):
+        with_settings(get_recipe("digits"), ["compile=true", "activation_checkpointing=true"])
