@@ -78,6 +78,7 @@ def test_traced_steps_come_to_what_eager_ones_do(monkeypatch):
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += ["batch_size=128", "shift_every=4", "warm_up_share=0", "threads=1", *VIT, "ema=0.9"]
+SHORT += ["generator.masked_every=2"]
 
 
 def test_a_run_goes_on_bit_for_bit_and_may_leave_it_out(tmp_path, monkeypatch):
