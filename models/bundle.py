@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from models.arch import Arch
@@ -83,7 +84,7 @@ def save_bundle(
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
 
-    Raises ValueError if ``path`` is something other than a bundle.
+    Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(f"{path} exists and is no bundle (no {MANIFEST}); choose another place")
@@ -125,6 +126,9 @@ def save_bundle(
         (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
         load_bundle(partial)
         swap(partial, path)
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"cannot write {path}: {said}; make room") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from trainer.disk import first_line, reason
+
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 PARTIAL_NAME = "checkpoint.partial"
@@ -37,7 +39,7 @@ def save_checkpoint(folder: Path, state: State) -> Path:
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise ValueError(
-            f"cannot write {path}: {_reason(error)}; make room and resume the checkpoint before it"
+            f"cannot write {path}: {reason(error)}; make room and resume the checkpoint before it"
         ) from error
     return path
 
@@ -61,7 +63,7 @@ def load_checkpoint(folder: Path) -> State:
         try:
             state = _read(path)
         except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
-            broken.append(f"{path} cannot be read ({_first_line(error)})")
+            broken.append(f"{path} cannot be read ({first_line(error)})")
             continue
         if broken:
             print(f"{broken[0]}; going on from {name}", file=sys.stderr)
@@ -69,20 +71,6 @@ def load_checkpoint(folder: Path) -> State:
     if broken:
         raise ValueError("; ".join(broken) + "; start a new run with --out")
     raise ValueError(f"{folder} has no {CHECKPOINT_NAME}; there is nothing to resume")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file: whole, or not at all."""
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {_reason(error)}; make room") from error
 
 
 def _read(path: Path) -> State:
@@ -106,18 +94,3 @@ def _flush_names(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said: torch's own error hides it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

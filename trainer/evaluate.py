@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,25 @@ from models.generator import ArchitectureGenerator
 from models.generator_report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
-from trainer.batches import Batches
+from trainer.batches import Batch, Batches
 from trainer.log import Record
 from trainer.splits import AbstractSplit
 
 EVALUATION_BATCH = 500
+
+Item = TypeVar("Item")
+
+
+class Abandoned(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+def until(stop: Callable[[], bool], items: Iterable[Item]) -> Iterator[Item]:
+    """The items, as long as nothing asks to stop. Raises Abandoned then."""
+    for item in items:
+        if stop():
+            raise Abandoned
+        yield item
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ def calibration_images(batches: Batches, count: int) -> list[Tensor]:
 
 
 def calibrated(
-    net: AbstractNet, arch: Arch, images: Sequence[Tensor], device: str
+    net: AbstractNet, arch: Arch, images: Iterable[Tensor], device: str
 ) -> TensorStatistics:
     """BatchNorm statistics of an arch on cached training batches."""
     resolution = net.space.resolution(arch)
@@ -78,7 +93,7 @@ def accuracy(
     net: AbstractNet,
     arch: Arch,
     statistics: TensorStatistics,
-    data: Batches,
+    data: Iterable[Batch],
     device: str,
 ) -> float:
     """Top-1 accuracy of a subnet, in 0..1."""
@@ -104,14 +119,18 @@ def evaluate(
     calibration: Sequence[Tensor],
     data: Batches,
     device: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``."""
+    """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``.
+
+    Raises Abandoned as soon as ``stop`` says so, which it is asked before every batch.
+    """
     space = generator.space
     rows: list[Record] = []
     asked = even_budgets(space, budgets)
     for budget, arch in zip(asked, answers(generator, asked), strict=True):
-        statistics = calibrated(net, arch, calibration, device)
-        right = accuracy(net, arch, statistics, data, device)
+        statistics = calibrated(net, arch, until(stop, calibration), device)
+        right = accuracy(net, arch, statistics, until(stop, data), device)
         rows.append(
             {
                 "budget_flops": budget,

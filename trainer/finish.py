@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from models.template import export_template
 from models.weights import Statistics
 from trainer.average import described_weights, served_weights
 from trainer.batches import Batches
-from trainer.checkpoint import load_checkpoint, write_whole
+from trainer.checkpoint import load_checkpoint
+from trainer.disk import write_whole
 from trainer.evaluate import (
     accuracy,
     answers,
@@ -49,6 +51,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     images. ``val_accuracy`` is on the held-out training images, ``test_accuracy`` on test images,
     which decide nothing.
     """
+    for left in folder.glob(".bundle.*"):  # by a process that was killed while it wrote one
+        shutil.rmtree(left)
     state = load_checkpoint(folder)
     space = get_space(recipe.space, len(splits.labels))
     net = build_net(space).to(recipe.device)

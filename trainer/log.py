@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trainer.disk import writing
+
 JsonValue = None | bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 Record = dict[str, JsonValue]
 
@@ -32,17 +34,19 @@ class JsonlLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume_step is not None and path.exists():
             _cut(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)  # what could not be written is not kept
 
     def write(self, kind: str, **fields: JsonValue) -> Record:
         """Append {"kind": kind, **fields}, and return it as it is read back.
 
-        NaN and infinities become null: JSON has neither.
+        NaN and infinities become null: JSON has neither. Raises ValueError where the disk is full.
         """
         assert "kind" not in fields
         record: Record = {name: _finite(value) for name, value in {"kind": kind, **fields}.items()}
-        self._file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        with writing(self.path):
+            while line:
+                line = line[self._file.write(line) :]
         return record
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.disk import writing
 from trainer.log import Record
 from trainer.report_page import HEAD, frontier_cells, report_page, status
 from trainer.run_record import RunRecord, read_run
@@ -33,14 +34,15 @@ def write_report(run: Path, out: Path | None = None, baselines: Sequence[Path] =
     record, others = read_run(run), _read_baselines(baselines)
     drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
     folder = out if out is not None else run / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "report.md", folder / PAGE_NAME]
-    files[0].write_text(
-        report_text(record, [(plot.name, plot.title) for plot in drawn]), encoding="utf-8"
-    )
-    files[1].write_text(report_page(record, drawn, others), encoding="utf-8")
-    for plot in drawn:
-        files += plot_style.save(plot.figure, folder / plot.name)
+    with writing(folder, "make room"):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "report.md", folder / PAGE_NAME]
+        files[0].write_text(
+            report_text(record, [(plot.name, plot.title) for plot in drawn]), encoding="utf-8"
+        )
+        files[1].write_text(report_page(record, drawn, others), encoding="utf-8")
+        for plot in drawn:
+            files += plot_style.save(plot.figure, folder / plot.name)
     return files
 
 

@@ -27,11 +27,12 @@ import torch.distributed as dist
 
 from models.generator import one_numpy_thread
 from models.relaxed import RelaxedFlops
-from trainer.checkpoint import load_checkpoint, save_checkpoint, write_whole
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.command import RECIPE_NAME, build_parser, find_job
 from trainer.config import recipe_to_json
+from trainer.disk import write_whole
 from trainer.dry_run_report import print_dry_run
-from trainer.evaluate import evaluate
+from trainer.evaluate import Abandoned, evaluate
 from trainer.finish import finish
 from trainer.interrupt import Interrupt, Stopped
 from trainer.log import Record
@@ -40,10 +41,10 @@ from trainer.optim import schedule_at, set_learning_rate
 from trainer.probe import Probe
 from trainer.ranks import ALONE, Ended, Ranks, ranks_here
 from trainer.recipe import Recipe
-from trainer.run_data import read_splits, run_data
+from trainer.run_data import RunData, read_splits, run_data
 from trainer.seeds import seed_step
 from trainer.splits import Splits
-from trainer.state import fresh_state
+from trainer.state import TrainingState, fresh_state
 from trainer.step import pretrain_generator, train_step
 
 DESCRIPTION = (__doc__ or "").split("``train``")[0]
@@ -84,6 +85,8 @@ def train(
     ranks.begin_alike([*net.parameters(), *generator.parameters(), *state.before.values()])
     with interrupt.deferred(), monitor, one_numpy_thread():
         saved_at = time.monotonic()
+        if state.evaluation_due and ranks.is_first:
+            evaluate_now(state, data, recipe, monitor, interrupt)
         while state.step < total_steps:
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
@@ -145,17 +148,7 @@ def train(
             epoch, index = divmod(state.step, steps_per_epoch)
             is_evaluated = index == 0 and epoch % recipe.evaluate_every == 0
             if is_evaluated and state.step < total_steps and ranks.is_first:
-                evaluated_at = time.monotonic()
-                evaluation = evaluate(
-                    state.served_net,
-                    generator,
-                    sampler.groups,
-                    budgets=recipe.evaluation_budgets,
-                    calibration=data.calibration,
-                    data=data.decisions,
-                    device=recipe.device,
-                )
-                monitor.evaluation(evaluation, time.monotonic() - evaluated_at)
+                evaluate_now(state, data, recipe, monitor, interrupt)
             is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
             stop = int(ranks.most(interrupt.signal or 0))
             if ranks.is_first and (is_due or stop or state.step == total_steps):
@@ -164,6 +157,33 @@ def train(
             if stop:
                 ranks.wait()  # a rank that ends makes torchrun end the others
                 raise Stopped(stop)
+
+
+def evaluate_now(
+    state: TrainingState,
+    data: RunData,
+    recipe: Recipe,
+    monitor: Monitor | Silence,
+    interrupt: Interrupt,
+) -> None:
+    """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
+    started = time.monotonic()
+    try:
+        evaluation = evaluate(
+            state.served_net,
+            state.generator,
+            state.sampler.groups,
+            budgets=recipe.evaluation_budgets,
+            calibration=data.calibration,
+            data=data.decisions,
+            device=recipe.device,
+            stop=lambda: interrupt.signal is not None,
+        )
+    except Abandoned:
+        state.evaluation_due = True
+        return
+    state.evaluation_due = False
+    monitor.evaluation(evaluation, time.monotonic() - started)
 
 
 def check_finite(what: str, values: Iterable[float | None], step: int, recipe: Recipe) -> None:

@@ -31,8 +31,9 @@ class TrainingState:
     recipe compiles. rng: every random number that decides a subnet comes from this CPU generator.
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
-    next one tells. skipped_steps: whose gradients overflowed. elapsed_s: of the processes before
-    this one. The place in the data is ``step``: batches are functions of it.
+    next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose
+    gradients overflowed. elapsed_s: of the processes before this one. The place in the data is
+    ``step``: batches are functions of it.
     """
 
     net: AbstractNet
@@ -47,6 +48,7 @@ class TrainingState:
     average: WeightAverage | None = None
     compiled: CompiledNet | None = None
     drawn: list[tuple[int, float]] = field(default_factory=list)
+    evaluation_due: bool = False
     step: int = 0
     skipped_steps: int = 0
     elapsed_s: float = 0.0
@@ -99,6 +101,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
             "drawn": list(self.drawn),
+            "evaluation_due": self.evaluation_due,
             "before": dict(self.before),
             "average": None if self.average is None else self.average.state(),
             "trained_on": self.trained_on,
@@ -124,6 +127,7 @@ class TrainingState:
         self.rng.set_state(state["rng"])
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.drawn = [(int(flops), float(loss)) for flops, loss in state.get("drawn", ())]
+        self.evaluation_due = bool(state.get("evaluation_due", False))
         if state.get("scaler"):  # empty after another precision
             self.scaler.load_state_dict(state["scaler"])
         device = next(self.net.parameters()).device

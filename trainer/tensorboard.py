@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from trainer.disk import writing
 from trainer.flops_text import format_flops
 from trainer.log import JsonValue, Record, read_log
 from trainer.run_record import rows_of
@@ -27,7 +28,7 @@ class TensorBoard:
 
     elapsed_s: of the run so far.
 
-    Raises ValueError if the package is not there.
+    Raises ValueError if the package is not there, or where the disk is full.
     """
 
     def __init__(self, log: Path, elapsed_s: float) -> None:
@@ -39,19 +40,24 @@ class TensorBoard:
                 "on without: --set tensorboard=false"
             ) from None
         self._started_at = time.time() - elapsed_s
-        self._writer = SummaryWriter(str(log.parent / FOLDER_NAME), purge_step=0)
-        for record in read_log(log):
-            self._add(record)
-        self._writer.flush()
+        self._folder = log.parent / FOLDER_NAME
+        records = read_log(log)
+        with writing(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=0)
+            for record in records:
+                self._add(record)
+            self._writer.flush()
 
     def write(self, record: Record) -> None:
         """Add what a line of the log holds."""
-        self._add(record)
-        self._writer.flush()
+        with writing(self._folder):
+            self._add(record)
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
 
     def _add(self, record: Record) -> None:
         elapsed_s = record.get("elapsed_s")

@@ -1,0 +1,175 @@
+"""Whatever goes wrong, in whatever phase: one line names it, and a resume makes it good."""
+
+import errno
+import os
+import shutil
+import signal
+
+import pytest
+
+import trainer.evaluate
+import trainer.finish
+import trainer.monitor
+import trainer.run
+from models.bundle import load_bundle
+from tests.trainer.image_data import samples, write_folder, write_tar
+from tests.trainer.test_resume import assert_same, files_of_at_most, settings
+from trainer.checkpoint import load_checkpoint
+from trainer.log import read_log
+from trainer.run import main
+from trainer.run_record import read_run
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def one_error(capsys):
+    """What was said, less progress."""
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    (error,) = [line for line in said.splitlines() if "error:" in line]
+    assert error == said.splitlines()[-1]
+    return error
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that lacks nothing but its end."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.run, "finish", lambda *_: {})
+        assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_under_the_bundle_is_one_error_and_leaves_none(folder, capsys):
+    with files_of_at_most(100_000):
+        assert main(["--resume", str(folder)]) == 2
+    error = one_error(capsys)
+    assert error.startswith(f"error: cannot write {folder / 'bundle'}: ")
+    assert "File too large" in error
+    assert not list(folder.glob("*bundle*"))
+    assert not list(folder.glob(".bundle*"))
+
+
+@pytest.mark.parametrize("name", ["report", "frontier.json", "tensorboard"])
+def test_a_full_disk_under_anything_else_is_one_error(folder, capsys, monkeypatch, name):
+    from torch.utils.tensorboard import SummaryWriter
+
+    from trainer import disk, plot_style
+
+    where = {
+        "report": (plot_style, "save"),
+        "frontier.json": (disk.os, "fsync"),
+        "tensorboard": (SummaryWriter, "flush"),
+    }
+    if name == "frontier.json":
+        monkeypatch.setattr(trainer.run, "write_whole", lambda *_: None)
+    monkeypatch.setattr(*where[name], no_space)
+    assert main(["--resume", str(folder)]) == 2
+    error = one_error(capsys)
+    assert error.startswith(f"error: cannot write {folder / name}: No space left on device; make ")
+    assert not list(folder.glob("*.partial"))
+    assert (folder / "bundle" / "bundle.json").is_file() == (name != "tensorboard")
+
+
+# ------------------------------------------------------------- stopped and killed, not in a step
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    chosen = settings("epochs=3", "evaluate_every=1", "ema=0.9")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*chosen, "--out", str(whole)]) == 0
+    real, asked = trainer.evaluate.accuracy, []
+
+    def accuracy(*arguments):
+        asked.append(1)
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer.evaluate, "accuracy", accuracy)
+    assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
+    assert len(asked) == 1
+    assert load_checkpoint(parts)["evaluation_due"]
+    assert main(["--resume", str(parts)]) == 0
+    assert_same(load_checkpoint(whole), load_checkpoint(parts))
+    rows = [
+        [(r["step"], r["rows"]) for r in read_log(run / "log.jsonl") if r["kind"] == "evaluation"]
+        for run in (whole, parts)
+    ]
+    assert len(rows[0]) == 2
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("place", ["accuracy", "save_bundle", "write_report"])
+def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
+    folder, capsys, monkeypatch, place
+):
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.finish, place, interrupted)
+        assert main(["--resume", str(folder)]) == 128 + signal.SIGINT
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"stopped by SIGINT; go on with: python -m trainer.run --resume {folder}"
+    assert (folder / "bundle").exists() == (place == "write_report")
+    assert main(["--resume", str(folder)]) == 0
+    load_bundle(folder / "bundle")
+    answers = [r for r in read_log(folder / "log.jsonl") if r["kind"] == "answers"]
+    assert read_run(folder).frontier_step == load_checkpoint(folder)["step"]
+    assert answers[-1]["rows"]
+
+
+def test_what_a_kill_leaves_of_a_bundle_is_cleared_away(folder):
+    """Between the two renames that put a bundle in the place of another, and with half of one."""
+    for left in (".bundle.old-1", ".bundle.partial-1"):
+        (folder / left).mkdir()
+        (folder / left / "supernet.safetensors").write_bytes(b"half")
+    assert main(["--resume", str(folder)]) == 0
+    load_bundle(folder / "bundle")
+    assert not list(folder.glob(".bundle*"))
+
+
+# -------------------------------------------------------------------------- data that goes away
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypatch, kind):
+    """(Parquet files stay open, so what was begun can be read to its end.)"""
+    data = tmp_path / "data"
+    if kind == "folder":
+        write_folder(data, {"cat": 40, "dog": 40})
+    else:
+        for shard in range(8):
+            write_tar(data / f"{shard}.tar", samples(range(shard * 10, shard * 10 + 10)))
+    real, steps = trainer.run.train_step, []
+
+    def step(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 2:
+            for file in [path for path in data.rglob("*") if path.is_file()]:
+                file.unlink()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(trainer.run, "train_step", step)
+    chosen = ["batch_size=8", "steer_images=8", "steer_share=0.1", "data_in_memory=never"]
+    chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
+    assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    error = one_error(capsys)
+    assert error.startswith(f"error: {data}/")
+    assert "No such file" in error
