@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,22 @@ from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.timing import machine
 from models.bundle import Bundle, load_bundle
 from models.decode import decode
+from models.space import SearchSpace
+
+_COUNTABLE = 1_000_000
+"""Archs of a space that is small enough to look at all of them."""
+
+
+def nearest_errors(space: SearchSpace, budgets: np.ndarray) -> np.ndarray | None:
+    """|FLOPs - budget| / budget of the nearest arch there is; None where there are too many."""
+    sizes = [len(decision.choices) for decision in space.decisions]
+    if math.prod(sizes) > _COUNTABLE:
+        return None
+    choices = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), axis=1)
+    flops = np.unique(space.flops_rule.batch(choices))
+    after = np.searchsorted(flops, budgets).clip(1, len(flops) - 1)
+    gaps = np.minimum(np.abs(flops[after - 1] - budgets), np.abs(flops[after] - budgets))
+    return gaps / budgets
 
 
 def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
@@ -42,7 +59,9 @@ def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
         decode_use.append(space.flops(arch) / budget)
         plain = space.from_indices([int(values.argmax()) for values in log_probabilities])
         argmax_error.append(abs(space.flops(plain) - budget) / budget)
+    nearest = nearest_errors(space, budgets)
     return {
+        **({} if nearest is None else {"nearest_mean_error": round(float(nearest.mean()), 5)}),
         "budgets": len(budgets),
         "over_budget": 0,
         "answer_mean_use": round(float(np.mean(answer_use)), 5),
@@ -86,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"{result['decode_median_ms']:.2f} ms median, {result['decode_p99_ms']:.2f} ms p99\n"
             f"plain argmax is off by {100 * result['argmax_mean_error']:.2f} % on average"
         )
+        if "nearest_mean_error" in result:
+            print(f"the nearest arch there is, by {100 * result['nearest_mean_error']:.2f} %")
     provenance = {"benchmark": "answers", "bundle": bundle.name, "version": bundle.version}
     print(json.dumps({**provenance, "seed": options.seed, **result, "machine": machine()}))
     return 0
