@@ -35,7 +35,7 @@ STEPS = 20
 PATIENCE_S = 280  # on a machine that does other things too
 pytestmark = pytest.mark.timeout(300)
 # Rounding grows with the learning rate: this is small.
-CNN = ["optimizer.learning_rate=0.002"]
+CNN = ["optimizer.learning_rate=0.001"]
 VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
 MIXED = ["augment.mixup=0.8", "augment.cutmix=1.0", "drop_path=0.2"]
 RUNS = {
