@@ -10,8 +10,10 @@ import pytest
 import trainer.evaluate
 import trainer.finish
 import trainer.monitor
+import trainer.plots
 import trainer.run
 from models.bundle import load_bundle
+from tests.bundles import template_of
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most, settings
 from trainer.checkpoint import load_checkpoint
@@ -31,6 +33,13 @@ def one_error(capsys):
     (error,) = [line for line in said.splitlines() if "error:" in line]
     assert error == said.splitlines()[-1]
     return error
+
+
+@pytest.fixture(autouse=True)
+def _end_soon(monkeypatch):
+    """A run's end without what takes long and is tested elsewhere."""
+    monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
+    monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +74,10 @@ def test_a_full_disk_under_the_bundle_is_one_error_and_leaves_none(folder, capsy
 def test_a_full_disk_under_anything_else_is_one_error(folder, capsys, monkeypatch, name):
     from torch.utils.tensorboard import SummaryWriter
 
-    from trainer import disk, plot_style
+    from trainer import disk, report
 
     where = {
-        "report": (plot_style, "save"),
+        "report": (report, "report_page"),
         "frontier.json": (disk.os, "fsync"),
         "tensorboard": (SummaryWriter, "flush"),
     }
