@@ -1,6 +1,8 @@
 """Several processes are one run: the same numbers, one voice, one end."""
 
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from tests.conftest import TEMPLATES
 from tests.trainer.short_runs import short_run
 from trainer.checkpoint import load_checkpoint
 from trainer.command import check_device, check_world_size
@@ -40,7 +43,7 @@ VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"
 MIXED = ["augment.mixup=0.8", "augment.cutmix=1.0", "drop_path=0.2"]
 RUNS = {
     # every step masked, B moves by gradients through the generator, BatchNorm
-    "cnn shift": [*CNN, *MIXED],
+    "cnn shift": [*CNN, *MIXED, "generator.masked_every=1"],
     # every other step sliced, B moves by measured drops
     "vit direct": [
         *VIT,
@@ -53,7 +56,7 @@ RUNS = {
 MORE_RUNS = {
     "cnn direct": [*CNN, *MIXED, "sampler=shift-direct", "generator.masked_every=2"],
     "cnn sandwich": [*CNN, "drop_path=0.2", "sampler=sandwich"],
-    "vit shift": [*VIT, *MIXED, "ema=0.9", "accumulate=2"],
+    "vit shift": [*VIT, *MIXED, "generator.masked_every=1", "ema=0.9", "accumulate=2"],
     "vit sandwich": [*VIT, "sampler=sandwich", "accumulate=3"],
 }
 
@@ -141,12 +144,23 @@ def assert_same_run(one, two):
 
 
 @pytest.fixture(scope="module")
-def did(tmp_path_factory):
+def did():
     """What two processes did, one run after another, as they take their time to start.
 
-    The runs' folder, their statuses per rank, and what was said.
+    The runs' folder, their statuses per rank, and what was said. All processes of a test session
+    together do it once.
     """
-    folder = tmp_path_factory.mktemp("two")
+    folder = Path(os.environ[TEMPLATES]) / "two-processes"
+    folder.mkdir(exist_ok=True)
+    file = folder / "done.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_text(json.dumps(_two_processes(folder)))
+        return folder, *json.loads(file.read_text())
+
+
+def _two_processes(folder):
     term = {"rank": 1, "step": 7, "signal": int(signal.SIGTERM)}
     runs = [(arguments(folder / name, RUNS[name]), None) for name in RUNS]
     runs += [
@@ -157,7 +171,7 @@ def did(tmp_path_factory):
         (["--dry-run"], None),
         (["--resume", str(folder / "stopped")], {"rank": 0, "step": 6, "signal": signal.SIGINT}),
     ]
-    return folder, *in_two_processes(folder, runs)
+    return in_two_processes(folder, runs)
 
 
 @pytest.mark.parametrize("name", RUNS)

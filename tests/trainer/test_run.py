@@ -10,6 +10,7 @@ from trainer.run import main
 
 SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=6"]
 SHORT += ["threads=1", "evaluation_budgets=3", "shift_every=4", "calibration_batches=2"]
+SHORT += ["batch_size=256"]
 
 
 def settings(*more):
