@@ -159,6 +159,7 @@ def test_the_papers_recipes_say_what_the_paper_says(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", NEEDS_NO_DATA)
 def test_recipes_for_data_that_is_not_here_can_be_tried(name):
     result = dry_run(get_recipe(name), 2)
