@@ -12,12 +12,11 @@ with the first m's of the same seed.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 
-from benchmarks.samplers import accuracies, build_parser, measure, print_accuracies
+from benchmarks.samplers import build_parser, compare
 from benchmarks.step_costs import Costs, Trial, Variants
 from trainer.config import with_settings
 from trainer.recipe import Recipe
@@ -55,13 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     variants = {f"m={m}": [f"generator.masked_every={m}"] for m in options.every}
     try:
-        result = measure(options, variants, masked_costs)
+        compare("masked_every", options, variants, masked_costs)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table = accuracies(options, variants)
-    print_accuracies(options, table)
-    print(json.dumps({"benchmark": "masked_every", "test_accuracy": table, **result}))
     return 0
 
 

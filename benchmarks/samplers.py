@@ -123,21 +123,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.samplers:
             if name not in SAMPLERS:
                 raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
-        variants = {name: [f"sampler={name}"] for name in options.samplers}
-        result = measure(options, variants)
+        compare("samplers", options, {name: [f"sampler={name}"] for name in options.samplers})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def compare(
+    benchmark: str,
+    options: argparse.Namespace,
+    variants: Variants,
+    costs_of: Callable[[Recipe, Variants], Costs] = step_costs,
+) -> None:
+    """Costs, runs, a table, and the line of JSON. Raises ValueError for a user's mistake."""
+    result = measure(options, variants, costs_of)
     table = accuracies(options, variants)
     print_accuracies(options, table)
-    print(json.dumps({"benchmark": "samplers", "test_accuracy": table, **result}))
-    return 0
+    print(json.dumps({"benchmark": benchmark, "test_accuracy": table, **result}))
 
 
 def measure(
     options: argparse.Namespace,
     variants: Variants,
-    costs_of: Callable[[Recipe, Variants], Costs] = step_costs,
+    costs_of: Callable[[Recipe, Variants], Costs],
 ) -> dict[str, object]:
     """Costs, then runs."""
     recipe = with_settings(get_recipe(options.recipe), options.set)

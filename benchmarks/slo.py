@@ -268,8 +268,13 @@ def measure(
                         seen[name].append(judged(samples, table, slo_ms))
                 about = {"cv2": burst, "load": load}
                 rows += [{**about, "system": n, **summarized(found)} for n, found in seen.items()]
-    figures = {"alone_ms": alone_ms, "capacity_per_s": capacity, "slo_ms": slo_ms}
-    return {**figures, "rows": rows, "comparison": compared(rows)}  # type: ignore[typeddict-item]
+    return {
+        "alone_ms": alone_ms,
+        "capacity_per_s": capacity,
+        "slo_ms": slo_ms,
+        "rows": rows,
+        "comparison": compared(rows),
+    }
 
 
 def wait_until_built(port: int) -> None:

@@ -43,7 +43,7 @@ from models.relaxed import RelaxedFlops
 from models.space import SearchSpace
 from models.spaces import get_space
 from models.spaces.vit import vit_space
-from trainer.config import get_recipe
+from trainer.config import get_recipe, with_settings
 from trainer.dry_run import one_step, probe_of, random_splits
 from trainer.optim import Schedule, build_optimizer
 from trainer.recipe import Recipe
@@ -60,8 +60,12 @@ SPACES = {
 }
 """Space -> recipe whose settings hold, and images of a step."""
 SHIFT_EVERY = 100
-WAYS = ("compile", "bf16", "fp16")
-"""To run a masked step, beside that of the recipe."""
+WAYS = {
+    "compile": ["compile=true"],
+    "bf16": ["precision=bf16"],
+    "fp16": ["precision=fp16"],
+}
+"""To run a masked step, beside that of the recipe: the settings of each."""
 ESTIMATORS = ("shift", "shift-direct")
 SCHEDULE = Schedule(learning_rate=1e-4, generator_learning_rate=1e-3, temperature=0.7)
 REFERENCE = "torchvision ViT-Ti/16"
@@ -186,9 +190,7 @@ def beside(recipe: Recipe, ways: Sequence[str]) -> dict[str, Callable[[], object
     flops = RelaxedFlops(space.flops_rule)
     calls: dict[str, Callable[[], object]] = {}
     for way in ("", *ways):
-        changed = replace(recipe, compile=True) if way == "compile" else recipe
-        if way in ("bf16", "fp16"):
-            changed = replace(recipe, precision=way)  # type: ignore[arg-type]
+        changed = with_settings(recipe, WAYS[way]) if way else recipe
         for masked in (True,) if way == "compile" else (True, False):
             state = fresh_state(changed, splits)
             name = f"{'masked' if masked else 'sliced'} {way}".strip()

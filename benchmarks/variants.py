@@ -9,11 +9,10 @@ first trains for the recipe's epochs, every other for as many as cost the same p
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks.samplers import accuracies, build_parser, measure, print_accuracies
+from benchmarks.samplers import build_parser, compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,14 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        variants = named(options.variants)
-        result = measure(options, variants)
+        compare("variants", options, named(options.variants))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table = accuracies(options, variants)
-    print_accuracies(options, table)
-    print(json.dumps({"benchmark": "variants", "test_accuracy": table, **result}))
     return 0
 
 

@@ -112,8 +112,11 @@ class _How:
 class _Decide(torch.autograd.Function):
     """A ``GeneratorPass`` as one operation of autograd."""
 
+    # torch types it as taking anything; each function takes what it takes
     @staticmethod
-    def forward(ctx: Any, how: _How, budgets: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, how: _How, budgets: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         arrays = {n: w.detach().numpy() for n, w in zip(how.names, weights, strict=True)}
         done = GeneratorPass(
             how.space,
@@ -126,11 +129,14 @@ class _Decide(torch.autograd.Function):
         ctx.names, ctx.done = how.names, done
         return torch.from_numpy(done.policies), torch.from_numpy(done.log_probabilities)
 
+    # (once_differentiable loses the name of its first argument)
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # refuses weights that were changed since: the pass holds them too
-        found, to_budgets = ctx.done.gradients(*(gradient.numpy() for gradient in to_outputs))
+        found, to_budgets = ctx.done.gradients(*(gradient.numpy() for gradient in grad_outputs))
         to_weights = (
             torch.from_numpy(found[name]) if name in found else None for name in ctx.names
         )

@@ -133,8 +133,11 @@ class RelaxedFlops:
 class _OneHotFlops(torch.autograd.Function):
     """The rule at one-hots as one operation of autograd."""
 
+    # torch types it as taking anything; each function takes what it takes
     @staticmethod
-    def forward(ctx: Any, rule: FlopsRule, *policies: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, rule: FlopsRule, *policies: Tensor
+    ) -> Tensor:
         counts = [policy.shape[1] for policy in policies]
         wide = np.concatenate([policy.detach().cpu().numpy() for policy in policies], axis=1)
         _, chosen = (wide > 0.5).nonzero()
@@ -144,9 +147,13 @@ class _OneHotFlops(torch.autograd.Function):
         ctx.device, ctx.dtype = policies[0].device, policies[0].dtype
         return torch.from_numpy(rule.batch(indices).astype(np.float64))
 
+    # (once_differentiable loses the name of its first argument)
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_flops: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor | None, ...]:
+        (to_flops,) = grad_outputs
         wide = to_flops[:, None].numpy() * ctx.rule.costs_of_choices(ctx.indices)
         gradient = torch.from_numpy(wide).to(ctx.device, ctx.dtype)
         return None, *gradient.split(ctx.counts, dim=1)

@@ -2,8 +2,9 @@
 
 1. its key is checked, its budgets are read from headers         (400, 401)
 2. its body is read, bounded in size and time                    (400, 408, 413, 415)
-3. the image is decoded, a large one in a thread                 (413, 415, 422)
-4. the planner turns the budgets into a subnet                   (422)
+3. the planner turns the budgets into a subnet                   (422)
+4. the image is decoded and resized, a large one in a thread     (413, 415, 422)
+   (a latency budget: 4 before 3, since what is left of it counts; a small photo is resized in 5)
 5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
 6. the answer is awaited: two lost workers are 503, lost time is 504
 7. the logits become the JSON answer
@@ -131,6 +132,7 @@ class Classifier:
             else:
                 plan, prepared = self._plan(asked, 0.0), True
                 pixels = await self._in_turn(data, partial(self._pixels, side=plan.subnet.side))
+            self._count(plan)
             decode_ms = 1000 * (time.monotonic() - decoding)
         self.admission.refuse_if_hopeless(deadline)
         answer = await self._workers.run(
@@ -178,16 +180,18 @@ class Classifier:
         return deadline
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
-        latency = self._planner.latency = self._workers.latency
-        now = time.monotonic()
+        self._planner.latency = self._workers.latency
         workers = self._settings.workers / self._settings.http_processes
-        pace_ms = self._pace.share_ms(now, workers)
+        pace_ms = self._pace.share_ms(time.monotonic(), workers)
         try:
-            plan = self._planner.plan(asked, elapsed_ms, pace_ms)
+            return self._planner.plan(asked, elapsed_ms, pace_ms)
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
-        self._pace.came(now, None if plan.shrinks else latency.infer_ms(plan.subnet.flops))
-        return plan
+
+    def _count(self, plan: Plan) -> None:
+        # Once its image is known to be sound: what is damaged takes no time from anyone's subnet.
+        infer_ms = self._workers.latency.infer_ms(plan.subnet.flops)
+        self._pace.came(time.monotonic(), None if plan.shrinks else infer_ms)
 
     def _observe(self, plan: Plan, done: Done, decode_ms: float, total_ms: float) -> None:
         metrics = self._metrics

@@ -40,7 +40,7 @@ from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
 
 _RESTART_POLL_S = 0.2
 _IDLE_S = 1.0
-# An HTTP process is heard of four times a second.
+# An HTTP process is heard of twice a second.
 _SILENT_S = 1.5
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75

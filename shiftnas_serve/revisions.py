@@ -33,6 +33,7 @@ from shiftnas_serve.workers import Workers
 
 _POLL_S = 0.25
 _RETRY_S = 1.0
+_BEAT_S = 0.5
 # A new HTTP process takes connections when its workers are there, or after so long without them.
 _START_S = 3.0
 
@@ -93,7 +94,7 @@ class Revisions:
         self._failed: tuple[int, str] | None = None
         self._current: Revision | None = None
         self._said: Member | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._following = asyncio.Lock()
         self.draining = False
 
@@ -114,6 +115,7 @@ class Revisions:
     async def start(self) -> None:
         """Open what is served and begin to follow; call inside the event loop."""
         self._say()  # before the state is read: a reload waits for all that it sees
+        self._tasks.append(asyncio.create_task(self._beat_on()))
         while self._current is None:
             state = self.files.state()
             try:
@@ -126,13 +128,13 @@ class Revisions:
         while not self.current.workers.all_ready and time.monotonic() < end:
             await asyncio.sleep(0.01)
             await self.follow()
-        self._task = asyncio.create_task(self._follow_on())
+        self._tasks.append(asyncio.create_task(self._follow_on()))
 
     async def stop(self) -> None:
         """Close everything."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for revision in self._held.values():
             await revision.close()
         self.files.forget_member(os.getpid())
@@ -141,12 +143,17 @@ class Revisions:
         while True:
             await asyncio.sleep(_POLL_S)
             try:
-                self.files.beat()
                 await self.follow()
             # Whatever it was (a full disk), the next turn may go well; requests go on meanwhile.
             except Exception:  # noqa: BLE001
                 _LOG.exception("cannot follow the run's folder")
                 await asyncio.sleep(_RETRY_S)
+
+    async def _beat_on(self) -> None:
+        # Apart from following, which waits while a bundle is read: that is no standing still.
+        while True:
+            self.files.beat()
+            await asyncio.sleep(_BEAT_S)
 
     async def follow(self) -> None:
         """Do what the run's folder says."""

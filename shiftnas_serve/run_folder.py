@@ -145,7 +145,7 @@ class RunFolder:
 
     def beat(self) -> None:
         """Say that this HTTP process still turns."""
-        with contextlib.suppress(FileNotFoundError):  # nothing was said of it yet
+        with contextlib.suppress(OSError):  # a folder that has gone, as when the parent was killed
             os.utime(self._members / str(os.getpid()))
 
     def silence_s(self, pid: int) -> float:

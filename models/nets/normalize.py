@@ -66,6 +66,7 @@ class SharedBatchNormalizer(AbstractNormalizer):
 class _SharedBatchNorm(torch.autograd.Function):
     """BatchNorm of one share of a batch, by torch's own kernels: one message each way."""
 
+    # torch types it as taking anything; each function takes what it takes
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, average: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor
@@ -82,9 +83,13 @@ class _SharedBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, variance)
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, NORM_EPSILON)
 
+    # (once_differentiable loses the name of its first argument)
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor | None, ...]:
+        (gradient,) = grad_outputs
         x, weight, mean, variance = ctx.saved_tensors
         # as if the statistics were given, and then what they add: they depend on every x
         to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(

@@ -167,6 +167,16 @@ def stop_server(server: RunningServer) -> None:
     server.log.close()
 
 
+@contextlib.contextmanager
+def serving(bundle: Path, *options: str, **environment: str) -> Iterator[RunningServer]:
+    """A server while the block runs."""
+    running = start_server(bundle, *options, **environment)
+    try:
+        yield running
+    finally:
+        stop_server(running)
+
+
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
@@ -187,30 +197,27 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(bundle_folder: Path) -> Iterator[RunningServer]:
     """One server for all tests that leave it well."""
-    running = start_server(bundle_folder, "--max-body-bytes", "3000000")
-    yield running
-    stop_server(running)
+    with serving(bundle_folder, "--max-body-bytes", "3000000") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def keyed_server(bundle_folder: Path) -> Iterator[RunningServer]:
     """One that asks for keys, and lets pages of https://example.org ask."""
-    running = start_server(
+    with serving(
         bundle_folder,
         *("--prebuild", "no", "--cors-origins", "https://example.org"),
         SHIFTNAS_API_KEYS="first-key, second-key",
         SHIFTNAS_ADMIN_KEYS="old-admin-key, admin-key",
-    )
-    yield running
-    stop_server(running)
+    ) as running:
+        yield running
 
 
 @pytest.fixture
 def own_server(bundle_folder: Path) -> Iterator[RunningServer]:
     """A server that a test may kill."""
-    running = start_server(bundle_folder, "--timeout-s", "10")
-    yield running
-    stop_server(running)
+    with serving(bundle_folder, "--timeout-s", "10") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

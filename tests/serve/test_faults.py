@@ -17,6 +17,7 @@ import pytest
 from tests.serve.conftest import (
     PNG,
     RunningServer,
+    serving,
     start_server,
     stop_server,
     wait_until_ready,
@@ -59,17 +60,15 @@ def assert_soon_gone(pids: set[int]) -> None:
 @pytest.fixture(scope="module")
 def hurt(bundle_folder: Path) -> Iterator[RunningServer]:
     """One server for tests after which it has recovered."""
-    running = start_server(bundle_folder, "--timeout-s", "10")
-    yield running
-    stop_server(running)
+    with serving(bundle_folder, "--timeout-s", "10") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def hasty(bundle_folder: Path) -> Iterator[RunningServer]:
     """One that waits for little, and for few."""
-    running = start_server(bundle_folder, "--timeout-s", "1", "--max-waiting", "2")
-    yield running
-    stop_server(running)
+    with serving(bundle_folder, "--timeout-s", "1", "--max-waiting", "2") as running:
+        yield running
 
 
 def test_sigint_stops_everything_in_order(bundle_folder, png):

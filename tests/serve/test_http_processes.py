@@ -20,6 +20,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from tests.serve.conftest import (
     PNG,
     RunningServer,
+    serving,
     start_server,
     stop_server,
     wait_until_ready,
@@ -41,11 +42,10 @@ def ask(server: RunningServer, content: bytes) -> int:
 @pytest.fixture(scope="module")
 def two(bundle_folder: Path) -> Iterator[RunningServer]:
     """Two HTTP processes and two workers, for tests that leave a server well."""
-    running = start_server(
+    with serving(
         bundle_folder, "--http-processes", "2", "--workers", "2", "--timeout-s", "20"
-    )
-    yield running
-    stop_server(running)
+    ) as running:
+        yield running
 
 
 def test_counters_add_up_exactly_also_when_a_process_was_replaced(

@@ -17,8 +17,7 @@ from tests.serve.conftest import (
     RunningServer,
     encoded,
     picture,
-    start_server,
-    stop_server,
+    serving,
 )
 
 
@@ -51,9 +50,8 @@ async def nothing() -> None:
 @pytest.fixture(scope="module")
 def patient(bundle_folder: Path) -> Iterator[RunningServer]:
     """One server that keeps many waiting."""
-    running = start_server(bundle_folder, "--max-waiting", "1000", "--timeout-s", "20")
-    yield running
-    stop_server(running)
+    with serving(bundle_folder, "--max-waiting", "1000", "--timeout-s", "20") as running:
+        yield running
 
 
 def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(patient, png):

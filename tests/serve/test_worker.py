@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def key_of(bundle: Bundle, arch: Arch) -> bytes:
 
 @pytest.mark.parametrize("crop_ratio", [None, 0.875])
 def test_a_photo_is_prepared_once_for_the_subnet_that_runs(loaded: Loaded, crop_ratio):
-    """As if that subnet had been asked for; ``deadline``: how long the largest would have."""
+    """As if that subnet had been asked for: first with time for the largest, then with none."""
     bundle = loaded.bundle
     object.__setattr__(bundle.preprocess, "crop_ratio", crop_ratio)
     photo = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
@@ -60,7 +61,8 @@ def test_a_photo_is_prepared_once_for_the_subnet_that_runs(loaded: Loaded, crop_
     sides = {bundle.space.resolution(arch) for arch in (largest, smallest)}
     assert len(sides) == 2, "the photo would be prepared alike"
     replies = Replies()
-    runner = SubnetRunner(1, loaded, replies, Settings(bundle=bundle.name, prebuild=False))  # type: ignore[arg-type]
+    inbox: Any = replies
+    runner = SubnetRunner(1, loaded, inbox, Settings(bundle=Path(), prebuild=False))
     now, key = time.monotonic(), key_of(bundle, largest)
     for identity, aim_s in enumerate((now + 60, now)):
         job = Job(identity, key, photo, now, now + 60, aim_s, prepared=False)

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
+import trainer.run
 from trainer import run_data
 from trainer.data import load_splits
 from trainer.splits import Splits
+from trainer.state import TrainingState
+
+SHORT = [
+    "batch_size=64",
+    "steer_share=0.75",
+    "generator.pretrain_steps=5",
+    "generator.masked_every=2",
+    "evaluate_every=100",
+    "answer_budgets=4",
+    "evaluation_budgets=2",
+    "calibration_batches=1",
+    "shift_every=3",
+    "warm_up_share=0",
+    "threads=1",
+]
+
+
+def settings(*more: str) -> list[str]:
+    """Arguments for a short run; ``more`` as after --set."""
+    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +46,21 @@ def _digits() -> Iterator[None]:
 
     with patch.object(run_data, "load_splits", load):
         yield
+
+
+@pytest.fixture(scope="session")
+def one_epoch(_digits: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch that lacks nothing but its end; to be copied."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    with patch.object(trainer.run, "finish", lambda *_: {}):
+        assert trainer.run.main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    return folder
+
+
+def grown(state: TrainingState) -> TrainingState:
+    """With residual branches that do something: they start as nothing."""
+    with torch.no_grad():
+        for parameter in state.net.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.5)
+    return state

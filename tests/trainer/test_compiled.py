@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.relaxed import RelaxedFlops
+from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
 from trainer.checkpoint import load_checkpoint
@@ -35,11 +36,7 @@ def trained(settings, steps=4):
     """State and losses after some steps, every second one masked."""
     recipe = with_settings(get_recipe("digits"), settings)
     splits = random_splits(recipe, 10, recipe.batch_size)
-    state = fresh_state(recipe, splits)
-    with torch.no_grad():
-        for parameter in state.net.parameters():
-            if parameter.ndim == 1:  # a residual branch starts as nothing
-                parameter.add_(0.5)
+    state = grown(fresh_state(recipe, splits))
     batch = run_data(recipe, splits).train.batch(0, 0)
     flops = RelaxedFlops(state.generator.space.flops_rule)
     losses = []

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,9 @@ import trainer.plots
 import trainer.run
 from models.bundle import load_bundle
 from tests.bundles import template_of
+from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
-from tests.trainer.test_resume import assert_same, files_of_at_most, settings
+from tests.trainer.test_resume import assert_same, files_of_at_most
 from trainer.checkpoint import load_checkpoint
 from trainer.log import read_log
 from trainer.run import main
@@ -42,19 +44,10 @@ def _end_soon(monkeypatch):
     monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run that lacks nothing but its end."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.run, "finish", lambda *_: {})
-        assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
-    return folder
-
-
 @pytest.fixture
-def folder(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+def folder(one_epoch, tmp_path):
+    """Of a run that lacks nothing but its end."""
+    return Path(shutil.copytree(one_epoch, tmp_path / "run"))
 
 
 # --------------------------------------------------------------------------------- a full disk

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.relaxed import RelaxedFlops
+from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
 from trainer.checkpoint import load_checkpoint
@@ -76,11 +77,7 @@ def test_gradients_are_those_of_full_precision_and_the_generators_are_in_it(prec
         settings = [f"space={space}", "batch_size=32", f"precision={chosen}"]
         recipe = with_settings(get_recipe("digits"), settings)
         splits = random_splits(recipe, 10, 64)
-        state = fresh_state(recipe, splits)
-        with torch.no_grad():
-            for parameter in state.net.parameters():
-                if parameter.ndim == 1:  # a residual branch starts as nothing
-                    parameter.add_(0.5)
+        state = grown(fresh_state(recipe, splits))
         batch = run_data(recipe, splits).train.batch(0, 0)
         result = train_step(
             state.net,

@@ -16,30 +16,14 @@ import pytest
 import torch
 
 import trainer.run
+from tests.trainer.conftest import settings
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.log import read_log
 from trainer.run import main
 from trainer.run_record import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = [
-    "batch_size=64",
-    "steer_share=0.75",
-    "generator.pretrain_steps=5",
-    "generator.masked_every=2",
-    "evaluate_every=100",
-    "answer_budgets=4",
-    "evaluation_budgets=2",
-    "calibration_batches=1",
-    "shift_every=3",
-    "warm_up_share=0",
-    "threads=1",
-]
 STEPS_PER_EPOCH = 5
-
-
-def settings(*more):
-    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
 
 
 def assert_same(one, two, path=""):
@@ -63,15 +47,6 @@ def assert_same(one, two, path=""):
 def unfinished(monkeypatch):
     """Stop before the bundle: these tests are about the loop."""
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
-
-
-@pytest.fixture(scope="module")
-def one_epoch(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "one"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.run, "finish", lambda *_: {})
-        assert main([*settings("epochs=1"), "--out", str(folder)]) == 0
-    return folder
 
 
 @pytest.fixture
