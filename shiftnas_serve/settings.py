@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ from models.quantity import parse_flops
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
 PREFIX = "SHIFTNAS_"
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP|SCTP)(_|$)|$)")
+"""What the kubelet calls the variables of a Service."""
 
 
 class Settings(BaseModel):
@@ -144,12 +147,8 @@ def load_settings(
     """Merge the layers. Raises ValueError in one line naming the setting and its source."""
     values: dict[str, object] = {}
     if config is not None:
-        values |= _checked(_read(config), f"{config}")
-    named = {
-        k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX)
-    }
-    named.pop("data", None)  # the trainer's
-    values |= _checked(named, f"environment {PREFIX}*")
+        values |= _read(config)
+    values |= _named(environment)
     values |= {name: value for name, value in command_line.items() if value is not None}
     try:
         return Settings.model_validate(values)
@@ -171,13 +170,33 @@ def _read(config: Path) -> dict[str, object]:
         raise ValueError(f"{config} is no JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{config} must be a JSON object of settings")
+    for name in document:
+        if name not in Settings.model_fields:
+            near = _nearest(name)
+            hint = f"did you mean {near!r}?" if near else "leave it out"
+            raise ValueError(f"{config}: no setting {name!r}; {hint} (--help lists all)")
     return document
 
 
-def _checked(values: Mapping[str, object], where: str) -> dict[str, object]:
-    for name in values:
+def _named(environment: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for variable, value in environment.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or name == "data":  # the trainer's
+            continue
         if name not in Settings.model_fields:
-            near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where}: no setting {name!r}{hint}")
-    return dict(values)
+            near = _nearest(name)
+            if _SERVICE_LINK.search(variable):
+                hint = "Kubernetes sets it for a Service; enableServiceLinks: false in the pod"
+            elif near:
+                hint = f"did you mean {PREFIX}{near.upper()}?"
+            else:
+                hint = "unset it"
+            raise ValueError(f"environment: no setting {variable}; {hint} (--help lists all)")
+        values[name] = value
+    return values
+
+
+def _nearest(name: str) -> str | None:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return near[0] if near else None

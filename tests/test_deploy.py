@@ -77,6 +77,34 @@ def test_deployments_fit_the_server(deployment):
     assert f"USER {pod['securityContext']['runAsUser']}" in (ROOT / "Dockerfile").read_text()
 
 
+def service_links() -> dict[str, str]:
+    """What the kubelet adds to the environment of every pod, if not told otherwise."""
+    every = [document for documents in MANIFESTS.values() for document in documents]
+    links = {}
+    for service in (document for document in every if document["kind"] == "Service"):
+        name = service["metadata"]["name"].upper().replace("-", "_")
+        links |= {f"{name}_SERVICE_HOST": "10.0.0.9"}
+        for number, port in enumerate(service["spec"]["ports"]):
+            value, url = str(port["port"]), f"tcp://10.0.0.9:{port['port']}"
+            one = f"{name}_PORT_{value}_TCP"
+            links |= {f"{name}_SERVICE_PORT_{port['name'].upper()}": value, one: url}
+            links |= {f"{one}_PROTO": "tcp", f"{one}_PORT": value, f"{one}_ADDR": "10.0.0.9"}
+            if number == 0:
+                links |= {f"{name}_SERVICE_PORT": value, f"{name}_PORT": url}
+    return links
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
+def test_the_environment_of_a_pod_is_one_that_the_server_takes(deployment):
+    pod = deployment["spec"]["template"]["spec"]
+    environment = service_links() if pod.get("enableServiceLinks", True) else {}
+    assert service_links()
+    environment |= {
+        one["name"]: one["value"] for one in container(deployment)["env"] if "value" in one
+    }
+    load_settings({}, environment=environment)
+
+
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
 def test_probes_ask_for_routes_that_there_are(deployment):
     from shiftnas_serve import app

@@ -171,8 +171,15 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
     environment = {"SHIFTNAS_PORT": "9002", "HOME": "x"}
     settings = load_settings({"threads": "3"}, config=config, environment=environment)
     assert (settings.port, settings.workers, settings.threads) == (9002, 2, 3)
-    with pytest.raises(ValueError, match="did you mean 'workers'"):
-        load_settings({}, environment={"SHIFTNAS_WORKER": "1"})
+    for variable, advice in (
+        ("SHIFTNAS_WORKER", "did you mean SHIFTNAS_WORKERS?"),
+        ("SHIFTNAS_QUUX", "unset it"),
+        ("SHIFTNAS_SERVE_PORT_8000_TCP", "enableServiceLinks: false"),
+    ):
+        with pytest.raises(ValueError, match=f"no setting {variable};") as refused:
+            load_settings({}, environment={variable: "1"})
+        assert advice in str(refused.value)
+        assert "--help" in str(refused.value)
     config.write_text('{"prot": 1}')
     with pytest.raises(ValueError, match="did you mean 'port'"):
         load_settings({}, config=config, environment={})
