@@ -288,24 +288,24 @@ class Preprocess:
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (batch, height, width, 3) -> float32 (batch, 3, height, width), contiguous."""
-        batch, height, width, channels = pixels.shape
-        assert channels == 3, pixels.shape
+        assert pixels.shape[-1] == 3, pixels.shape
         assert pixels.dtype == np.uint8, pixels.dtype
-        out = np.empty((batch, 3, height, width), np.float32)
-        for channel in range(3):
-            np.take(self._table[channel], pixels[..., channel], out=out[:, channel])
-        return out
+        scale, offset = self._affine
+        # Reordered as bytes, a quarter of what floats would be; the rest in place.
+        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+        images *= scale
+        images += offset
+        return images
 
     @property
     def _filter(self) -> Image.Resampling:
         return _INTERPOLATIONS[self.interpolation]
 
     @cached_property
-    def _table(self) -> np.ndarray:
-        # What each of the 256 values of a channel becomes, float32 of shape (3, 256).
-        values = np.arange(256, dtype=np.float64) / 255
-        mean, std = (np.array(v, np.float64)[:, None] for v in (self.mean, self.std))
-        return ((values - mean) / std).astype(np.float32)
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        # (value / 255 - mean) / std as value * scale + offset, float32 of shape (1, 3, 1, 1).
+        mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
     def array(self, photo: Photo, resolution: int) -> np.ndarray:
         """One RGB image as a subnet reads it: float32 of shape (3, resolution, resolution)."""
