@@ -2,6 +2,9 @@
 #
 #   docker build -t shiftnas-serve . && docker run -p 8000:8000 shiftnas-serve
 #   docker run -p 8000:8000 -v /my/bundle:/bundle:ro shiftnas-serve --bundle /bundle
+#   docker run -p 9000:9000 -e SHIFTNAS_PORT=9000 shiftnas-serve
+#
+# Set the port in the environment: the health check reads SHIFTNAS_PORT and cannot see --port.
 #
 # Not built by this project's CI, which has no container engine. tests/test_foundations.py checks
 # what can be read off this file and runs its selection of requirements; its pip commands and its
@@ -38,10 +41,13 @@ COPY LICENSE ./
 COPY models ./models
 COPY shiftnas_serve ./shiftnas_serve
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# From outside the container 127.0.0.1, the default, could not be reached.
+ENV SHIFTNAS_HOST=0.0.0.0
 # A number, so that Kubernetes can see that it is not root.
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["python", "-c", \
-  "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+  "import os, urllib.request as ask; port = os.environ.get('SHIFTNAS_PORT', '8000'); \
+   ask.urlopen(f'http://localhost:{port}/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["tini", "--", "python", "-m", "shiftnas_serve", "--host", "0.0.0.0"]
+ENTRYPOINT ["tini", "--", "python", "-m", "shiftnas_serve"]

@@ -77,6 +77,39 @@ def test_deployments_fit_the_server(deployment):
     assert f"USER {pod['securityContext']['runAsUser']}" in (ROOT / "Dockerfile").read_text()
 
 
+UNITS = {"Mi": 2**20, "Gi": 2**30}
+# What processes take beside sessions and bundle, rounded up (PSS of an idle server: 35 + 28 + 7 MB
+# for parent, manager and tracker, 46 MB for an HTTP process, 92 MB for a worker).
+PARENTS_BYTES, HTTP_BYTES, WORKER_BYTES = 80_000_000, 60_000_000, 120_000_000
+
+
+def in_bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
+def test_a_replica_keeps_its_limit_of_memory_while_it_reloads(deployment):
+    serve, pod = container(deployment), deployment["spec"]["template"]["spec"]
+    values = {one["name"]: one["value"] for one in serve["env"] if "value" in one}
+    settings = load_settings({}, environment=values)
+    bundle_bytes = sum(file.stat().st_size for file in settings.bundle.iterdir())
+    in_memory = [
+        in_bytes(volume["emptyDir"]["sizeLimit"])
+        for volume in pod["volumes"]
+        if volume.get("emptyDir", {}).get("medium") == "Memory"
+    ]
+    needed = (
+        PARENTS_BYTES
+        + settings.http_processes * HTTP_BYTES
+        + settings.workers * (WORKER_BYTES + 2 * (settings.session_bytes + bundle_bytes))
+        + sum(in_memory)
+    )
+    limit = in_bytes(serve["resources"]["limits"]["memory"])
+    assert needed <= 0.8 * limit  # the rest is for requests: bodies, photos, batches
+    once = needed - settings.workers * settings.session_bytes - sum(in_memory)
+    assert in_bytes(serve["resources"]["requests"]["memory"]) >= 0.8 * once
+
+
 def service_links() -> dict[str, str]:
     """What the kubelet adds to the environment of every pod, if not told otherwise."""
     every = [document for documents in MANIFESTS.values() for document in documents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import inspect
 import json
@@ -12,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -312,7 +314,7 @@ def test_the_image_has_no_torch_and_one_onnxruntime():
 
 
 def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
-    from shiftnas_serve.settings import DEFAULT_BUNDLE, Settings
+    from shiftnas_serve.settings import DEFAULT_BUNDLE, Settings, load_settings
 
     all_steps = steps(DOCKERFILE)
     stages = [number for number, step in enumerate(all_steps) if step.startswith("FROM ")]
@@ -329,11 +331,35 @@ def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
 
     port = Settings.model_fields["port"].default
     assert f"EXPOSE {port}" in final
-    (health,) = [step for step in final if step.startswith("HEALTHCHECK ")]
-    assert f"http://127.0.0.1:{port}/readyz" in health
+    # as settings, which whoever runs the image can replace; an option would win over them
+    variables = [one for step in final if step.startswith("ENV ") for one in step.split()[1:]]
+    environment = dict(one.split("=", 1) for one in variables)
+    assert load_settings({}, environment=environment).host == "0.0.0.0"
     (entry,) = [step for step in final if step.startswith("ENTRYPOINT ")]
-    assert '"tini", "--", "python", "-m", "shiftnas_serve", "--host", "0.0.0.0"' in entry
+    assert entry == 'ENTRYPOINT ["tini", "--", "python", "-m", "shiftnas_serve"]'
     assert any("apt-get install" in step and "tini" in step for step in final)
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_health_check_asks_the_port_that_is_set(ready):
+    (health,) = [step for step in steps(DOCKERFILE) if step.startswith("HEALTHCHECK ")]
+    python, *arguments = json.loads(health.partition("CMD ")[2])
+    assert python == "python"
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/readyz" and ready else 503)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        asked = threading.Thread(target=server.handle_request)
+        asked.start()
+        ended = run(sys.executable, *arguments, SHIFTNAS_PORT=str(server.server_port))
+        asked.join()
+    assert (ended.returncode == 0) == ready, ended.stderr
 
 
 def test_what_the_image_copies_reaches_the_build():
