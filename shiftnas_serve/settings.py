@@ -42,6 +42,14 @@ class Settings(BaseModel):
         1, ge=1, le=64, description="processes that answer HTTP and decode images"
     )
     workers: int = Field(1, ge=1, le=64, description="processes that run subnets")
+    worker_nice: int = Field(
+        5,
+        ge=0,
+        le=19,
+        description="steps of priority (nice) by which workers stand behind HTTP processes where "
+        "they share a core: requests that come together are then read before the first of them "
+        "runs, and run together",
+    )
     threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
     runtime: str = Field("onnxruntime", description="onnxruntime, tensorrt or torch")
     device: str = Field("cpu", description="of the runtime: cpu, cuda, or tensorrt for onnxruntime")

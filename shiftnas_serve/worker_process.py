@@ -49,6 +49,7 @@ class ClassifyApi(litserve.LitAPI):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # so is a reload
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         end_with_parent(self.folder)
+        os.nice(self.settings.worker_nice)  # before there are threads, which inherit it
         configure_log(self.settings.log_level, self.settings.log_format)
         files = RunFolder(self.folder)
         self.revision = files.state().serving

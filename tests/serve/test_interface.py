@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def test_what_is_not_there_is_a_problem(server, path, status):
     assert response.headers["content-type"] == "application/problem+json"
     if status == 405:
         assert "POST" in response.headers["allow"]
+
+
+def test_workers_stand_behind_http_processes(server):
+    def nice(pids: set[int]) -> int:
+        (pid,) = pids
+        return os.getpriority(os.PRIO_PROCESS, pid)
+
+    assert nice(server.worker_pids()) == min(nice(server.http_pids()) + 5, 19)
 
 
 def test_health_and_metrics(server, png):
