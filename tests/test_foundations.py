@@ -214,11 +214,11 @@ def test_commands_exist_with_their_options(document):
 @every_document
 def test_recipes_and_settings_exist(document):
     from shiftnas_serve.settings import Settings
-    from trainer.config import get_recipe, with_settings
+    from trainer.config import find_recipe, get_recipe, with_settings
 
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(r"--recipe ([a-z0-9-]+)", text):
-        get_recipe(name)
+    for name in re.findall(r"--recipe ([a-z0-9./-]+)", text):
+        find_recipe(name)
     for setting in re.findall(r"--set ([a-z_.]+=[^\s`]+)", text):
         with_settings(get_recipe("digits"), [setting])
     for name in re.findall(r"SHIFTNAS_([A-Z_]+)", text):

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import torch
 
+from trainer.allowed import SHARE, at_least, check_numbers
 from trainer.draws import Draws
 
 Border = Literal["reflect", "zero"]
@@ -68,10 +69,21 @@ class Augment:
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.padding < 0 or self.cutout < 0:
-            raise ValueError(
-                f"augment: padding {self.padding}, cutout {self.cutout}: give 0 or more pixels"
-            )
+        check_numbers(
+            "augment.",
+            self,
+            {
+                "padding": at_least(0, "in pixels"),
+                "cutout": at_least(0, "in pixels"),
+                "crop_area": SHARE,
+                "erase": SHARE,
+                "mixup": at_least(0, "alpha, like 0.8; 0 is none"),
+                "cutmix": at_least(0, "alpha, like 0.8; 0 is none"),
+                "cutmix_share": SHARE,
+                "mix_probability": SHARE,
+                "repeats": at_least(1),
+            },
+        )
         if self.border not in get_args(Border):
             raise ValueError(
                 f"augment.border {self.border!r}: allowed are {', '.join(get_args(Border))}"
@@ -80,21 +92,11 @@ class Augment:
             raise ValueError(
                 f"augment.policy {self.policy!r}: allowed are {', '.join(get_args(Policy))}, none"
             )
-        for name in ("crop_area", "erase", "cutmix_share", "mix_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}: give a share, 0 to 1")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"augment.{name} is {getattr(self, name)}: give alpha, like 0.8, or 0 for none"
-                )
         if self.crop_area and self.padding:
             raise ValueError(
                 f"augment.crop_area {self.crop_area} and padding {self.padding} both crop: "
                 "set one to 0"
             )
-        if self.repeats < 1:
-            raise ValueError(f"augment.repeats is {self.repeats}: give 1 or more")
 
     @property
     def mixes(self) -> bool:

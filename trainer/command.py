@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,17 +11,19 @@ import torch
 from models.spaces import get_space
 from trainer.batches import local_processes
 from trainer.checkpoint import has_checkpoint
-from trainer.config import get_recipe, recipe_from_json, with_settings
+from trainer.config import find_recipe, read_recipe, with_settings
 from trainer.recipe import Recipe
 from trainer.recipes import RECIPES
 
 RECIPE_NAME = "recipe.json"
+DEFAULT_RECIPE = "digits"
 
 FIXED = (
     "space",
     "resolution",
     "batch_size",
     "steer_share",
+    "steer_images",
     "seed",
     "mean",
     "std",
@@ -49,7 +50,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME or FILE",
+        help=f"one of: {', '.join(RECIPES)} (default: {DEFAULT_RECIPE}); or a run's recipe.json",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's setting"
     )
@@ -75,6 +80,12 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     Raises ValueError for a user's mistake; writes nothing.
     """
     if options.resume is not None:
+        for option, value in (("--recipe", options.recipe), ("--out", options.out)):
+            if value is not None:
+                raise ValueError(
+                    f"--resume {options.resume} keeps the run's recipe and folder: leave out "
+                    f"{option} {value} (--set changes settings), or leave out --resume"
+                )
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
@@ -85,7 +96,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 "with --out"
             )
     else:
-        recipe = with_settings(get_recipe(options.recipe), options.set)
+        recipe = with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
@@ -156,8 +167,4 @@ def _recipe_of(folder: Path) -> Recipe:
     path = folder / RECIPE_NAME
     if not path.is_file():
         raise ValueError(f"{folder} holds no run (no recipe.json); start one with --out {folder}")
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); restore it, or start a new run") from None
-    return recipe_from_json(document)
+    return read_recipe(path)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from trainer.log import Record
@@ -18,8 +19,34 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no recipe {name!r}; {hint}there are: {', '.join(RECIPES)}")
+        raise ValueError(
+            f"no recipe {name!r}; {hint}there are: {', '.join(RECIPES)}; or name a .json file"
+        )
     return RECIPES[name]()
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name, or from a .json file like a run's recipe.json.
+
+    Raises ValueError as ``get_recipe`` and ``read_recipe`` do.
+    """
+    return read_recipe(Path(name)) if name.endswith(".json") else get_recipe(name)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a file holds. Raises ValueError, naming the file and what is wrong."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; name another recipe") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); restore it, or name another") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds no recipe; give settings by name, as a run's recipe.json")
+    try:
+        return recipe_from_json(document)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -129,21 +156,21 @@ def _build(cls: type, document: Mapping[str, object], prefix: str) -> object:
     for name, value in document.items():
         key = f"{prefix}{name}"
         if name not in hints:
-            raise ValueError(f"recipe.json: no setting {key}; this version has none such")
+            raise ValueError(f"no setting {key}; this version has none such")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
             if not isinstance(value, dict):
-                raise ValueError(f"recipe.json: {key} takes settings by name, not {value!r}")
+                raise ValueError(f"{key} takes settings by name, not {value!r}")
             values[name] = _build(hint, value, f"{key}.")
             continue
         if isinstance(value, list):
             value = tuple(value)
         if not _fits(value, hint):
-            raise ValueError(f"recipe.json: {key} takes {_in_words(hint)}, not {value!r}")
+            raise ValueError(f"{key} takes {_in_words(hint)}, not {value!r}")
         values[name] = value
     for field in dataclasses.fields(cls):
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and field.name not in values:
-            raise ValueError(f"recipe.json: {prefix}{field.name} is missing")
+            raise ValueError(f"{prefix}{field.name} is missing")
     return cls(**values)

@@ -32,10 +32,15 @@ class Plan:
 
 
 def plan_of(recipe: Recipe) -> Plan:
-    """Count the steps of a run."""
+    """Count the steps of a run. Raises ValueError for data that cannot be read or split so."""
     if recipe.data in KNOWN_DATA:
         images, classes = KNOWN_DATA[recipe.data]
         held_out = recipe.steer_images or round(recipe.steer_share * images)
+        if held_out > images - classes:
+            raise ValueError(
+                f"steer_images is {held_out}, of {images} training images: give fewer, or 0 and a "
+                "steer_share"
+            )
         images -= held_out
     else:
         splits = read_splits(recipe)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from trainer.allowed import (
+    ABOVE_ZERO,
+    NOT_ALL,
+    SHARE,
+    SOME,
+    Allowed,
+    at_least,
+    check_numbers,
+)
 from trainer.augment import Augment
 from trainer.samplers.base import SamplerOptions
 
@@ -23,6 +33,19 @@ class Optimizer:
     warm_up_share: float = 0.1
     clip_norm: float = 0.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            "optimizer.",
+            self,
+            {
+                "learning_rate": at_least(0),
+                "weight_decay": at_least(0),
+                "warm_up_share": SHARE,
+                "clip_norm": at_least(0, "0 is no clipping"),
+                "label_smoothing": NOT_ALL,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,24 @@ class GeneratorOptions:
     served_share: float = 0.5
     pretrain_learning_rate: float = 3e-3
 
+    def __post_init__(self) -> None:
+        check_numbers(
+            "generator.",
+            self,
+            {
+                "learning_rate": at_least(0),
+                "resource_weight": at_least(0),
+                "resource_batch": at_least(1),
+                "masked_every": at_least(1, "1 masks every step, a large number the first alone"),
+                "first_temperature": ABOVE_ZERO,
+                "last_temperature": ABOVE_ZERO,
+                "entropy_weight": at_least(0),
+                "pretrain_steps": at_least(0),
+                "served_share": SHARE,
+                "pretrain_learning_rate": at_least(0),
+            },
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -59,10 +100,10 @@ class Recipe:
     bundled in their place, 0 for none (``trainer.average``). warm_up_share: part of the steps
     in which B stays uniform. shift_every: q, steps between updates of B. steer_share: part of
     the training images that trains no weight, but steers B and every decision; steer_images: so
-    many instead, if not 0. evaluate_every: epochs between evaluations on them. data_in_memory:
-    decode images once ("always"), as they are needed ("never"), or as fits ("auto").
-    data_workers: processes that decode and augment; -1 is up to 8 where images are handled one
-    by one. skip_broken: leave out images that cannot be decoded, and count them.
+    many instead, if not 0. evaluate_every: epochs between evaluations on them, 0 for none before
+    the end. data_in_memory: decode images once ("always"), as they are needed ("never"), or as
+    fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8 where images are
+    handled one by one. skip_broken: leave out images that cannot be decoded, and count them.
     shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
     it in any order. batch_size: of all processes together. accumulate: parts of a process's images
     of a batch, which run one after another to need less memory. precision: of the supernet in
@@ -110,21 +151,37 @@ class Recipe:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        least_one = ("epochs", "batch_size", "resolution", "shift_every", "evaluation_budgets")
-        for name in (*least_one, "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes at least 1")
-        for name, least in (("steer_images", 0), ("data_workers", -1), ("shuffle_window", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}; it is a probability below 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it is a decay below 1, like 0.999, or 0 for none")
+        check_numbers(
+            "",
+            self,
+            {
+                "resolution": at_least(1),
+                "epochs": at_least(1),
+                "batch_size": at_least(1),
+                "drop_path": NOT_ALL,
+                "ema": Allowed("a decay below 1, like 0.999, or 0 for none", NOT_ALL.holds),
+                "warm_up_share": SHARE,
+                "shift_every": at_least(1, "sampler=uniform-budget never moves B"),
+                "steer_share": SOME,
+                "steer_images": at_least(0, "0 is a steer_share of them"),
+                "evaluate_every": at_least(0, "0 is never before the end"),
+                "evaluation_budgets": at_least(1),
+                "calibration_batches": at_least(1),
+                "answer_budgets": at_least(2),
+                "data_workers": at_least(-1, "-1 is as many as help"),
+                "shuffle_window": at_least(0, "0 is any order"),
+                "seed": at_least(0),
+                "threads": at_least(0, "0 is as many as torch takes"),
+                "accumulate": at_least(1),
+                "checkpoint_every_s": at_least(0, "0 is after every step"),
+            },
+        )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean is {list(self.mean)}; it takes three numbers, like 0.5")
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"std is {list(self.std)}; it takes three numbers above 0")
         if self.compile and self.activation_checkpointing:
             raise ValueError(
                 "compile and activation_checkpointing both choose which activations are kept: "
                 "set one to false"
             )
-        if self.answer_budgets < 2:
-            raise ValueError(f"answer_budgets is {self.answer_budgets}; it takes at least 2")

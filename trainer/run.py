@@ -3,6 +3,7 @@
     python -m trainer.run                                    # digits, a minute or two
     python -m trainer.run --recipe cifar10-cnn --data cifar10.parquet
     python -m trainer.run --recipe cifar10-cnn --set epochs=2 --set sampler=uniform-budget
+    python -m trainer.run --recipe runs/digits/recipe.json   # as that run, anew
     python -m trainer.run --resume runs/digits
     python -m trainer.run --recipe vit-tiny --dry-run        # what it needs; no data set
     torchrun --nproc-per-node 8 -m trainer.run --recipe vit-tiny --data PATH    # on 8 GPUs
@@ -146,7 +147,8 @@ def train(
                 monitor.broken(ranks.union(data.broken))
             monitor.step(result, schedule)
             epoch, index = divmod(state.step, steps_per_epoch)
-            is_evaluated = index == 0 and epoch % recipe.evaluate_every == 0
+            every = recipe.evaluate_every
+            is_evaluated = every > 0 and index == 0 and epoch % every == 0
             if is_evaluated and state.step < total_steps and ranks.is_first:
                 evaluate_now(state, data, recipe, monitor, interrupt)
             is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s

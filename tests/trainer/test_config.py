@@ -1,19 +1,35 @@
 """Recipes on the command line and in a run's folder: what fits, and what is refused in one line."""
 
+import ast
 import dataclasses
+import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from trainer.command import FIXED, build_parser, find_job
 from trainer.config import (
+    find_recipe,
     get_recipe,
     recipe_from_json,
     recipe_to_json,
     setting_keys,
     with_settings,
 )
+from trainer.optim import schedule_at
+from trainer.plan import KNOWN_DATA, plan_of
 from trainer.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def value_of(recipe, key):
+    value: object = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,9 +43,7 @@ def test_a_recipe_has_its_own_name_and_survives_json(name):
 def test_every_setting_can_be_set_to_what_it_is(name):
     recipe = get_recipe(name)
     for key in setting_keys(recipe):
-        value: object = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = value_of(recipe, key)
         text = value if isinstance(value, str) else json.dumps(value)
         assert with_settings(recipe, [f"{key}={text}"]) == recipe, key
 
@@ -59,6 +73,10 @@ def test_settings_change_what_they_name_and_nothing_else():
         ("augment.policy=rotate", "or none, not 'rotate'"),
         ("mean=[0.5,0.5]", "takes 3 values like [0.5, 0.5, 0.5]"),
         ("epochs=0", "epochs is 0; it takes at least 1"),
+        ("generator.served_share=3", "generator.served_share is 3.0; it takes a share, 0 to 1"),
+        ("checkpoint_every_s=NaN", "checkpoint_every_s is nan; it takes at least 0"),
+        ("optimizer.learning_rate=Infinity", "learning_rate is inf; it takes at least 0"),
+        ("std=[0.2,0,0.2]", "std is [0.2, 0, 0.2]; it takes three numbers above 0"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_allowed(setting, expected):
@@ -67,11 +85,45 @@ def test_wrong_settings_are_refused_with_what_is_allowed(setting, expected):
     assert "\n" not in str(error.value)
 
 
+NEVER_0 = {
+    *("resolution", "epochs", "batch_size", "shift_every", "steer_share", "evaluation_budgets"),
+    *("calibration_batches", "answer_budgets", "accumulate", "augment.repeats"),
+    *("sampler_options.groups", "sampler_options.groups_per_update", "generator.resource_batch"),
+    *("generator.masked_every", "generator.first_temperature", "generator.last_temperature"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_that_no_run_can_use_are_refused_and_all_others_make_a_plan(name, monkeypatch):
+    monkeypatch.setitem(KNOWN_DATA, "digits", (1437, 10))
+    recipe = get_recipe(name)
+    numbers = [key for key in setting_keys(recipe) if type(value_of(recipe, key)) in (int, float)]
+    assert set(numbers) > NEVER_0
+    for key, number in itertools.product(numbers, (0, -1)):
+        if (number < 0 and key != "data_workers") or key in NEVER_0:
+            given = re.escape(f"{key} is {number}") + r"(\.0)?; it takes "
+            with pytest.raises(ValueError, match=given) as error:
+                with_settings(recipe, [f"{key}={number}"])
+            assert "\n" not in str(error.value)
+            continue
+        changed = with_settings(recipe, [f"{key}={number}"])
+        plan = plan_of(changed)
+        assert plan.total_steps >= plan.masked_steps > 0
+        for step in (0, plan.total_steps - 1):
+            assert schedule_at(step, plan.total_steps, changed).temperature > 0
+
+
+def test_a_plan_refuses_to_hold_out_all_images():
+    recipe = with_settings(get_recipe("cifar10-cnn"), ["steer_images=50000"])
+    with pytest.raises(ValueError, match="steer_images is 50000, of 50000 training images"):
+        plan_of(recipe)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"epocs": 3}, "no setting epocs"),
-        ({"epochs": "many"}, "recipe.json: epochs takes an integer, not 'many'"),
+        ({"epochs": "many"}, "^epochs takes an integer, not 'many'"),
         ({"optimizer": 3}, "optimizer takes settings by name"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name takes one of sgd, adamw"),
     ],
@@ -85,5 +137,85 @@ def test_a_broken_recipe_file_is_refused_by_the_name_of_its_field(change, expect
 def test_a_recipe_file_that_lacks_a_field_is_refused():
     document = recipe_to_json(get_recipe("digits"))
     del document["space"]
-    with pytest.raises(ValueError, match=r"recipe\.json: space is missing"):
+    with pytest.raises(ValueError, match=r"^space is missing"):
         recipe_from_json(document)
+
+
+def test_the_recipe_of_the_bundle_in_the_repository_is_the_one_that_trained_it():
+    assert find_recipe(str(ROOT / "docs/runs/cifar10-cnn/recipe.json")) == get_recipe("cifar10-cnn")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds no recipe"),
+        ('{"epocs": 3}', "no setting epocs"),
+        (None, "No such file or directory; name another"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_used_is_named(tmp_path, content, expected):
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=rf"{file}.*{expected}") as error:
+        find_recipe(str(file))
+    assert "\n" not in str(error.value)
+
+
+def options(*arguments):
+    return build_parser("").parse_args(arguments)
+
+
+def test_a_job_starts_from_a_file_and_settings_come_on_top(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(recipe_to_json(get_recipe("digits")) | {"epochs": 3, "seed": 4}))
+    out = ["--out", str(tmp_path / "run")]
+    job = find_job(options("--recipe", str(file), "--set", "seed=5", *out))
+    assert job.recipe == dataclasses.replace(get_recipe("digits"), epochs=3, seed=5)
+    assert find_job(options(*out)).recipe == get_recipe("digits")
+
+
+@pytest.mark.parametrize("more", [["--recipe", "digits"], ["--out", "elsewhere"]])
+def test_what_a_resumed_run_has_already_is_not_ignored(tmp_path, more):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_json(get_recipe("digits"))))
+    assert find_job(options("--resume", str(tmp_path))).recipe == get_recipe("digits")
+    with pytest.raises(ValueError, match=f"leave out {' '.join(more)} .*leave out --resume"):
+        find_job(options("--resume", str(tmp_path), *more))
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_what_a_checkpoint_is_made_of_is_kept(tmp_path, fixed):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_json(get_recipe("digits"))))
+    (tmp_path / "checkpoint.pt").touch()
+    other = {
+        "space": "nano-vit",
+        "sampler": "sandwich",
+        "optimizer.name": "adamw",
+        "steer_share": "0.2",
+        "mean": "[0.5,0.5,0.5]",
+        "std": "[0.5,0.5,0.5]",
+    }.get(fixed, "13")
+    with pytest.raises(ValueError, match=f"keeps its {fixed};"):
+        find_job(options("--resume", str(tmp_path), "--set", f"{fixed}={other}"))
+
+
+def texts_of(file):
+    """Strings of a program but for its docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    told = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    found = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in told)
+    return [node.value for node in found if isinstance(node.value, str)]
+
+
+def test_errors_name_settings_that_exist():
+    """In what the trainer says, all that looks like one: with its part, or after set."""
+    keys = setting_keys(get_recipe("digits"))
+    parts = {key.partition(".")[0] for key in keys if "." in key}
+    dotted = rf"\b(?:sampler|{'|'.join(parts)})\.[a-z_]+"
+    found = set()
+    for file in (ROOT / "trainer").rglob("*.py"):
+        for text in texts_of(file):
+            found |= set(re.findall(dotted, text)) | set(re.findall(r"\bset ([a-z_.]+)=", text))
+    assert {"optimizer.clip_norm", "device"} <= found
+    assert found <= set(keys)

@@ -10,6 +10,7 @@ import torch
 
 from models.arch import Arch
 from models.space import SearchSpace
+from trainer.allowed import SHARE, at_least, check_numbers
 from trainer.probe import Probe
 
 SamplerState = dict[str, Any]
@@ -37,15 +38,16 @@ class SamplerOptions:
     groups_per_update: int = 4
 
     def __post_init__(self) -> None:
-        if self.groups < 2:
-            raise ValueError(f"sampler.groups is {self.groups}; it takes at least 2")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"sampler.floor is {self.floor}; it is a share between 0 and 1")
-        if self.groups_per_update < 2:
-            raise ValueError(
-                f"sampler.groups_per_update is {self.groups_per_update}; drops are compared, "
-                "so it takes at least 2"
-            )
+        check_numbers(
+            "sampler_options.",
+            self,
+            {
+                "groups": at_least(2),
+                "learning_rate": at_least(0),
+                "floor": SHARE,
+                "groups_per_update": at_least(2, "drops are compared"),
+            },
+        )
 
 
 @dataclass(frozen=True)
