@@ -29,6 +29,7 @@ import litserve
 from fastapi import FastAPI
 
 from models.bundle import Bundle
+from shiftnas_serve.connection import Connection
 from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.log import adopt_litserve, configure_log
 from shiftnas_serve.planner import check_budgets
@@ -253,6 +254,8 @@ def serve(settings: Settings) -> None:
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 proxy_headers=False,  # nothing here depends on who asks
                 server_header=False,
+                http=Connection,
+                ws="none",
             )
         except KeyboardInterrupt:
             pass  # stopped while it was starting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI
@@ -26,6 +27,7 @@ TITLES = {
     415: "Unsupported media type",
     422: "Cannot be processed",
     429: "Too many requests",
+    431: "Headers too large",
     500: "Internal error",
     503: "Not available",
     504: "Too late",
@@ -53,18 +55,32 @@ def problem_response(problem: Problem, request: Request) -> Response:
 
     Under /v2 it also has the field ``error``, where clients of the Open Inference Protocol look.
     """
-    body = {
+    body = problem_document(problem, request.state.request_id)
+    if request.url.path.startswith("/v2"):
+        body["error"] = problem.detail
+    return AsciiJson(
+        body, problem.status, headers=problem.headers, media_type="application/problem+json"
+    )
+
+
+def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
+    """What RFC 9457 has in an answer, and the id of the request."""
+    return {
         "type": "about:blank",
         "title": TITLES.get(problem.status, "Error"),
         "status": problem.status,
         "detail": problem.detail,
-        "request_id": request.state.request_id,
+        "request_id": request_id,
         **problem.extra,
-        **({"error": problem.detail} if request.url.path.startswith("/v2") else {}),
     }
-    return JSONResponse(
-        body, problem.status, headers=problem.headers, media_type="application/problem+json"
-    )
+
+
+class AsciiJson(JSONResponse):
+    """JSON that can hold whatever a client sent: half of a surrogate pair has no UTF-8."""
+
+    def render(self, content: object) -> bytes:
+        """As escapes."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def answering_problems(endpoint: Callable[[Request], Awaitable[ASGIApp]]) -> ASGIApp:
