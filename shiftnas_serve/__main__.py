@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 _DESCRIPTION = f"""\
@@ -30,14 +32,30 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        allowed = _allowed(name, field.annotation)
+        default = "" if field.default in (None, ()) else f" (default: {_as_typed(field.default)})"
         made.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
-            metavar=name.rpartition("_")[2].upper(),
+            metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
             help=f"{field.description}{default}".replace("%", "%%"),
         )
     return made
+
+
+def _allowed(name: str, annotation: object) -> tuple[str, ...]:
+    """The values a setting can have, where they can be listed."""
+    if name == "runtime":
+        return tuple(RUNTIMES)
+    if name == "device":
+        return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
+    if annotation is bool:
+        return "true", "false"
+    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+
+
+def _as_typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.log import adopt_litserve, configure_log
 from shiftnas_serve.planner import check_budgets
 from shiftnas_serve.run_folder import RunFolder
-from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.runtimes import check_installed
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.status import is_stopping, set_draining, set_stopping
 from shiftnas_serve.worker_process import ClassifyApi, end_with_parent
@@ -225,8 +225,7 @@ def listening_sockets(first: socket.socket, count: int) -> list[socket.socket]:
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises ValueError for what can be known to fail beforehand."""
-    if settings.runtime not in RUNTIMES:
-        raise ValueError(f"no runtime {settings.runtime!r}; there are: {', '.join(RUNTIMES)}")
+    check_installed(settings.runtime)
     with tempfile.TemporaryDirectory(prefix="shiftnas-") as name:
         folder = Path(name)
         socket_path(folder, settings.workers)

@@ -21,9 +21,12 @@ from pydantic import (
 )
 
 from models.quantity import parse_flops
+from shiftnas_serve.runtimes import RUNTIMES, check_runtime
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
 PREFIX = "SHIFTNAS_"
+_DEVICES = "; ".join(f"{name}: {', '.join(entry.devices)}" for name, entry in RUNTIMES.items())
+_KEEPING = ", ".join(name for name, entry in RUNTIMES.items() if entry.keeps_engines)
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP|SCTP)(_|$)|$)")
 """What the kubelet calls the variables of a Service."""
 
@@ -51,17 +54,17 @@ class Settings(BaseModel):
         "runs, and run together",
     )
     threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
-    runtime: str = Field("onnxruntime", description="onnxruntime, tensorrt or torch")
-    device: str = Field("cpu", description="of the runtime: cpu, cuda, or tensorrt for onnxruntime")
+    runtime: str = Field("onnxruntime", description="what runs subnets")
+    device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
     engine_cache: Path | None = Field(
         None,
-        description="folder in which the tensorrt runtime keeps its engines between starts "
+        description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "
         "(default: none)",
     )
     default_flops: float | None = Field(
         None, gt=0, description="budget of requests that name none (default: the largest subnet)"
     )
-    max_batch: int = Field(16, ge=1, le=256, description="images that are taken together")
+    max_batch: int = Field(16, ge=1, le=256, description="largest batch")
     max_waiting: int = Field(
         128, ge=1, description="requests at once in an HTTP process; more are refused with 429"
     )
@@ -131,12 +134,8 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _engines_are_tensorrts(self) -> Settings:
-        if self.engine_cache is not None and self.runtime != "tensorrt":
-            raise ValueError(
-                f"engine_cache keeps TensorRT engines, and the runtime is {self.runtime}; set "
-                "runtime to tensorrt, or leave it out"
-            )
+    def _runtime_can_do_it(self) -> Settings:
+        check_runtime(self.runtime, self.device, self.engine_cache)
         return self
 
     @model_validator(mode="after")

@@ -68,7 +68,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="build all, try two steps, tell what a run needs"
     )
     parser.add_argument(
-        "--dry-run-batch", type=int, metavar="N", help="images at once then (default: what fits)"
+        "--dry-run-batch",
+        type=int,
+        metavar="N",
+        help="batch size of the dry run (default: what fits)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     return parser

@@ -1,4 +1,4 @@
-"""What executes a subnet. A new runtime is a file in this folder and a line here.
+"""What executes a subnet. A new runtime is a file in this folder and an entry here.
 
 Modules are imported when a runtime is asked for, so a server pays only for the one it runs.
 """
@@ -6,16 +6,70 @@ Modules are imported when a runtime is asked for, so a server pays only for the 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 
-RUNTIMES: dict[str, str] = {
-    "onnxruntime": "shiftnas_serve.runtimes.onnxruntime:OnnxRuntime",
-    "tensorrt": "shiftnas_serve.runtimes.tensorrt:TensorRt",
-    "torch": "shiftnas_serve.runtimes.torch:Torch",
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """What is known of a runtime without importing it.
+
+    ``cls``: ``module:class``. ``library``: the module it needs, which ``extra`` of pyproject.toml
+    installs. ``devices``: what it can be asked to run on; it is tested on the first.
+    ``keeps_engines``: it takes ``engine_cache``, a folder for what it has built.
+    """
+
+    cls: str
+    library: str
+    extra: str
+    devices: tuple[str, ...]
+    keeps_engines: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its library is there."""
+        return importlib.util.find_spec(self.library) is not None
+
+
+_HERE = "shiftnas_serve.runtimes"
+RUNTIMES: dict[str, RuntimeEntry] = {
+    "onnxruntime": RuntimeEntry(
+        f"{_HERE}.onnxruntime:OnnxRuntime", "onnxruntime", "gpu", ("cpu", "cuda", "tensorrt")
+    ),
+    "tensorrt": RuntimeEntry(
+        f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
+    ),
+    "torch": RuntimeEntry(f"{_HERE}.torch:Torch", "torch", "train", ("cpu", "cuda")),
 }
-"""Name -> ``module:class``."""
+
+
+def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> None:
+    """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
+    if name not in RUNTIMES:
+        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
+    entry = RUNTIMES[name]
+    if device not in entry.devices:
+        allowed = " or ".join(f"--device {one}" for one in entry.devices)
+        raise ValueError(f"the {name} runtime has no device {device!r}; use {allowed}")
+    if engine_cache is not None and not entry.keeps_engines:
+        keeping = ", ".join(one for one, entry in RUNTIMES.items() if entry.keeps_engines)
+        raise ValueError(
+            f"engine_cache is for runtimes that keep engines ({keeping}), and the runtime is "
+            f"{name}; choose another runtime, or leave it out"
+        )
+
+
+def check_installed(name: str) -> None:
+    """Raises ValueError for a runtime whose library is not installed."""
+    entry = RUNTIMES[name]
+    if not entry.is_installed:
+        raise ValueError(
+            f"the {name} runtime needs {entry.library}, which is not installed; "
+            f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
+        )
 
 
 def build_runtime(
@@ -26,11 +80,19 @@ def build_runtime(
     Raises ValueError for an unknown name, a library that is not installed, or a device that the
     runtime cannot use: nothing falls back to something else.
     """
-    if name not in RUNTIMES:
-        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
-    module, _, cls = RUNTIMES[name].partition(":")
+    check_runtime(name, device, engine_cache)
+    check_installed(name)
+    module, _, cls = RUNTIMES[name].cls.partition(":")
     kept: dict[str, Path] = {} if engine_cache is None else {"engine_cache": engine_cache}
     return getattr(importlib.import_module(module), cls)(device, threads, **kept)
 
 
-__all__ = ["RUNTIMES", "AbstractRuntime", "AbstractSession", "build_runtime"]
+__all__ = [
+    "RUNTIMES",
+    "AbstractRuntime",
+    "AbstractSession",
+    "RuntimeEntry",
+    "build_runtime",
+    "check_installed",
+    "check_runtime",
+]

@@ -16,7 +16,8 @@ class AbstractSession(abc.ABC):
     size_bytes: int
     """An estimate of the memory that it alone holds; eviction counts it."""
     made: str = "built"
-    """How it came to be: one of ``frames.SOURCES``, for answers that had to wait for it."""
+    """How it came to be, for answers that had to wait for it: one of ``frames.SOURCES``, whose
+    members alone can go over the wire. ``built`` unless it shares what others have."""
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -28,7 +29,11 @@ class AbstractSession(abc.ABC):
 
 
 class AbstractRuntime(abc.ABC):
-    """Builds sessions on one device. ``describe`` says what really runs, for /readyz."""
+    """Builds sessions on one device. ``describe`` says what really runs, for /readyz.
+
+    Called with one of its entry's devices and a number of threads, and with ``engine_cache`` if the
+    entry says that it keeps engines and that setting is there.
+    """
 
     @abc.abstractmethod
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:

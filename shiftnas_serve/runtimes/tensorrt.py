@@ -1,7 +1,8 @@
 """TensorRT engines built straight from a subnet's ONNX graph, on a CUDA device.
 
 Not run by the tests of this project's CI, which has no GPU: the marker ``gpu`` runs its
-conformance where there is one. Needs TensorRT 10 (see pyproject.toml) and torch for its buffers.
+conformance where there is one. Needs TensorRT 10 and torch for its buffers: the extra
+``tensorrt`` of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ def _import() -> tuple[Any, Any]:
         tensorrt = importlib.import_module("tensorrt")  # has no types, and is rarely installed
     except ImportError:
         raise ValueError(
-            "TensorRT is not installed; pip install 'tensorrt-cu13>=10.14.1,<11', "
-            "or serve with --runtime onnxruntime"
+            "TensorRT is not installed; pip install -e '.[tensorrt]', or use onnxruntime"
         ) from None
     try:
         import torch
     except ImportError:
         raise ValueError(
-            "the tensorrt runtime keeps its buffers in torch; install [train]"
+            "the tensorrt runtime keeps its buffers in torch; pip install -e '.[tensorrt]'"
         ) from None
     if not torch.cuda.is_available():
         raise ValueError("the tensorrt runtime needs a CUDA device and sees none")
@@ -78,8 +78,6 @@ class TensorRt(AbstractRuntime):
     """``device``: cuda. ``engine_cache``: a folder in which engines outlive the process."""
 
     def __init__(self, device: str, threads: int, engine_cache: Path | None = None) -> None:
-        if device != "cuda":
-            raise ValueError(f"the tensorrt runtime runs on --device cuda, not {device!r}")
         self._tensorrt, torch = _import()
         self._gpu = torch.cuda.get_device_name()
         self._files = None if engine_cache is None else EngineFiles(engine_cache)

@@ -55,8 +55,6 @@ class Torch(AbstractRuntime):
     """``device``: cpu or cuda."""
 
     def __init__(self, device: str, threads: int) -> None:
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"torch has no device {device!r} here; one of cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("torch sees no CUDA device; serve with --device cpu")
         torch.set_num_threads(threads)

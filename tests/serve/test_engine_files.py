@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from shiftnas_serve.runtimes import build_runtime, tensorrt
+from shiftnas_serve.runtimes import RUNTIMES, build_runtime, tensorrt
 from shiftnas_serve.runtimes.engine_files import EngineFiles
 from shiftnas_serve.settings import load_settings
 
@@ -82,6 +83,7 @@ def test_tensorrt_builds_no_engine_twice_and_another_for_other_weights_or_gpus(
     gpus = ["H100"]
     cuda = SimpleNamespace(get_device_name=lambda: gpus[-1])
     fakes = SimpleNamespace(__version__="10.14"), SimpleNamespace(cuda=cuda)
+    monkeypatch.setitem(RUNTIMES, "tensorrt", replace(RUNTIMES["tensorrt"], library="json"))
     monkeypatch.setattr(tensorrt, "_import", lambda: fakes)
     monkeypatch.setattr(tensorrt, "TensorRtSession", lambda serialized, classes: serialized)
 
@@ -105,8 +107,8 @@ def test_tensorrt_builds_no_engine_twice_and_another_for_other_weights_or_gpus(
     assert len(built) == 8
 
 
-def test_engines_are_kept_for_tensorrt_alone():
-    given = {"engine_cache": "/engines", "runtime": "tensorrt"}
+def test_engines_are_kept_for_runtimes_that_have_some():
+    given = {"engine_cache": "/engines", "runtime": "tensorrt", "device": "cuda"}
     assert load_settings(given, environment={}).engine_cache == Path("/engines")
     with pytest.raises(ValueError, match=r"engine_cache .* runtime is onnxruntime"):
         load_settings({"engine_cache": "/engines"}, environment={})

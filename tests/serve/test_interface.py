@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import onnx
@@ -16,7 +17,9 @@ import onnxruntime
 import pytest
 
 from models.bundle import Bundle
-from shiftnas_serve.settings import load_settings
+from shiftnas_serve.__main__ import parser
+from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.settings import Settings, load_settings
 from tests.serve.conftest import PNG, ROOT
 
 
@@ -192,6 +195,24 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
     config.write_text('{"prot": 1}')
     with pytest.raises(ValueError, match="did you mean 'port'"):
         load_settings({}, config=config, environment={})
+
+
+def test_help_lists_what_a_setting_can_be():
+    text = " ".join(parser().format_help().split())
+    for allowed in (
+        "--host {127.0.0.1,0.0.0.0,::}",
+        "--prebuild {true,false}",
+        "--log-format {text,json}",
+        "--log-level {critical,error,warning,info,debug}",
+        f"--runtime {{{','.join(RUNTIMES)}}}",
+        "--device {cpu,cuda,tensorrt}",
+    ):
+        assert allowed in text
+    assert "(default: true)" in text
+    for name, field in Settings.model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            for value in get_args(field.annotation):
+                assert load_settings({name: value}, environment={})
 
 
 def test_keys_are_asked_for_where_they_are_set(keyed_server, png):

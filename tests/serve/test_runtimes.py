@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +17,35 @@ from models.arch import Arch
 from models.bundle import Bundle, load_bundle
 from models.spaces import get_space
 from shiftnas_serve.engine import Engine
-from shiftnas_serve.runtimes import RUNTIMES, AbstractRuntime, AbstractSession, build_runtime
+from shiftnas_serve.frames import SOURCES
+from shiftnas_serve.runtimes import (
+    RUNTIMES,
+    AbstractRuntime,
+    AbstractSession,
+    RuntimeEntry,
+    build_runtime,
+)
 from shiftnas_serve.runtimes.slice_pool import most_rows, read_shapes, smaller_transposed
 from tests.bundles import make_bundle
 
-# Where a runtime is tested, if not on the CPU.
-DEVICES = {"tensorrt": "cuda"}
 every_runtime = pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.gpu) if DEVICES.get(n) == "cuda" else n for n in RUNTIMES],
+    [
+        pytest.param(
+            name,
+            marks=[
+                *([pytest.mark.gpu] if entry.devices[0] != "cpu" else []),
+                pytest.mark.skipif(not entry.is_installed, reason=f"needs {entry.library}"),
+            ],
+        )
+        for name, entry in RUNTIMES.items()
+    ],
 )
+
+
+def test_the_runtimes_of_the_project_itself_are_tested():
+    assert RUNTIMES["onnxruntime"].is_installed
+    assert RUNTIMES["torch"].is_installed
 
 
 def images_for(bundle: Bundle, arch, batch: int) -> np.ndarray:
@@ -34,7 +55,7 @@ def images_for(bundle: Bundle, arch, batch: int) -> np.ndarray:
 
 @every_runtime
 def test_every_batch_gives_the_logits_of_each_image(name, bundle: Bundle):
-    runtime = build_runtime(name, DEVICES.get(name, "cpu"), 1)
+    runtime = build_runtime(name, RUNTIMES[name].devices[0], 1)
     arch = bundle.answer(bundle.max_flops / 2)
     session = runtime.build(bundle, arch)
     images = images_for(bundle, arch, 5)
@@ -54,7 +75,7 @@ def test_every_batch_gives_the_logits_of_each_image(name, bundle: Bundle):
 def test_runtimes_agree_with_the_network_in_torch(name, bundle: Bundle):
     from shiftnas_serve.runtimes.torch import static_net
 
-    runtime = build_runtime(name, DEVICES.get(name, "cpu"), 1)
+    runtime = build_runtime(name, RUNTIMES[name].devices[0], 1)
     for arch in (bundle.space.smallest, bundle.space.largest):
         images = images_for(bundle, arch, 3)
         with torch.no_grad():
@@ -70,6 +91,29 @@ def test_unusable_runtimes_are_refused_not_replaced():
         build_runtime("onnxruntime", "gpu", 1)
     with pytest.raises(ValueError, match="--device cuda"):
         build_runtime("tensorrt", "cpu", 1)
+
+
+def test_a_runtime_without_its_library_is_refused_and_not_tested(monkeypatch):
+    absent = RuntimeEntry("nowhere:Nothing", "no_such_library", "absent", ("cpu",))
+    monkeypatch.setitem(RUNTIMES, "absent", absent)
+    assert not absent.is_installed
+    with pytest.raises(ValueError, match=r"needs no_such_library.*pip install -e '.\[absent\]'"):
+        build_runtime("absent", "cpu", 1)
+
+
+def test_the_extras_install_what_runtimes_need():
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name, entry in RUNTIMES.items():
+        assert any(one.startswith(entry.library) for one in extras[entry.extra]), name
+
+
+def test_a_session_says_one_of_the_known_sources(bundle: Bundle):
+    for name, entry in RUNTIMES.items():
+        if entry.is_installed and entry.devices[0] == "cpu":
+            session = build_runtime(name, "cpu", 1).build(bundle, bundle.space.smallest)
+            assert session.made in SOURCES
+            session.close()
 
 
 @pytest.fixture(scope="session")
