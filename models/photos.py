@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.preprocess import ImageError, Preprocess
+from models.image_header import ImageError
+from models.preprocess import Preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

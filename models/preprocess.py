@@ -3,181 +3,29 @@
 Both sides call the same functions, so an image scores the same in the evaluation and in an answer.
 No torch here.
 
-What happens to a photo, in this order: format and size are checked before any pixel is decoded; a
-large JPEG is decoded at a fraction of its size; EXIF orientation is applied; greyscale, palette,
-CMYK and 16-bit become 8-bit RGB, transparency is laid on ``background``; the largest centred
-square (or ``crop_ratio`` of it) is resized to the subnet's resolution; channels are normalized.
-Colour profiles are ignored, as the training data's are.
+What happens to a photo, in this order: it is decoded (``image``); the largest centred square (or
+``crop_ratio`` of it) is resized to the subnet's resolution; channels are normalized.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 25_000_000
-WHITE = (255, 255, 255)
+from models.image import WHITE, Photo, decode_image, decode_plain_jpeg, read_header, size_of
+from models.image_header import MAX_PIXELS, ImageHeader
 
-# What an orientation, if there is one, stands in: EXIF or XMP.
-_METADATA = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-Photo = Image.Image | np.ndarray
-"""A decoded image: as Pillow has it, or uint8 (height, width, 3), which costs less to make."""
-
-
-class ImageError(ValueError):
-    """These bytes are no image we accept. ``status`` is the HTTP status that says why.
-
-    400 there are no bytes; 413 too many pixels; 415 another format; 422 damaged.
-    """
-
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-
-
-def size_of(photo: Photo) -> tuple[int, int]:
-    """Width and height, in pixels."""
-    if isinstance(photo, np.ndarray):
-        return photo.shape[1], photo.shape[0]
-    return photo.size
-
-
-def sniff_format(data: bytes) -> str | None:
-    """The format that the first bytes announce: one of ``FORMATS``, or None."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return None
-
-
-def decode_image(
-    data: bytes,
-    *,
-    background: tuple[int, int, int] = WHITE,
-    min_side: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Image.Image:
-    """An upright 8-bit RGB image from the bytes of a JPEG, PNG or WebP file.
-
-    Args:
-        data: the file. Of several frames the first is taken.
-        background: the colour behind transparent pixels.
-        min_side: sides longer than this need not be kept: a large JPEG is then decoded at 1/2, 1/4
-            or 1/8 of its size, several times faster.
-        max_pixels: more are refused before they are decoded.
-
-    Raises:
-        ImageError: for anything else, with a reason that a person can act on.
-    """
-    if not data:
-        raise ImageError("the image is empty (0 bytes)", 400)
-    announced = sniff_format(data)
-    if announced is None:
-        raise ImageError("not an image this server reads: send JPEG, PNG or WebP", 415)
-    try:
-        image = Image.open(io.BytesIO(data), formats=(announced,))
-        _check_size(image.size, max_pixels)
-        if min_side is not None:
-            image.draft("RGB", (min_side, min_side))
-        image.load()
-        return _upright(_to_rgb(image, background), _orientation(image))
-    except ImageError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"too many pixels: at most {max_pixels:,} are accepted", 413) from None
-    # Decoders meet hostile bytes with many kinds of errors (OSError, SyntaxError, struct.error,
-    # zlib.error, IndexError, ...); all of them mean that the file is damaged.
-    except Exception as error:  # noqa: BLE001
-        raise ImageError(f"damaged {announced} file: {error}", 422) from None
-
-
-def decode_plain_jpeg(data: bytes, min_side: int | None, max_pixels: int) -> np.ndarray | None:
-    """Most of what is sent: a sound JPEG, neither turned nor much larger than needed.
-
-    uint8 (height, width, 3).
-
-    The same libjpeg-turbo and the same pixels as Pillow's, which reads the markers in Python and
-    takes several times as long over a small photo. None: anything else, Pillow decides about it.
-    """
-    if any(name in data for name in _METADATA):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    width, height = int(width), int(height)
-    _check_size((width, height), max_pixels)
-    reduced = min_side is not None and min(width, height) >= 2 * min_side
-    if reduced or colours not in ("YCbCr", "Gray"):
-        return None
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
-        return None
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted",
-            413,
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - broken metadata must not cost the user a sound photo
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit greyscale: keep the high byte, as Pillow does for 16-bit colour.
-        high = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer).convert(
-            "RGB"
-        )
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -239,16 +87,30 @@ class Preprocess:
         except ValueError as error:
             raise ValueError(f"preprocess: {error}") from None
 
-    def decode(self, data: bytes, resolution: int, max_pixels: int = MAX_PIXELS) -> Photo:
-        """``decode_image`` with this bundle's background, fast for a target of ``resolution``."""
+    def decode(
+        self,
+        data: bytes,
+        resolution: int,
+        max_pixels: int = MAX_PIXELS,
+        header: ImageHeader | None = None,
+    ) -> Photo:
+        """``decode_image`` with this bundle's background, fast for a target of ``resolution``.
+
+        ``header``: of ``data``, if it has been read.
+        """
+        if header is None:
+            header = read_header(data, max_pixels)
         # Twice what the crop needs, so that the last reduction is still a proper resampling.
         min_side = math.ceil(2 * resolution / (self.crop_ratio or 1.0))
-        if sniff_format(data) == "JPEG":
-            plain = decode_plain_jpeg(data, min_side, max_pixels)
-            if plain is not None:
-                return plain
+        plain = decode_plain_jpeg(data, header, min_side, max_pixels)
+        if plain is not None:
+            return plain
         return decode_image(
-            data, background=self.background, min_side=min_side, max_pixels=max_pixels
+            data,
+            background=self.background,
+            min_side=min_side,
+            max_pixels=max_pixels,
+            header=header,
         )
 
     def pixels(self, photo: Photo, resolution: int) -> np.ndarray:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,8 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from models.bundle import Bundle
-from models.preprocess import ImageError, Photo, size_of, sniff_format
+from models.image import Photo, read_header, size_of
+from models.image_header import ImageError, ImageHeader
 from shiftnas_serve.admission import Admission
 from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
 from shiftnas_serve.body import ACCEPTED, read_image
@@ -41,9 +41,10 @@ from shiftnas_serve.workers import Workers
 
 DEFAULT_TOP_K = 5
 # Larger images are decoded and resized in a thread: they would hold up everyone else's requests.
-# For smaller ones the way to a thread and back takes longer than the work.
+# For smaller ones the way to a thread and back takes longer than the work. Of a PNG, each 2 kB may
+# be a chunk of their own.
 _SMALL_PIXELS = 250_000
-_SMALL_JPEG_BYTES = 16_000
+_SMALL_BYTES = {"JPEG": 16_000, "PNG": 64_000}
 # A late answer is better than none for so long; after that the worker is in trouble.
 _GRACE_S = 1.0
 # Clients send the same few texts again and again.
@@ -156,10 +157,13 @@ class Classifier:
         self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - decoding))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
-    async def _in_turn(self, data: bytes, read: Callable[[bytes], T]) -> T:
-        """``read(data)``, in a thread unless it takes but a moment."""
+    async def _in_turn(self, data: bytes, read: Callable[[bytes, ImageHeader], T]) -> T:
+        """``read(data, its header)``, in a thread unless it takes but a moment."""
         try:
-            return read(data) if is_small(data) else await self._in_thread(partial(read, data))
+            header = read_header(data, self._settings.max_pixels)
+            if is_small(header, len(data)):
+                return read(data, header)
+            return await self._in_thread(partial(read, data, header))
         except ImageError as error:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
@@ -167,11 +171,12 @@ class Classifier:
     async def _in_thread(self, do: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, do)
 
-    def _decode(self, data: bytes) -> Photo:
-        return self._bundle.preprocess.decode(data, self._side, self._settings.max_pixels)
+    def _decode(self, data: bytes, header: ImageHeader) -> Photo:
+        preprocess, most = self._bundle.preprocess, self._settings.max_pixels
+        return preprocess.decode(data, self._side, most, header)
 
-    def _pixels(self, data: bytes, side: int) -> np.ndarray:
-        return self._bundle.preprocess.pixels(self._decode(data), side)
+    def _pixels(self, data: bytes, header: ImageHeader, side: int) -> np.ndarray:
+        return self._bundle.preprocess.pixels(self._decode(data, header), side)
 
     def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
         deadline = started + self._settings.timeout_s
@@ -245,19 +250,11 @@ def is_large(photo: Photo) -> bool:
     return width * height > _SMALL_PIXELS
 
 
-def is_small(data: bytes) -> bool:
-    """Whether decoding these bytes takes no more than a moment, as far as their first bytes say.
+def is_small(header: ImageHeader, size_bytes: int) -> bool:
+    """Whether decoding a file with this header takes no more than a moment.
 
-    A JPEG spends bits on every block of 8 x 8 pixels, so a short one is not large. A PNG says its
-    size first. A WebP may hold 16,000 x 16,000 pixels of one colour in no space at all.
+    A WebP may be an animation, whose frames libwebp looks at one by one.
     """
-    match sniff_format(data):
-        case "JPEG":
-            return len(data) <= _SMALL_JPEG_BYTES
-        case "PNG" if len(data) >= 24:
-            width, height = struct.unpack(">II", data[16:24])
-            return width * height <= _SMALL_PIXELS
-        case "WEBP":
-            return False
-        case _:
-            return True  # refused before anything is decoded
+    if header.pixels > _SMALL_PIXELS or header.scans_at:
+        return False
+    return size_bytes <= _SMALL_BYTES.get(header.format, 0)

@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.preprocess import ImageError, Preprocess, sniff_format
+from models.image import sniff_format
+from models.image_header import ImageError
+from models.preprocess import Preprocess
 from trainer.batches import local_processes
 from trainer.decode import decode_images, installed_bytes, own_side
 from trainer.parquet import parquet_files, read_parquet

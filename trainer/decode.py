@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.preprocess import ImageError, Photo, Preprocess, decode_image
+from models.image import Photo, decode_image
+from models.image_header import ImageError
+from models.preprocess import Preprocess
 from trainer.sources import Rows
 
 _CHUNK = 256  # images per task: enough that the pool's own work does not show

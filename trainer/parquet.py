@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.preprocess import ImageError
+from models.image_header import ImageError
 from trainer.sources import AbstractImages, Rows, Source, check_labels, files_by_split
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.preprocess import ImageError, Preprocess
+from models.image_header import ImageError
+from models.preprocess import Preprocess
 from trainer.decode import decode_for, decode_whole
 from trainer.policies import random_resized_crop, to_image, to_tensor
 from trainer.sources import Rows

@@ -11,14 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import (
-    MAX_PIXELS,
-    ImageError,
-    Preprocess,
-    decode_image,
-    decode_plain_jpeg,
-    size_of,
-)
+from models.image import decode_image, decode_plain_jpeg, read_header, size_of
+from models.image_header import MAX_PIXELS, ImageError
+from models.preprocess import Preprocess
 
 PLAIN = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -110,6 +105,10 @@ def test_a_large_jpeg_is_decoded_small_but_never_below_twice_the_target():
     assert np.abs(PLAIN.pixels(image, 32).astype(int) - whole).mean() < 3
 
 
+def plain_jpeg(data: bytes, min_side: int | None = None) -> np.ndarray | None:
+    return decode_plain_jpeg(data, read_header(data), min_side, MAX_PIXELS)
+
+
 def by_pillow(data: bytes, min_side: int | None = None) -> np.ndarray:
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     if min_side is not None:
@@ -124,7 +123,7 @@ def by_pillow(data: bytes, min_side: int | None = None) -> np.ndarray:
 def test_plain_jpegs_become_what_pillow_makes_of_them(mode, options, subsampling, size):
     image = picture(*size).convert(mode)
     data = encoded(image, "JPEG", subsampling=subsampling, **options)
-    seen = decode_plain_jpeg(data, 40, MAX_PIXELS)
+    seen = plain_jpeg(data, 40)
     assert seen is not None
     np.testing.assert_array_equal(seen, by_pillow(data, 40))
 
@@ -147,7 +146,7 @@ def test_damaged_jpegs_too(data):
     for _ in range(data.draw(st.integers(1, 4))):
         file[data.draw(st.integers(2, len(file) - 1))] = data.draw(st.integers(0, 255))
     try:
-        seen = decode_plain_jpeg(bytes(file), None, MAX_PIXELS)
+        seen = plain_jpeg(bytes(file))
     except ImageError:
         return
     if seen is not None:
@@ -161,10 +160,10 @@ def test_pillow_decides_about_jpegs_that_are_not_plain():
     turned, cmyk = encoded(picture(), "JPEG", exif=exif), encoded(picture().convert("CMYK"), "JPEG")
     large = encoded(picture(480, 320), "JPEG")
     for data, min_side in ((turned, None), (cmyk, None), (cut, None), (large, 160)):
-        assert decode_plain_jpeg(data, min_side, MAX_PIXELS) is None
-    assert decode_plain_jpeg(large, 161, MAX_PIXELS) is not None
+        assert plain_jpeg(data, min_side) is None
+    assert plain_jpeg(large, 161) is not None
     with pytest.raises(ImageError, match="153,600 pixels"):
-        decode_plain_jpeg(large, None, 1000)
+        read_header(large, 1000)
 
 
 def test_of_several_frames_the_first_counts():
