@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from models.orientation import UPRIGHT
 
@@ -21,8 +21,7 @@ class ImageError(ValueError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """Format (``JPEG``, ``PNG``, ``WEBP``); width and height in pixels, as they are stored.
 
     ``orientation``: 1 to 8, as EXIF numbers them (WebP: not read here). Of a JPEG: ``colours``, the

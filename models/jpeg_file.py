@@ -36,6 +36,8 @@ _TABLES = (0xC4, 0xCC, 0xDB, 0xDC, 0xDD)
 # Comments and application data; JFIF (E0) and Adobe (EE) say what the colours mean.
 _BESIDE = frozenset((*range(0xE1, 0xEE), 0xEF, 0xFE))
 _KNOWN = frozenset((*_FRAMES, *_TABLES, *_BESIDE, _SCAN, 0xE0, 0xEE))
+# Of the size, the colours or the orientation.
+_SAYS_NOTHING = _KNOWN - {*_FRAMES, _SCAN, _APP1}
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 
 
@@ -46,7 +48,7 @@ def read_jpeg_header(data: bytes) -> ImageHeader:
     """
     frame = width = height = colours = 0
     exif = xmp = b""
-    for kind, start, end in _segments(data):
+    for kind, start, end in _segments(data, _SAYS_NOTHING):
         if kind in _FRAMES:
             if frame:
                 raise damaged("JPEG", "it has two frames")
@@ -101,11 +103,17 @@ def jpeg_alone(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _segments(
+    data: bytes, passed_over: frozenset[int] = frozenset()
+) -> Iterator[tuple[int, int, int]]:
     """Kind, start and end of each segment; the first scan is the last."""
     at, filled = 2, 0
+    unpack_from = _HEAD.unpack_from
     for _ in range(_SEGMENTS + len(data) // _SEGMENT_BYTES):
-        mark, kind, length = _HEAD.unpack_from(data, at)
+        mark, kind, length = unpack_from(data, at)
+        if mark == 0xFF and kind in passed_over and length > 1:
+            at += 2 + length
+            continue
         if mark != 0xFF or kind in (0x00, 0xFF):
             found = _MARKER.search(data, at, at + _FILL_BYTES)
             filled += _FILL_BYTES if found is None else found.start() - at
