@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.timing import machine
 from models.bundle import Bundle, load_bundle
 from models.decode import decode
 from models.space import SearchSpace
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _COUNTABLE = 1_000_000
 """Archs of a space that is small enough to look at all of them."""

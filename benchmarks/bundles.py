@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:

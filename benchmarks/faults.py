@@ -28,11 +28,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle import load_bundle
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 8
 _STALL_S = 1.0

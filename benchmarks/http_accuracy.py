@@ -22,9 +22,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.timing import machine
 from models.bundle import FrontierRow, load_bundle
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 from trainer.data import read_source
 
 READY_WITHIN_S = 60

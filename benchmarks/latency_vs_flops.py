@@ -1,10 +1,10 @@
 """How does latency follow FLOPs? One image through each subnet that a bundle answers.
 
-    python -m benchmarks.latency_vs_flops
+    python -m benchmarks.latency_vs_flops --plot latency.png
     python -m benchmarks.latency_vs_flops --bundle runs/digits/bundle --points 32 --batch 8
 
 Subnets run in ONNX Runtime on one core of the CPU, in turn, so that a slow moment of the machine
-hits all of them alike. Prints a table and a JSON line, and draws ``latency_vs_flops.png``.
+hits all of them alike. Prints a table and a JSON line; ``--plot`` draws them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import onnxruntime
 from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
-
-DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 def session_call(bundle: Bundle, arch: Arch, batch: int, threads: int) -> Callable[[], object]:
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=200, help="counted calls of each subnet")
     parser.add_argument("--batch", type=int, default=1, help="images in a call")
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
-    parser.add_argument("--out", type=Path, default=Path("latency_vs_flops.png"), help="the plot")
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
@@ -99,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     medians = [timing.median_ms for timing in timings]
     slope, offset = np.polyfit(flops, medians, 1)
     title = f"{bundle.name}, batch {options.batch}, {options.threads} thread(s)"
-    draw(options.out, title, flops, timings, f"{options.rounds} rounds, median and 10-90 %")
+    if options.plot is not None:
+        draw(options.plot, title, flops, timings, f"{options.rounds} rounds, median and 10-90 %")
     result = {
         "benchmark": "latency_vs_flops",
         "bundle": bundle.name,
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         "largest_over_smallest": round(medians[-1] / medians[0], 3),
         "gflops_per_s": round(1e-6 / slope, 2) if slope > 0 else None,
         "offset_ms": round(float(offset), 4),
-        "plot": str(options.out),
+        "plot": None if options.plot is None else str(options.plot),
         "machine": machine(),
     }
     if not options.json:
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{row['id']}  {row['flops'] / 1e6:8.3f}  {row['median_ms']:10.3f}  {spread:>14}")
         print(
             f"rank correlation of latency with FLOPs {result['rank_correlation']:.3f}; the largest "
-            f"takes {result['largest_over_smallest']:.2f}x the smallest; plot: {options.out}"
+            f"takes {result['largest_over_smallest']:.2f}x the smallest"
         )
     print(json.dumps(result))
     return 0

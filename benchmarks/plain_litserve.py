@@ -15,10 +15,10 @@ import litserve
 import numpy as np
 from fastapi import Request
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from models.bundle import load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 class GroupedApi(litserve.LitAPI):

@@ -27,12 +27,12 @@ from typing import Any
 import httpx
 
 from benchmarks.faults import http_pids, worker_pids
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.load import Server, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle import load_bundle
 from models.bundle_manifest import version_of
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 4
 _QUIET_S = 3.0

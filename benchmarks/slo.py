@@ -32,7 +32,6 @@ from typing import Any, TypedDict
 import httpx
 import numpy as np
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.load import (
     Sample,
     Server,
@@ -47,6 +46,7 @@ from benchmarks.plot import Panel, draw_panels
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle import Bundle, FrontierRow, load_bundle
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 class Found(TypedDict):

@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.latency_vs_flops import DEFAULT_BUNDLE
 from benchmarks.timing import machine
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
@@ -38,6 +37,7 @@ from models.nets.elastic import AbstractNet
 from models.photos import Photos
 from models.relaxed import RelaxedFlops
 from models.resource_loss import ResourceLoss, fit_to_budgets
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 from trainer.data import load_splits
 from trainer.evaluate import accuracy, evaluation_batches
 from trainer.splits import AbstractSplit, LabelledImages, Splits

@@ -44,6 +44,7 @@ _IDLE_S = 1.0
 # An HTTP process is heard of twice a second.
 _SILENT_S = 1.5
 _BACKLOG = 2048
+_PHOTO = "docs/images/ship.jpg"
 _KEEP_ALIVE_S = 75
 """Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
 not be the one that is asked, or a request that is on its way is lost."""
@@ -325,11 +326,12 @@ def _check_port(settings: Settings) -> None:
 def _announce(bundle: Bundle, settings: Settings) -> None:
     address = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
     url = f"http://{address}:{settings.port}"
+    photo = _PHOTO if Path(_PHOTO).is_file() else "photo.jpg"  # not there outside a checkout
     middle = (bundle.min_flops + bundle.max_flops) / 2e6
     print(
         f"{bundle.name} {bundle.version}: budgets from {bundle.min_flops / 1e6:.2f} to "
         f"{bundle.max_flops / 1e6:.2f} MFLOPs, {len(bundle.labels)} classes\n"
-        f"  curl -T photo.jpg -H 'Content-Type: image/jpeg' -H 'FLOPs-Budget: {middle:.0f}M' "
+        f"  curl -T {photo} -H 'Content-Type: image/jpeg' -H 'FLOPs-Budget: {middle:.0f}M' "
         f"{url}/classify\n"
         f"  {url}/docs   {url}/budgets   stop with Ctrl-C",
         file=sys.stderr,
