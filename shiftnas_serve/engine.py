@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,9 +53,16 @@ class Engine:
         self._slots: OrderedDict[Arch, _Slot] = OrderedDict()
         self.builds = self.evictions = 0
 
-    def run(self, arch: Arch, images: np.ndarray) -> Inference:
-        """Run float32 (batch, 3, side, side) through a subnet, built first if it is not there."""
+    def run(
+        self, arch: Arch, images: np.ndarray, *, built: Callable[[], None] | None = None
+    ) -> Inference:
+        """Run float32 (batch, 3, side, side) through a subnet, built first if it is not there.
+
+        ``built`` is called between a build and the run.
+        """
         session, build_ms = self.session(arch)
+        if build_ms and built is not None:
+            built()
         start = time.perf_counter()
         logits = session.run(images)
         source = session.made if build_ms else "resident"

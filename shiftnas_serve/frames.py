@@ -84,6 +84,13 @@ class Late:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """From a worker: the job was cancelled before its turn."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """From a worker: the subnet could not run."""
 
@@ -110,12 +117,19 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """From a worker: it builds a session and will not be heard of until that is done."""
+    """From a worker: it builds a session; an Alive follows when that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unbuilt:
+    """From a worker, to one HTTP process: a session that no job waits for could not be built."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """From a worker, now and then while jobs wait: it works, on whoever's jobs."""
+    """From a worker, after a build, and now and then while jobs wait: it works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +139,26 @@ class Refused:
     reason: str
 
 
-Frame = Job | Cancel | Done | Late | Failed | Hello | Resident | Building | Open | Alive | Refused
+Frame = (
+    Job
+    | Cancel
+    | Done
+    | Late
+    | Dropped
+    | Failed
+    | Hello
+    | Resident
+    | Building
+    | Unbuilt
+    | Open
+    | Alive
+    | Refused
+)
 
-_ORDER = (Job, Cancel, Done, Late, Failed, Hello, Resident, Building, Open, Alive, Refused)
+_ORDER = (
+    *(Job, Cancel, Done, Late, Dropped, Failed, Hello),
+    *(Resident, Building, Unbuilt, Open, Alive, Refused),
+)
 _KINDS: dict[type[Frame], int] = {kind: n for n, kind in enumerate(_ORDER, start=1)}
 
 
@@ -172,7 +203,7 @@ def pack(frame: Frame) -> bytes:
                 )
                 + data
             )
-        case Cancel(identity) | Late(identity):
+        case Cancel(identity) | Late(identity) | Dropped(identity):
             return _NUMBERED.pack(_NUMBERED.size - _LENGTH.size, kind, identity)
         case Failed(identity, reason):
             data = reason.encode("utf-8", "replace")
@@ -186,7 +217,7 @@ def pack(frame: Frame) -> bytes:
             return _document(kind, {})
         case Open(revision):
             return _document(kind, {"revision": revision})
-        case Refused(reason):
+        case Refused(reason) | Unbuilt(reason):
             return _document(kind, {"reason": reason})
 
 
@@ -232,13 +263,11 @@ def _unpack(data: bytes) -> Frame:
         key, source = data[_DONE.size : split], SOURCES[source]
         times = queue_ms, infer_ms, turn_ms, build_ms
         return Done(identity, logits, *times, batch, source, key)
-    if kind in (_KINDS[Cancel], _KINDS[Late], _KINDS[Failed]):
-        _, _, identity = _NUMBERED.unpack_from(data)
-        if kind == _KINDS[Cancel]:
-            return Cancel(identity)
-        if kind == _KINDS[Late]:
-            return Late(identity)
-        return Failed(identity, data[_NUMBERED.size :].decode())
+    if kind == _KINDS[Failed]:
+        return Failed(_NUMBERED.unpack_from(data)[2], data[_NUMBERED.size :].decode())
+    for numbered in (Cancel, Late, Dropped):
+        if kind == _KINDS[numbered]:
+            return numbered(_NUMBERED.unpack_from(data)[2])
     document = json.loads(data[_LENGTH.size + 1 :])
     if kind == _KINDS[Hello]:
         points = tuple((float(flops), float(ms)) for flops, ms in document["latency_points"])
@@ -249,6 +278,8 @@ def _unpack(data: bytes) -> Frame:
         return Open(document["revision"])
     if kind == _KINDS[Refused]:
         return Refused(document["reason"])
+    if kind == _KINDS[Unbuilt]:
+        return Unbuilt(document["reason"])
     if kind == _KINDS[Alive]:
         return Alive()
     assert kind == _KINDS[Building], kind

@@ -97,6 +97,11 @@ class Inbox:
         except OSError:
             self.drop(client)
 
+    def tell_one(self, frame: Frame, revision: int) -> None:
+        """Send a frame to any client of a revision; nothing happens where there is none."""
+        for client in self.clients(revision)[:1]:
+            self.send(client, pack(frame))
+
     def tell_all(self, frame: Frame, revision: int | None = None) -> None:
         """Send a frame to every client, or to those of one revision."""
         data = pack(frame)

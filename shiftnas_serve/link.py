@@ -7,17 +7,19 @@ import contextlib
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import structlog
 
 from shiftnas_serve.frames import (
     Alive,
     Building,
     Cancel,
     Done,
+    Dropped,
     Failed,
     FrameReader,
     Hello,
@@ -26,13 +28,24 @@ from shiftnas_serve.frames import (
     Open,
     Refused,
     Resident,
+    Unbuilt,
     pack,
 )
 
+LOOK_S = 0.25
+"""Between two looks at whether a worker has stalled."""
+
 # Between two attempts to connect to a worker that is starting.
 _RETRY_S = 0.03
+# After an error that time may mend, such as too many open files.
+_ERROR_RETRY_S = 1.0
 # A TensorRT engine can take minutes to build.
 _BUILD_STALL_S = 900.0
+# Jobs are handed to the transport in pieces of about this size: what it takes beyond that stays in
+# its buffer, with all its pixels, also when nobody waits for it any more.
+_PIECE_BYTES = 1 << 16
+
+_LOG = structlog.get_logger("shiftnas_serve.link")
 
 Answer = Done | Late | Failed
 
@@ -106,21 +119,30 @@ class Link(asyncio.Protocol):
     """One connection, for jobs of one revision.
 
     ``hello`` is None until the worker said that it has the revision, ``refused`` why it never will;
-    ``closed`` is done when the connection is gone.
+    ``closed`` is done when the connection is gone. ``tell`` gets what concerns more than this
+    connection.
+
+    A job is packed and written when the worker takes it, so that what waits here while the worker
+    is busy is not held twice, and what is cancelled meanwhile is never written. The worker owes one
+    frame for each job that was written, also for one that was cancelled after that: one that works
+    is heard of, whatever its clients do.
     """
 
-    def __init__(self, revision: int, on_hello: Callable[[Hello], None]) -> None:
+    def __init__(self, revision: int, tell: Callable[[Hello | Unbuilt], None]) -> None:
         self.hello: Hello | None = None
         self.refused: str | None = None
         self._revision = revision
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.in_flight = Flights()
         self.resident: set[str] = set()
-        self._on_hello = on_hello
+        self._tell = tell
         self._reader = FrameReader()
-        self._heard_s = time.monotonic()
+        self._unsent: dict[int, Job] = {}
+        self._cancels: list[int] = []
+        self._owed: set[int] = set()
+        self._silent_looks = 0
         self._building = False
-        self._outgoing: list[bytes] = []
+        self._paused = self._flushing = False
         self._transport: asyncio.WriteTransport | None = None
 
     @property
@@ -129,41 +151,64 @@ class Link(asyncio.Protocol):
 
     def send(self, flight: Flight) -> None:
         """Send a flight's job and keep the flight until it is answered, cancelled or lost."""
-        if not self.in_flight:
-            self._heard_s = time.monotonic()
         flight.link = self
         self.in_flight.add(flight)
-        self._write(flight.job)
+        self._unsent[flight.job.id] = flight.job
+        self._flush_soon()
 
     def cancel(self, flight: Flight) -> None:
         """Forget a flight; nothing happens if it has landed."""
-        if self.in_flight.pop(flight.job.id) is not None and not self.closed.done():
-            self._write(Cancel(flight.job.id))
+        job_id = flight.job.id
+        if self.in_flight.pop(job_id) is None or self._unsent.pop(job_id, None) is not None:
+            return
+        self._cancels.append(job_id)
+        self._flush_soon()
 
-    def _write(self, frame: Job | Cancel) -> None:
+    def _flush_soon(self) -> None:
         # Once a turn of the event loop, so that requests that came together arrive together. On a
         # busy core the worker would else be woken for each, and run each alone.
-        if not self._outgoing:
+        if not self._flushing:
+            self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
-        self._outgoing.append(pack(frame))
 
     def _flush(self) -> None:
-        data = b"".join(self._outgoing)
-        self._outgoing.clear()
-        if self._transport is not None and not self.closed.done():
-            self._transport.write(data)
+        self._flushing = False
+        if self._transport is None or self.closed.done():
+            return
+        while (self._cancels or self._unsent) and not self._paused:
+            frames = [pack(Cancel(job_id)) for job_id in self._cancels]
+            self._cancels.clear()
+            size_bytes = 0
+            while self._unsent and size_bytes < _PIECE_BYTES:
+                job_id = next(iter(self._unsent))
+                frames.append(pack(self._unsent.pop(job_id)))
+                self._owed.add(job_id)
+                size_bytes += len(frames[-1])
+            self._transport.write(b"".join(frames))
 
-    def stalled(self, stall_s: float) -> bool:
-        """Whether the worker owes answers and has not been heard of for too long."""
-        limit_s = _BUILD_STALL_S if self._building else stall_s
-        return bool(self.in_flight) and time.monotonic() - self._heard_s > limit_s
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    def stalls(self, stall_s: float) -> bool:
+        """Look, every ``LOOK_S``: has the worker owed something for so long, and said nothing?
+
+        Looks are counted, not seconds: a worker that was frozen together with this process, as when
+        a machine sleeps, is not to blame.
+        """
+        self._silent_looks = self._silent_looks + 1 if self._owed or self._unsent else 0
+        return self._silent_looks * LOOK_S > (_BUILD_STALL_S if self._building else stall_s)
 
     def kill(self) -> None:
         """End a worker that does not answer; LitServe starts another."""
         if self.hello is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.hello.pid, signal.SIGKILL)
-        self.close()
+        if self._transport is not None:
+            self._transport.abort()  # nobody takes what is in its buffer
 
     def close(self) -> None:
         """Close the connection; the worker drops what it has for us."""
@@ -181,17 +226,17 @@ class Link(asyncio.Protocol):
             self.closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_s = time.monotonic()
-        self._building = False
+        self._silent_looks = 0
         for frame in self._reader.feed(data):
+            self._building = isinstance(frame, Building)
             match frame:
-                case Done() | Late() | Failed():
+                case Done() | Late() | Failed() | Dropped():
+                    self._owed.discard(frame.id)
                     flight = self.in_flight.pop(frame.id)
                     if flight is not None and not flight.answer.done():
+                        assert not isinstance(frame, Dropped), "nobody has cancelled it"
                         flight.answer.set_result(frame)
-                case Building():
-                    self._building = True
-                case Alive():
+                case Building() | Alive():
                     pass  # heard of, which is all
                 case Refused(reason):
                     self.refused = reason
@@ -200,18 +245,23 @@ class Link(asyncio.Protocol):
                     self.resident.update(added)
                 case Hello():
                     self.hello = frame
-                    self._on_hello(frame)
+                    self._tell(frame)
+                case Unbuilt():
+                    self._tell(frame)
                 case _:
                     raise AssertionError(frame)
 
 
-async def connect(path: Path, revision: int, on_hello: Callable[[Hello], None]) -> Link:
+async def connect(path: Path, revision: int, tell: Callable[[Hello | Unbuilt], None]) -> Link:
     """A connection to the worker that listens at ``path``; waits for as long as none does."""
     loop = asyncio.get_running_loop()
     while True:
         try:
-            _, link = await loop.create_unix_connection(lambda: Link(revision, on_hello), str(path))
+            _, link = await loop.create_unix_connection(lambda: Link(revision, tell), str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             await asyncio.sleep(_RETRY_S)
+        except OSError as error:
+            _LOG.error("cannot connect to a worker", error=str(error))
+            await asyncio.sleep(_ERROR_RETRY_S)
         else:
             return link

@@ -67,6 +67,11 @@ class Metrics:
             "Workers ended because an inference did not come back",
             registry=registry,
         )
+        self.prebuild_failures = Counter(
+            "shiftnas_prebuild_failures",
+            "Sessions that could not be built while a worker was idle",
+            registry=registry,
+        )
         self.retries = Counter(
             "shiftnas_retries", "Jobs sent again because a worker was lost", registry=registry
         )

@@ -77,11 +77,12 @@ class Waiting:
         self._waiters[client, job.id] = waiter
         insort(self._queue, waiter)
 
-    def cancel(self, client: Hashable, job_id: int) -> None:
-        """Forget a job; one that is unknown (it has run) is no error."""
+    def cancel(self, client: Hashable, job_id: int) -> bool:
+        """Forget a job; whether it was there. One that is unknown (it has run) is no error."""
         waiter = self._waiters.pop((client, job_id), None)
         if waiter is not None:
             waiter.cancelled = True
+        return waiter is not None
 
     def forget(self, client: Hashable) -> None:
         """Cancel all jobs of a client that has gone."""

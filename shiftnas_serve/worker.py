@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
 from models.preprocess import Preprocess
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import (
+    Alive,
     Building,
     Done,
     Failed,
@@ -28,6 +30,7 @@ from shiftnas_serve.frames import (
     Job,
     Late,
     Resident,
+    Unbuilt,
     pack,
 )
 from shiftnas_serve.inbox import Client, Inbox
@@ -39,6 +42,10 @@ from shiftnas_serve.settings import Settings
 from shiftnas_serve.waiting import Group, Waiter, Waiting
 
 _MEASURED_SUBNETS = 5
+# Then what fails is not the subnet.
+_PREBUILD_FAILURES = 3
+
+_LOG = structlog.get_logger("shiftnas_serve.worker")
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class SubnetRunner:
         self.unbuilt = expected_archs(loaded.bundle) if settings.prebuild else []
         self._said: frozenset[str] = frozenset()
         self._changes, self._say_at_s = -1, 0.0
+        self._failures = 0
 
     def greet(self, client: Client) -> None:
         """Tell an HTTP process that this revision is ready, and what is resident."""
@@ -134,11 +142,28 @@ class SubnetRunner:
     def build_one(self) -> None:
         """Build a session that somebody will probably ask for."""
         evictions = self._engine.evictions
+        arch = self.unbuilt.pop()
         self._inbox.tell_all(Building())
-        _, build_ms = self._engine.session(self.unbuilt.pop())
+        try:
+            _, build_ms = self._engine.session(arch)
+        # Whatever a runtime raises concerns this subnet, and nobody has asked for it yet.
+        except Exception as error:  # noqa: BLE001
+            self._count_failure(arch, f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self._inbox.tell_all(Alive())
         self._selection.built(build_ms)
         if self._engine.evictions > evictions:
             self.unbuilt.clear()  # memory is full; more would only push others out
+
+    def _count_failure(self, arch: Arch, reason: str) -> None:
+        self._failures += 1
+        identity = self._bundle.space.arch_id(arch)
+        _LOG.error("prebuild failed", subnet=identity, reason=reason)
+        self._inbox.tell_one(Unbuilt(reason), self.revision)
+        if self._failures == _PREBUILD_FAILURES:
+            _LOG.error("prebuilding ends", failures=self._failures, left=len(self.unbuilt))
+            self.unbuilt.clear()
 
     def _run(self, group: Group) -> None:
         if group.late:
@@ -151,7 +176,9 @@ class SubnetRunner:
         preprocess, side = self._bundle.preprocess, self._bundle.space.resolution(arch)
         try:
             pixels = [prepared(one.job, preprocess, side) for one in group.waiters]
-            done = self._engine.run(arch, preprocess.normalize(np.stack(pixels)))
+            images = preprocess.normalize(np.stack(pixels))
+            # Said at once: a build may take long, the inference after it may not.
+            done = self._engine.run(arch, images, built=lambda: self._inbox.tell_all(Alive()))
         # Whatever a runtime raises concerns this subnet: the group is told, the worker goes on.
         except Exception as error:  # noqa: BLE001
             reason = f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ import litserve
 import structlog
 from litserve.loops.base import LitLoop
 
-from shiftnas_serve.frames import Alive, Cancel, Job, Open, Refused, pack
+from shiftnas_serve.frames import Alive, Cancel, Dropped, Job, Open, Refused, pack
 from shiftnas_serve.inbox import Client, Inbox, socket_path
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.run_folder import RunFolder
@@ -147,8 +147,10 @@ class Runners:
                     self._open(client, revision)
                 case Job():
                     self._runner_of(client).waiting.add(client, frame)
-                case Cancel():
-                    self._runner_of(client).waiting.cancel(client, frame.id)
+                case Cancel(identity):
+                    # one that runs now, or has run, gets its answer nevertheless
+                    if self._runner_of(client).waiting.cancel(client, identity):
+                        self._inbox.send(client, pack(Dropped(identity)))
         if self._inbox.lost:
             while self._inbox.lost:
                 client = self._inbox.lost.pop()

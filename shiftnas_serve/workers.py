@@ -15,17 +15,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
+import structlog
 
-from shiftnas_serve.frames import Done, Hello, Job
+from shiftnas_serve.frames import Done, Hello, Job, Unbuilt
 from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.link import Answer, Flight, Link, connect
+from shiftnas_serve.link import LOOK_S, Answer, Flight, Link, connect
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.status import is_draining
 
-_POLL_S = 0.25
 # Before a worker that could not load a revision is asked again.
 _RETRY_S = 1.0
 # One may be lost while it loads for reasons of its own.
@@ -37,6 +37,8 @@ _WATCH_CLIENT_AFTER_S = 0.1
 _BUILD_MS = 20.0
 # How fast an estimate follows what is observed.
 _STEP = 0.1
+
+_LOG = structlog.get_logger("shiftnas_serve.workers")
 
 
 class Workers:
@@ -180,24 +182,34 @@ class Workers:
 
     async def _keep_link(self, worker_id: int) -> None:
         """Connect to a worker, and to its replacement when it is gone."""
-        path = socket_path(self._folder, worker_id)
         while True:
-            link = await connect(path, self._revision, self._heard_hello)
-            self._links[worker_id] = link
-            await link.closed
-            self._redirect(link)
-            if link.hello is not None:
-                continue
-            self._lost_loading += 1
-            if link.refused is not None:
-                self.failure = link.refused
-            elif self._lost_loading >= _LOST_LOADING:
-                self.failure = f"workers were lost {self._lost_loading} times while they loaded it"
-            await asyncio.sleep(_RETRY_S)
+            try:
+                await self._hold_link(worker_id)
+            # A worker without a connection would be lost for good.
+            except Exception:  # noqa: BLE001
+                _LOG.exception("a connection to a worker failed", worker=worker_id)
+                await asyncio.sleep(_RETRY_S)
 
-    def _heard_hello(self, hello: Hello) -> None:
-        if self._latency is None:
-            self._latency = LatencyTable.of(hello.latency_points)
+    async def _hold_link(self, worker_id: int) -> None:
+        """From connecting to a worker until it is gone."""
+        link = await connect(socket_path(self._folder, worker_id), self._revision, self._heard)
+        self._links[worker_id] = link
+        await link.closed
+        self._redirect(link)
+        if link.hello is not None:
+            return
+        self._lost_loading += 1
+        if link.refused is not None:
+            self.failure = link.refused
+        elif self._lost_loading >= _LOST_LOADING:
+            self.failure = f"workers were lost {self._lost_loading} times while they loaded it"
+        await asyncio.sleep(_RETRY_S)
+
+    def _heard(self, frame: Hello | Unbuilt) -> None:
+        if isinstance(frame, Unbuilt):
+            self._metrics.prebuild_failures.inc()
+        elif self._latency is None:
+            self._latency = LatencyTable.of(frame.latency_points)
 
     def _redirect(self, lost: Link) -> None:
         """Run what a lost worker had once more on another; what was lost twice is refused."""
@@ -219,13 +231,23 @@ class Workers:
 
     async def _watch(self) -> None:
         while True:
-            self.draining = is_draining(self._folder)
-            for link in self._ready_links():
-                if link.stalled(self._stall_s) and link.hello is not None:
-                    if RunFolder(self._folder).once(f"stalled-{link.hello.pid}"):
-                        self._metrics.worker_stalls.inc()
-                    link.kill()
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(LOOK_S)
+            try:
+                self._look()
+            # Whatever it was (a full disk), the next look may go well.
+            except Exception:  # noqa: BLE001
+                _LOG.exception("cannot watch the workers")
+
+    def _look(self) -> None:
+        self.draining = is_draining(self._folder)
+        stalled = [link for link in self._ready_links() if link.stalls(self._stall_s)]
+        for link in stalled:
+            link.kill()
+        for link in stalled:
+            assert link.hello is not None
+            _LOG.error("a worker stands still; ending it", pid=link.hello.pid)
+            if RunFolder(self._folder).once(f"stalled-{link.hello.pid}"):
+                self._metrics.worker_stalls.inc()
 
 
 async def _end(

@@ -17,6 +17,7 @@ from shiftnas_serve.frames import (
     Building,
     Cancel,
     Done,
+    Dropped,
     Failed,
     FrameReader,
     Hello,
@@ -25,6 +26,7 @@ from shiftnas_serve.frames import (
     Open,
     Refused,
     Resident,
+    Unbuilt,
     arch_indices,
     arch_key,
     pack,
@@ -52,6 +54,8 @@ def examples() -> list[object]:
         Hello(7, ((1e6, 1.5), (2e6, 3.0)), {"runtime": "x"}),
         Resident(("a", "b"), ()),
         Building(),
+        Unbuilt("no memory: größer"),
+        Dropped(9),
         Open(3),
         Alive(),
         Refused("no memory: größer"),
@@ -170,6 +174,7 @@ def test_a_client_that_goes_is_noticed_and_what_it_cancelled_said(tmp_path: Path
         link = await connect(tmp_path / "w0", 1, lambda hello: None)
         one, never_sent = flight(1), flight(2)
         link.send(one)
+        await asyncio.sleep(0)  # a turn of the loop: it is written
         link.cancel(one)
         link.cancel(one)
         link.cancel(never_sent)

@@ -13,10 +13,23 @@ import pytest
 
 from models.arch import Arch
 from models.bundle import Bundle
-from shiftnas_serve.frames import Done, FrameReader, Job, arch_key
+from shiftnas_serve.frames import (
+    Alive,
+    Building,
+    Cancel,
+    Done,
+    Dropped,
+    Failed,
+    FrameReader,
+    Job,
+    Unbuilt,
+    arch_key,
+)
 from shiftnas_serve.inbox import Client
+from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.worker import Loaded, SubnetRunner, load_revision
+from shiftnas_serve.worker_process import Runners
 
 
 class Replies:
@@ -24,19 +37,30 @@ class Replies:
 
     def __init__(self) -> None:
         self.frames: list[object] = []
+        self.told: list[object] = []
+        self.coming: list[tuple[Client, object]] = []
+        self.lost: list[Client] = []
 
     def send(self, client: object, data: bytes) -> None:
         self.frames += FrameReader().feed(data)
 
     def tell_all(self, frame: object, revision: int | None = None) -> None:
-        pass
+        self.told.append(frame)
+
+    def tell_one(self, frame: object, revision: int) -> None:
+        self.told.append(frame)
+
+    def receive(self, timeout_s: float) -> Iterator[tuple[Client, object]]:
+        """What was put into ``coming``, once."""
+        coming, self.coming = self.coming, []
+        yield from coming
 
 
 class Nobody(Client):
     """A client without a connection."""
 
     def __init__(self) -> None:
-        pass
+        self.revision = 1
 
 
 @pytest.fixture
@@ -74,3 +98,93 @@ def test_a_photo_is_prepared_once_for_the_subnet_that_runs(loaded: Loaded, crop_
         assert reply.turn_ms >= reply.infer_ms
         images = bundle.preprocess.array(photo, bundle.space.resolution(arch))[None]
         np.testing.assert_array_equal(reply.logits, loaded.engine.run(arch, images).logits[0])
+
+
+def job_of(bundle: Bundle, arch: Arch, number: int = 1) -> Job:
+    side = bundle.space.resolution(arch)
+    pixels, now = np.zeros((side, side, 3), np.uint8), time.monotonic()
+    return Job(number, key_of(bundle, arch), pixels, now, now + 60)
+
+
+def unbuilt_arch(loaded: Loaded) -> Arch:
+    return next(arch for arch in loaded.bundle.archs() if not loaded.engine.is_resident(arch))
+
+
+def runner_of(loaded: Loaded, replies: Replies, *, prebuild: bool = False) -> SubnetRunner:
+    inbox: Any = replies
+    return SubnetRunner(1, loaded, inbox, Settings(bundle=Path(), prebuild=prebuild))
+
+
+def fail(*arguments: object) -> object:
+    raise MemoryError("no memory for this subnet")
+
+
+def test_between_a_build_and_the_inference_after_it_a_worker_is_heard_of(
+    loaded: Loaded, monkeypatch
+):
+    """Or an inference that does not come back would have the time of a build."""
+    replies, arch = Replies(), unbuilt_arch(loaded)
+    runner = runner_of(loaded, replies)
+    built: Any = loaded.engine._runtime.build(loaded.bundle, arch)
+
+    class Session:
+        size_bytes, made = built.size_bytes, built.made
+
+        def run(self, images: np.ndarray) -> np.ndarray:
+            assert replies.told == [Building(), Alive()]
+            return built.run(images)
+
+    monkeypatch.setattr(loaded.engine._runtime, "build", lambda *_: Session())
+    runner.waiting.add(Nobody(), job_of(loaded.bundle, arch))
+    assert runner.run_group()
+    assert isinstance(replies.frames[0], Done)
+    assert replies.told == [Building(), Alive()]
+
+
+def test_a_subnet_that_cannot_be_prebuilt_costs_nobody_anything(loaded: Loaded, monkeypatch):
+    replies = Replies()
+    runner = runner_of(loaded, replies, prebuild=True)
+    assert len(runner.unbuilt) > 4
+    resident = loaded.engine.resident()[0]
+    runner.unbuilt = [arch for arch in runner.unbuilt if not loaded.engine.is_resident(arch)]
+    waiting = len(runner.unbuilt)
+    with monkeypatch.context() as broken:
+        broken.setattr(loaded.engine._runtime, "build", fail)
+        runner.build_one()
+    unbuilt = Unbuilt("MemoryError: no memory for this subnet")
+    assert replies.told == [Building(), unbuilt, Alive()]
+    runner.waiting.add(Nobody(), job_of(loaded.bundle, resident))
+    assert runner.run_group()
+    assert isinstance(replies.frames[0], Done)
+    runner.build_one()  # the next
+    assert len(runner.unbuilt) == waiting - 2
+    assert replies.told[-2:] == [Building(), Alive()]
+    # what fails again and again is not tried for all of them
+    monkeypatch.setattr(loaded.engine._runtime, "build", fail)
+    runner.build_one()
+    assert runner.unbuilt
+    runner.build_one()
+    assert not runner.unbuilt
+    assert replies.told.count(unbuilt) == 3
+    asked = unbuilt_arch(loaded)  # one who asks for such a subnet hears why
+    runner.waiting.add(Nobody(), job_of(loaded.bundle, asked))
+    assert runner.run_group()
+    assert isinstance(replies.frames[1], Failed)
+
+
+def test_every_job_is_answered_once_also_one_that_was_cancelled(loaded: Loaded, tmp_path):
+    replies, client = Replies(), Nobody()
+    inbox: Any = replies
+    replies.clients = lambda revision: []  # type: ignore[attr-defined]
+    runners = Runners(inbox, RunFolder(tmp_path), Settings(bundle=Path(), prebuild=False))
+    runners.add(1, loaded)
+    resident = loaded.engine.resident()[0]
+    jobs = [job_of(loaded.bundle, resident, number) for number in (1, 2)]
+    replies.coming = [(client, jobs[0]), (client, jobs[1]), (client, Cancel(1))]
+    runners._receive(0.0)
+    assert replies.frames == [Dropped(1)]
+    runners._turn()
+    replies.coming = [(client, Cancel(2))]  # it has run
+    runners._receive(0.0)
+    runners._turn()
+    assert [type(one) for one in replies.frames] == [Dropped, Done]
