@@ -11,9 +11,11 @@ import math
 from bisect import insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from shiftnas_serve.frames import Job
+from shiftnas_serve.reserve import Reserve
 
 # Of the time that is left to the most urgent job, its batch may take this part: what comes
 # meanwhile waits for all of it.
@@ -66,6 +68,7 @@ class Waiting:
         self._queue: list[Waiter] = []
         self._waiters: dict[tuple[Hashable, int], Waiter] = {}
         self._number = 0
+        self._reserve = Reserve()
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -73,6 +76,7 @@ class Waiting:
     def add(self, client: Hashable, job: Job) -> None:
         """Take a job of ``client``; its id is unique among that client's."""
         self._number += 1
+        self._reserve.came(job)
         waiter = Waiter(job.deadline_s, self._number, job, client)
         self._waiters[client, job.id] = waiter
         insort(self._queue, waiter)
@@ -125,9 +129,7 @@ class Waiting:
         for place, waiter in enumerate(self._queue):
             least_ms = 0.0
             if place < len(self._queue) - 1:
-                job = waiter.job
-                key = job.key if job.aim_s is None else costs.within(job.key, 0.0)
-                least_ms = costs.cost_ms(key)
+                least_ms = _least_ms(costs, waiter.job.key, waiter.job.aim_s is not None)
             if waiter.deadline_s >= now_s + least_ms / 1000:
                 return place
         return len(self._queue)
@@ -136,15 +138,17 @@ class Waiting:
         """What each job that shrinks may take so that all of them can be in time.
 
         What runs before a job counts twice. Under load every job uses up the time that it is given,
-        so all would else be due just at their deadlines, and half of them late.
+        so all would else be due just at their deadlines, and half of them late. What usually comes
+        after a job has its time kept, too (``Reserve``).
         """
+        kept_ms = self._reserve.ms(partial(_least_ms, costs))
         share_ms, ahead_ms, shrinking = math.inf, 0.0, 0
         for waiter in self._queue:
             job = waiter.job
             if job.aim_s is None:
                 ahead_ms += costs.cost_ms(job.key)
                 continue
-            left_ms = 1000 * (job.aim_s - now_s) - 2 * ahead_ms
+            left_ms = 1000 * (job.aim_s - now_s) - kept_ms - 2 * ahead_ms
             share_ms = min(share_ms, left_ms / (2 * shrinking + 1))
             shrinking += 1
         return share_ms
@@ -154,3 +158,8 @@ class Waiting:
             waiter.cancelled = True
             del self._waiters[waiter.client, waiter.job.id]
         return group
+
+
+def _least_ms(costs: Costs, key: bytes, shrinks: bool) -> float:
+    """What a job takes at least."""
+    return costs.cost_ms(costs.within(key, 0.0) if shrinks else key)

@@ -1,0 +1,75 @@
+"""What time is kept for the jobs that usually come after one: no processes, no clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shiftnas_serve.frames import Job
+from shiftnas_serve.reserve import Reserve
+from shiftnas_serve.waiting import Waiting
+from tests.serve.test_waiting import LARGEST, PIXELS, SMALLEST, Sizes
+
+TEN_MS = 10.0
+
+
+def least_ms(key: bytes, shrinks: bool) -> float:
+    """Jobs that shrink take 10 ms, others ten times their number."""
+    return TEN_MS if shrinks else TEN_MS * key[0]
+
+
+def job(sent_s: float, *, shrinks: bool = True, key: bytes = LARGEST) -> Job:
+    return Job(0, key, PIXELS, sent_s, sent_s + 0.3, sent_s + 0.3 if shrinks else None)
+
+
+def kept_ms(moments_s: list[float], **named: bool) -> float:
+    reserve = Reserve()
+    for moment_s in moments_s:
+        reserve.came(job(moment_s, **named))
+    return reserve.ms(least_ms)
+
+
+def bursts(of: int, count: int = 10, apart_s: float = 2.0) -> list[float]:
+    return [apart_s * burst + 0.001 * number for burst in range(count) for number in range(of)]
+
+
+def test_nothing_is_kept_before_much_has_come_and_for_a_steady_load():
+    assert kept_ms([0.0] * 8) == 0.0
+    assert kept_ms(np.arange(0, 10, 0.02).tolist()) == 0.0  # 10 ms of work every 20 ms
+
+
+def test_in_bursts_their_work_is_kept():
+    # 19 follow the first of 20, 17 the third: each 10 ms of work, 1 ms later
+    assert kept_ms(bursts(20)) == pytest.approx(16 * (TEN_MS - 1), abs=TEN_MS)
+    assert kept_ms(bursts(5)) < kept_ms(bursts(20)) < kept_ms(bursts(40))
+
+
+def test_what_came_long_before_is_forgotten():
+    long_ago = bursts(40)
+    since = (max(long_ago) + 10 + np.arange(0, 8, 0.02)).tolist()
+    assert kept_ms(long_ago) > 200
+    assert kept_ms(long_ago + since) == 0.0
+
+
+def test_jobs_that_cannot_shrink_count_as_they_are():
+    moments_s = bursts(20)
+    large = kept_ms(moments_s, shrinks=False)
+    assert large == pytest.approx(16 * (TEN_MS * LARGEST[0] - 1), abs=4 * TEN_MS)
+
+
+def test_the_first_of_a_burst_makes_room_for_those_that_will_come():
+    def first_of_the_next(moments_s: list[float]) -> bytes:
+        waiting = Waiting()
+        for number, moment_s in enumerate(moments_s):
+            one = Job(number, LARGEST, PIXELS, moment_s, moment_s + 0.3, moment_s + 0.3)
+            waiting.add("client", one)
+            waiting.take(moment_s, Sizes(10.0), 1)
+        now_s = max(moments_s) + 2
+        waiting.forget("client")
+        waiting.add("client", Job(9999, LARGEST, PIXELS, now_s, now_s + 0.3, now_s + 0.3))
+        group = waiting.take(now_s, Sizes(10.0), 1)
+        assert group is not None
+        return group.key
+
+    assert first_of_the_next(np.arange(0, 8, 0.1).tolist()) == LARGEST
+    assert first_of_the_next(bursts(40)) == SMALLEST
