@@ -22,8 +22,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import machine
-from models.__main__ import describe_arch, read_arch
 from models.arch import Arch
+from models.describe import describe_arch, read_arch
 from models.nets import build_net
 from models.space import SearchSpace
 from models.spaces import SPACES, get_space

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.__main__ import read_arch
 from models.arch import Arch
 from models.bundle import FrontierRow, save_bundle
 from models.calibration import calibrate
 from models.decode import decode
+from models.describe import read_arch
 from models.generator import ArchitectureGenerator
 from models.nets import build_net
 from models.policy import GeneratorPolicy

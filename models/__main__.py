@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.arch import Arch
-from models.bundle import load_bundle
+from models.bundle import Bundle, load_bundle
 from models.converters import CONVERTERS
+from models.describe import describe_arch, describe_space, read_arch
 from models.quantity import parse_flops
-from models.space import SearchSpace
 from models.spaces import SPACES, get_space
 
 _DESCRIPTION = """\
@@ -22,43 +21,22 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
 
   python -m models describe cifar-cnn
   python -m models describe cifar-cnn --arch '{"resolution": 32, ...}'   (or a file with it)
+  python -m models describe models/zoo/cifar10-cnn
   python -m models generate models/zoo/cifar10-cnn --flops 4M
   python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
   python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
 
 
-def read_arch(space: SearchSpace, text: str) -> Arch:
-    """An arch from JSON, or from a file that holds JSON. Raises ValueError."""
-    source = text
-    if not text.lstrip().startswith("{"):
-        try:
-            source = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"cannot read {text}: {error.strerror}; give a file or JSON") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{text} is no text; give a file with JSON, or JSON") from None
-    try:
-        document = json.loads(source)
-    except ValueError as error:
-        raise ValueError(f"the arch is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError("an arch is a JSON object, like the one describe prints")
-    return space.arch_from_json(document)
-
-
-def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
-    """One arch: id, multiply-adds, parameters, choices."""
-    return {
-        "id": space.arch_id(arch),
-        "flops": space.flops(arch),
-        "params": space.params(arch),
-        "arch": space.arch_to_json(arch),
-    }
-
-
 def describe(options: argparse.Namespace) -> dict[str, object]:
-    """A space, or one arch of it."""
+    """A space or a bundle, or one arch of it."""
     name = options.space
+    if name not in SPACES and Path(name).is_dir():
+        if options.relative_position:
+            raise ValueError("--relative-position is for a space; a bundle has its own")
+        bundle = load_bundle(Path(name))
+        if options.arch is None:
+            return describe_bundle(bundle)
+        return bundle.describe(read_arch(bundle.space, options.arch))
     if options.relative_position:
         get_space(name)  # names what is near, if there is none
         if f"{name}-rpe" not in SPACES:
@@ -70,17 +48,27 @@ def describe(options: argparse.Namespace) -> dict[str, object]:
     space = get_space(name)
     if options.arch is not None:
         return {"space": space.name, **describe_arch(space, read_arch(space, options.arch))}
-    archs = 1
-    for decision in space.decisions:
-        archs *= len(decision.choices)
+    return describe_space(space)
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, object]:
+    """What a bundle answers, and how images become what its subnets read."""
     return {
-        "space": space.name,
-        "flops": {"min": space.min_flops, "max": space.max_flops},
-        "params": {"min": space.params(space.smallest), "max": space.params(space.largest)},
-        "choices": archs,
-        "decisions": {d.name: list(d.choices) for d in space.decisions},
-        "smallest": describe_arch(space, space.smallest),
-        "largest": describe_arch(space, space.largest),
+        "model": {"name": bundle.name, "version": bundle.version},
+        "labels": list(bundle.labels),
+        "preprocess": bundle.preprocess.to_json(),
+        "frontier": [
+            {
+                "budget_flops": row.budget_flops,
+                "id": bundle.space.arch_id(row.arch),
+                "flops": row.flops,
+                "params": row.params,
+                "val_accuracy": row.val_accuracy,
+                "test_accuracy": row.test_accuracy,
+            }
+            for row in bundle.frontier
+        ],
+        **describe_space(bundle.space),
     }
 
 
@@ -110,9 +98,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = made.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("describe", help="a space: FLOPs, parameters, decisions")
-    one.add_argument("space", metavar="SPACE", help=f"one of: {', '.join(sorted(SPACES))}")
-    one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of the space")
+    one = commands.add_parser(
+        "describe", help="a space or a bundle: FLOPs, parameters, decisions, labels"
+    )
+    one.add_argument(
+        "space",
+        metavar="SPACE|BUNDLE",
+        help=f"a bundle's folder, or one of: {', '.join(sorted(SPACES))}",
+    )
+    one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of it")
     one.add_argument(
         "--relative-position", action="store_true", help="of a vit-* space: the variant with it"
     )

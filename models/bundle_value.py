@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import onnx
 
 from models.arch import Arch
 from models.decode import decode
+from models.describe import describe_arch
 from models.graph import cut_graph, cut_graph_apart, graph_weights
 from models.graph_template import Template
 from models.policy import GeneratorPolicy
@@ -114,8 +116,30 @@ class Bundle:
         return fold_norms(self.space, sliced, self.arch_statistics(arch))
 
     def build_onnx(self, arch: Arch) -> onnx.ModelProto:
-        """The subnet as a self-contained ONNX model: images -> logits."""
-        return cut_graph(self.template, self.space, arch, self.subnet_weights(arch))
+        """The subnet as a self-contained ONNX model: images -> logits; ``metadata`` is inside."""
+        model = cut_graph(self.template, self.space, arch, self.subnet_weights(arch))
+        onnx.helper.set_model_props(model, self.metadata(arch))
+        return model
+
+    def describe(self, arch: Arch) -> dict[str, object]:
+        """All that is needed to use a subnet without this project, for JSON.
+
+        ``preprocess``: the centred square of ``crop_ratio`` times the shorter side (null: the whole
+        image) is resized to ``arch.resolution`` with Pillow's ``interpolation``; then pixels / 255,
+        minus ``mean``, over ``std``. ``background`` is what lies behind transparent pixels.
+        ``labels``: of the logits, in their order.
+        """
+        return {
+            **describe_arch(self.space, arch),
+            "model": {"name": self.name, "version": self.version},
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.to_json(),
+        }
+
+    def metadata(self, arch: Arch) -> dict[str, str]:
+        """``describe`` as the texts that files of other formats can hold: all but texts as JSON."""
+        described = self.describe(arch).items()
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in described}
 
     def graph_weights(self, arch: Arch) -> dict[str, np.ndarray]:
         """The arrays that the subnet's graph reads, by name: see ``models.graph.graph_weights``."""

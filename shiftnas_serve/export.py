@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.__main__ import describe_arch, read_arch
 from models.arch import Arch
 from models.bundle import Bundle, load_bundle
+from models.describe import read_arch
 from models.quantity import parse_flops
 
 _DESCRIPTION = """\
@@ -20,7 +20,15 @@ Write one subnet of a bundle to a file that needs neither the bundle nor this pr
 
 onnx      self-contained ONNX model: images float32 (batch, 3, side, side), normalized -> logits
 tensorrt  serialized TensorRT engine for this machine's GPU (needs TensorRT and a GPU)
-torch     torch.export program, .pt2 (needs torch)"""
+torch     torch.export program, .pt2 (needs torch)
+
+The ONNX model (in metadata_props) and the torch program (in extra_files) say how to use them: id,
+flops, params, arch, model, labels in the order of the logits, and preprocess, all as JSON. --json
+prints the same, which a TensorRT engine needs beside it.
+
+To prepare an image: put it on background, where it is transparent; resize the centred square of
+crop_ratio times the shorter side (null: the whole image) to arch.resolution with Pillow's
+interpolation of that name; divide by 255, subtract mean, divide by std."""
 
 
 def export_onnx(bundle: Bundle, arch: Arch) -> bytes:
@@ -85,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    described = describe_arch(bundle.space, arch)
+    described = bundle.describe(arch)
     if options.json:
         files = {"out": str(options.out), "format": options.format, "size_bytes": len(data)}
         print(json.dumps({**described, **files}))

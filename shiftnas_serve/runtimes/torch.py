@@ -23,14 +23,17 @@ def static_net(bundle: Bundle, arch: Arch) -> AbstractNet:
 
 
 def exported_program(bundle: Bundle, arch: Arch) -> bytes:
-    """A subnet as the bytes of a torch.export program (.pt2), for any batch size."""
+    """A subnet as the bytes of a torch.export program (.pt2), for any batch size.
+
+    ``bundle.metadata(arch)`` is inside, as its ``extra_files``.
+    """
     side = bundle.space.resolution(arch)
     batch = torch.export.Dim("batch", min=1, max=65536)
     shapes = ({0: batch},)
     images = torch.zeros(2, 3, side, side)
     program = torch.export.export(static_net(bundle, arch), (images,), dynamic_shapes=shapes)
     file = io.BytesIO()
-    torch.export.save(program, file)
+    torch.export.save(program, file, extra_files=bundle.metadata(arch))
     return file.getvalue()
 
 
