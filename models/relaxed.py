@@ -51,17 +51,6 @@ class Relaxed:
         )
 
 
-def relax(space: SearchSpace, arch: Arch) -> Relaxed:
-    """The one-hot policies of an arch."""
-    return Relaxed(
-        space,
-        {
-            d.name: torch.tensor([float(choice == arch[d.name]) for choice in d.choices])
-            for d in space.decisions
-        },
-    )
-
-
 class MaskMaps:
     """The matrices M of Eq. 9, one for each size of a space, made when first asked for."""
 

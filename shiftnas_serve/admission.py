@@ -12,15 +12,12 @@ from pathlib import Path
 from starlette.requests import Request
 
 from shiftnas_serve.keys import ApiKeys
+from shiftnas_serve.latency import MARGIN
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.rate_limit import RateLimit
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
-
-# What is predicted is a middle: half of all answers take longer. One who is let in at the limit
-# would be late as often as not, and an answer that is late has taken the time of one that is not.
-_MARGIN = 1.1
 
 
 class Admission:
@@ -132,7 +129,7 @@ class Admission:
         wait_ms = self._workers.least_wait_ms(deadline_s)
         wait_ms += self._preparing * smallest_ms if at_door else 0.0
         wait_ms *= self._settings.http_processes  # the others have sent as much, on average
-        done_s = time.monotonic() + _MARGIN * (wait_ms + smallest_ms) / 1000
+        done_s = time.monotonic() + MARGIN * (wait_ms + smallest_ms) / 1000
         if wait_ms and done_s > deadline_s:
             raise Problem(
                 429,

@@ -14,6 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
+MARGIN = 1.1
+"""By how much a prediction is stretched before it decides: it is a middle, half of all answers take
+longer, and one that is late has taken the time of one that is not."""
+FIRST_BUILD_MS = 20.0
+"""What building a session takes, until one has been seen."""
+
 # What was observed this long ago counts a third: soon enough for bursts of other work on the cores.
 _MEMORY_MS = 250.0
 # How fast the overhead follows what is observed.
@@ -78,10 +84,6 @@ class LatencyTable:
         """The shorter of what an answer takes now and what it took when the server was idle."""
         idle = replace(self, correction=1.0, more_overhead_ms=0.0)
         return min(self.answer_ms(flops), idle.answer_ms(flops))
-
-    def flops_within(self, ms: float) -> float:
-        """The most FLOPs whose answer is predicted to take at most ``ms``; 0 when none does."""
-        return self.flops_inferred_within(ms - self.after_ms)
 
     def flops_inferred_within(self, ms: float) -> float:
         """The most FLOPs whose inference is predicted to take at most ``ms``; 0 when none does."""

@@ -14,12 +14,9 @@ from functools import lru_cache
 from models.arch import Arch
 from models.bundle import Bundle
 from shiftnas_serve.frames import arch_indices, arch_key
-from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
 
-# What is predicted is a middle: half of all runs take longer, and those must be in time, too.
-_MARGIN = 1.1
-# Until a build has been seen; and how fast the estimate follows those that are.
-_BUILD_MS = 20.0
+# How fast the estimate of what a build takes follows what is seen.
 _STEP = 0.3
 
 
@@ -34,7 +31,7 @@ class Selection:
         is_resident: Callable[[Arch], bool] = lambda arch: True,
     ) -> None:
         self._space, self._is_resident = bundle.space, is_resident
-        self._build_ms = _BUILD_MS
+        self._build_ms = FIRST_BUILD_MS
         by_flops = {bundle.space.flops(arch): arch for arch in archs}
         self._flops = sorted(by_flops)
         self._keys = [arch_key(bundle.space.indices(by_flops[f]).tolist()) for f in self._flops]
@@ -60,7 +57,7 @@ class Selection:
             return wanted
         if alone:
             wanted = self._largest(key, ms - self._build_ms)
-        place = bisect_right(self._flops, self.latency.flops_inferred_within(ms / _MARGIN)) - 1
+        place = bisect_right(self._flops, self.latency.flops_inferred_within(ms / MARGIN)) - 1
         place = min(place, bisect_right(self._flops, self.flops(key)) - 1)
         least = self.flops(wanted) if alone else 0
         while place >= 0 and self._flops[place] >= least:
@@ -74,7 +71,7 @@ class Selection:
         self._build_ms += _STEP * (build_ms - self._build_ms)
 
     def _largest(self, key: bytes, ms: float) -> bytes:
-        most, own = self.latency.flops_inferred_within(ms / _MARGIN), self.flops(key)
+        most, own = self.latency.flops_inferred_within(ms / MARGIN), self.flops(key)
         if own <= most:
             return key
         place = bisect_right(self._flops, most) - 1

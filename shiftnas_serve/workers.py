@@ -19,7 +19,7 @@ import structlog
 
 from shiftnas_serve.frames import Done, Hello, Job, Unbuilt
 from shiftnas_serve.inbox import socket_path
-from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.latency import FIRST_BUILD_MS, LatencyTable
 from shiftnas_serve.link import LOOK_S, Answer, Flight, Link, connect
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import CLIENT_GONE, Problem
@@ -33,8 +33,6 @@ _LOST_LOADING = 3
 # Most answers are there by then, and cost no watch over the client's connection: a task, which is
 # as much work as a tenth of a small subnet's answer.
 _WATCH_CLIENT_AFTER_S = 0.1
-# Until a build has been seen.
-_BUILD_MS = 20.0
 # How fast an estimate follows what is observed.
 _STEP = 0.1
 
@@ -57,7 +55,7 @@ class Workers:
         """Why a worker cannot have this revision."""
         self._links: list[Link | None] = [None] * count
         self._latency: LatencyTable | None = None
-        self._build_ms = _BUILD_MS
+        self._build_ms = FIRST_BUILD_MS
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False

@@ -16,9 +16,9 @@ from models.converters.autoformer import PACKED, carry
 from models.converters.deployment import convert_to_bundle
 from models.extract import extract
 from models.nets import build_net
-from models.relaxed import relax
 from models.spaces import get_space
 from models.weights import weight_slices
+from tests.one_hot import relax
 from tests.reference.state import inputs, state
 
 REFERENCE = Path(__file__).parents[1] / "reference"

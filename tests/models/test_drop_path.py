@@ -6,8 +6,8 @@ import torch
 from models.nets import build_net
 from models.nets.elastic import ElasticBatchNorm
 from models.nets.view import DropPath, Share, Whole
-from models.relaxed import relax
 from models.spaces import get_space
+from tests.one_hot import relax
 
 every_family = pytest.mark.parametrize("name", ["nano-vit", "nano-cnn"])
 

@@ -20,13 +20,13 @@ from models.graph import cut_graph
 from models.graph_template import INPUT, OUTPUT, Template
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
-from models.relaxed import relax
 from models.space import SearchSpace
 from models.spaces import SPACES, get_space
 from models.spaces.published import published
 from models.spaces.vit import vit_space
 from models.template import export_template
 from tests.bundles import template_of
+from tests.one_hot import relax
 
 FULL_SCALE = [
     name for name in SPACES if name.partition("-")[0] in ("vit", "bignas", "attentivenas")

@@ -1,0 +1,20 @@
+"""Archs as the policies that the generator would give for them."""
+
+from __future__ import annotations
+
+import torch
+
+from models.arch import Arch
+from models.relaxed import Relaxed
+from models.space import SearchSpace
+
+
+def relax(space: SearchSpace, arch: Arch) -> Relaxed:
+    """The one-hot policies of an arch."""
+    return Relaxed(
+        space,
+        {
+            d.name: torch.tensor([float(choice == arch[d.name]) for choice in d.choices])
+            for d in space.decisions
+        },
+    )
