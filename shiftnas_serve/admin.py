@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from shiftnas_serve.body import read_body
+from shiftnas_serve.body import BodyLimits, read_body
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.reload import Reloader
@@ -20,6 +20,7 @@ _MAX_BODY_BYTES = 65_536
 
 def admin_route(reloader: Reloader, settings: Settings) -> Route:
     """``POST /admin/reload``."""
+    limits = BodyLimits(_MAX_BODY_BYTES, settings.timeout_s)
     keys = ApiKeys([key.get_secret_value() for key in settings.admin_keys], "admin key")
 
     async def reload(request: Request) -> Response:
@@ -30,7 +31,7 @@ def admin_route(reloader: Reloader, settings: Settings) -> Route:
                 f"({PREFIX}ADMIN_KEYS=KEY) and start it anew",
             )
         keys.check(request.state.headers)
-        source = read_source(await read_body(request, _MAX_BODY_BYTES))
+        source = read_source(await read_body(request, limits))
         done = await reloader.reload(source, request.state.request_id)
         request.state.details.append(lambda: {"model": done.model, "previous": done.previous})
         return JSONResponse({**done.to_json(), "request_id": request.state.request_id})

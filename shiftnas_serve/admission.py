@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from shiftnas_serve.body import BodyRoom, BodyShare
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.latency import MARGIN
 from shiftnas_serve.metrics import Metrics
@@ -42,7 +43,8 @@ class Admission:
             path = folder / "rate-limit"
             rate, burst = settings.rate_per_s, settings.rate_burst
             self._rate = RateLimit(path, len(self.keys), rate, burst)
-        self._in_flight = self._preparing = 0
+        self._in_flight = self._preparing = 0  # images
+        self._room = BodyRoom(settings.max_waiting_bytes)
 
     @property
     def alone(self) -> bool:
@@ -55,8 +57,8 @@ class Admission:
             self._rate.close()
 
     @contextmanager
-    def admitted(self, request: Request) -> Iterator[None]:
-        """Count a request while it is here, and its status when it goes.
+    def admitted(self, request: Request) -> Iterator[BodyShare]:
+        """Count a request while it is here, and its status when it goes. Its body needs the share.
 
         Raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
         """
@@ -65,7 +67,8 @@ class Admission:
         self._metrics.in_flight.inc()
         try:
             self._admit(request)
-            yield
+            with BodyShare(self._room) as share:
+                yield share
         except Problem as problem:
             status = problem.status
             raise
@@ -86,11 +89,36 @@ class Admission:
         if self._in_flight > settings.max_waiting:
             raise Problem(
                 429,
-                f"{settings.max_waiting} requests are being answered already; try again",
+                f"{settings.max_waiting} images are being worked on already; try again",
                 headers={"Retry-After": "1"},
             )
         if not self._workers.ready:
             raise Problem(503, "the server is not ready yet", headers={"Retry-After": "1"})
+
+    @contextmanager
+    def admitted_images(self, request: Request, images: int) -> Iterator[None]:
+        """Count a request as so many while they are worked on: at the door it was one.
+
+        Raises Problem: 400 more than are ever let in at once, 429 more than are now.
+        """
+        most, further = self._settings.max_waiting, images - 1
+        if self._rate is not None:
+            most = min(most, self._rate.burst)
+        if images > most:
+            raise Problem(400, f"{images} images at once; send {most} or fewer in a request")
+        if self._in_flight + further > self._settings.max_waiting:
+            raise Problem(
+                429,
+                f"{self._in_flight - 1} images are being worked on already, there is no room for "
+                f"{images}; try again",
+                headers={"Retry-After": "1"},
+            )
+        self.charge(request, further)
+        self._in_flight += further
+        try:
+            yield
+        finally:
+            self._in_flight -= further
 
     def charge(self, request: Request, images: int) -> None:
         """Check the key, and count images against its rate. Raises Problem 401, 429."""

@@ -97,6 +97,7 @@ def install_routes(
     own: list[BaseRoute] = [RevisionRoute(revisions)]
     for path, endpoint in {"/livez": livez, "/readyz": readyz, "/metrics": metrics}.items():
         own.append(Route(path, endpoint, methods=["GET"]))
+    app.router.redirect_slashes = False  # to where the client's Host header says
     app.router.routes[:0] = [*own, admin_route(reloader, settings)]
 
     front: ASGIApp = Front("/classify", answering_problems(classify), app)

@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Scope
 
+from shiftnas_serve.connection import READ_AHEAD
 from shiftnas_serve.problem import Problem
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
+# To read this much JSON or form takes milliseconds, in which nobody else would be answered.
+_SMALL_BYTES = 262_144
+
+T = TypeVar("T")
 
 
-async def read_image(request: Request, limit_bytes: int) -> bytes:
-    """The encoded image. Raises Problem: 400 malformed or empty, 413 too long, 415 other types.
+class BodyRoom:
+    """How many bytes of bodies are here at once, of requests that are not answered yet."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self.taken_bytes = limit_bytes, 0
+
+    def take(self, size_bytes: int) -> None:
+        """Raises Problem 429 where there is no room for so many more."""
+        if self.taken_bytes + size_bytes > self._limit:
+            raise Problem(
+                429,
+                f"bodies of {self.taken_bytes:,} bytes are being worked on already; try again",
+                headers={"Retry-After": "1"},
+            )
+        self.taken_bytes += size_bytes
+
+
+class BodyShare:
+    """What one request has of the room, given back at its end."""
+
+    def __init__(self, room: BodyRoom | None = None) -> None:
+        self._room, self.size_bytes = room, 0
+
+    def grow(self, size_bytes: int) -> None:
+        """To so many bytes. Raises Problem 429."""
+        if size_bytes > self.size_bytes:
+            if self._room is not None:
+                self._room.take(size_bytes - self.size_bytes)
+            self.size_bytes = size_bytes
+
+    def __enter__(self) -> BodyShare:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._room is not None:
+            self._room.taken_bytes -= self.size_bytes
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Of one body."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+async def read_image(
+    request: Request, limits: BodyLimits, share: BodyShare, threads: Executor
+) -> bytes:
+    """The encoded image. Raises Problem: 400 malformed or empty, 415 other types; ``read_body``'s.
 
     Raw, as the field ``image`` of a multipart form, or base64 in JSON ``{"image": ...}``. A raw
     body's content decides its format, not its content type, which may be missing.
@@ -36,24 +101,52 @@ async def read_image(request: Request, limit_bytes: int) -> bytes:
             detail,
             headers={"Accept": ", ".join(ACCEPTED), "Accept-Post": ", ".join(ACCEPTED)},
         )
-    body = await read_body(request, limit_bytes)
+    body = await read_body(request, limits, share)
     if media_type == "application/json":
-        return _from_json(body)
+        return await in_turn(len(body), partial(_from_json, body), threads)
     if media_type == "multipart/form-data":
-        return await _from_form(request, body)
+        # (a loop of its own in the thread: the form is read by a coroutine that never waits)
+        if len(body) <= _SMALL_BYTES:
+            return await _from_form(request.scope, body)
+        return await in_turn(
+            len(body), lambda: asyncio.run(_from_form(request.scope, body)), threads
+        )
     if not body:
         raise Problem(400, "the body is empty; send the bytes of an image")
     return body
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The body as it is. Raises Problem: 400 the client went away, 413 too long."""
+async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> T:
+    """``read()``, of so many bytes: in a thread unless it takes but a moment."""
+    if size_bytes <= _SMALL_BYTES:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(threads, read)
+
+
+async def read_body(request: Request, limits: BodyLimits, share: BodyShare | None = None) -> bytes:
+    """The body as it is. Raises Problem: 400 the client went away, 408 too slow, 413 too long.
+
+    ``share`` grows by it first: 429 where there is no room.
+    """
+    share = BodyShare() if share is None else share
     length = request.state.headers.get("content-length", "0")
-    if not length.isdecimal():
+    if not (length.isascii() and length.isdecimal() and len(length) <= 20):
         raise Problem(400, f"Content-Length: {length!r:.40} is not a number")
-    too_long = f"the body is larger than {limit_bytes:,} bytes"
-    if int(length) > limit_bytes:
-        raise Problem(413, too_long)
+    size = int(length)
+    if size > limits.max_bytes:
+        raise Problem(413, f"the body is larger than {limits.max_bytes:,} bytes")
+    share.grow(size)
+    read_ahead = request.scope.get("extensions", {}).get(READ_AHEAD)
+    if size and read_ahead is not None and read_ahead(size):
+        return await _pieces(request, limits.max_bytes, share)  # all is here
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _pieces(request, limits.max_bytes, share)
+    except TimeoutError:
+        raise Problem(408, f"no complete body came in {limits.timeout_s:g} s") from None
+
+
+async def _pieces(request: Request, max_bytes: int, share: BodyShare) -> bytes:
     chunks: list[bytes] = []
     received, more = 0, True
     while more:
@@ -62,10 +155,11 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
             raise Problem(400, "the client went away before the body was complete")
         chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
-        if received > limit_bytes:
-            raise Problem(413, too_long)
+        if received > max_bytes:
+            raise Problem(413, f"the body is larger than {max_bytes:,} bytes")
+        share.grow(received)
         chunks.append(chunk)
-    return b"".join(chunks)
+    return b"".join(chunks)  # of one piece itself
 
 
 def _from_json(body: bytes) -> bytes:
@@ -82,12 +176,12 @@ def _from_json(body: bytes) -> bytes:
         raise Problem(400, "image is not valid base64") from None
 
 
-async def _from_form(request: Request, body: bytes) -> bytes:
+async def _from_form(scope: Scope, body: bytes) -> bytes:
     async def replay() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        form = await Request(request.scope, replay).form(max_files=4, max_fields=16)
+        form = await Request(scope, replay).form(max_files=4, max_fields=16)
     except (MultiPartException, HTTPException, ValueError, KeyError) as error:
         detail = getattr(error, "detail", None) or str(error) or "no boundary"
         raise Problem(400, f"malformed multipart form: {detail}") from None

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +30,7 @@ from models.image import Photo, read_header, size_of
 from models.image_header import ImageError, ImageHeader
 from shiftnas_serve.admission import Admission
 from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
-from shiftnas_serve.body import ACCEPTED, read_image
+from shiftnas_serve.body import ACCEPTED, BodyLimits, read_image
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
 from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.metrics import Metrics
@@ -47,6 +48,7 @@ _SMALL_PIXELS = 250_000
 _SMALL_BYTES = {"JPEG": 16_000, "PNG": 64_000}
 # A late answer is better than none for so long; after that the worker is in trouble.
 _GRACE_S = 1.0
+_NO_TURN = nullcontext()
 # Clients send the same few texts again and again.
 _BUDGETS = [(k.name, k.header.lower(), lru_cache(4096)(k.parse)) for k in BUDGET_KINDS]
 
@@ -70,19 +72,20 @@ class Classifier:
         self._min_flops = bundle.min_flops
         self._writer = AnswerWriter(bundle)
         self._side = bundle.space.resolution(bundle.space.largest)
-        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self.body_limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
         self.admission = Admission(workers, metrics, settings, folder, bundle.min_flops)
         self._pace = Pace()
 
     def close(self) -> None:
         """Give threads and files back."""
-        self._decoders.shutdown(wait=False)
+        self.threads.shutdown(wait=False)
         self.admission.close()
 
     async def __call__(self, request: Request) -> Answer:
         """Answer ``POST /classify``."""
         started = time.monotonic()
-        with self.admission.admitted(request):
+        with self.admission.admitted(request) as share:
             asked = read_budgets(request.state.headers)
             try:
                 deadline_s = self._deadline_s(asked, started, time.monotonic())
@@ -92,31 +95,28 @@ class Classifier:
                     self._pace.came(started)
                 raise
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
-            data = await self.body(request, read_image)
+            data = await read_image(request, self.body_limits, share, self.threads)
             one = await self.classify(data, asked, started, request)
             request.state.details.append(one.log)
             return self._writer.write(one, top_k, request.state.request_id)
 
-    async def body(self, request: Request, read: Callable[[Request, int], Awaitable[T]]) -> T:
-        """What ``read`` makes of the body, within the limits of size and time (Problem 408)."""
-        settings = self._settings
-        try:
-            async with asyncio.timeout(settings.timeout_s):
-                return await read(request, settings.max_body_bytes)
-        except TimeoutError:
-            raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
-
     async def classify(
-        self, data: bytes, asked: Mapping[str, float], started: float, request: Request
+        self,
+        data: bytes,
+        asked: Mapping[str, float],
+        started: float,
+        request: Request,
+        turns: asyncio.Semaphore | None = None,
     ) -> Classified:
         """Steps 3 to 6 for one encoded image: decode, choose a subnet, run it.
 
         ``asked``: budgets by the name of their kind. ``started``: when ``request`` came, on the
-        monotonic clock. Its body has been read: its client is watched from here on.
+        monotonic clock. Its body has been read: its client is watched from here on. ``turns``: how
+        many images of this request may be decoded, and be here as pixels, before a worker has them.
         """
         received = time.monotonic()
         deadline = self._deadline_s(asked, started, received)
-        with self.admission.preparing():
+        with self.admission.preparing(), await _turn(turns):
             if not self.admission.alone:
                 # Requests that came together all pass the door before the first is worked on, so
                 # that those that must be refused hear so at once.
@@ -169,7 +169,7 @@ class Classifier:
             raise Problem(error.status, error.reason, headers=headers) from None
 
     async def _in_thread(self, do: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, do)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, do)
 
     def _decode(self, data: bytes, header: ImageHeader) -> Photo:
         preprocess, most = self._bundle.preprocess, self._settings.max_pixels
@@ -211,6 +211,15 @@ class Classifier:
             metrics.degraded.inc()
         overhead_ms = total_ms - decode_ms - done.queue_ms - done.turn_ms - done.build_ms
         self._workers.observed(plan.subnet.flops, done.turn_ms / done.batch, overhead_ms)
+
+
+async def _turn(turns: asyncio.Semaphore | None) -> AbstractContextManager[object]:
+    if turns is None:
+        return _NO_TURN
+    await turns.acquire()
+    taken = ExitStack()
+    taken.callback(turns.release)
+    return taken
 
 
 async def _gone(request: Request) -> None:

@@ -66,7 +66,12 @@ class Settings(BaseModel):
     )
     max_batch: int = Field(16, ge=1, le=256, description="largest batch")
     max_waiting: int = Field(
-        128, ge=1, description="requests at once in an HTTP process; more are refused with 429"
+        128, ge=1, description="images at once in an HTTP process; more are refused with 429"
+    )
+    max_waiting_bytes: int = Field(
+        100_000_000,
+        ge=1,
+        description="bytes of their bodies at once in an HTTP process; more are refused with 429",
     )
     max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
     max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
@@ -136,6 +141,15 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _runtime_can_do_it(self) -> Settings:
         check_runtime(self.runtime, self.device, self.engine_cache)
+        return self
+
+    @model_validator(mode="after")
+    def _bodies_have_room(self) -> Settings:
+        if self.max_body_bytes > self.max_waiting_bytes:
+            raise ValueError(
+                f"max_body_bytes is {self.max_body_bytes:,}, and there is never room for it: set "
+                f"max_waiting_bytes, {self.max_waiting_bytes:,}, to as many or more"
+            )
         return self
 
     @model_validator(mode="after")

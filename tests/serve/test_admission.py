@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,15 @@ from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings
 
 
-def admission(waiting_ms: float = 0.0, **settings: Any) -> Admission:
+def admission(waiting_ms: float = 0.0, folder: Path = Path(), **settings: Any) -> Admission:
     """Where the smallest subnet takes 100 ms, and so much waits in the least busy worker."""
     table = LatencyTable(((1e6, 100.0), (2e6, 200.0)))
-    workers: Any = SimpleNamespace(latency=table, least_wait_ms=lambda deadline_s: waiting_ms)
-    metrics: Any = None
-    return Admission(workers, metrics, Settings(bundle=Path(), **settings), Path(), 1_000_000)
+    workers: Any = SimpleNamespace(
+        latency=table, least_wait_ms=lambda deadline_s: waiting_ms, ready=True
+    )
+    counter = SimpleNamespace(inc=lambda: None, dec=lambda: None)
+    metrics: Any = SimpleNamespace(in_flight=counter, answered=lambda status: None)
+    return Admission(workers, metrics, Settings(bundle=Path(), **settings), folder, 1_000_000)
 
 
 def refused(asked: Admission, budget_ms: float, *, at_door: bool = False) -> bool:
@@ -63,3 +67,51 @@ def test_a_problem_of_preparing_leaves_no_count_behind():
     with pytest.raises(ValueError, match="damaged"), asked.preparing():
         raise ValueError("damaged")
     assert not refused(asked, 1.0, at_door=True)
+
+
+def asking(key: str = "") -> Any:
+    headers = {"authorization": f"Bearer {key}"}
+    return SimpleNamespace(state=SimpleNamespace(headers=headers))
+
+
+def let_in(asked: Admission, request: Any, images: int = 1) -> ExitStack:
+    """A request that stays until what is answered is closed."""
+    with ExitStack() as stack:
+        stack.enter_context(asked.admitted(request))
+        stack.enter_context(asked.admitted_images(request, images))
+        return stack.pop_all()
+
+
+def test_each_image_of_a_request_waits_as_one():
+    asked, request = admission(max_waiting=10), asking()
+    first = let_in(asked, request, 6)
+    with pytest.raises(Problem, match="no room for 5") as full:
+        let_in(asked, request, 5)
+    assert full.value.status == 429
+    assert full.value.headers["Retry-After"] == "1"
+    second = let_in(asked, request, 4)
+    with pytest.raises(Problem, match="already") as full:
+        let_in(asked, request)
+    assert full.value.status == 429
+    first.close()
+    second.close()
+    with let_in(asked, request, 10):
+        assert not asked.alone
+    with let_in(asked, request):
+        assert asked.alone
+
+
+def test_more_images_than_ever_fit_are_told_so_and_not_to_try_again(tmp_path: Path):
+    asked, request = admission(max_waiting=10), asking()
+    with pytest.raises(Problem, match="send 10 or fewer") as never:
+        let_in(asked, request, 11)
+    assert never.value.status == 400
+    asked = admission(folder=tmp_path, api_keys="one", rate_per_s=0.01, rate_burst=5)
+    request = asking("one")
+    with pytest.raises(Problem, match="send 5 or fewer") as never:
+        let_in(asked, request, 6)
+    assert never.value.status == 400
+    with pytest.raises(Problem, match="a second") as full:
+        let_in(asked, request, 5)  # one is gone
+    assert full.value.status == 429
+    asked.close()

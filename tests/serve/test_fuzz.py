@@ -1,12 +1,15 @@
-"""Any bytes in bodies and headers: an answer below 500, and the server as well as before."""
+"""Any bytes in bodies, headers and paths: an answer below 500, and the server as well as before."""
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -28,6 +31,8 @@ TYPES = (
     "text/plain",
     "",
 )
+ADMIN_KEY = "fuzz"
+INFER = "/v2/models/test-nano-cnn/infer"
 fuzz = settings(
     deadline=None,
     database=None,
@@ -37,9 +42,13 @@ fuzz = settings(
 
 @pytest.fixture(scope="module")
 def fuzzed(bundle_folder: Path) -> Iterator[RunningServer]:
-    running = start_server(bundle_folder, "--max-body-bytes", "200000")
+    options = ("--max-body-bytes", "200000")
+    running = start_server(bundle_folder, *options, SHIFTNAS_ADMIN_KEYS=ADMIN_KEY)
     yield running
     assert running.client.post("/classify", content=PHOTOS[0]).status_code == 200
+    data = [base64.b64encode(PHOTOS[0]).decode()]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+    assert running.client.post(INFER, json={"inputs": [tensor]}).status_code == 200
     assert "Traceback" not in running.said()
     stop_server(running)
 
@@ -65,8 +74,10 @@ def as_form(data: bytes) -> bytes:
     return head + data + b"\r\n--b--\r\n"
 
 
+# Halves of surrogate pairs as well, which JSON can hold and UTF-8 cannot.
+texts = st.text(st.characters(exclude_categories=()), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
     max_leaves=6,
 )
@@ -94,7 +105,72 @@ headers = st.fixed_dictionaries(
         "Accept-Encoding": header_text,
     },
 )
-queries = st.one_of(st.just({}), st.fixed_dictionaries({"top_k": header_text}))
+
+
+@dataclass
+class Call:
+    """What is asked of one route; some of it goes with its own headers."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def sometimes(sound: object) -> st.SearchStrategy[object]:
+    return st.one_of(st.just(sound), json_values)
+
+
+def tensors(image: bytes) -> st.SearchStrategy[dict[str, object]]:
+    fields = {
+        "name": sometimes("image"),
+        "datatype": sometimes("BYTES"),
+        "shape": sometimes([1]),
+        "data": sometimes([base64.b64encode(image).decode()]),
+    }
+    return st.fixed_dictionaries(
+        fields,
+        optional={"parameters": sometimes({"binary_data_size": 4 + len(image)})},
+    )
+
+
+@st.composite
+def infer_calls(draw: st.DrawFn) -> Call:
+    image = draw(st.one_of(st.sampled_from(PHOTOS), damaged_photos()))
+    document = draw(
+        st.fixed_dictionaries(
+            {"inputs": st.lists(tensors(image), min_size=1, max_size=2)},
+            optional={
+                "id": json_values,
+                "parameters": sometimes({"flops_budget": "1M", "binary_data_output": True}),
+                "outputs": sometimes([{"name": "probabilities"}]),
+            },
+        )
+    )
+    head = json.dumps(document).encode()
+    body = draw(st.sampled_from([head, head + len(image).to_bytes(4, "little") + image]))
+    path = draw(st.sampled_from([INFER, INFER.replace("/infer", "/versions/1/infer")]))
+    lengths = st.one_of(st.just(str(len(head))), st.integers().map(str), st.just("9" * 4301))
+    headers = draw(st.fixed_dictionaries({}, optional={"Inference-Header-Content-Length": lengths}))
+    return Call("POST", path, body, headers)
+
+
+def subnet_call(identity: str) -> Call:
+    return Call("GET", f"/subnets/{quote(identity, safe='')}")
+
+
+def reload_call(body: bytes) -> Call:
+    return Call("POST", "/admin/reload", body, {"Authorization": f"Bearer {ADMIN_KEY}"})
+
+
+reloads = st.one_of(json_values, st.fixed_dictionaries({"bundle": json_values}))
+calls = st.one_of(
+    bodies.map(lambda body: Call("POST", "/classify", body)),
+    infer_calls(),
+    header_text.map(subnet_call),
+    reloads.map(lambda value: reload_call(json.dumps(value).encode())),
+)
+queries = st.fixed_dictionaries({}, optional={"top_k": header_text, "format": header_text})
 
 
 def assert_sound(response: httpx.Response) -> None:
@@ -102,20 +178,24 @@ def assert_sound(response: httpx.Response) -> None:
     assert response.status_code < 500 or response.status_code == 504, response.text
     if response.status_code != 200:
         assert response.headers["content-type"] == "application/problem+json"
-    response.json()
+    if "json" in response.headers["content-type"]:
+        response.json()
 
 
-def check_bodies_and_headers(server: RunningServer, body, fields, query) -> None:
-    encoded_fields = [(name.encode(), text.encode("latin-1")) for name, text in fields.items()]
+def check(server: RunningServer, call: Call, fields, query) -> None:
+    given = [*{**fields, **call.headers}.items()]
+    encoded_fields = [(name.encode(), text.encode("latin-1")) for name, text in given]
     assert_sound(
-        server.client.post("/classify", content=body, headers=encoded_fields, params=query)
+        server.client.request(
+            call.method, call.path, content=call.body, headers=encoded_fields, params=query
+        )
     )
 
 
 @settings(fuzz, max_examples=200)
-@given(bodies, headers, queries)
-def test_any_body_and_header_gets_an_honest_answer(fuzzed, body, fields, query):
-    check_bodies_and_headers(fuzzed, body, fields, query)
+@given(calls, headers, queries)
+def test_any_body_header_and_path_gets_an_honest_answer(fuzzed, call, fields, query):
+    check(fuzzed, call, fields, query)
 
 
 def resident_bytes(server: RunningServer) -> int:
@@ -134,9 +214,9 @@ def test_ten_thousand_bodies_and_headers_get_honest_answers_and_no_memory(fuzzed
 
     def send(count: int) -> None:
         @settings(fuzz, max_examples=count)
-        @given(bodies, headers, queries)
-        def fuzz_it(body, fields, query):
-            check_bodies_and_headers(fuzzed, body, fields, query)
+        @given(calls, headers, queries)
+        def fuzz_it(call, fields, query):
+            check(fuzzed, call, fields, query)
 
         fuzz_it()
 

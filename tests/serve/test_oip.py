@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 from tritonclient.http import (
     InferenceServerClient,
     InferenceServerException,
@@ -14,8 +22,13 @@ from tritonclient.http import (
 )
 
 from models.bundle import Bundle
-from shiftnas_serve.oip import MAX_IMAGES, parse_request
+from shiftnas_serve.classify import Classifier
+from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.oip import oip_routes
+from shiftnas_serve.oip_wire import MAX_IMAGES, parse_request, respond
+from shiftnas_serve.planner import Planner
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings
 from tests.serve.conftest import RunningServer, encoded, picture
 
 
@@ -133,6 +146,7 @@ def test_keys_guard_inference(keyed_server, bundle: Bundle, png):
         client.close()
 
 
+ONE = b'{%b, "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aa=="]}]}'
 HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": '
 
 
@@ -160,6 +174,15 @@ HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "param
         (HEAD + b'{"binary_data_size": 9}}]}', None),
         (HEAD + b'{"binary_data_size": 3}}]}abc', str(len(HEAD) + 26)),
         (HEAD + b'{"binary_data_size": 8}}]}\xff\xff\xff\xff1234', str(len(HEAD) + 26)),
+        (b"{}", "9" * 4301),
+        (b"{}", "\xb2"),
+        (b'{"inputs": [{"name": "image", "datatype": "\\ud800"}]}', None),
+        (b'{"inputs": [{"name": "\\ud800"}]}', None),
+        (ONE % b'"id": 7', None),
+        (ONE % (b'"id": ' + b"9" * 5000), None),
+        (ONE % (b'"id": ' + b"[" * 900 + b"]" * 900), None),
+        (ONE % b'"parameters": {"flops_budget": ["1M"]}', None),
+        (ONE % (b'"outputs": [' + b", ".join([b'{"name": "probabilities"}'] * 17) + b"]"), None),
         (b"{}", "3"),
         (b"{}", "-1"),
         (b"[" * 100_000, None),
@@ -169,3 +192,86 @@ def test_malformed_requests_are_refused(body, length):
     with pytest.raises(Problem) as refused:
         parse_request(body, length, ("probabilities",))
     assert refused.value.status == 400
+
+
+def test_a_refusal_of_many_inputs_names_a_few():
+    inputs = b", ".join([b'{"name": "pixels"}'] * 10_000)
+    with pytest.raises(Problem, match="not 10000") as refused:
+        parse_request(b'{"inputs": [%b]}' % inputs, None, ())
+    assert len(refused.value.detail) < 200
+
+
+def test_an_id_comes_back_as_it_was_sent(bundle: Bundle):
+    """Also half of a surrogate pair, which has no UTF-8."""
+    asked = parse_request(ONE % b'"id": "\\ud800 7"', None, ())
+    answer = respond(bundle, asked, [])
+    assert json.loads(answer.body)["id"] == "\ud800 7"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"datatype": "\ud800"}, "datatype"),
+        ({"shape": "\ud800"}, "shape"),
+        ({"name": "\ud800"}, ""),
+    ],
+)
+def test_what_has_no_utf8_is_refused_with_a_problem(server, bundle: Bundle, change, says):
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aa=="]} | change
+    body = json.dumps({"inputs": [tensor]}).encode()
+    answer = server.client.post(f"/v2/models/{bundle.name}/infer", content=body)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]
+
+
+def test_few_images_of_a_request_are_decoded_in_one_turn_of_the_loop(
+    bundle: Bundle, monkeypatch, png
+):
+    """And all are on their way to a worker before the first is answered."""
+    turn, decoded, sent = 0, Counter[int](), asyncio.Event()
+    pixels = Classifier._pixels
+
+    def counted(self: Classifier, data: bytes, side: int) -> np.ndarray:
+        decoded[turn] += 1
+        return pixels(self, data, side)
+
+    async def run(**job: object) -> None:
+        if decoded.total() == MAX_IMAGES:
+            sent.set()
+        await sent.wait()
+        raise Problem(503, "nobody is there")
+
+    monkeypatch.setattr(Classifier, "_pixels", counted)
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
+    workers: Any = SimpleNamespace(
+        latency=table, least_wait_ms=lambda due_s: 0.0, run=run, ready=True
+    )
+    counter = SimpleNamespace(inc=lambda: None, dec=lambda: None)
+    metrics: Any = SimpleNamespace(in_flight=counter, answered=lambda status: None)
+    nothing: Any = None
+    data = [base64.b64encode(png).decode()] * MAX_IMAGES
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [MAX_IMAGES], "data": data}
+    body = json.dumps({"inputs": [tensor]}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def main() -> None:
+        nonlocal turn
+        planner = Planner(bundle, None)
+        classifier = Classifier(bundle, planner, workers, metrics, Settings(bundle=Path()), Path())
+        routes = oip_routes(bundle, workers, classifier, nothing)
+        (infer,) = [one for one in routes if one.path == "/v2/models/{name}/infer"]
+        scope = {"type": "http", "path_params": {"name": bundle.name}, "headers": []}
+        request = Request({**scope, "state": {"headers": {}}}, receive)
+        answer = asyncio.ensure_future(infer.endpoint(request))
+        while not answer.done():
+            turn += 1
+            await asyncio.sleep(0)
+        classifier.close()
+        with pytest.raises(Problem, match="nobody"):
+            answer.result()
+
+    asyncio.run(main())
+    assert decoded.total() == MAX_IMAGES
+    assert max(decoded.values()) <= 2
