@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from models.relaxed import RelaxedFlops
+from trainer.algorithms import one_step, probe_of
 from trainer.config import with_settings
-from trainer.dry_run import one_step, probe_of
 from trainer.optim import schedule_at
 from trainer.recipe import Recipe
 from trainer.run_data import read_splits, run_data

@@ -43,8 +43,9 @@ from models.relaxed import RelaxedFlops
 from models.space import SearchSpace
 from models.spaces import get_space
 from models.spaces.vit import vit_space
+from trainer.algorithms import one_step, probe_of
 from trainer.config import get_recipe, with_settings
-from trainer.dry_run import one_step, probe_of, random_splits
+from trainer.dry_run import random_splits
 from trainer.optim import Schedule, build_optimizer
 from trainer.recipe import Recipe
 from trainer.run_data import run_data

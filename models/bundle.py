@@ -50,6 +50,7 @@ from models.bundle_manifest import (
     version_of,
 )
 from models.bundle_value import Bundle, FrontierRow, Json, pack_statistics, unpack_statistics
+from models.disk import refused
 from models.graph_template import Template
 from models.preprocess import Preprocess
 from models.space import SearchSpace
@@ -88,11 +89,10 @@ def save_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(f"{path} exists and is no bundle (no {MANIFEST}); choose another place")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
         save_file(contiguous(weights), partial / SUPERNET)
         save_file(contiguous(generator), partial / GENERATOR)
         (partial / TEMPLATE).write_bytes(template)
@@ -127,8 +127,7 @@ def save_bundle(
         load_bundle(partial)
         swap(partial, path)
     except (OSError, SafetensorError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"cannot write {path}: {said}; make room") from error
+        raise ValueError(refused(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trainer.disk import first_line, reason
+from models.disk import reason, refused
 
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
@@ -38,9 +38,7 @@ def save_checkpoint(folder: Path, state: State) -> Path:
         _flush_names(folder)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise ValueError(
-            f"cannot write {path}: {reason(error)}; make room and resume the checkpoint before it"
-        ) from error
+        raise ValueError(refused(path, error, "resume the checkpoint before it")) from error
     return path
 
 
@@ -63,7 +61,7 @@ def load_checkpoint(folder: Path) -> State:
         try:
             state = _read(path)
         except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
-            broken.append(f"{path} cannot be read ({first_line(error)})")
+            broken.append(f"{path} cannot be read ({reason(error)})")
             continue
         if broken:
             print(f"{broken[0]}; going on from {name}", file=sys.stderr)

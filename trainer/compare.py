@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.disk import writing
 from trainer.display import format_duration
 from trainer.html import facts, figure, page, table
 from trainer.log import JsonValue, Record, number
@@ -104,15 +105,26 @@ def compare_page(runs: Sequence[RunRecord]) -> str:
     return page("Runs compared", body)
 
 
+def write_page(runs: Sequence[RunRecord], file: Path) -> None:
+    """The page, as one file. Raises ValueError where it cannot be written."""
+    document = compare_page(runs)
+    with writing(file, then=""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(document, encoding="utf-8")
+
+
 def write_pdf(runs: Sequence[RunRecord], file: Path) -> None:
-    """Tables, then a page a plot."""
+    """Tables, then a page a plot. Raises ValueError where it cannot be written."""
     from trainer import compare_plots, pdf
 
     lines = text_table(HEAD, _summary_cells(runs))
     cells = accuracy_cells(runs)
     if cells:
         lines += ["", *text_table(["budget", *(run.name for run in runs)], cells)]
-    pdf.write(file, "Runs compared", lines, list(compare_plots.draw(runs)))
+    drawn = list(compare_plots.draw(runs))
+    with writing(file, then=""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pdf.write(file, "Runs compared", lines, drawn)
 
 
 def markdown(runs: Sequence[RunRecord]) -> str:
@@ -169,11 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         runs = read_runs(options.runs)
-        for file in (options.html, options.pdf):
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
         if options.html is not None:
-            options.html.write_text(compare_page(runs), encoding="utf-8")
+            write_page(runs, options.html)
         if options.pdf is not None:
             write_pdf(runs, options.pdf)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Writing files so that a full disk is one line that names the file."""
+"""Writing files so that a disk that refuses is one line that names the file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.disk import refused
+
 
 @contextmanager
-def writing(path: Path, then: str = "make room and resume the run") -> Iterator[None]:
-    """Around what writes ``path``. Raises ValueError, which names it, where the system refuses."""
+def writing(path: Path, then: str = "resume the run") -> Iterator[None]:
+    """Around what writes ``path``. Raises ValueError, which names it, where the system refuses.
+
+    ``then``: what to do once the reason is gone.
+    """
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {reason(error)}; {then}") from error
+        raise ValueError(refused(path, error, then)) from error
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small text file: whole, or not at all. Raises ValueError as ``writing`` does."""
     partial = path.with_suffix(".partial")
     try:
-        with writing(path, "make room"):
+        with writing(path, then=""):
             with partial.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
@@ -30,19 +35,3 @@ def write_whole(path: Path, text: str) -> None:
     except ValueError:
         partial.unlink(missing_ok=True)
         raise
-
-
-def reason(error: BaseException) -> str:
-    """What the system said: torch's own error hides it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

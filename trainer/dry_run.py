@@ -18,16 +18,16 @@ from models.generator import ArchitectureGenerator
 from models.relaxed import RelaxedFlops
 from models.space import SearchSpace
 from trainer.activations import ActivationBytes
+from trainer.algorithms import one_step, probe_of
 from trainer.batches import Batch
 from trainer.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
-from trainer.optim import Schedule, schedule_at, set_learning_rate
+from trainer.optim import schedule_at
 from trainer.plan import Plan, mean_step_flops, plan_of
-from trainer.probe import Probe
 from trainer.recipe import Recipe
 from trainer.run_data import RunData, run_data
 from trainer.splits import LabelledImages, Splits
 from trainer.state import TrainingState, fresh_state
-from trainer.step import StepResult, train_step
+from trainer.step import StepResult
 
 Result = TypeVar("Result")
 
@@ -213,53 +213,6 @@ def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, 
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return result, time.perf_counter() - started, kept.peak
-
-
-def one_step(
-    state: TrainingState,
-    relaxed_flops: RelaxedFlops,
-    batch: Batch,
-    recipe: Recipe,
-    schedule: Schedule,
-    *,
-    masked: bool,
-) -> StepResult:
-    """What the loop does with a batch."""
-    set_learning_rate(state.optimizer, schedule.learning_rate)
-    set_learning_rate(state.generator_optimizer, schedule.generator_learning_rate)
-    state.optimizer.zero_grad()
-    state.generator_optimizer.zero_grad()
-    result = train_step(
-        state.net,
-        state.generator,
-        relaxed_flops,
-        state.sampler.draw(state.rng),
-        batch.images.to(recipe.device),
-        batch.labels.to(recipe.device),
-        recipe,
-        masked=masked,
-        temperature=schedule.temperature,
-        rng=state.rng,
-        scaler=state.scaler,
-        masked_net=state.compiled,
-    )
-    state.descend(recipe.optimizer.clip_norm)
-    return result
-
-
-def probe_of(state: TrainingState, batch: Batch, recipe: Recipe, schedule: Schedule) -> Probe:
-    """What an update of the distribution asks."""
-    return Probe(
-        state.net,
-        state.generator,
-        state.before,
-        batch.images.to(recipe.device),
-        batch.labels.to(recipe.device),
-        noise=state.rng,
-        temperature=schedule.temperature,
-        accumulate=recipe.accumulate,
-        recompute=recipe.activation_checkpointing,
-    )
 
 
 def random_data(recipe: Recipe, classes: int, images: int) -> RunData:

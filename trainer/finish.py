@@ -22,7 +22,6 @@ from models.spaces import get_space
 from models.template import export_template
 from models.weights import Statistics
 from trainer.average import described_weights, served_weights
-from trainer.batches import Batches
 from trainer.checkpoint import load_checkpoint
 from trainer.disk import write_whole
 from trainer.evaluate import (
@@ -36,6 +35,7 @@ from trainer.log import JsonlLog, Record, read_log
 from trainer.provenance import provenance
 from trainer.recipe import Recipe
 from trainer.report import write_report
+from trainer.run_data import batches_of
 from trainer.samplers import build_sampler
 from trainer.splits import Splits
 
@@ -63,19 +63,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     asked = answers(generator, even_budgets(space, recipe.answer_budgets))
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
-    batches = Batches(
-        splits.train,
-        min(recipe.batch_size, len(splits.train)),
-        seed=recipe.seed,
-        mean=recipe.mean,
-        std=recipe.std,
-        augment=recipe.augment,
-        classes=len(splits.labels),
-        channels_last=True,
-        device=recipe.device,
-        workers=recipe.data_workers,
-    )
-    images = calibration_images(batches, recipe.calibration_batches)
+    train = batches_of(recipe, splits, splits.train, train=True)
+    images = calibration_images(train, recipe.calibration_batches)
     val = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, TensorStatistics] = {}

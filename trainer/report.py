@@ -27,14 +27,15 @@ PAGE_NAME = "report.html"
 def write_report(run: Path, out: Path | None = None, baselines: Sequence[Path] = ()) -> list[Path]:
     """Write report.md, report.html and the plots that there is data for into `out` (RUN/report).
 
-    Answers the files written, report.md first. Raises ValueError as read_run does.
+    Answers the files written, report.md first. Raises ValueError as read_run does, and where it
+    cannot write.
     """
     from trainer import plot_style, plots
 
     record, others = read_run(run), _read_baselines(baselines)
     drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
     folder = out if out is not None else run / "report"
-    with writing(folder, "make room"):
+    with writing(folder, then=""):
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / "report.md", folder / PAGE_NAME]
         files[0].write_text(
@@ -47,17 +48,19 @@ def write_report(run: Path, out: Path | None = None, baselines: Sequence[Path] =
 
 
 def write_page(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
-    """Write the page alone. Raises ValueError as read_run does."""
+    """Write the page alone. Raises ValueError as read_run does, and where it cannot write."""
     from trainer import plots
 
     record, others = read_run(run), _read_baselines(baselines)
     drawn = list(plots.draw(record, {other.name: other.frontier for other in others}))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(report_page(record, drawn, others), encoding="utf-8")
+    page = report_page(record, drawn, others)
+    with writing(file, then=""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page, encoding="utf-8")
 
 
 def write_pdf(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
-    """Write a PDF: the table, then a page a plot. Raises ValueError as read_run does."""
+    """Write a PDF: the table, then a page a plot. Raises ValueError as ``write_report``."""
     from trainer import pdf, plots
 
     record, others = read_run(run), _read_baselines(baselines)
@@ -67,8 +70,9 @@ def write_pdf(run: Path, file: Path, baselines: Sequence[Path] = ()) -> None:
         if record.frontier
         else [status(record)]
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pdf.write(file, record.name, lines, drawn)
+    with writing(file, then=""):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pdf.write(file, record.name, lines, drawn)
 
 
 def _read_baselines(baselines: Sequence[Path]) -> list[RunRecord]:
@@ -129,6 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
+        if options.out is not None and (options.html is not None or options.pdf is not None):
+            raise ValueError(
+                f"--out {options.out} is a folder for all files; leave it out, or --html and --pdf"
+            )
         files = [file for file in (options.html, options.pdf) if file is not None]
         if options.html is not None:
             write_page(options.run, options.html, options.baseline)
@@ -139,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frontier = read_run(options.run).frontier
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps({"files": [str(f) for f in files], "frontier": frontier}))

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ import torch.distributed as dist
 
 from models.generator import one_numpy_thread
 from models.relaxed import RelaxedFlops
+from trainer.algorithms import check_finite, one_step, probe_of
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.command import RECIPE_NAME, build_parser, find_job
 from trainer.config import recipe_to_json
@@ -38,15 +38,14 @@ from trainer.finish import finish
 from trainer.interrupt import Interrupt, Stopped
 from trainer.log import Record
 from trainer.monitor import Monitor, Silence
-from trainer.optim import schedule_at, set_learning_rate
-from trainer.probe import Probe
+from trainer.optim import schedule_at
 from trainer.ranks import ALONE, Ended, Ranks, ranks_here
 from trainer.recipe import Recipe
 from trainer.run_data import RunData, read_splits, run_data
 from trainer.seeds import seed_step
 from trainer.splits import Splits
 from trainer.state import TrainingState, fresh_state
-from trainer.step import pretrain_generator, train_step
+from trainer.step import pretrain_generator
 
 DESCRIPTION = (__doc__ or "").split("``train``")[0]
 
@@ -92,31 +91,12 @@ def train(
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
             schedule = schedule_at(state.step, total_steps, recipe)
-            set_learning_rate(state.optimizer, schedule.learning_rate)
-            set_learning_rate(state.generator_optimizer, schedule.generator_learning_rate)
-            state.optimizer.zero_grad()
-            state.generator_optimizer.zero_grad()
             with ranks.together():
                 batch = next(stream)  # (x, y)
-            result = train_step(  # b ~ B, a = AG(b), losses, gradients
-                net,
-                generator,
-                relaxed_flops,
-                sampler.draw(rng),
-                batch.images.to(recipe.device),
-                batch.labels.to(recipe.device),
-                recipe,
-                masked=state.step % recipe.generator.masked_every == 0,
-                temperature=schedule.temperature,
-                rng=rng,
-                scaler=state.scaler,
-                ranks=ranks,
-                masked_net=state.compiled,
+            masked = state.step % recipe.generator.masked_every == 0
+            result = one_step(  # b ~ B, a = AG(b), losses, gradients, descent
+                state, relaxed_flops, batch, recipe, schedule, masked=masked, ranks=ranks
             )
-            check_finite("loss", (result.loss,), state.step, recipe)
-            state.descend(recipe.optimizer.clip_norm)
-            if state.average is not None:
-                state.average.update(net)
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and state.step % recipe.shift_every == 0:
@@ -125,18 +105,7 @@ def train(
                     turn = state.step // recipe.shift_every
                     with ranks.together():
                         steer = data.steer.batch(*divmod(turn, len(data.steer)))
-                    probe = Probe(
-                        net,
-                        generator,
-                        state.before,
-                        steer.images.to(recipe.device),
-                        steer.labels.to(recipe.device),
-                        noise=rng,
-                        temperature=schedule.temperature,
-                        accumulate=recipe.accumulate,
-                        recompute=recipe.activation_checkpointing,
-                        ranks=ranks,
-                    )
+                    probe = probe_of(state, steer, recipe, schedule, ranks)
                     drops = sampler.update(probe, rng)
                     check_finite("loss on held-out images", drops, state.step, recipe)
                 state.keep_weights()
@@ -186,16 +155,6 @@ def evaluate_now(
         return
     state.evaluation_due = False
     monitor.evaluation(evaluation, time.monotonic() - started)
-
-
-def check_finite(what: str, values: Iterable[float | None], step: int, recipe: Recipe) -> None:
-    """Raises ValueError, before a checkpoint is made of it."""
-    if not all(value is None or math.isfinite(value) for value in values):
-        raise ValueError(
-            f"the {what} is no finite number at step {step}; resume the checkpoint with a lower "
-            f"optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}), or with "
-            "optimizer.clip_norm=1"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

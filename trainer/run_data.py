@@ -53,33 +53,36 @@ def read_splits(recipe: Recipe) -> Splits:
     )
 
 
+def batches_of(
+    recipe: Recipe, splits: Splits, images: AbstractSplit, ranks: Ranks = ALONE, *, train: bool
+) -> Batches:
+    """Batches of some of a run's images. train: changed at random, as what weights learn from."""
+    return Batches(
+        images,
+        min(recipe.batch_size, len(images)) // ranks.world_size,
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+        augment=recipe.augment if train else None,
+        classes=len(splits.labels),
+        channels_last=True,
+        device=recipe.device,
+        workers=recipe.data_workers,
+        window=recipe.shuffle_window,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
 def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
-
-    def batches(images: AbstractSplit, ranks: Ranks, *, train: bool) -> Batches:
-        return Batches(
-            images,
-            min(recipe.batch_size, len(images)) // ranks.world_size,
-            seed=recipe.seed,
-            mean=recipe.mean,
-            std=recipe.std,
-            augment=recipe.augment if train else None,
-            classes=len(splits.labels),
-            channels_last=True,
-            device=recipe.device,
-            workers=recipe.data_workers,
-            window=recipe.shuffle_window,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-
-    whole = batches(splits.train, ALONE, train=True)
+    whole = batches_of(recipe, splits, splits.train, train=True)
     calibration: list[Tensor] = []
     if ranks.is_first:
         calibration = calibration_images(whole, recipe.calibration_batches)
     return RunData(
-        train=batches(splits.train, ranks, train=True),
-        steer=batches(splits.steer, ranks, train=False),
+        train=batches_of(recipe, splits, splits.train, ranks, train=True),
+        steer=batches_of(recipe, splits, splits.steer, ranks, train=False),
         decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device),
         calibration=calibration,
         left_out=(*splits.broken, *whole.broken),

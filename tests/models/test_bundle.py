@@ -1,6 +1,8 @@
 """Bundles: what is wrong with one is named, and an old one survives a failed save."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import models.bundle
 from models.bundle import load_bundle
 from models.bundle_files import describe
+from models.disk import advice
+from models.disk import refused as refused_write
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +126,37 @@ def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
     monkeypatch.undo()
     make_bundle("nano-cnn", folder, seed=1)
     assert load_bundle(folder).version != version
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; make room"),
+        (errno.EDQUOT, "Disk quota exceeded; make room"),
+        (errno.EACCES, "Permission denied; choose another folder, or allow writing there"),
+        (errno.EROFS, "Read-only file system; choose another folder, or allow writing there"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_to_do_about_a_refused_write_follows_its_reason(number, words):
+    said = OSError(number, os.strerror(number))
+    assert refused_write("here", said) == f"cannot write here: {words}"
+    hidden = RuntimeError("unexpected pos 64 vs 0")
+    hidden.__cause__ = said
+    together = words if "; " in words else f"{words};"
+    again = refused_write("here", hidden, "try again").replace("; try", "; and try")
+    assert again == f"cannot write here: {together} and try again"
+    told = SafetensorError(f"Error: I/O error: refused (os error {number})")
+    assert refused_write("here", told).endswith(advice(said))
+
+
+def test_a_bundle_that_may_not_be_written_asks_for_no_room(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(ValueError, match=r"bundle: Permission denied; choose another folder"):
+        make_bundle("nano-cnn", tmp_path / "bundle")
 
 
 def test_a_swap_that_fails_half_way_is_taken_back(folder, monkeypatch):

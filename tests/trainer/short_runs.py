@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
+import trainer.algorithms
 import trainer.monitor
 import trainer.run
 
@@ -26,13 +27,13 @@ def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = Non
 
     mischief: in one process, from a step on: {"rank": 1, "step": 7, "signal": 15}, or "nan": 1.
     """
-    train_step = trainer.run.train_step
+    train_step = trainer.algorithms.train_step
     if mischief is not None and mischief["rank"] == trainer.run.ranks_here().rank:
         train_step = _with_mischief(train_step, mischief)
     with (
         patch.object(trainer.monitor, "LOG_EVERY_STEPS", 1),
         patch.object(trainer.run, "finish", lambda *_: {}),
-        patch.object(trainer.run, "train_step", train_step),
+        patch.object(trainer.algorithms, "train_step", train_step),
     ):
         return trainer.run.main(arguments)
 

@@ -7,8 +7,9 @@ import torch
 
 from models.relaxed import RelaxedFlops
 from trainer.activations import ActivationBytes
+from trainer.algorithms import probe_of
 from trainer.config import get_recipe, with_settings
-from trainer.dry_run import dry_run, probe_of, random_splits
+from trainer.dry_run import dry_run, random_splits
 from trainer.optim import Schedule
 from trainer.run_data import run_data
 from trainer.state import fresh_state

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import trainer.compare_plots
 from models.spaces import get_space
 from trainer.compare import main
 from trainer.log import JsonlLog
@@ -98,3 +99,16 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys):
         assert main(runs) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+
+
+@pytest.mark.parametrize("option", ["--html", "--pdf"])
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(trainer.compare_plots, "draw", lambda _: [])
+    runs = [write_run(tmp_path / f"{number}") for number in range(2)]
+    (tmp_path / "file").touch()
+    refused = tmp_path / "file" / "inside"
+    assert main([*runs, option, str(refused)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line in {
+        f"error: cannot write {refused}: {said}" for said in ("Not a directory", "File exists")
+    }

@@ -9,9 +9,10 @@ from models.relaxed import RelaxedFlops
 from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
+from trainer.algorithms import one_step
 from trainer.checkpoint import load_checkpoint
 from trainer.config import get_recipe, with_settings
-from trainer.dry_run import one_step, random_splits
+from trainer.dry_run import random_splits
 from trainer.log import read_log
 from trainer.optim import Schedule
 from trainer.run_data import run_data

@@ -10,6 +10,7 @@ import torch
 import trainer.run
 from models.spaces import get_space
 from trainer.activations import ActivationBytes
+from trainer.average import WeightAverage
 from trainer.config import get_recipe, with_settings
 from trainer.dry_run import dry_run
 from trainer.log import read_log
@@ -73,6 +74,14 @@ def test_activations_grow_with_the_batch_and_not_with_the_trial():
         assert other.fixed_bytes == pytest.approx(one.fixed_bytes, rel=0.05)
     doubled = dry_run(replace(recipe, batch_size=128), 16)
     assert doubled.memory.activations == pytest.approx(2 * large.memory.activations, rel=0.01)
+
+
+def test_the_steps_that_are_tried_are_those_of_training(monkeypatch):
+    averaged = []
+    monkeypatch.setattr(WeightAverage, "update", lambda self, net: averaged.append(net))
+    result = dry_run(with_settings(get_recipe("digits"), ["threads=1", "ema=0.9"]), 2)
+    assert len(averaged) == 3  # a small masked step, a masked and a sliced one
+    assert result.memory.average == result.memory.parameters
 
 
 def test_cheaper_steps_cost_fewer_training_flops():

@@ -4,10 +4,14 @@ import errno
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import trainer.algorithms
 import trainer.evaluate
 import trainer.finish
 import trainer.monitor
@@ -19,9 +23,14 @@ from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
 from trainer.checkpoint import load_checkpoint
+from trainer.config import read_recipe
+from trainer.evaluate import calibration_images
+from trainer.interrupt import Stopped
 from trainer.log import read_log
 from trainer.run import main
+from trainer.run_data import read_splits, run_data
 from trainer.run_record import read_run
+from trainer.splits import LabelledImages
 
 
 def no_space(*_, **__):
@@ -116,6 +125,30 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
     assert rows[0] == rows[1]
 
 
+def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monkeypatch):
+    """Also where images lie in runs of neighbours, which another window mixes otherwise."""
+
+    class InRuns(LabelledImages):
+        runs = property(lambda self: np.arange(len(self)) // 20)
+
+    recipe = read_recipe(folder / "recipe.json")
+    splits = read_splits(recipe)
+    splits = replace(splits, train=InRuns(splits.train.images, splits.train.labels))
+    seen = {}
+    for window in (60, 0):
+
+        def taken(batches, count, window=window):
+            seen[window] = calibration_images(batches, count)
+            raise Stopped(1)
+
+        recipe = replace(recipe, shuffle_window=window)
+        monkeypatch.setattr(trainer.finish, "calibration_images", taken)
+        with pytest.raises(Stopped):
+            trainer.finish.finish(recipe, splits, folder)
+        assert torch.equal(seen[window][0], run_data(recipe, splits).calibration[0])
+    assert not torch.equal(seen[60][0], seen[0][0])
+
+
 @pytest.mark.parametrize("place", ["accuracy", "save_bundle", "write_report"])
 def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
     folder, capsys, monkeypatch, place
@@ -159,7 +192,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
     else:
         for shard in range(8):
             write_tar(data / f"{shard}.tar", samples(range(shard * 10, shard * 10 + 10)))
-    real, steps = trainer.run.train_step, []
+    real, steps = trainer.algorithms.train_step, []
 
     def step(*arguments, **named):
         steps.append(1)
@@ -168,7 +201,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
                 file.unlink()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(trainer.run, "train_step", step)
+    monkeypatch.setattr(trainer.algorithms, "train_step", step)
     chosen = ["batch_size=8", "steer_images=8", "steer_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2

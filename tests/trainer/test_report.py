@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trainer.plots
 from models.spaces import get_space
 from trainer.arch_plot import arch_rows
 from trainer.log import JsonlLog
@@ -194,6 +195,25 @@ def test_a_broken_run_is_one_line_and_status_2(finished_run, capsys, spoil, word
     assert words in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("option", ["--out", "--html", "--pdf"])
+def test_what_cannot_be_written_is_one_line(finished_run, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
+    (tmp_path / "file").touch()
+    refused = tmp_path / "file" / "inside"
+    assert main([str(finished_run), option, str(refused)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line in {
+        f"error: cannot write {refused}: {said}" for said in ("Not a directory", "File exists")
+    }
+
+
+@pytest.mark.parametrize("option", ["--html", "--pdf"])
+def test_a_folder_for_all_files_and_one_file_exclude_each_other(finished_run, capsys, option):
+    assert main([str(finished_run), "--out", "all", option, "one"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --out all is a folder for all files; leave it out, or ")
 
 
 def test_help_and_a_missing_folder_as_a_program(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.algorithms
 import trainer.run
 from tests.trainer.conftest import settings
 from trainer.checkpoint import load_checkpoint, save_checkpoint
@@ -66,7 +67,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
     """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
     chosen = settings(f"sampler={sampler}", f"ema={ema}", "epochs=4", "optimizer.clip_norm=1.0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    real_step, steps, noise = trainer.run.train_step, [], []
+    real_step, steps, noise = trainer.algorithms.train_step, [], []
 
     def noisy_step(*arguments, **named):
         # what a step draws from the generators that no checkpoint holds
@@ -76,7 +77,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
             os.kill(os.getpid(), number)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.run, "train_step", noisy_step)
+    monkeypatch.setattr(trainer.algorithms, "train_step", noisy_step)
     stops = ()
     assert main([*chosen, "--out", str(whole)]) == 0
     expected_noise = noise.copy()
@@ -101,7 +102,7 @@ def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 4)
     chosen = settings("epochs=3", "checkpoint_every_s=0", "sampler=sandwich")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    real_step, steps = trainer.run.train_step, []
+    real_step, steps = trainer.algorithms.train_step, []
 
     def counted(*arguments, **named):
         steps.append(1)
@@ -111,7 +112,7 @@ def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.run, "train_step", counted)
+    monkeypatch.setattr(trainer.algorithms, "train_step", counted)
     assert main([*chosen, "--out", str(whole)]) == 0
     assert main(["--resume", str(killed)]) == 128 + signal.SIGTERM
     assert load_checkpoint(killed)["step"] == 11
