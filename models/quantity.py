@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 
-_PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d{1,2})|([KkMmGg]))?")
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+MAX_LENGTH = 40
+"""Of a number with the blanks around it; far more than any needs."""
+
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_PLAIN = re.compile(rf"{_NUMBER}(?:[eE]([+-]?\d{{1,3}}))?", re.ASCII)
+_FLOPS = re.compile(rf"{_NUMBER}(?:[eE]([+-]?\d{{1,3}})|([KMG]))?", re.ASCII | re.IGNORECASE)
+_POWERS = {"": 0, "K": 3, "M": 6, "G": 9}
+# Exact for what is so short; never more than was written.
+_EXACT = Context(prec=2 * MAX_LENGTH, rounding=ROUND_DOWN)
+# No network has as many; it keeps integers small.
+_CEILING = 10**18
 
 
 def parse_flops(text: str) -> int:
-    """Whole multiply-adds. Raises ValueError saying what is allowed."""
-    match = _PATTERN.fullmatch(text.strip())
-    if match is None or len(text) > 40:
-        raise ValueError(f"{text!r:.40} is no number of FLOPs; write 4000000, 4e6, 4M or 1.3G")
+    """Whole multiply-adds, rounded down; ``10**18`` for more. Raises ValueError with examples."""
+    match = _match(_FLOPS, text)
+    if match is None:
+        shown = repr(text[:MAX_LENGTH])
+        raise ValueError(f"{shown} is no number of FLOPs; write 4000000, 4e6, 4M or 1.3G")
     number, exponent, suffix = match.groups()
-    scale = Decimal(10) ** int(exponent or 0) * _SUFFIXES[(suffix or "").upper()]
-    return int(Decimal(number) * scale)
+    power = int(exponent or 0) + _POWERS[(suffix or "").upper()]
+    return int(min(Decimal(number).scaleb(power, _EXACT), Decimal(_CEILING)))
+
+
+def parse_number(text: str) -> Decimal:
+    """A number that is not negative, maybe with an exponent. Raises ValueError."""
+    match = _match(_PLAIN, text)
+    if match is None:
+        raise ValueError(f"{text[:MAX_LENGTH]!r} is no number")
+    number, exponent = match.groups()
+    return Decimal(number).scaleb(int(exponent or 0), _EXACT)
+
+
+def _match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    # Its length first: it may come from anyone, and be megabytes of blanks.
+    return pattern.fullmatch(text.strip(" \t")) if len(text) <= MAX_LENGTH else None

@@ -28,6 +28,7 @@ from starlette.requests import Request
 from models.bundle import Bundle
 from models.image import Photo, read_header, size_of
 from models.image_header import ImageError, ImageHeader
+from models.quantity import MAX_LENGTH
 from shiftnas_serve.admission import Admission
 from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
 from shiftnas_serve.body import ACCEPTED, BodyLimits, read_image
@@ -236,6 +237,8 @@ def read_budgets(headers: Mapping[str, str]) -> dict[str, float]:
     for name, header, parse in _BUDGETS:
         text = headers.get(header)
         if text is not None:
+            if len(text) > MAX_LENGTH:  # nothing so long is remembered
+                raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
             try:
                 asked[name] = parse(text)
             except BadBudget as error:

@@ -12,6 +12,7 @@ class ApiKeys:
     """The keys that are accepted as ``Authorization: Bearer KEY``. kind: what they are called."""
 
     def __init__(self, keys: Sequence[str], kind: str = "key") -> None:
+        assert all(key.strip() for key in keys), "a blank key lets everyone in"
         self._keys = [key.encode() for key in keys]
         self._kind = kind
 

@@ -56,12 +56,16 @@ def openapi_document(bundle: Bundle) -> Json:
                 "put": {**classify, "operationId": "classify_put"},
             },
             "/budgets": {
-                "get": _get("Range, groups, accuracy and latency per budget", "budgets", 401)
+                "get": {
+                    **_get("Range, groups, accuracy and latency per budget", "budgets", 401),
+                    "security": _SECURITY,
+                }
             },
             "/subnets/{id}": {
                 "get": {
                     **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 401, 404),
                     "parameters": [subnet_id, form],
+                    "security": _SECURITY,
                 }
             },
             "/livez": {"get": _get("The process is up", "livez")},

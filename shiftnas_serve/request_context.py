@@ -1,7 +1,8 @@
 """RequestContext: what every request has: an id, a trace, and one line in the log.
 
 The id is the client's ``Request-Id`` if it sent a sane one. The trace is the client's W3C
-``traceparent`` continued, or a new one (www.w3.org/TR/trace-context). Every request passes here, so
+``traceparent`` continued, or a new one where it sent none, a bad one or several
+(www.w3.org/TR/trace-context-1). Every request passes here, so
 nothing is done that only the log needs while nobody reads it.
 """
 
@@ -56,6 +57,8 @@ class RequestContext:
             return
         started = time.monotonic()
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"][::-1]}
+        if "traceparent" in headers and _count(scope, b"traceparent") > 1:
+            del headers["traceparent"]  # which of them is the caller's?
         identity, trace = request_id(headers), continue_trace(headers)
         details: list[Callable[[], Mapping[str, object]]] = []
         state = scope.setdefault("state", {})
@@ -93,6 +96,10 @@ class RequestContext:
                 )
 
 
+def _count(scope: Scope, name: bytes) -> int:
+    return sum(one == name for one, _ in scope["headers"])
+
+
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's Request-Id if it is a sane one, else a new one."""
     given = headers.get("request-id")
@@ -111,5 +118,6 @@ def continue_trace(headers: Mapping[str, str]) -> Trace:
         version, trace_id, parent_id, flags, more = found.groups()
         known = version != "ff" and not (version == "00" and more)
         if known and trace_id.strip("0") and parent_id.strip("0"):
-            return Trace(trace_id, span_id, parent_id, flags)
+            # Of the flags, one has a meaning; those that may get one are not ours to set.
+            return Trace(trace_id, span_id, parent_id, "01" if int(flags, 16) & 1 else "00")
     return Trace(fresh[16:], span_id, None, "00")

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -124,12 +125,22 @@ class Settings(BaseModel):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
 
-    @field_validator("pinned_flops", mode="before")
+    @field_validator("default_flops", "pinned_flops", mode="before")
     @classmethod
-    def _read_budgets(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(parse_flops(part) for part in value.split(",") if part.strip())
-        return value
+    def _read_budgets(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) and info.field_name == "pinned_flops":
+            value = [part for part in value.split(",") if part.strip()]
+        if isinstance(value, (list, tuple)):
+            return tuple(parse_flops(one) if isinstance(one, str) else one for one in value)
+        return parse_flops(value) if isinstance(value, str) else value
+
+    @field_validator("api_keys", "admin_keys")
+    @classmethod
+    def _keys_can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        texts = [key.get_secret_value() for key in keys]
+        if any(not text or text != text.strip() for text in texts):
+            raise ValueError("a key is blank, or has blanks at its ends; give each some text")
+        return keys
 
     @model_validator(mode="after")
     def _admin_keys_are_no_api_keys(self) -> Settings:
@@ -176,10 +187,13 @@ def load_settings(
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
         if not name:  # settings that do not go together
-            raise ValueError(first["msg"].removeprefix("Value error, ")) from None
-        given = "" if "_keys" in name else f", not {first['input']!r:.60}"
-        raise ValueError(f"{name}: {first['msg']}{given}") from None
+            raise ValueError(message) from None
+        # what this module refuses says so itself; keys are secret
+        own = first["type"] == "value_error" or "_keys" in name
+        given = "" if own else f", not {first['input']!r:.60}"
+        raise ValueError(f"{name}: {message}{given}") from None
 
 
 def _read(config: Path) -> dict[str, object]:

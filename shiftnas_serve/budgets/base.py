@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import abc
 import math
-import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
 
+from models import quantity
 from shiftnas_serve.latency import LatencyTable
-
-# The longest number a header may hold; far more than any budget needs.
-_MAX_LENGTH = 40
-_NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
 
 
 class BadBudget(ValueError):
@@ -76,7 +72,7 @@ class AbstractBudgetKind(abc.ABC):
 
 def parse_number(text: str, header: str, example: str) -> Decimal:
     """A non-negative decimal number with an optional exponent. BadBudget names the header."""
-    text = text.strip()
-    if len(text) > _MAX_LENGTH or not text.isascii() or not _NUMBER.fullmatch(text):
-        raise BadBudget(f"{header}: {text[:_MAX_LENGTH]!r} is not a number; send e.g. {example}")
-    return Decimal(text)
+    try:
+        return quantity.parse_number(text)
+    except ValueError as error:
+        raise BadBudget(f"{header}: {error}; send e.g. {example}") from None

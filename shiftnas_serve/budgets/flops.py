@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import ClassVar
 
-from shiftnas_serve.budgets.base import (
-    AbstractBudgetKind,
-    BadBudget,
-    Moment,
-    OutOfRange,
-    parse_number,
-)
-
-_SUFFIXES = {"K": 10**3, "M": 10**6, "G": 10**9}
-# Above this every budget means "the largest subnet"; it keeps integers small.
-_CEILING = 10**18
+from models.quantity import parse_flops
+from shiftnas_serve.budgets.base import AbstractBudgetKind, BadBudget, Moment, OutOfRange
 
 
 class FlopsBudget(AbstractBudgetKind):
@@ -33,15 +23,10 @@ class FlopsBudget(AbstractBudgetKind):
 
     def parse(self, text: str) -> int:
         """Whole FLOPs, rounded down (a subnet's FLOPs are whole, so the bound is the same)."""
-        text = text.strip()
-        scale = _SUFFIXES.get(text[-1:].upper())
-        if scale is None:
-            value = parse_number(text, self.header, self.example)
-        elif "e" in text.lower():
-            raise BadBudget(f"{self.header}: an exponent or a suffix, not both; send e.g. 1.3G")
-        else:
-            value = parse_number(text[:-1], self.header, self.example) * scale
-        return int(min(value, Decimal(_CEILING)))
+        try:
+            return parse_flops(text)
+        except ValueError as error:
+            raise BadBudget(f"{self.header}: {error}") from None
 
     def flops_bound(self, value: float, moment: Moment) -> float:
         """The value itself. OutOfRange below the smallest subnet."""

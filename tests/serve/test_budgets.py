@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle import Bundle
+from shiftnas_serve import classify
 from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Planner, describe
+from shiftnas_serve.problem import Problem
 
 
 @given(st.integers(0, 10**17))
@@ -24,6 +26,35 @@ def test_integers_are_read_exactly(flops):
 def test_suffixes_scale(number, suffix):
     scale = {"k": 10**3, "m": 10**6, "g": 10**9}[suffix.lower()]
     assert FlopsBudget().parse(f"{number:f}{suffix}") == int(number * scale)
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "text", [" " * 100_000 + "4", "4" + " " * 40, "\xa04", "4\x85", "4\n", "\u0664", "4" * 41]
+)
+def test_what_is_long_or_no_ascii_is_no_budget(kind, text):
+    with pytest.raises(BadBudget) as refused:
+        kind.parse(text)
+    assert len(str(refused.value)) < 300
+    assert kind.parse(" 4\t") == 4
+
+
+def test_long_texts_of_budgets_are_not_remembered(monkeypatch):
+    seen = []
+    kinds = [("flops", "flops-budget", lambda text: seen.append(text) or 1.0)]
+    monkeypatch.setattr(classify, "_BUDGETS", kinds)
+    for text in ("4" * 41, " " * 100_000 + "4M"):
+        with pytest.raises(Problem, match="longer than 40") as refused:
+            classify.read_budgets({"flops-budget": text})
+        assert refused.value.status == 400
+    classify.read_budgets({"flops-budget": "4" * 40})
+    assert seen == ["4" * 40]
+
+
+def test_a_budget_is_never_read_as_more_than_was_written():
+    assert FlopsBudget().parse("0." + "9" * 37 + "M") == 999_999
+    assert FlopsBudget().parse("1e18") == FlopsBudget().parse("1e999") == 10**18
+    assert FlopsBudget().parse("1e-999") == 0
 
 
 @settings(max_examples=300)

@@ -16,14 +16,14 @@ from shiftnas_serve.problem import Problem, answering_problems
 from shiftnas_serve.request_context import RequestContext
 
 
-async def call(app: ASGIApp, path: str, sent: list[Message]) -> None:
+async def call(app: ASGIApp, path: str, sent: list[Message], *more: tuple[bytes, bytes]) -> None:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    headers = [(b"request-id", b"seven"), (b"request-id", b"eight")]
+    headers = [(b"request-id", b"seven"), (b"request-id", b"eight"), *more]
     scope = {
         "type": "http",
         "method": "POST",
@@ -72,3 +72,13 @@ def test_an_unforeseen_error_is_answered_and_not_swallowed():
         asyncio.run(call(front(endpoint), "/classify", sent))
     assert sent[0]["status"] == 500
     assert b"secret" not in sent[1]["body"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_several_callers_traces_none_is_continued(count):
+    """As W3C's own tests have it, also where all say the same."""
+    given = (b"traceparent", b"00-%s-%s-01" % (b"a" * 32, b"b" * 16))
+    sent: list[Message] = []
+    asyncio.run(call(RequestContext(PlainTextResponse("x")), "/", sent, *[given] * count))
+    continued = b"a" * 32 in dict(sent[0]["headers"])[b"traceresponse"]
+    assert continued == (count == 1)

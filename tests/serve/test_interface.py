@@ -102,6 +102,9 @@ def test_openapi_names_every_body_budget_and_error(server):
     reload = document["paths"]["/admin/reload"]["post"]
     assert {"200", "400", "401", "403", "409", "422"} <= set(reload["responses"])
     assert reload["security"] == [{"admin_key": []}]
+    for path, methods in document["paths"].items():  # where a key is asked for, which
+        for one in methods.values():
+            assert ("401" in one["responses"]) == ("security" in one), path
     assert server.client.get("/docs").status_code == 200
 
 
@@ -213,6 +216,28 @@ def test_help_lists_what_a_setting_can_be():
         if get_origin(field.annotation) is Literal:
             for value in get_args(field.annotation):
                 assert load_settings({name: value}, environment={})
+
+
+def test_flops_in_settings_are_read_as_in_requests(tmp_path):
+    config = tmp_path / "settings.json"
+    config.write_text('{"default_flops": "4M", "pinned_flops": ["1.3G", 5000000, "4e6"]}')
+    read = load_settings({}, config=config, environment={})
+    assert (read.default_flops, read.pinned_flops) == (4e6, (1.3e9, 5e6, 4e6))
+    read = load_settings({"default_flops": "4M", "pinned_flops": "1M, 2e6"}, environment={})
+    assert (read.default_flops, read.pinned_flops) == (4e6, (1e6, 2e6))
+    for name in ("default_flops", "pinned_flops"):
+        with pytest.raises(ValueError, match=rf"^{name}: 'much' is no number of FLOPs; [^']*$"):
+            load_settings({name: "much"}, environment={})
+
+
+@pytest.mark.parametrize("name", ["api_keys", "admin_keys"])
+@pytest.mark.parametrize("keys", [[""], ["good", " "], [" padded"]])
+def test_a_blank_key_is_none(tmp_path, name, keys):
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({name: keys}))
+    with pytest.raises(ValueError, match=f"^{name}: a key is blank") as refused:
+        load_settings({}, config=config, environment={})
+    assert "good" not in str(refused.value)
 
 
 def test_keys_are_asked_for_where_they_are_set(keyed_server, png):

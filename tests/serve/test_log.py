@@ -65,6 +65,15 @@ def test_what_is_no_traceparent_begins_a_new_trace(given):
     assert len(trace.span_id) == 16
 
 
+@pytest.mark.parametrize(
+    ("given", "answered"), [("00", "00"), ("01", "01"), ("02", "00"), ("ff", "01"), ("fe", "00")]
+)
+def test_of_the_flags_of_a_trace_only_sampled_is_passed_on(given, answered):
+    trace = continue_trace({"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-{given}"})
+    assert trace.trace_id == TRACE_ID
+    assert trace.header().endswith(f"-{answered}")
+
+
 def test_later_versions_of_traceparent_are_read_as_far_as_they_are_known():
     trace = continue_trace({"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more"})
     assert (trace.trace_id, trace.parent_id) == (TRACE_ID, SPAN_ID)
