@@ -32,7 +32,13 @@ from models.quantity import MAX_LENGTH
 from shiftnas_serve.admission import Admission
 from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
 from shiftnas_serve.body import ACCEPTED, BodyLimits, read_image
-from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange
+from shiftnas_serve.budgets import (
+    BUDGET_KINDS,
+    BadBudget,
+    OutOfRange,
+    earliest_deadline_s,
+    may_degrade,
+)
 from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.pace import Pace
@@ -92,7 +98,7 @@ class Classifier:
                 deadline_s = self._deadline_s(asked, started, time.monotonic())
                 self.admission.refuse_if_hopeless(deadline_s, at_door=True)
             except Problem:
-                if "latency_ms" in asked:
+                if may_degrade(asked):
                     self._pace.came(started)
                 raise
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
@@ -123,7 +129,7 @@ class Classifier:
                 # that those that must be refused hear so at once.
                 await asyncio.sleep(0)
             decoding = time.monotonic()
-            if "latency_ms" in asked:
+            if may_degrade(asked):
                 # The subnet depends on what decoding took, and the worker may choose a smaller one:
                 # it prepares a small photo, for that one, or time would go on resizing it twice.
                 photo = await self._in_turn(data, self._decode)
@@ -180,10 +186,7 @@ class Classifier:
         return self._bundle.preprocess.pixels(self._decode(data, header), side)
 
     def _deadline_s(self, asked: Mapping[str, float], started: float, received: float) -> float:
-        deadline = started + self._settings.timeout_s
-        if "latency_ms" in asked:
-            deadline = min(deadline, received + asked["latency_ms"] / 1000)
-        return deadline
+        return min(started + self._settings.timeout_s, earliest_deadline_s(asked, received))
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         self._planner.latency = self._workers.latency

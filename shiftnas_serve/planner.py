@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from models.arch import Arch
 from models.bundle import Bundle
-from shiftnas_serve.budgets import BUDGET_KINDS, Moment
+from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
 from shiftnas_serve.frames import arch_indices, arch_key
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.settings import Settings
@@ -91,8 +91,7 @@ class Planner:
                     bound, degraded = limit, kind.degrades
         subnet = self._answer(bound)
         assert subnet.flops <= bound, "an answer is never over budget"
-        shrinks = any(kind.degrades and kind.name in asked for kind in BUDGET_KINDS)
-        return Plan(subnet, dict(asked), degraded, shrinks)
+        return Plan(subnet, dict(asked), degraded, shrinks=may_degrade(asked))
 
     def served(self, plan: Plan, key: bytes) -> Plan:
         """The plan as it was carried out: by the subnet of this key (``arch_key``)."""

@@ -1,10 +1,25 @@
 """The kinds of budget a request can name. A new kind is one file here and one line below."""
 
+import math
+from collections.abc import Mapping
+
 from shiftnas_serve.budgets.base import AbstractBudgetKind, BadBudget, Moment, OutOfRange
 from shiftnas_serve.budgets.flops import FlopsBudget
 from shiftnas_serve.budgets.latency import LatencyBudget
 
 BUDGET_KINDS: tuple[AbstractBudgetKind, ...] = (FlopsBudget(), LatencyBudget())
+
+
+def may_degrade(asked: Mapping[str, float]) -> bool:
+    """Whether one of the budgets (by the name of their kind) depends on the moment."""
+    return any(kind.degrades and kind.name in asked for kind in BUDGET_KINDS)
+
+
+def earliest_deadline_s(asked: Mapping[str, float], received_s: float) -> float:
+    """The earliest time by which one of the budgets wants its answer; without end if none does."""
+    named = (kind for kind in BUDGET_KINDS if kind.name in asked)
+    return min((kind.deadline_s(asked[kind.name], received_s) for kind in named), default=math.inf)
+
 
 __all__ = [
     "BUDGET_KINDS",
@@ -14,4 +29,6 @@ __all__ = [
     "LatencyBudget",
     "Moment",
     "OutOfRange",
+    "earliest_deadline_s",
+    "may_degrade",
 ]

@@ -53,7 +53,9 @@ class AbstractBudgetKind(abc.ABC):
     header: ClassVar[str]
     example: ClassVar[str]
     description: ClassVar[str]
-    # Whether this budget is why an answer counts as degraded when it binds.
+    # Whether what it allows depends on the moment: its bound is worked out when the image has been
+    # decoded, a worker may go below it for the sake of what waits, and an answer that it made
+    # smaller counts as degraded.
     degrades: ClassVar[bool]
 
     @property
@@ -67,7 +69,14 @@ class AbstractBudgetKind(abc.ABC):
 
     @abc.abstractmethod
     def flops_bound(self, value: float, moment: Moment) -> float:
-        """The largest number of FLOPs that keeps the budget now. OutOfRange when none does."""
+        """The largest number of FLOPs that keeps the budget now. OutOfRange when none does.
+
+        Never below the smallest subnet: that is what OutOfRange is for.
+        """
+
+    def deadline_s(self, value: float, received_s: float) -> float:
+        """When the answer must be there, on the clock of ``received_s``; without end by default."""
+        return math.inf
 
 
 def parse_number(text: str, header: str, example: str) -> Decimal:

@@ -37,6 +37,9 @@ class LatencyBudget(AbstractBudgetKind):
             raise BadBudget(f"{self.header}: must be more than 0 ms; send e.g. {self.example}")
         return value
 
+    def deadline_s(self, value: float, received_s: float) -> float:
+        return received_s + value / 1000
+
     def flops_bound(self, value: float, moment: Moment) -> float:
         """What could be computed in the time that is left if nothing else waited, at this pace.
 

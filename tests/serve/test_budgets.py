@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 
 from models.bundle import Bundle
 from shiftnas_serve import classify
-from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, FlopsBudget, OutOfRange
+from shiftnas_serve.budgets import (
+    BUDGET_KINDS,
+    AbstractBudgetKind,
+    BadBudget,
+    FlopsBudget,
+    Moment,
+    OutOfRange,
+    earliest_deadline_s,
+    may_degrade,
+)
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Planner, describe
@@ -65,6 +75,102 @@ def test_any_text_is_a_number_or_a_bad_budget(text):
             assert kind.parse(text) >= 0
         except BadBudget as error:
             assert kind.header in str(error)
+
+
+every_kind = pytest.mark.parametrize("kind", BUDGET_KINDS, ids=lambda kind: kind.name)
+# Of each kind, values from far below the smallest subnet to far above the largest.
+VALUES = [10.0**exponent for exponent in range(-3, 19)]
+
+
+def moment(bundle: Bundle, **more: float) -> Moment:
+    low, high = bundle.min_flops, bundle.max_flops
+    return Moment(low, high, LatencyTable(((low, 1.0), (high, 10.0)), overhead_ms=1.0), **more)
+
+
+def test_kinds_can_be_told_apart():
+    for of in (lambda kind: kind.name, lambda kind: kind.header.lower(), lambda k: k.parameter):
+        assert len({of(kind) for kind in BUDGET_KINDS}) == len(BUDGET_KINDS)
+
+
+@every_kind
+def test_a_kind_says_what_it_is(kind):
+    assert kind.name.isidentifier()
+    assert kind.parameter.isidentifier()
+    assert kind.name not in {"degraded", "deadline"}  # its neighbours in an answer
+    assert kind.description.strip()
+    assert kind.parse(kind.example) > 0
+    assert not vars(kind)  # stateless
+    for text in ("", "much", "-1", "1e999999", "nan", "inf"):
+        with pytest.raises(BadBudget, match=kind.header):
+            kind.parse(text)
+
+
+@every_kind
+def test_a_bound_is_one_that_some_subnet_keeps(kind, bundle: Bundle):
+    """Or the answer says what would be; and more is never less."""
+    now, bounds, refused = moment(bundle), [], []
+    for value in VALUES:
+        try:
+            bounds.append(kind.flops_bound(value, now))
+        except OutOfRange as error:
+            refused.append(value)
+            assert kind.header in str(error)
+            assert error.allowed
+            assert all(limit > 0 for limit in error.allowed.values())
+    assert refused == VALUES[: len(refused)]
+    assert refused
+    assert bounds == sorted(bounds)
+    assert bounds[0] >= bundle.min_flops
+    assert bounds[-1] >= bundle.max_flops
+
+
+@every_kind
+def test_only_a_kind_that_degrades_depends_on_the_moment(kind, bundle: Bundle):
+    value = VALUES[-1]
+    busy = moment(bundle, elapsed_ms=1e12, pace_ms=0.0)
+    same = kind.flops_bound(value, busy) == kind.flops_bound(value, moment(bundle))
+    assert same or kind.degrades
+    assert kind.deadline_s(1.0, 50.0) > 50.0
+    assert may_degrade({kind.name: 1.0}) == kind.degrades
+    assert earliest_deadline_s({kind.name: 1.0}, 50.0) == kind.deadline_s(1.0, 50.0)
+
+
+def test_deadlines_come_from_the_kinds_that_have_one():
+    assert earliest_deadline_s({}, 50.0) == earliest_deadline_s({"flops": 1e6}, 50.0) == math.inf
+    assert earliest_deadline_s({"flops": 1e6, "latency_ms": 20.0}, 50.0) == pytest.approx(50.02)
+    assert not may_degrade({})
+
+
+class Soon(AbstractBudgetKind):
+    """Another kind that degrades."""
+
+    name, header, example, description = "soon", "Soon", "1", "By its end."
+    degrades = True
+
+    def parse(self, text):
+        return float(text)
+
+    def flops_bound(self, value, moment):
+        return moment.min_flops
+
+    def deadline_s(self, value, received_s):
+        return received_s + value
+
+
+def test_any_kind_that_degrades_does_it_and_any_deadline_counts(bundle: Bundle, monkeypatch):
+    from shiftnas_serve import budgets
+    from shiftnas_serve import planner as planning
+
+    kinds = (*BUDGET_KINDS, Soon())
+    monkeypatch.setattr(budgets, "BUDGET_KINDS", kinds)
+    monkeypatch.setattr(planning, "_IN_TURN", kinds)
+    plan = planner(bundle).plan({"soon": 2.0}, 0)
+    assert plan.shrinks
+    assert plan.degraded
+    settings = SimpleNamespace(timeout_s=30.0)
+    classifier = SimpleNamespace(_settings=settings)
+    for asked, due_s in (({"soon": 2.0}, 12.0), ({"soon": 99.0}, 35.0), ({}, 35.0)):
+        assert classify.Classifier._deadline_s(classifier, asked, 5.0, 10.0) == due_s
 
 
 def planner(bundle: Bundle, default: float | None = None) -> Planner:
