@@ -29,7 +29,6 @@ from models.bundle import Bundle, load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import Job, arch_key
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Planner
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.selection import Selection
@@ -93,19 +92,17 @@ def simulate(
     key = arch_key(bundle.space.indices(largest).tolist())
     expected = Expected(selection, accuracy)
     least = key if fixed is not None else selection.within(key, 0.0)
-    planner, pace = Planner(bundle, None), Pace()
+    planner = Planner(bundle, None)
     queue, now_s, at, in_time, right, shed = Waiting(), 0.0, 0, 0, 0.0, 0
     while at < len(arrivals_s) or len(queue):
         if not len(queue):
             now_s = max(now_s, arrivals_s[at])
         while at < len(arrivals_s) and arrivals_s[at] <= now_s:
             due_s, aim_s = arrivals_s[at] + slo_ms / 1000, None
-            # As in ``classify``: what the pace allows, and not even the smallest would be in time.
+            # As in ``classify``: refused where not even the smallest would be in time.
             if fixed is None:
                 planner.latency, aim_s = selection.latency, due_s
-                pace_ms = pace.share_ms(arrivals_s[at], 1)
-                key = planner.plan({"latency_ms": slo_ms}, 0.0, pace_ms).subnet.key
-                pace.came(arrivals_s[at])
+                key = planner.plan({"latency_ms": slo_ms}, 0.0).subnet.key
             least_s = (len(queue) + 1) * selection.cost_ms(least) / 1000
             if len(queue) and now_s + least_s > due_s:
                 shed += 1

@@ -156,7 +156,6 @@ class Admission:
         smallest_ms = self._workers.latency.infer_ms(self._min_flops)
         wait_ms = self._workers.least_wait_ms(deadline_s)
         wait_ms += self._preparing * smallest_ms if at_door else 0.0
-        wait_ms *= self._settings.http_processes  # the others have sent as much, on average
         done_s = time.monotonic() + MARGIN * (wait_ms + smallest_ms) / 1000
         if wait_ms and done_s > deadline_s:
             raise Problem(

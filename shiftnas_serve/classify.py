@@ -41,7 +41,6 @@ from shiftnas_serve.budgets import (
 )
 from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.metrics import Metrics
-from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Plan, Planner
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings
@@ -82,7 +81,6 @@ class Classifier:
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.body_limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
         self.admission = Admission(workers, metrics, settings, folder, bundle.min_flops)
-        self._pace = Pace()
 
     def close(self) -> None:
         """Give threads and files back."""
@@ -94,13 +92,8 @@ class Classifier:
         started = time.monotonic()
         with self.admission.admitted(request) as share:
             asked = read_budgets(request.state.headers)
-            try:
-                deadline_s = self._deadline_s(asked, started, time.monotonic())
-                self.admission.refuse_if_hopeless(deadline_s, at_door=True)
-            except Problem:
-                if may_degrade(asked):
-                    self._pace.came(started)
-                raise
+            deadline_s = self._deadline_s(asked, started, time.monotonic())
+            self.admission.refuse_if_hopeless(deadline_s, at_door=True)
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
             data = await read_image(request, self.body_limits, share, self.threads)
             one = await self.classify(data, asked, started, request)
@@ -140,7 +133,6 @@ class Classifier:
             else:
                 plan, prepared = self._plan(asked, 0.0), True
                 pixels = await self._in_turn(data, partial(self._pixels, side=plan.subnet.side))
-            self._count(plan)
             decode_ms = 1000 * (time.monotonic() - decoding)
         self.admission.refuse_if_hopeless(deadline)
         answer = await self._workers.run(
@@ -190,17 +182,10 @@ class Classifier:
 
     def _plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         self._planner.latency = self._workers.latency
-        workers = self._settings.workers / self._settings.http_processes
-        pace_ms = self._pace.share_ms(time.monotonic(), workers)
         try:
-            return self._planner.plan(asked, elapsed_ms, pace_ms)
+            return self._planner.plan(asked, elapsed_ms)
         except OutOfRange as error:
             raise Problem(422, str(error), extra={"allowed": error.allowed}) from None
-
-    def _count(self, plan: Plan) -> None:
-        # Once its image is known to be sound: what is damaged takes no time from anyone's subnet.
-        infer_ms = self._workers.latency.infer_ms(plan.subnet.flops)
-        self._pace.came(time.monotonic(), None if plan.shrinks else infer_ms)
 
     def _observe(self, plan: Plan, done: Done, decode_ms: float, total_ms: float) -> None:
         metrics = self._metrics

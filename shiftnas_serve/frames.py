@@ -19,6 +19,7 @@ _LENGTH = struct.Struct("=I")
 _JOB = struct.Struct("=IBQdddII?H")
 _DONE = struct.Struct("=IBQffffHBH")
 _NUMBERED = struct.Struct("=IBQ")
+_OTHERS = struct.Struct("=IBd")
 
 SOURCES = ("resident", "universal", "built")
 """Where the session that answered came from."""
@@ -133,6 +134,16 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True)
+class Others:
+    """From a worker, to each of several HTTP processes with its answers: what waits of the others.
+
+    ``least_ms``: of jobs with latency budgets, what they take if all shrink as far as they may.
+    """
+
+    least_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """From a worker, last: it cannot load the revision that was opened."""
 
@@ -152,12 +163,13 @@ Frame = (
     | Unbuilt
     | Open
     | Alive
+    | Others
     | Refused
 )
 
 _ORDER = (
     *(Job, Cancel, Done, Late, Dropped, Failed, Hello),
-    *(Resident, Building, Unbuilt, Open, Alive, Refused),
+    *(Resident, Building, Unbuilt, Open, Alive, Others, Refused),
 )
 _KINDS: dict[type[Frame], int] = {kind: n for n, kind in enumerate(_ORDER, start=1)}
 
@@ -205,6 +217,8 @@ def pack(frame: Frame) -> bytes:
             )
         case Cancel(identity) | Late(identity) | Dropped(identity):
             return _NUMBERED.pack(_NUMBERED.size - _LENGTH.size, kind, identity)
+        case Others(least_ms):
+            return _OTHERS.pack(_OTHERS.size - _LENGTH.size, kind, least_ms)
         case Failed(identity, reason):
             data = reason.encode("utf-8", "replace")
             length = _NUMBERED.size - _LENGTH.size + len(data)
@@ -268,6 +282,8 @@ def _unpack(data: bytes) -> Frame:
     for numbered in (Cancel, Late, Dropped):
         if kind == _KINDS[numbered]:
             return numbered(_NUMBERED.unpack_from(data)[2])
+    if kind == _KINDS[Others]:
+        return Others(_OTHERS.unpack_from(data)[2])
     document = json.loads(data[_LENGTH.size + 1 :])
     if kind == _KINDS[Hello]:
         points = tuple((float(flops), float(ms)) for flops, ms in document["latency_points"])

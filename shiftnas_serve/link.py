@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from shiftnas_serve.frames import (
     Job,
     Late,
     Open,
+    Others,
     Refused,
     Resident,
     Unbuilt,
@@ -140,6 +142,7 @@ class Link(asyncio.Protocol):
         self._unsent: dict[int, Job] = {}
         self._cancels: list[int] = []
         self._owed: set[int] = set()
+        self._others_done_s = -math.inf  # when the worker will have run what others have sent it
         self._silent_looks = 0
         self._building = False
         self._paused = self._flushing = False
@@ -163,6 +166,12 @@ class Link(asyncio.Protocol):
             return
         self._cancels.append(job_id)
         self._flush_soon()
+
+    def ahead_ms(self, deadline_s: float) -> tuple[float, float]:
+        """As ``Flights.ahead_ms``, and what other HTTP processes had waiting when last heard of."""
+        ms, least_ms = self.in_flight.ahead_ms(deadline_s)
+        others_ms = max(1000 * (self._others_done_s - time.monotonic()), 0.0)
+        return ms + others_ms, least_ms + others_ms
 
     def _flush_soon(self) -> None:
         # Once a turn of the event loop, so that requests that came together arrive together. On a
@@ -236,6 +245,8 @@ class Link(asyncio.Protocol):
                     if flight is not None and not flight.answer.done():
                         assert not isinstance(frame, Dropped), "nobody has cancelled it"
                         flight.answer.set_result(frame)
+                case Others(least_ms):
+                    self._others_done_s = time.monotonic() + least_ms / 1000
                 case Building() | Alive():
                     pass  # heard of, which is all
                 case Refused(reason):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -68,16 +67,14 @@ class Planner:
         self._steps = latency_steps(bundle)
         self.latency: LatencyTable | None = None
 
-    def plan(
-        self, asked: Mapping[str, float], elapsed_ms: float, pace_ms: float = math.inf
-    ) -> Plan:
+    def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does.
 
         ``asked``: values by the name of their kind, as parsed.
         """
         assert self.latency is not None, "planning begins when a worker has measured its latency"
         space = self._bundle.space
-        moment = Moment(space.min_flops, space.max_flops, self.latency, elapsed_ms, pace_ms)
+        moment = Moment(space.min_flops, space.max_flops, self.latency, elapsed_ms)
         bound = float(space.max_flops)
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)

@@ -7,15 +7,15 @@ the same measure, so that each of them can be in time.
 
 from __future__ import annotations
 
-import math
 from bisect import insort
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from shiftnas_serve.arrivals import Arrivals
 from shiftnas_serve.frames import Job
-from shiftnas_serve.reserve import Reserve
 
 # Of the time that is left to the most urgent job, its batch may take this part: what comes
 # meanwhile waits for all of it.
@@ -68,7 +68,7 @@ class Waiting:
         self._queue: list[Waiter] = []
         self._waiters: dict[tuple[Hashable, int], Waiter] = {}
         self._number = 0
-        self._reserve = Reserve()
+        self._arrivals = Arrivals()
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -76,7 +76,7 @@ class Waiting:
     def add(self, client: Hashable, job: Job) -> None:
         """Take a job of ``client``; its id is unique among that client's."""
         self._number += 1
-        self._reserve.came(job)
+        self._arrivals.came(job)
         waiter = Waiter(job.deadline_s, self._number, job, client)
         self._waiters[client, job.id] = waiter
         insort(self._queue, waiter)
@@ -87,6 +87,15 @@ class Waiting:
         if waiter is not None:
             waiter.cancelled = True
         return waiter is not None
+
+    def others_ms(self, client: Hashable, costs: Costs) -> float:
+        """What jobs of other clients with latency budgets take at least."""
+        keys = Counter(
+            one.job.key
+            for one in self._waiters.values()
+            if one.client != client and one.job.aim_s is not None
+        )
+        return sum(count * _least_ms(costs, key, shrinks=True) for key, count in keys.items())
 
     def forget(self, client: Hashable) -> None:
         """Cancel all jobs of a client that has gone."""
@@ -139,10 +148,11 @@ class Waiting:
 
         What runs before a job counts twice. Under load every job uses up the time that it is given,
         so all would else be due just at their deadlines, and half of them late. What usually comes
-        after a job has its time kept, too (``Reserve``).
+        after a job has its time kept, too, and no job gets more than the pace at which they come.
         """
-        kept_ms = self._reserve.ms(partial(_least_ms, costs))
-        share_ms, ahead_ms, shrinking = math.inf, 0.0, 0
+        kept_ms = self._arrivals.reserve_ms(partial(_least_ms, costs))
+        share_ms = self._arrivals.pace_ms(now_s, costs.cost_ms)
+        ahead_ms, shrinking = 0.0, 0
         for waiter in self._queue:
             job = waiter.job
             if job.aim_s is None:

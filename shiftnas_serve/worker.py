@@ -29,6 +29,7 @@ from shiftnas_serve.frames import (
     Hello,
     Job,
     Late,
+    Others,
     Resident,
     Unbuilt,
     pack,
@@ -215,7 +216,11 @@ class SubnetRunner:
         for waiter, answer in answers:
             assert isinstance(waiter.client, Client)
             by_client.setdefault(waiter.client, []).append(pack(answer))
+        several = len(self._inbox.clients(self.revision)) > 1
         for client, frames in by_client.items():
+            if several:
+                others_ms = self.waiting.others_ms(client, self._selection)
+                frames.append(pack(Others(others_ms)))
             self._inbox.send(client, b"".join(frames))
 
     def say_resident(self, *, at_once: bool) -> None:

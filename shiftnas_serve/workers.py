@@ -81,8 +81,7 @@ class Workers:
 
     def least_wait_ms(self, deadline_s: float) -> float:
         """What a job due then waits at least: what runs before it on the least busy worker."""
-        ahead = (link.in_flight.ahead_ms(deadline_s) for link in self._ready_links())
-        return min((least_ms for _, least_ms in ahead), default=0.0)
+        return min((one.ahead_ms(deadline_s)[1] for one in self._ready_links()), default=0.0)
 
     def resident(self) -> list[str]:
         """Ids of the subnets that any worker has a session for."""
@@ -170,7 +169,7 @@ class Workers:
 
         def expected_ms(link: Link) -> float:
             build_ms = 0.0 if flight.subnet_id in link.resident else self._build_ms
-            return link.in_flight.ahead_ms(flight.job.deadline_s)[0] + build_ms
+            return link.ahead_ms(flight.job.deadline_s)[0] + build_ms
 
         links = self._ready_links()
         if not links:

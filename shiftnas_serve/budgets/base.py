@@ -7,7 +7,6 @@ generator answers. Several budgets bind together: the smallest bound counts.
 from __future__ import annotations
 
 import abc
-import math
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
@@ -30,16 +29,12 @@ class OutOfRange(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """What the planner knows when it decides: the range served, how fast, and the time spent.
-
-    ``pace_ms``: the inference that there is time for if requests keep coming as they do.
-    """
+    """What the planner knows when it decides: the range served, how fast, and the time spent."""
 
     min_flops: int
     max_flops: int
     latency: LatencyTable
     elapsed_ms: float = 0.0
-    pace_ms: float = math.inf
 
 
 class AbstractBudgetKind(abc.ABC):

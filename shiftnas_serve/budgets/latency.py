@@ -41,10 +41,10 @@ class LatencyBudget(AbstractBudgetKind):
         return received_s + value / 1000
 
     def flops_bound(self, value: float, moment: Moment) -> float:
-        """What could be computed in the time that is left if nothing else waited, at this pace.
+        """What could be computed in the time that is left if nothing else waited.
 
-        The worker goes below that for the sake of what waits (``selection``). A budget that even an
-        idle server cannot keep is out of range.
+        The worker goes below that for the sake of what waits and will come (``waiting``). A budget
+        that even an idle server cannot keep is out of range.
         """
         smallest_ms = moment.latency.least_ms(moment.min_flops)
         if value < smallest_ms:
@@ -54,5 +54,5 @@ class LatencyBudget(AbstractBudgetKind):
                 {"min_latency_ms": round(smallest_ms, 3)},
             )
         left_ms = value - moment.elapsed_ms - moment.latency.after_ms
-        most = moment.latency.flops_inferred_within(min(left_ms, moment.pace_ms))
+        most = moment.latency.flops_inferred_within(left_ms)
         return max(most, moment.min_flops)

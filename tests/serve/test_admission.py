@@ -57,11 +57,6 @@ def test_at_the_door_images_in_preparation_count_and_later_not_they_come_after()
     assert not refused(asked, 250.0, at_door=True)
 
 
-def test_other_http_processes_have_sent_as_much():
-    assert not refused(admission(100.0), 300.0)
-    assert refused(admission(100.0, http_processes=4), 300.0)
-
-
 def test_a_problem_of_preparing_leaves_no_count_behind():
     asked = admission()
     with pytest.raises(ValueError, match="damaged"), asked.preparing():

@@ -22,7 +22,6 @@ from shiftnas_serve.budgets import (
     may_degrade,
 )
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.pace import Pace
 from shiftnas_serve.planner import Planner, describe
 from shiftnas_serve.problem import Problem
 
@@ -127,7 +126,7 @@ def test_a_bound_is_one_that_some_subnet_keeps(kind, bundle: Bundle):
 @every_kind
 def test_only_a_kind_that_degrades_depends_on_the_moment(kind, bundle: Bundle):
     value = VALUES[-1]
-    busy = moment(bundle, elapsed_ms=1e12, pace_ms=0.0)
+    busy = moment(bundle, elapsed_ms=1e12)
     same = kind.flops_bound(value, busy) == kind.flops_bound(value, moment(bundle))
     assert same or kind.degrades
     assert kind.deadline_s(1.0, 50.0) > 50.0
@@ -215,29 +214,6 @@ def test_a_bundle_whose_largest_answer_is_no_step_still_answers_it(bundle: Bundl
     most = 0.97 * bundle.max_flops
     plans.latency = LatencyTable(((bundle.min_flops, 1.0), (most, 10.0)))
     assert plans.plan({"latency_ms": 20}, 0).subnet.flops == bundle.max_flops
-
-
-def test_requests_that_keep_coming_get_what_there_is_time_for(bundle: Bundle):
-    plans, pace = planner(bundle), Pace()
-    assert pace.share_ms(0.0, 1) == math.inf
-    for number in range(1000):
-        pace.came(0.02 * number)
-    assert pace.share_ms(20.0, 1) == pytest.approx(20.0, rel=0.05)
-    assert pace.share_ms(20.0, 3) == pytest.approx(60.0, rel=0.05)
-    for number in range(1000):
-        pace.came(20 + 0.02 * number)
-        pace.came(20 + 0.02 * number, fixed_ms=15.0)
-    assert pace.share_ms(40.0, 1) == pytest.approx(5.0, rel=0.05)
-    busy = plans.plan({"latency_ms": 100}, 0, pace.share_ms(40.0, 1))
-    assert plans.latency is not None
-    assert busy.degraded
-    assert 4.0 < plans.latency.infer_ms(busy.subnet.flops) <= 5.01
-    assert plans.plan({"flops": 1e9}, 0, 0.0).subnet.flops == bundle.max_flops
-    for number in range(1000):
-        pace.came(40 + 0.02 * number, fixed_ms=50.0)
-    assert pace.share_ms(60.0, 1) == 0.0
-    assert plans.plan({"latency_ms": 100}, 0, 0.0).subnet.flops == bundle.min_flops
-    assert pace.share_ms(90.0, 1) > 10_000
 
 
 def test_the_tighter_of_two_budgets_binds(bundle: Bundle):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import struct
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,12 +17,7 @@ from models.bundle import Bundle
 from models.extract import extract_folded
 from models.image import read_header
 from models.nets import build_net
-from shiftnas_serve.classify import Classifier, is_small
-from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.pace import Pace
-from shiftnas_serve.planner import Planner
-from shiftnas_serve.problem import Problem
-from shiftnas_serve.settings import Settings
+from shiftnas_serve.classify import is_small
 from tests.serve.conftest import RunningServer, encoded, picture
 
 PNG = {"Content-Type": "image/png"}
@@ -293,26 +283,3 @@ def test_only_what_decodes_in_a_moment_is_decoded_on_the_event_loop():
     assert not small_file(encoded(small) + bytes(64_000))
     cut = encoded(large.resize((600, 600)), "JPEG")[:700]  # all of it would be filled in
     assert not small_file(cut)
-
-
-@pytest.mark.parametrize(("sound", "counted"), [(True, 1), (False, 0)])
-def test_damaged_images_take_no_time_from_those_with_latency_budgets(
-    bundle: Bundle, monkeypatch, png, sound, counted
-):
-    """What is counted as work is what the others must leave time for."""
-    came = []
-    monkeypatch.setattr(Pace, "came", lambda self, now_s, fixed_ms=None: came.append(fixed_ms))
-
-    async def busy(**job: object) -> None:
-        raise Problem(503, "nobody is there")
-
-    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
-    workers: Any = SimpleNamespace(latency=table, least_wait_ms=lambda due_s: 0.0, run=busy)
-    planner, nothing = Planner(bundle, None), cast("Any", None)
-    classifier = Classifier(bundle, planner, workers, nothing, Settings(bundle=Path()), Path())
-    data = png if sound else png[: len(png) // 2]
-    with pytest.raises(Problem) as caught:
-        asyncio.run(classifier.classify(data, {"flops": 2e6}, time.monotonic(), nothing))
-    classifier.close()
-    assert caught.value.status == (503 if sound else 422)
-    assert len(came) == counted

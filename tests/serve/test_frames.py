@@ -24,6 +24,7 @@ from shiftnas_serve.frames import (
     Job,
     Late,
     Open,
+    Others,
     Refused,
     Resident,
     Unbuilt,
@@ -58,6 +59,7 @@ def examples() -> list[object]:
         Dropped(9),
         Open(3),
         Alive(),
+        Others(12.5),
         Refused("no memory: größer"),
     ]
 
@@ -131,7 +133,7 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
             for client, frame in inbox.receive(0.05):
                 if isinstance(frame, Open):
                     assert frame.revision == 7
-                    inbox.send(client, pack(Hello(1, ((1.0, 1.0),), {})))
+                    inbox.send(client, pack(Hello(1, ((1.0, 1.0),), {})) + pack(Others(5e6)))
                 if isinstance(frame, Job):
                     mean = np.array([frame.pixels.mean()], np.float32)
                     inbox.send(
@@ -151,6 +153,10 @@ def test_jobs_and_answers_cross_a_socket(tmp_path: Path):
             link.send(one)
         assert link.in_flight.ahead_ms(9.0) == (80.0, 20.0)
         assert link.in_flight.ahead_ms(8.0) == (0.0, 0.0)
+        # and what other HTTP processes have there, some of which has run since
+        ms, least_ms = link.ahead_ms(9.0)
+        assert 4e6 < least_ms <= 5e6 + 20
+        assert ms - least_ms == pytest.approx(60)
         for one in flights:
             answer = await asyncio.wait_for(one.answer, 5)
             assert answer.logits[0] == np.float32(one.job.pixels.mean())

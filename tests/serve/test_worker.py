@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from shiftnas_serve.frames import (
     Failed,
     FrameReader,
     Job,
+    Others,
     Unbuilt,
     arch_key,
 )
@@ -40,9 +42,13 @@ class Replies:
         self.told: list[object] = []
         self.coming: list[tuple[Client, object]] = []
         self.lost: list[Client] = []
+        self.connected: list[Client] = []
 
     def send(self, client: object, data: bytes) -> None:
         self.frames += FrameReader().feed(data)
+
+    def clients(self, revision: int) -> list[Client]:
+        return self.connected
 
     def tell_all(self, frame: object, revision: int | None = None) -> None:
         self.told.append(frame)
@@ -175,7 +181,6 @@ def test_a_subnet_that_cannot_be_prebuilt_costs_nobody_anything(loaded: Loaded, 
 def test_every_job_is_answered_once_also_one_that_was_cancelled(loaded: Loaded, tmp_path):
     replies, client = Replies(), Nobody()
     inbox: Any = replies
-    replies.clients = lambda revision: []  # type: ignore[attr-defined]
     runners = Runners(inbox, RunFolder(tmp_path), Settings(bundle=Path(), prebuild=False))
     runners.add(1, loaded)
     resident = loaded.engine.resident()[0]
@@ -188,3 +193,30 @@ def test_every_job_is_answered_once_also_one_that_was_cancelled(loaded: Loaded, 
     runners._receive(0.0)
     runners._turn()
     assert [type(one) for one in replies.frames] == [Dropped, Done]
+
+
+def test_several_http_processes_hear_what_the_others_have_waiting(loaded: Loaded):
+    """Jobs with latency budgets, as small as they may become."""
+    replies = Replies()
+    runner = runner_of(loaded, replies)
+    resident = loaded.engine.resident()
+    smallest = min(resident, key=loaded.bundle.space.flops)
+    urgent, other = Nobody(), Nobody()
+    now, fixed = time.monotonic(), job_of(loaded.bundle, smallest)
+    runner.waiting.add(urgent, replace(fixed, deadline_s=now + 1))
+    for number in range(3):
+        aim_s = now + 60 + number if number else None
+        runner.waiting.add(other, replace(fixed, id=number, deadline_s=now + 60, aim_s=aim_s))
+    runner._max_batch = 1
+    replies.connected = [urgent]
+    assert runner.run_group()
+    assert [type(one) for one in replies.frames] == [Done]  # it is the only one
+    runner.waiting.add(urgent, replace(fixed, deadline_s=now + 1))
+    replies.connected = [urgent, other]
+    assert runner.run_group()
+    _, done, others = replies.frames
+    assert isinstance(done, Done)
+    assert isinstance(others, Others)
+    least_ms = loaded.selection.cost_ms(fixed.key)
+    assert others.least_ms == pytest.approx(2 * least_ms, rel=0.5)  # corrected since
+    assert runner.waiting.others_ms(other, loaded.selection) == 0.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from shiftnas_serve.arrivals import Arrivals
 from shiftnas_serve.frames import Job
-from shiftnas_serve.reserve import Reserve
+from shiftnas_serve.pace import Pace
 from shiftnas_serve.waiting import Waiting
 from tests.serve.test_waiting import LARGEST, PIXELS, SMALLEST, Sizes
 
@@ -23,14 +26,43 @@ def job(sent_s: float, *, shrinks: bool = True, key: bytes = LARGEST) -> Job:
 
 
 def kept_ms(moments_s: list[float], **named: bool) -> float:
-    reserve = Reserve()
+    arrivals = Arrivals()
     for moment_s in moments_s:
-        reserve.came(job(moment_s, **named))
-    return reserve.ms(least_ms)
+        arrivals.came(job(moment_s, **named))
+    return arrivals.reserve_ms(least_ms)
 
 
 def bursts(of: int, count: int = 10, apart_s: float = 2.0) -> list[float]:
     return [apart_s * burst + 0.001 * number for burst in range(count) for number in range(of)]
+
+
+def test_the_pace_is_what_there_is_time_for_in_the_long_run():
+    pace = Pace()
+    assert pace.share_ms(0.0) == math.inf
+    for number in range(1000):
+        pace.came(0.02 * number)
+    assert pace.share_ms(20.0) == pytest.approx(20.0, rel=0.05)
+    for number in range(1000):
+        pace.came(20 + 0.02 * number)
+        pace.came(20 + 0.02 * number, fixed_ms=15.0)
+    assert pace.share_ms(40.0) == pytest.approx(5.0, rel=0.05)
+    for number in range(1000):
+        pace.came(40 + 0.02 * number, fixed_ms=50.0)
+    assert pace.share_ms(60.0) == 0.0
+    assert pace.share_ms(90.0) > 10_000
+
+
+def test_the_pace_counts_every_arrival_once():
+    arrivals, pace = Arrivals(), Pace()
+    assert arrivals.pace_ms(0.0, lambda key: 1.0) == math.inf
+    for number in range(200):
+        one = job(0.02 * number, shrinks=number % 2 == 0)
+        arrivals.came(one)
+        pace.came(one.sent_s, None if number % 2 == 0 else 7.0)
+        if number % 3 == 0:
+            assert arrivals.pace_ms(one.sent_s, lambda key: 7.0) == pytest.approx(
+                pace.share_ms(one.sent_s)
+            )
 
 
 def test_nothing_is_kept_before_much_has_come_and_for_a_steady_load():
