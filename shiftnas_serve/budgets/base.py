@@ -7,6 +7,7 @@ generator answers. Several budgets bind together: the smallest bound counts.
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
