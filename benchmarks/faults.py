@@ -2,6 +2,7 @@
 
     python -m benchmarks.faults
     python -m benchmarks.faults --kills 10 --workers 2
+    python -m benchmarks.faults --kills 0 --drain-s 0        what SIGTERM alone breaks
 
 Kill -9 of a worker and of the HTTP process, and a worker that stands still, each in turn under a
 closed loop: how long the requests took that were in flight (none may hang), how they ended, how
@@ -41,7 +42,10 @@ _RECOVERS_WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Answered:
-    """A request: when it was sent and answered, and the status (0: the connection broke)."""
+    """A request: when it was sent and answered, and the status.
+
+    0: the connection broke; -1: nobody listens any more.
+    """
 
     sent_s: float
     done_s: float
@@ -146,8 +150,12 @@ async def well_again(
     raise ValueError(f"the server was not well again within {_RECOVERS_WITHIN_S:g} s")
 
 
-async def stop(server: Server, request: bytes) -> dict[str, Any]:
-    """SIGTERM under load: what becomes of requests, and how long until nothing is left."""
+async def stop(server: Server, request: bytes, *, drains: bool) -> dict[str, Any]:
+    """SIGTERM under load: what becomes of requests, and how long until nothing is left.
+
+    ``drains``: clients stop when the server says that it will, as behind a balancer; else they ask
+    to the end.
+    """
     seen: list[Answered] = []
     ended = asyncio.Event()
     loading = asyncio.create_task(load(server.port, request, ended, seen))
@@ -157,12 +165,13 @@ async def stop(server: Server, request: bytes) -> dict[str, Any]:
     os.kill(server.pid, signal.SIGTERM)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
         draining_s = None
-        while draining_s is None and alive({server.pid}):
+        while (draining_s is None or not drains) and alive({server.pid}):
             with contextlib.suppress(httpx.TransportError):
-                if (await client.get("/readyz")).status_code == 503:
+                status = (await client.get("/readyz")).status_code
+                if status == 503 and draining_s is None:
                     draining_s = time.monotonic() - struck
             await asyncio.sleep(0.01)
-    ended.set()  # as clients stop when the balancer has seen /readyz
+    ended.set()
     await asyncio.wait_for(loading, _RECOVERS_WITHIN_S)
     while alive(everything) and time.monotonic() < struck + 2 * _RECOVERS_WITHIN_S:
         await asyncio.sleep(0.05)
@@ -194,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--kills", type=int, default=5, help="of each kind")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--drain-s", type=float, default=1.0, help="the server's")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
@@ -206,7 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"worker stands still (stall_s {_STALL_S:g})": (worker_pids, signal.SIGSTOP),
     }
     command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
-    command += ["--workers", str(options.workers), "--stall-s", str(_STALL_S), "--drain-s", "1"]
+    command += ["--workers", str(options.workers), "--stall-s", str(_STALL_S)]
+    command += ["--drain-s", str(options.drain_s)]
     rows: list[dict[str, Any]] = []
     try:
         bundle = load_bundle(options.bundle)
@@ -216,13 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
                 for kind, (pids, number) in kinds.items():
                     found = asyncio.run(fault(server, request, pids, number))
                     rows.append({"kind": kind, **found})
-            stopped = asyncio.run(stop(server, request))
+            stopped = asyncio.run(stop(server, request, drains=options.drain_s > 0))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not options.json:
         print_table(options, rows, stopped, list(kinds))
     about = {"benchmark": "faults", "bundle": bundle.name, "workers": options.workers}
+    about["drain_s"] = options.drain_s
     print(json.dumps({**about, "rows": rows, "sigterm": stopped, "machine": machine()}))
     return 0
 
@@ -241,6 +253,8 @@ def print_table(
     print("fault                            in flight ended   answers again     ready again")
     for kind in kinds:
         of_kind = [row for row in rows if row["kind"] == kind]
+        if not of_kind:
+            continue
         texts = []
         for key in ("longest_in_flight_s", "answers_again_s", "ready_again_s"):
             values = [row[key] for row in of_kind]

@@ -52,17 +52,22 @@ class Connections:
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
 
     async def ask(self, index: int, request: bytes, due_s: float | None = None) -> Sample:
-        """Send a request and read its answer. Status 0: the connection broke."""
+        """Send a request and read its answer. Status 0: it broke; -1: nobody listens."""
         start = time.perf_counter() if due_s is None else due_s
         try:
             reader, writer = await self._connection()
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             await reader.readexactly(int(_field(head, b"content-length") or 0))
+        except ConnectionRefusedError:
+            return Sample(index, -1, 1000 * (time.perf_counter() - start), 0)
         except (OSError, asyncio.IncompleteReadError):
             return Sample(index, 0, 1000 * (time.perf_counter() - start), 0)
         latency_ms = 1000 * (time.perf_counter() - start)
-        self._free.append((reader, writer, time.perf_counter()))
+        if _field(head, b"connection") == b"close":
+            writer.close()
+        else:
+            self._free.append((reader, writer, time.perf_counter()))
         served = int(_field(head, b"served-flops") or 0)
         timing = (_field(head, b"server-timing") or b"").partition(b'desc="')[2]
         source = timing.partition(b'"')[0].decode()

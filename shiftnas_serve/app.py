@@ -82,9 +82,10 @@ def install_routes(
         return JSONResponse({"status": "alive"})
 
     async def readyz(request: Request) -> Response:
-        if revisions.draining or not revisions.all_ready:
-            status = "draining" if revisions.draining else "starting"
-            problem = Problem(503, f"the server is {status}", headers={"Retry-After": "1"})
+        if revisions.draining or not revisions.ready:
+            status = "has no worker in every HTTP process" if revisions.started else "is starting"
+            status = "is draining" if revisions.draining else status
+            problem = Problem(503, f"the server {status}", headers={"Retry-After": "1"})
             return problem_response(problem, request)
         current = revisions.current
         body = {"status": "ready", "model": current.model, "runtime": current.workers.runtime}

@@ -6,7 +6,7 @@
 4. the image is decoded and resized, a large one in a thread     (413, 415, 422)
    (a latency budget: 4 before 3, since what is left of it counts; a small photo is resized in 5)
 5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
-6. the answer is awaited: two lost workers are 503, lost time is 504
+6. the answer is awaited: no worker is 503, two lost workers 500, lost time 504
 7. the logits become the JSON answer
 """
 

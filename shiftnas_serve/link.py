@@ -57,7 +57,7 @@ class Flight:
     """A job on its way.
 
     ``infer_ms``: what it is predicted to take; ``least_ms``: if it shrinks as far as it may;
-    ``retried``: sent twice.
+    ``retried``: a worker that had it was lost.
     """
 
     job: Job
@@ -158,6 +158,10 @@ class Link(asyncio.Protocol):
         self.in_flight.add(flight)
         self._unsent[flight.job.id] = flight.job
         self._flush_soon()
+
+    def has_written(self, flight: Flight) -> bool:
+        """Whether the worker may have begun with a flight's job."""
+        return flight.job.id not in self._unsent
 
     def cancel(self, flight: Flight) -> None:
         """Forget a flight; nothing happens if it has landed."""

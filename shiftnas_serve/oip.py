@@ -58,12 +58,12 @@ def oip_routes(
         return JSONResponse({"live": True})
 
     async def ready(request: Request) -> Response:
-        is_ready = revisions.all_ready and not workers.draining
+        is_ready = revisions.ready and not workers.draining
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(request: Request) -> Response:
         known(request)
-        is_ready = revisions.all_ready and not workers.draining
+        is_ready = revisions.ready and not workers.draining
         return JSONResponse({"name": bundle.name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def model(request: Request) -> Response:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,6 +28,7 @@ from shiftnas_serve.problem import Problem
 from shiftnas_serve.revisions import Revisions
 from shiftnas_serve.run_folder import BeingReloaded, Member, RunFolder, State
 from shiftnas_serve.settings import Settings
+from shiftnas_serve.signals import RELOAD
 
 _POLL_S = 0.02
 _TIDY_POLL_S = 0.5
@@ -96,15 +96,15 @@ class Reloader:
         log.info("reload done", **done.to_json())
         return done
 
-    def listen_to_hangups(self) -> None:
-        """Reload from the same path on SIGHUP; what comes of it stands in the log."""
+    def listen_to_the_parent(self) -> None:
+        """Reload from the same path when it passes a SIGHUP on; the log has what comes of it."""
 
         async def reload() -> None:
             with contextlib.suppress(Problem):
                 await self.reload(None, f"sighup-{uuid.uuid4().hex}")
 
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(reload()))
+        loop.add_signal_handler(RELOAD, lambda: self._keep(reload()))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -28,7 +28,7 @@ from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Planner
 from shiftnas_serve.run_folder import Member, RunFolder
 from shiftnas_serve.settings import Settings
-from shiftnas_serve.status import is_draining
+from shiftnas_serve.status import is_draining, is_started, set_started
 from shiftnas_serve.workers import Workers
 
 _POLL_S = 0.25
@@ -105,12 +105,31 @@ class Revisions:
         return self._current
 
     @property
-    def all_ready(self) -> bool:
-        """Whether every HTTP process has all its workers, for the revision that is served."""
+    def started(self) -> bool:
+        """Whether the server has been complete: every HTTP process with all its workers."""
+        if is_started(self.files.path):
+            return True
         serving, members = self.files.state().serving, self.files.members()
         ready = all(one.serving == serving and serving in one.ready for one in members)
         own = self.current.number == serving and self.current.workers.all_ready
-        return own and ready and len(members) >= self._settings.http_processes
+        complete = own and ready and len(members) >= self._settings.http_processes
+        if complete:
+            with contextlib.suppress(OSError):  # a full disk: it will be found again
+                set_started(self.files.path)
+        return complete
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may come.
+
+        First when the server has been complete; from then on while every HTTP process is there and
+        has a worker. What one lost worker did is done by the others until it is replaced: to be
+        taken out for that would give them nothing to do.
+        """
+        members = self.files.members()
+        enough = len(members) >= self._settings.http_processes
+        able = all(one.serving in one.able for one in members)
+        return self.started and enough and able and self.current.workers.ready
 
     async def start(self) -> None:
         """Open what is served and begin to follow; call inside the event loop."""
@@ -125,10 +144,14 @@ class Revisions:
                     raise
         end = time.monotonic() + _START_S
         await self.follow()
-        while not self.current.workers.all_ready and time.monotonic() < end:
+        while not self._takes_requests and time.monotonic() < end:
             await asyncio.sleep(0.01)
             await self.follow()
         self._tasks.append(asyncio.create_task(self._follow_on()))
+
+    def drain(self) -> None:
+        """Answers from now on tell clients to connect anew."""
+        self.draining = True
 
     async def stop(self) -> None:
         """Close everything."""
@@ -138,6 +161,11 @@ class Revisions:
         for revision in self._held.values():
             await revision.close()
         self.files.forget_member(os.getpid())
+
+    @property
+    def _takes_requests(self) -> bool:
+        workers = self.current.workers
+        return workers.all_ready or (workers.ready and is_started(self.files.path))
 
     async def _follow_on(self) -> None:
         while True:
@@ -185,12 +213,14 @@ class Revisions:
 
     def _say(self) -> None:
         ready = (n for n, revision in self._held.items() if revision.workers.all_ready)
+        able = (n for n, revision in self._held.items() if revision.workers.ready)
         member = Member(
             os.getpid(),
             None if self._current is None else self._current.number,
             tuple(sorted(ready)),
             tuple(sorted(self._held)),
             self._failed,
+            tuple(sorted(able)),
         )
         if member != self._said:
             self.files.set_member(member)

@@ -51,8 +51,9 @@ class State:
 class Member:
     """What an HTTP process says of itself.
 
-    serving: the revision that new requests get; ready: those for which it has all its workers;
-    holds: those that it answers with or may; failed: one that it could not get ready, and why.
+    serving: the revision that new requests get; able: those for which it has a worker; ready: those
+    for which it has all of them; holds: those that it answers with or may; failed: one that it
+    could not get ready, and why.
     """
 
     pid: int
@@ -60,6 +61,7 @@ class Member:
     ready: tuple[int, ...] = ()
     holds: tuple[int, ...] = ()
     failed: tuple[int, str] | None = None
+    able: tuple[int, ...] = ()
 
 
 class BeingReloaded(Exception):
@@ -155,6 +157,14 @@ class RunFolder:
         except FileNotFoundError:
             return 0.0
 
+    def has_served(self, pid: int) -> bool:
+        """Whether an HTTP process, alive or not, has come as far as answering requests."""
+        try:
+            said = _member(json.loads((self._members / str(pid)).read_text()))
+        except FileNotFoundError:
+            return False
+        return said.serving is not None
+
     def forget_member(self, pid: int) -> None:
         """An HTTP process has ended."""
         (self._members / str(pid)).unlink(missing_ok=True)
@@ -186,6 +196,7 @@ def _member(document: dict[str, Any]) -> Member:
         tuple(document["ready"]),
         tuple(document["holds"]),
         None if failed is None else (failed[0], failed[1]),
+        tuple(document["able"]),
     )
 
 

@@ -111,7 +111,7 @@ class Settings(BaseModel):
     drain_s: float = Field(
         0.0,
         ge=0,
-        description="after SIGTERM, seconds in which /readyz is 503 and requests still run",
+        description="after SIGTERM, seconds in which /readyz is 503 and requests are still taken",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "warning", description="of the log on standard error; info has a line for each request"

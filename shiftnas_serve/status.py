@@ -1,10 +1,20 @@
-"""Status: what the parent tells its children about stopping, as files in the folder of this run."""
+"""Status: how far the server as a whole is, as files in the folder of this run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_DRAINING, _STOPPING = "draining", "stopping"
+_STARTED, _DRAINING, _STOPPING = "started", "draining", "stopping"
+
+
+def set_started(folder: Path) -> None:
+    """From now on the server was complete once."""
+    (folder / _STARTED).touch()
+
+
+def is_started(folder: Path) -> bool:
+    """Whether every HTTP process has had every worker."""
+    return (folder / _STARTED).exists()
 
 
 def set_draining(folder: Path) -> None:

@@ -10,9 +10,7 @@ import contextlib
 import ctypes
 import gc
 import os
-import shutil
 import signal
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +25,7 @@ from shiftnas_serve.inbox import Client, Inbox, socket_path
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.settings import Settings
+from shiftnas_serve.signals import end_with_parent
 from shiftnas_serve.worker import Loaded, SubnetRunner, load_revision
 
 _IDLE_S = 1.0
@@ -205,19 +204,3 @@ def release_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # a libc without it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def end_with_parent(folder: Path) -> None:
-    """End this process when its parent is gone, also after a kill -9 of the parent.
-
-    ``folder``: the run's own, which the parent could not remove then.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

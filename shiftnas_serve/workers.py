@@ -113,8 +113,8 @@ class Workers:
         by then. ``client_gone`` returns when nobody waits any more. Times are on the monotonic
         clock.
 
-        Raises Problem: 499 the client went away; 503 no worker, or two were lost; 504 no answer by
-        ``give_up_s``.
+        Raises Problem: 499 the client went away; 500 two workers that had it were lost; 503 there
+        is no worker, or no other; 504 no answer by ``give_up_s``.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
@@ -209,22 +209,26 @@ class Workers:
             self._latency = LatencyTable.of(frame.latency_points)
 
     def _redirect(self, lost: Link) -> None:
-        """Run what a lost worker had once more on another; what was lost twice is refused."""
+        """Run what a lost worker had once more on another; what was lost twice is refused.
+
+        Whoever had a job when it was lost may have been lost because of it. So after the second
+        that is the server's error (500): a balancer sends what was 503 to another replica, which
+        would lose its workers, too.
+        """
         for flight in lost.in_flight.pop_all():
             if flight.answer.done():
                 continue
-            if flight.retried or not self.ready:
-                flight.answer.set_exception(
-                    Problem(
-                        503,
-                        "the worker that had this request was lost",
-                        headers={"Retry-After": "1"},
-                    )
-                )
-                continue
-            flight.retried = True
-            self._metrics.retries.inc()
-            self._dispatch(flight)
+            suspect = lost.has_written(flight)
+            if flight.retried and suspect:
+                detail = "two workers that had this request were lost; it is not tried again"
+                flight.answer.set_exception(Problem(500, detail))
+            elif not self.ready:
+                detail = "the worker that had this request was lost"
+                flight.answer.set_exception(Problem(503, detail, headers={"Retry-After": "1"}))
+            else:
+                flight.retried |= suspect
+                self._metrics.retries.inc()
+                self._dispatch(flight)
 
     async def _watch(self) -> None:
         while True:

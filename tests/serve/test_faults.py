@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,13 +73,33 @@ def hasty(bundle_folder: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def test_sigint_stops_everything_in_order(bundle_folder, png):
-    server = start_server(bundle_folder)
+def test_sigint_stops_everything_in_order_and_loses_nothing_on_kept_connections(bundle_folder, png):
+    """Without any time to drain, under load."""
+    server = start_server(bundle_folder, "--drain-s", "0")
     try:
         everything = server.descendants()
         assert len(everything) >= 3
-        assert server.client.post("/classify", content=png, headers=PNG).status_code == 200
-        assert server.stop(signal.SIGINT) == 0
+        answered = threading.Semaphore(0)
+
+        def load() -> list[int]:
+            """Ask until the server says that it is the last time. An error would be one lost."""
+            address, statuses = server.url.removeprefix("http://"), []
+            connection = http.client.HTTPConnection(address, timeout=20)
+            while True:
+                connection.request("POST", "/classify", png, PNG)
+                answer = connection.getresponse()
+                answer.read()
+                statuses.append(answer.status)
+                answered.release()
+                if answer.getheader("Connection") == "close":
+                    return statuses
+
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load) for _ in range(4)]
+            for _ in range(20):
+                assert answered.acquire(timeout=20)
+            assert server.stop(signal.SIGINT) == 0
+            assert {status for each in loads for status in each.result()} == {200}
         assert_soon_gone(everything)
         assert "Traceback" not in server.said()
     finally:
@@ -166,6 +188,34 @@ def test_a_client_that_stalls_is_408_and_stops_nobody(hasty, png):
         stalled.sendall(head.encode() + b"never more")
         assert hasty.client.post("/classify", content=png, headers=PNG).status_code == 200
         assert stalled.recv(100).startswith(b"HTTP/1.1 408")
+
+
+_FEW_ATTEMPTS = """
+import sys
+from shiftnas_serve import supervisor
+supervisor._ATTEMPTS = 2
+from shiftnas_serve.__main__ import main
+sys.exit(main(sys.argv[4:]))  # after python -m shiftnas_serve
+"""
+
+
+@pytest.mark.slow
+def test_a_server_whose_workers_will_not_start_again_ends_and_says_why(
+    bundle_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = start_server(bundle_folder, within=(sys.executable, "-c", _FEW_ATTEMPTS))
+    try:
+        everything = server.descendants()
+        (copied,) = tmp_path.glob("shiftnas-*/bundle-1/supernet.safetensors")
+        copied.unlink()
+        (worker,) = server.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert server.process.wait(60) == 1
+        assert_soon_gone(everything)
+        assert "error: worker 0 ended before it served, 2 times in a row" in server.said()
+    finally:
+        stop_server(server)
 
 
 def test_a_lost_manager_ends_the_server_with_a_status_that_says_so(own_server):

@@ -140,21 +140,26 @@ def test_gauges_of_a_dead_process_go(two, png):
     assert ask(two, png) == 200
 
 
-def test_ready_means_that_every_process_has_its_workers(two):
-    victim = min(two.http_pids())
-    worker = min(two.worker_pids())
-    os.kill(worker, signal.SIGSTOP)  # what replaces the victim cannot have all workers
+def test_ready_means_that_every_process_has_a_worker(two, png):
+    def statuses() -> set[int]:
+        def ready(_: int) -> int:
+            with two.connect() as client:
+                return client.get("/readyz").status_code
+
+        with ThreadPoolExecutor(4) as pool:
+            return set(pool.map(ready, range(12)))
+
+    victim, workers = min(two.http_pids()), two.worker_pids()
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(two.http_pids() - {victim}) == 2)
-
-    def ready(_: int) -> int:
-        with two.connect() as client:
-            return client.get("/readyz").status_code
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(ready, range(12))) == {503}
-    os.kill(worker, signal.SIGCONT)
+    assert statuses() == {503}
+    os.kill(min(workers), signal.SIGCONT)  # the other one is as good as lost
     wait_until_ready(two)
+    assert statuses() == {200}
+    os.kill(max(workers), signal.SIGCONT)
+    assert {ask(two, png) for _ in range(8)} == {200}
 
 
 def test_a_rate_holds_over_all_processes(bundle_folder, png, monkeypatch, tmp_path):

@@ -70,6 +70,11 @@ class FakeWorker:
                 got.append(frame)
         return got
 
+    def take(self) -> list[Frame]:
+        """All that has come so far, kept."""
+        self.read += [one for one in self.receive(0) if isinstance(one, Job)]
+        return self.read
+
     def say(self, *frames: Frame) -> None:
         assert self.client is not None
         self.inbox.send(self.client, b"".join(pack(frame) for frame in frames))
@@ -122,22 +127,25 @@ async def linked(worker: FakeWorker, path: Path) -> Link:
 
 
 @contextlib.asynccontextmanager
-async def running(worker: FakeWorker, folder: Path, metrics: Any, stall_s: float = 0.1) -> Any:
-    workers = Workers(folder, 1, 1, metrics, stall_s)
+async def running(
+    worker: FakeWorker, folder: Path, metrics: Any, stall_s: float = 0.1, others: Any = ()
+) -> Any:
+    every = (worker, *others)
+    workers = Workers(folder, 1, len(every), metrics, stall_s)
     await workers.start()
-    await until(lambda: (worker.receive(0), workers.ready)[1])
+    await until(lambda: ([one.receive(0) for one in every], workers.all_ready)[1])
     yield workers
     await workers.stop()
 
 
-async def ask(workers: Workers, give_up_ms: float) -> object:
+async def ask(workers: Workers, give_up_ms: float, side: int = 2) -> object:
     now = time.monotonic()
     return await workers.run(
         key=_KEY,
         subnet_id="id",
         flops=1,
         least_flops=1,
-        pixels=np.zeros((2, 2, 3), np.uint8),
+        pixels=np.zeros((side, side, 3), np.uint8),
         prepared=True,
         deadline_s=now + 60,
         aim_s=None,
@@ -315,5 +323,70 @@ def test_what_a_worker_could_not_prebuild_is_counted(worker, tmp_path):
         async with running(worker, tmp_path, counts):
             worker.say(Unbuilt("no memory"))
             await until(lambda: counts.counted)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def three(worker: FakeWorker, tmp_path: Path) -> Iterator[list[FakeWorker]]:
+    others = [FakeWorker(socket_path(tmp_path, number)) for number in (1, 2)]
+    yield [worker, *others]
+    for one in others:
+        one.inbox.close()
+
+
+async def lose(workers: list[FakeWorker], asked: list[asyncio.Task[object]]) -> None:
+    """End the worker that a job has come to."""
+
+    def holder() -> FakeWorker | None:
+        return next((one for one in workers if one.read or one.take()), None)
+
+    await until(lambda: holder() or all(one.done() for one in asked))
+    found = holder()
+    if found is not None:
+        workers.remove(found)
+        found.inbox.close()
+
+
+def test_what_was_lost_twice_is_no_503_which_would_be_sent_to_another_replica(three, tmp_path):
+    async def run() -> None:
+        counts = Counts()
+        async with running(three[0], tmp_path, counts, 60, three[1:]) as workers:
+            asked = [asyncio.create_task(ask(workers, give_up_ms=20_000))]
+            left = list(three)
+            await lose(left, asked)
+            await lose(left, asked)
+            with pytest.raises(Problem, match="two workers") as lost:
+                await asked[0]
+            assert lost.value.status == 500
+            assert counts.counted == [""], "it ran once more"
+            await until(lambda: not left[0].take())
+            asked = [asyncio.create_task(ask(workers, give_up_ms=20_000))]
+            await lose(left, asked)
+            with pytest.raises(Problem, match="was lost") as lost:
+                await asked[0]
+            assert lost.value.status == 503, "there is no other"
+
+    asyncio.run(run())
+
+
+def test_a_job_that_no_lost_worker_had_begun_with_is_not_suspect(three, tmp_path):
+    """It waited here, while the workers had no time to read."""
+
+    async def run() -> None:
+        async with running(three[0], tmp_path, Counts(), 60, three[1:]) as workers:
+            link = workers._ready_links()[0]
+            waiting = flight(1, side=300)
+            for number in range(2, 40):
+                link.send(flight(number, side=300))
+            await asyncio.sleep(0.01)
+            link.send(waiting)
+            assert not link.has_written(waiting)
+            first = next(iter(link.in_flight._by_id.values()))
+            assert link.has_written(first)
+            three[0].inbox.close()
+            await until(lambda: waiting.link is not link)
+            assert first.retried
+            assert not waiting.retried
 
     asyncio.run(run())

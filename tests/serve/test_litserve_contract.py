@@ -40,6 +40,9 @@ def parameters(function: object) -> list[str]:
                 "kwargs",
             ],
         ),
+        ("_start_worker_monitoring", ["self", "manager", "uvicorn_workers"]),
+        ("verify_worker_status", ["self"]),
+        ("launch_single_inference_worker", ["self", "lit_api", "worker_id"]),
     ],
 )
 def test_methods_that_are_overridden_or_called_take_what_we_expect(name, wanted):
@@ -120,6 +123,5 @@ def test_an_explicit_accelerator_imports_no_torch_and_routes_are_ours_to_add():
     server = LitServer(Api(api_path="/x"), accelerator="cpu", restart_workers=True)
     assert server.devices == ["cpu"]
     assert server.restart_workers is True
-    assert server.monitor_internal > 0
     assert server.uvicorn_graceful_timeout > 0
     assert any(isinstance(route, Route) for route in server.app.router.routes)
