@@ -12,6 +12,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from shiftnas_serve.body import BodyRoom, BodyShare
+from shiftnas_serve.decoding import Decoding
 from shiftnas_serve.keys import ApiKeys
 from shiftnas_serve.latency import MARGIN
 from shiftnas_serve.metrics import Metrics
@@ -34,8 +35,10 @@ class Admission:
         settings: Settings,
         folder: Path,
         min_flops: int,
+        decoding: Decoding,
     ) -> None:
         self._workers, self._metrics, self._settings = workers, metrics, settings
+        self._decoding = decoding
         self._min_flops = min_flops
         self.keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
         self._rate: RateLimit | None = None
@@ -139,6 +142,11 @@ class Admission:
                 },
             )
 
+    @property
+    def _soon(self) -> int:
+        """Images that the workers will be sent next: those in preparation that wait for nothing."""
+        return self._preparing - self._decoding.waiting
+
     @contextmanager
     def preparing(self) -> Iterator[None]:
         """Count an image that no worker knows of yet."""
@@ -148,18 +156,28 @@ class Admission:
         finally:
             self._preparing -= 1
 
-    def refuse_if_hopeless(self, deadline_s: float, *, at_door: bool = False) -> None:
-        """Problem 429 when so much waits that even the smallest subnet would be late.
+    def refuse_if_hopeless(
+        self, deadline_s: float, *, at_door: bool = False, decode_ms: float | None = None
+    ) -> None:
+        """Problem 429 when so much waits that even the smallest subnet would be late; 504 if it is.
 
-        ``at_door``: all that is prepared here now will be sent before.
+        ``at_door``: all that is prepared here now will be sent before. ``decode_ms``: what its
+        image takes in a thread, when its turn comes; None if it needs none.
         """
         smallest_ms = self._workers.latency.infer_ms(self._min_flops)
         wait_ms = self._workers.least_wait_ms(deadline_s)
-        wait_ms += self._preparing * smallest_ms if at_door else 0.0
-        done_s = time.monotonic() + MARGIN * (wait_ms + smallest_ms) / 1000
-        if wait_ms and done_s > deadline_s:
+        wait_ms += self._soon * smallest_ms if at_door else 0.0
+        ready_ms = wait_ms
+        if decode_ms is not None:  # in the threads of this process; the workers go on meanwhile
+            turn_ms = self._decoding.wait_ms(deadline_s)
+            ready_ms = max(wait_ms, turn_ms + decode_ms)
+            wait_ms = max(wait_ms, turn_ms)
+        now = time.monotonic()
+        if wait_ms and now + MARGIN * (ready_ms + smallest_ms) / 1000 > deadline_s:
             raise Problem(
                 429,
                 f"what waits takes {wait_ms:.0f} ms at least; no subnet would answer in time",
                 headers={"Retry-After": str(math.ceil(wait_ms / 1000))},
             )
+        if now >= deadline_s and not at_door:
+            raise Problem(504, "its time was over before it was sent to a worker")

@@ -1,12 +1,15 @@
 """Classify: what one request goes through in the HTTP process.
 
-1. its key is checked, its budgets are read from headers         (400, 401)
-2. its body is read, bounded in size and time                    (400, 408, 413, 415)
-3. the planner turns the budgets into a subnet                   (422)
-4. the image is decoded and resized, a large one in a thread     (413, 415, 422)
+1. its key and rate are checked, its budgets read from headers, and whether there is time for it:
+   400, 401; 429 over the rate, too many at once, or too much waits; 503 no worker is ready
+2. its body is read, bounded in size and time: 400, 408, 413, 415
+3. the planner turns the budgets into a subnet: 422
+4. the image is decoded and resized, a large one in its turn in a thread: 413, 415, 422; 429 what
+   waits leaves no time for it; 499 the client has gone; 504 its turn came too late
    (a latency budget: 4 before 3, since what is left of it counts; a small photo is resized in 5)
-5. the pixels go to a worker, whose loop runs the subnet         (429 when too many wait)
-6. the answer is awaited: no worker is 503, two lost workers 500, lost time 504
+5. the pixels go to a worker, whose loop runs the subnet: 429 and 504 as in 4
+6. the answer is awaited: 499; 500 the subnet failed, or two workers were lost; 503 no worker is
+   ready; 504 lost time
 7. the logits become the JSON answer
 """
 
@@ -14,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from starlette.datastructures import QueryParams
@@ -39,6 +42,14 @@ from shiftnas_serve.budgets import (
     earliest_deadline_s,
     may_degrade,
 )
+from shiftnas_serve.decoding import (
+    LARGE_BODY_BYTES,
+    Decoding,
+    decode_work,
+    is_large,
+    is_small,
+    resize_work,
+)
 from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Plan, Planner
@@ -47,11 +58,6 @@ from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
 
 DEFAULT_TOP_K = 5
-# Larger images are decoded and resized in a thread: they would hold up everyone else's requests.
-# For smaller ones the way to a thread and back takes longer than the work. Of a PNG, each 2 kB may
-# be a chunk of their own.
-_SMALL_PIXELS = 250_000
-_SMALL_BYTES = {"JPEG": 16_000, "PNG": 64_000}
 # A late answer is better than none for so long; after that the worker is in trouble.
 _GRACE_S = 1.0
 _NO_TURN = nullcontext()
@@ -59,6 +65,17 @@ _NO_TURN = nullcontext()
 _BUDGETS = [(k.name, k.header.lower(), lru_cache(4096)(k.parse)) for k in BUDGET_KINDS]
 
 T = TypeVar("T")
+
+
+class Asker(NamedTuple):
+    """Who waits for an image: its budgets, and for how long.
+
+    ``deadline_s`` is on the monotonic clock; ``client_gone`` returns when nobody waits any more.
+    """
+
+    asked: Mapping[str, float]
+    deadline_s: float
+    client_gone: Callable[[], Awaitable[None]]
 
 
 class Classifier:
@@ -78,13 +95,17 @@ class Classifier:
         self._min_flops = bundle.min_flops
         self._writer = AnswerWriter(bundle)
         self._side = bundle.space.resolution(bundle.space.largest)
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        # Of long bodies. Images have their own, whose work is known and has an order.
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="body")
         self.body_limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
-        self.admission = Admission(workers, metrics, settings, folder, bundle.min_flops)
+        self._decoding = Decoding()
+        least = bundle.min_flops
+        self.admission = Admission(workers, metrics, settings, folder, least, self._decoding)
 
     def close(self) -> None:
         """Give threads and files back."""
         self.threads.shutdown(wait=False)
+        self._decoding.close()
         self.admission.close()
 
     async def __call__(self, request: Request) -> Answer:
@@ -93,7 +114,8 @@ class Classifier:
         with self.admission.admitted(request) as share:
             asked = read_budgets(request.state.headers)
             deadline_s = self._deadline_s(asked, started, time.monotonic())
-            self.admission.refuse_if_hopeless(deadline_s, at_door=True)
+            decode_ms = 0.0 if is_long(request.state.headers) else None
+            self.admission.refuse_if_hopeless(deadline_s, at_door=True, decode_ms=decode_ms)
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
             data = await read_image(request, self.body_limits, share, self.threads)
             one = await self.classify(data, asked, started, request)
@@ -116,6 +138,7 @@ class Classifier:
         """
         received = time.monotonic()
         deadline = self._deadline_s(asked, started, received)
+        asker = Asker(asked, deadline, lambda: _gone(request))
         with self.admission.preparing(), await _turn(turns):
             if not self.admission.alone:
                 # Requests that came together all pass the door before the first is worked on, so
@@ -125,14 +148,21 @@ class Classifier:
             if may_degrade(asked):
                 # The subnet depends on what decoding took, and the worker may choose a smaller one:
                 # it prepares a small photo, for that one, or time would go on resizing it twice.
-                photo = await self._in_turn(data, self._decode)
+                photo = await self._in_turn(data, self._decode, asker)
                 plan = self._plan(asked, 1000 * (time.monotonic() - received))
-                prepared = is_large(photo)
-                prepare = partial(self._bundle.preprocess.pixels, photo, plan.subnet.side)
-                pixels = await self._in_thread(prepare) if prepared else np.asarray(photo)
+                size = size_of(photo)
+                prepared = is_large(*size)
+                if prepared:
+                    prepare = partial(self._bundle.preprocess.pixels, photo, plan.subnet.side)
+                    pixels = await self._decoding.run(
+                        prepare, resize_work(*size), deadline, asker.client_gone
+                    )
+                else:
+                    pixels = np.asarray(photo)
             else:
                 plan, prepared = self._plan(asked, 0.0), True
-                pixels = await self._in_turn(data, partial(self._pixels, side=plan.subnet.side))
+                read = partial(self._pixels, side=plan.subnet.side)
+                pixels = await self._in_turn(data, read, asker)
             decode_ms = 1000 * (time.monotonic() - decoding)
         self.admission.refuse_if_hopeless(deadline)
         answer = await self._workers.run(
@@ -145,7 +175,7 @@ class Classifier:
             deadline_s=deadline,
             aim_s=deadline - self._workers.latency.after_ms / 1000 if plan.shrinks else None,
             give_up_s=min(started + self._settings.timeout_s, deadline + _GRACE_S),
-            client_gone=lambda: _gone(request),
+            client_gone=asker.client_gone,
         )
         if isinstance(answer, Failed):
             raise Problem(500, f"a subnet could not run: {answer.reason}")
@@ -156,19 +186,24 @@ class Classifier:
         self._observe(plan, answer, decode_ms, 1000 * (time.monotonic() - decoding))
         return Classified(plan, answer, decode_ms, softmax(answer.logits))
 
-    async def _in_turn(self, data: bytes, read: Callable[[bytes, ImageHeader], T]) -> T:
+    async def _in_turn(
+        self, data: bytes, read: Callable[[bytes, ImageHeader], T], asker: Asker
+    ) -> T:
         """``read(data, its header)``, in a thread unless it takes but a moment."""
         try:
             header = read_header(data, self._settings.max_pixels)
             if is_small(header, len(data)):
                 return read(data, header)
-            return await self._in_thread(partial(read, data, header))
+            if may_degrade(asker.asked):
+                self._plan(asker.asked, 0.0)  # what no server can keep is said before it waits
+            work = decode_work(header, len(data))
+            decode_ms = self._decoding.expected_ms(work)
+            self.admission.refuse_if_hopeless(asker.deadline_s, decode_ms=decode_ms)
+            do = partial(read, data, header)
+            return await self._decoding.run(do, work, asker.deadline_s, asker.client_gone)
         except ImageError as error:
             headers = {"Accept": ", ".join(ACCEPTED)} if error.status == 415 else {}
             raise Problem(error.status, error.reason, headers=headers) from None
-
-    async def _in_thread(self, do: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, do)
 
     def _decode(self, data: bytes, header: ImageHeader) -> Photo:
         preprocess, most = self._bundle.preprocess, self._settings.max_pixels
@@ -244,17 +279,7 @@ def read_top_k(query: bytes, classes: int) -> int:
     return min(int(text), classes)
 
 
-def is_large(photo: Photo) -> bool:
-    """Whether to resize it takes more than a moment."""
-    width, height = size_of(photo)
-    return width * height > _SMALL_PIXELS
-
-
-def is_small(header: ImageHeader, size_bytes: int) -> bool:
-    """Whether decoding a file with this header takes no more than a moment.
-
-    A WebP may be an animation, whose frames libwebp looks at one by one.
-    """
-    if header.pixels > _SMALL_PIXELS or header.scans_at:
-        return False
-    return size_bytes <= _SMALL_BYTES.get(header.format, 0)
+def is_long(headers: Mapping[str, str]) -> bool:
+    """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

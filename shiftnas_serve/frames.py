@@ -79,7 +79,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Late:
-    """From a worker: the job's deadline had passed when its turn came."""
+    """From a worker: not run, since it could not be done by its deadline.
+
+    That had passed when its turn came, or would have before its end, and others waited behind it.
+    """
 
     id: int
 

@@ -22,7 +22,8 @@ from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.latency import FIRST_BUILD_MS, LatencyTable
 from shiftnas_serve.link import LOOK_S, Answer, Flight, Link, connect
 from shiftnas_serve.metrics import Metrics
-from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.patience import end_wait
+from shiftnas_serve.problem import Problem
 from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.status import is_draining
 
@@ -130,7 +131,7 @@ class Workers:
 
         def begin_watch() -> None:
             nonlocal watch
-            watch = loop.create_task(_end(flight, give_up_s, client_gone))
+            watch = loop.create_task(end_wait(flight.answer, give_up_s, client_gone))
 
         soon = min(_WATCH_CLIENT_AFTER_S, max(give_up_s - now, 0.0))
         timer = loop.call_later(soon, begin_watch)
@@ -249,18 +250,3 @@ class Workers:
             _LOG.error("a worker stands still; ending it", pid=link.hello.pid)
             if RunFolder(self._folder).once(f"stalled-{link.hello.pid}"):
                 self._metrics.worker_stalls.inc()
-
-
-async def _end(
-    flight: Flight, give_up_s: float, client_gone: Callable[[], Awaitable[None]]
-) -> None:
-    """End a wait when its client has gone or its time is over."""
-    try:
-        async with asyncio.timeout(max(give_up_s - time.monotonic(), 0.0)):
-            await client_gone()
-    except TimeoutError:
-        problem = Problem(504, "no answer came in time", headers={"Retry-After": "1"})
-    else:
-        problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
-    if not flight.answer.done():
-        flight.answer.set_exception(problem)

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,20 +16,37 @@ from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings
 
 
-def admission(waiting_ms: float = 0.0, folder: Path = Path(), **settings: Any) -> Admission:
+class Turns:
+    """As many wait to be decoded, for so long."""
+
+    def __init__(self, waiting: int = 0, wait_ms: float = 0.0) -> None:
+        self.waiting, self._wait_ms = waiting, wait_ms
+
+    def wait_ms(self, deadline_s: float) -> float:
+        return self._wait_ms
+
+
+def admission(
+    waiting_ms: float = 0.0,
+    folder: Path = Path(),
+    decoding: Turns | None = None,
+    **settings: Any,
+) -> Admission:
     """Where the smallest subnet takes 100 ms, and so much waits in the least busy worker."""
+    decoding = decoding or Turns()
     table = LatencyTable(((1e6, 100.0), (2e6, 200.0)))
     workers: Any = SimpleNamespace(
         latency=table, least_wait_ms=lambda deadline_s: waiting_ms, ready=True
     )
     counter = SimpleNamespace(inc=lambda: None, dec=lambda: None)
     metrics: Any = SimpleNamespace(in_flight=counter, answered=lambda status: None)
-    return Admission(workers, metrics, Settings(bundle=Path(), **settings), folder, 1_000_000)
+    own = Settings(bundle=Path(), **settings)
+    return Admission(workers, metrics, own, folder, 1_000_000, cast("Any", decoding))
 
 
-def refused(asked: Admission, budget_ms: float, *, at_door: bool = False) -> bool:
+def refused(asked: Admission, budget_ms: float, **how: Any) -> bool:
     try:
-        asked.refuse_if_hopeless(time.monotonic() + budget_ms / 1000, at_door=at_door)
+        asked.refuse_if_hopeless(time.monotonic() + budget_ms / 1000, **how)
     except Problem as problem:
         assert problem.status == 429
         assert int(problem.headers["Retry-After"]) >= 1
@@ -55,6 +72,39 @@ def test_at_the_door_images_in_preparation_count_and_later_not_they_come_after()
         assert not refused(asked, 250.0)
         assert not refused(asked, 400.0, at_door=True)
     assert not refused(asked, 250.0, at_door=True)
+
+
+def test_what_waits_to_be_decoded_counts_for_those_that_must_wait_behind_it():
+    asked = admission(decoding=Turns(waiting=50, wait_ms=500.0))
+    assert not refused(asked, 300.0, at_door=True)  # a small photo
+    assert refused(asked, 300.0, at_door=True, decode_ms=0.0)
+    assert not refused(asked, 900.0, at_door=True, decode_ms=0.0)
+    assert refused(asked, 900.0, decode_ms=300.0)
+
+
+def test_workers_go_on_while_an_image_waits_to_be_decoded():
+    asked = admission(500.0, decoding=Turns(wait_ms=400.0))
+    assert not refused(asked, 800.0, decode_ms=100.0)
+    assert refused(asked, 600.0, decode_ms=0.0)
+
+
+def test_images_that_wait_to_be_decoded_are_not_sent_next():
+    asked = admission(decoding=Turns(waiting=2))
+    with asked.preparing(), asked.preparing(), asked.preparing():
+        assert not refused(asked, 250.0, at_door=True)
+        assert refused(asked, 200.0, at_door=True)
+
+
+def test_a_free_thread_decodes_for_whoever_asks():
+    """However long it takes: what is expected may be wrong, and is only learnt by doing it."""
+    assert not refused(admission(), 10.0, at_door=True, decode_ms=0.0)
+    assert not refused(admission(), 10.0, decode_ms=10_000.0)
+
+
+def test_nothing_is_sent_when_its_time_is_over():
+    with pytest.raises(Problem) as caught:
+        admission().refuse_if_hopeless(time.monotonic())
+    assert caught.value.status == 504
 
 
 def test_a_problem_of_preparing_leaves_no_count_behind():

@@ -17,7 +17,7 @@ from models.bundle import Bundle
 from models.extract import extract_folded
 from models.image import read_header
 from models.nets import build_net
-from shiftnas_serve.classify import is_small
+from shiftnas_serve.decoding import is_small
 from tests.serve.conftest import RunningServer, encoded, picture
 
 PNG = {"Content-Type": "image/png"}

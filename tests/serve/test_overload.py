@@ -59,7 +59,7 @@ def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(patient, png
     (worker,) = patient.worker_pids()
     os.kill(worker, signal.SIGSTOP)
     unhurried = [(png, {**PNG, "FLOPs-Budget": "1M"})] * 10
-    hurried = [(png, {**PNG, "Latency-Budget": "6"})] * 300
+    hurried = [(png, {**PNG, "Latency-Budget": "12"})] * 300
 
     async def go_on() -> None:
         await asyncio.sleep(1.0)
