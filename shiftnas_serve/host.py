@@ -260,7 +260,7 @@ def _announce(bundle: Bundle, settings: Settings) -> None:
     print(
         f"{bundle.name} {bundle.version}: budgets from {bundle.min_flops / 1e6:.2f} to "
         f"{bundle.max_flops / 1e6:.2f} MFLOPs, {len(bundle.labels)} classes\n"
-        f"  curl -T {photo} -H 'Content-Type: image/jpeg' -H 'FLOPs-Budget: {middle:.0f}M' "
+        f"  curl -T {photo} -H 'FLOPs-Budget: {middle:.0f}M' "
         f"{url}/classify\n"
         f"  {url}/docs   {url}/budgets   stop with Ctrl-C",
         file=sys.stderr,

@@ -39,7 +39,8 @@ class Settings(BaseModel):
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 to be reached from outside"
+        "127.0.0.1",
+        description="address to listen on; 0.0.0.0 and :: can be reached from other machines",
     )
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     http_processes: int = Field(
@@ -50,9 +51,9 @@ class Settings(BaseModel):
         5,
         ge=0,
         le=19,
-        description="steps of priority (nice) by which workers stand behind HTTP processes where "
-        "they share a core: requests that come together are then read before the first of them "
-        "runs, and run together",
+        description="how much lower the priority of workers is than that of HTTP processes, in "
+        "steps of nice: on a shared core, requests that come together are then all read before the "
+        "first one runs, and run as one batch",
     )
     threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
     runtime: str = Field("onnxruntime", description="what runs subnets")
@@ -60,63 +61,78 @@ class Settings(BaseModel):
     engine_cache: Path | None = Field(
         None,
         description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "
-        "(default: none)",
+        "(default: engines are not kept)",
     )
     default_flops: float | None = Field(
-        None, gt=0, description="budget of requests that name none (default: the largest subnet)"
+        None,
+        gt=0,
+        description="budget of requests that name none (default: the largest subnet answers)",
     )
     max_batch: int = Field(16, ge=1, le=256, description="largest batch")
     max_waiting: int = Field(
-        128, ge=1, description="images at once in an HTTP process; more are refused with 429"
+        128,
+        ge=1,
+        description="images that an HTTP process has in hand at once; more are refused with 429",
     )
     max_waiting_bytes: int = Field(
         100_000_000,
         ge=1,
-        description="bytes of their bodies at once in an HTTP process; more are refused with 429",
+        description="bytes of bodies that an HTTP process has in hand at once; more are refused "
+        "with 429",
     )
     max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
     max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
-    timeout_s: float = Field(30.0, gt=0, description="an answer takes no longer; then 504")
+    timeout_s: float = Field(
+        30.0, gt=0, description="seconds until a request is given up, with 504"
+    )
     stall_s: float = Field(
-        10.0, gt=0, description="a worker or HTTP process that stands still for longer is replaced"
+        10.0,
+        gt=0,
+        description="seconds until a worker or HTTP process that does not respond is replaced",
     )
     session_bytes: int = Field(
-        512_000_000, ge=1, description="memory for resident subnets of each worker (estimate)"
+        512_000_000, ge=1, description="memory of each worker for resident subnets (an estimate)"
     )
     api_keys: tuple[SecretStr, ...] = Field(
         (),
-        description="keys that may ask, separated by commas; better set as "
-        f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key)",
+        description="keys with which to send requests, separated by commas; better set as "
+        f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key is "
+        "needed)",
     )
     admin_keys: tuple[SecretStr, ...] = Field(
         (),
-        description="keys that may reload, separated by commas; better set as "
-        f"{PREFIX}ADMIN_KEYS (default: none, and nobody may)",
+        description="keys with which to reload, separated by commas; better set as "
+        f"{PREFIX}ADMIN_KEYS (default: none, so that nobody can)",
     )
     rate_per_s: float | None = Field(
-        None, gt=0, description="images each key may send a second; more are refused with 429"
+        None,
+        gt=0,
+        description="images a second for each key; more are refused with 429 (default: no limit)",
     )
     rate_burst: int = Field(
-        100, ge=1, description="images each key may send at once within its rate_per_s"
+        100, ge=1, description="images that a key may send at once within its --rate-per-s"
     )
     cors_origins: tuple[str, ...] = Field(
         (),
-        description="web pages that may ask from a browser, separated by commas, like "
+        description="web pages that may send requests from a browser, separated by commas, like "
         "https://example.org; * for all (default: none)",
     )
     pinned_flops: tuple[float, ...] = Field(
-        (), description="budgets, separated by commas, whose subnets are built first and stay"
+        (),
+        description="budgets, separated by commas, whose subnets are built first and stay "
+        "(default: none)",
     )
     prebuild: bool = Field(True, description="build the subnets of all answers while idle")
     drain_s: float = Field(
         0.0,
         ge=0,
-        description="after SIGTERM, seconds in which /readyz is 503 and requests are still taken",
+        description="seconds after SIGTERM in which /readyz is 503 and requests are still taken",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
-        "warning", description="of the log on standard error; info has a line for each request"
+        "warning",
+        description="least severe lines of the log on standard error; info has one a request",
     )
-    log_format: Literal["text", "json"] = Field("text", description="of the log's lines")
+    log_format: Literal["text", "json"] = Field("text", description="form of the lines of the log")
 
     @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
     @classmethod

@@ -63,9 +63,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run's folder")
     parser.add_argument(
-        "--dry-run", action="store_true", help="build all, try two steps, tell what a run needs"
+        "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take two steps on random images, and report what a run needs",
     )
     parser.add_argument(
         "--dry-run-batch",
