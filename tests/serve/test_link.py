@@ -136,6 +136,10 @@ async def running(
     await until(lambda: ([one.receive(0) for one in every], workers.all_ready)[1])
     yield workers
     await workers.stop()
+    for link in workers._links:  # what a worker never read would keep a connection open
+        if link is not None and link._transport is not None:
+            link._transport.abort()
+    await asyncio.sleep(0)
 
 
 async def ask(workers: Workers, give_up_ms: float, side: int = 2) -> object:
