@@ -11,6 +11,7 @@ import pytest
 
 from models.bundle import load_bundle
 from shiftnas_serve.answer import AnswerWriter, Classified, softmax
+from shiftnas_serve.budgets import FlopsBudget
 from shiftnas_serve.frames import Done
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planner import Planner
@@ -19,6 +20,7 @@ from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REQUEST_ID = "bab118557da1f382bd4d2416ba3093cf"
 COMMANDS = [shlex.split(line) for line in README.splitlines() if line.startswith("curl ")]
 
 
@@ -28,27 +30,27 @@ def test_the_quick_start_sends_files_that_are_there():
         assert (ROOT / command[command.index("-T") + 1]).is_file()
 
 
-def test_the_answer_is_what_the_server_gives():
-    command = COMMANDS[0]
+def answer_to(command: list[str]) -> dict:
+    """What the server gives to one of README's commands, without the processes."""
     bundle = load_bundle(DEFAULT_BUNDLE)
     (budget,) = [one.partition(": ")[2] for one in command if one.startswith("FLOPs-Budget")]
-    assert budget == "4M"
     (top_k,) = re.findall(r"top_k=(\d+)", command[-1])
-
     planner = Planner(bundle, None)
     planner.latency = LatencyTable.of([(1e6, 1.0), (2e7, 2.0)])
-    plan = planner.plan({"flops": 4_000_000}, 0.0)
+    plan = planner.plan({"flops": FlopsBudget().parse(budget)}, 0.0)
+
     data = (ROOT / command[command.index("-T") + 1]).read_bytes()
-    side = plan.subnet.side
-    largest = bundle.space.resolution(bundle.space.largest)
-    image = bundle.preprocess.array(bundle.preprocess.decode(data, largest), side)
+    photo = bundle.preprocess.decode(data, bundle.space.resolution(bundle.space.largest))
+    image = bundle.preprocess.array(photo, plan.subnet.side)
     session = build_runtime("onnxruntime", "cpu", 1).build(bundle, plan.subnet.arch)
     (logits,) = session.run(image[None])
     done = Done(0, logits, 0.0, 0.0, 0.0, 0.0, 1, "built", plan.subnet.key)
     one = Classified(plan, done, 0.0, softmax(logits))
-    request_id = "bab118557da1f382bd4d2416ba3093cf"
-    given = json.loads(AnswerWriter(bundle).write(one, int(top_k), request_id).body)
+    return json.loads(AnswerWriter(bundle).write(one, int(top_k), REQUEST_ID).body)
 
+
+def test_the_answer_is_what_the_server_gives():
+    given = answer_to(COMMANDS[0])
     (block,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
     shown = json.loads(block)
     assert keys(shown) == keys(given)
@@ -56,6 +58,14 @@ def test_the_answer_is_what_the_server_gives():
         probability = pytest.approx(of_server.pop("probability"), abs=1e-3)  # as processors differ
         assert of_readme.pop("probability") == probability
     assert shown == given
+
+
+def test_a_larger_budget_gets_a_larger_subnet_that_is_as_sure_as_it_says():
+    smaller, larger = (answer_to(command) for command in COMMANDS)
+    assert larger["subnet"]["flops"] > smaller["subnet"]["flops"]
+    ((budget, percent),) = re.findall(r"At (\d+) MFLOPs a larger subnet is (\d+) % sure", README)
+    assert larger["budget"]["flops"] == 1e6 * int(budget)
+    assert round(100 * larger["predictions"][0]["probability"]) == int(percent)
 
 
 def keys(value: object) -> object:
