@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from models.bundle_manifest import Fields
@@ -73,6 +74,32 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+
+
+class StoredArrays(Mapping[str, Any]):
+    """The arrays of a safetensors file. One is read when it is indexed by slices, and they alone.
+
+    Use it as a context: the file is open meanwhile.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, framework="numpy")
+
+    def __enter__(self) -> StoredArrays:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._file.get_slice(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
 
 
 def check_shapes(

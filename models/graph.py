@@ -36,12 +36,13 @@ def cut_graph(
     ValueError naming a weight that is missing or has another shape or type.
     """
     arrays = graph_weights(template, space, arch, weights)
+    del weights
     model = cut_graph_apart(template, space, arch, arrays)
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
-            tensor.raw_data = arrays[tensor.name].tobytes()
+            tensor.raw_data = arrays.pop(tensor.name).tobytes()  # lest all be here twice
     return model
 
 

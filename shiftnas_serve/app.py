@@ -8,8 +8,6 @@ small subnet, and /classify needs none of them. What belongs to a version of the
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
@@ -19,8 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.arch import Arch
-from models.bundle import Bundle, FrontierRow, load_bundle
+from models.bundle import Bundle, FrontierRow
 from shiftnas_serve.admin import admin_route
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.oip import oip_routes
@@ -35,6 +32,7 @@ from shiftnas_serve.reload import Reloader
 from shiftnas_serve.request_context import RequestContext
 from shiftnas_serve.revisions import Revision, RevisionRoute, Revisions
 from shiftnas_serve.settings import Settings
+from shiftnas_serve.subnets import Downloads, subnet_route
 from shiftnas_serve.workers import Workers
 
 
@@ -113,43 +111,21 @@ def install_routes(
     return RequestContext(CloseWhenDraining(front, revisions))
 
 
-def complete_revision(revision: Revision, revisions: Revisions) -> None:
+def complete_revision(revision: Revision, revisions: Revisions, downloads: Downloads) -> None:
     """Give a revision its routes and its documentation."""
-    bundle, planner, workers = revision.bundle, revision.planner, revision.workers
+    bundle, workers = revision.bundle, revision.workers
     classifier = revision.classifier
 
     async def budgets(request: Request) -> Response:
         classifier.admission.keys.check(request.state.headers)
         return JSONResponse({**describe_budgets(bundle, workers), "resident": workers.resident()})
 
-    async def subnet(request: Request) -> Response:
-        classifier.admission.keys.check(request.state.headers)
-        identity = request.path_params["id"]
-        found = planner.subnet(identity)
-        if found is None:
-            raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget")
-        wanted = request.query_params.get("format", "json")
-        if wanted == "onnx":
-            data = await asyncio.to_thread(_onnx, revision.folder, found.arch)
-            name = f'attachment; filename="{bundle.name}-{identity}.onnx"'
-            headers = {"Content-Disposition": name}
-            return Response(data, 200, headers, "application/octet-stream")
-        if wanted != "json":
-            raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
-        described = json.loads(found.described)
-        return JSONResponse({**described, "resolution": found.side, "model": revision.model})
-
     revision.routes = [
         Route("/budgets", budgets, methods=["GET"]),
-        Route("/subnets/{id}", subnet, methods=["GET"]),
+        subnet_route(revision, downloads),
         *oip_routes(bundle, workers, classifier, revisions),
     ]
     revision.document = openapi_document(bundle)
-
-
-def _onnx(folder: Path, arch: Arch) -> bytes:
-    # The HTTP process keeps no weights: a download is rare, and its file large.
-    return load_bundle(folder).build_onnx(arch).SerializeToString()
 
 
 def describe_budgets(bundle: Bundle, workers: Workers) -> dict[str, object]:

@@ -57,6 +57,7 @@ class Host(litserve.LitServer):
         from shiftnas_serve.metrics import Metrics
         from shiftnas_serve.reload import Reloader
         from shiftnas_serve.revisions import Revision, Revisions
+        from shiftnas_serve.subnets import Downloads
 
         # an explicit accelerator: "auto" would import torch to look for a GPU
         super().__init__(
@@ -76,8 +77,10 @@ class Host(litserve.LitServer):
         self._metrics = Metrics()
         self._metrics.reserve()
 
+        downloads = Downloads()
+
         def complete(revision: Revision) -> None:
-            complete_revision(revision, self._revisions)
+            complete_revision(revision, self._revisions, downloads)
 
         self._revisions = Revisions(files, settings, self._metrics, complete)
         self._reloader = Reloader(files, self._revisions, settings, self._metrics)

@@ -43,6 +43,14 @@ def openapi_document(bundle: Bundle) -> Json:
         "schema": {"type": "string", "enum": ["json", "onnx"], "default": "json"},
         "description": "onnx downloads the subnet as a self-contained ONNX model",
     }
+    arch = {
+        "name": "arch",
+        "in": "query",
+        "schema": {"type": "string"},
+        "description": "`subnet.arch` of the answer that named the id, as JSON. Needed where this "
+        "server does not know the id: where answers are not stored in the bundle, each process "
+        "knows those that it gave itself",
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -63,8 +71,8 @@ def openapi_document(bundle: Bundle) -> Json:
             },
             "/subnets/{id}": {
                 "get": {
-                    **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 401, 404),
-                    "parameters": [subnet_id, form],
+                    **_get("One subnet: its arch, or its ONNX model", "subnet", 400, 401, 404, 429),
+                    "parameters": [subnet_id, form, arch],
                     "security": _SECURITY,
                 }
             },

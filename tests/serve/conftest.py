@@ -188,6 +188,17 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without stored answers: any arch of it may be answered."""
+    return make_bundle("nano-vit", tmp_path_factory.mktemp("vit") / "nano")
+
+
+@pytest.fixture(scope="session")
+def vit(vit_folder: Path) -> Bundle:
+    return load_bundle(vit_folder)
+
+
+@pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the same space and name with other weights and labels."""
     folder = tmp_path_factory.mktemp("other") / "nano"

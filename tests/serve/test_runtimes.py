@@ -116,11 +116,6 @@ def test_a_session_says_one_of_the_known_sources(bundle: Bundle):
             session.close()
 
 
-@pytest.fixture(scope="session")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return load_bundle(make_bundle("nano-vit", tmp_path_factory.mktemp("vit") / "nano"))
-
-
 def random_archs(bundle: Bundle, count: int) -> list[Arch]:
     rng = np.random.default_rng(0)
     space = bundle.space
