@@ -6,11 +6,13 @@ kernel. So there is no hand-over between threads, which costs more than a small 
 
 from __future__ import annotations
 
-import contextlib
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import structlog
 
 from shiftnas_serve.frames import Cancel, Frame, FrameReader, Job, Open, pack
 
@@ -18,6 +20,9 @@ from shiftnas_serve.frames import Cancel, Frame, FrameReader, Job, Open, pack
 _SEND_TIMEOUT_S = 1.0
 _RECEIVE_BYTES = 1 << 18
 _LONGEST_PATH = 100
+_ERROR_PAUSE_S = 0.05
+
+_LOG = structlog.get_logger("shiftnas_serve.inbox")
 
 
 def socket_path(folder: Path, worker_id: int) -> Path:
@@ -125,7 +130,13 @@ class Inbox:
         self._listener.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             client = Client(self._listener.accept()[0])
-            self._clients.add(client)
-            self._selector.register(client.connection, selectors.EVENT_READ, client)
+        except BlockingIOError:
+            return
+        except OSError as error:  # too many open files: that may pass, and jobs go on
+            _LOG.error("cannot accept an HTTP process", error=str(error))
+            time.sleep(_ERROR_PAUSE_S)
+            return
+        self._clients.add(client)
+        self._selector.register(client.connection, selectors.EVENT_READ, client)

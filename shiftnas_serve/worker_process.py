@@ -31,6 +31,7 @@ from shiftnas_serve.worker import Loaded, SubnetRunner, load_revision
 _IDLE_S = 1.0
 _LOADING_POLL_S = 0.02
 _ALIVE_S = 1.0
+_PREBUILD_DEATHS = 2
 
 _LOG = structlog.get_logger("shiftnas_serve.worker")
 
@@ -76,7 +77,8 @@ class SubnetLoop(LitLoop):
         assert isinstance(lit_api, ClassifyApi)
         inbox = Inbox(socket_path(lit_api.folder, int(os.environ["LITSERVE_WORKER_ID"])))
         try:
-            runners = Runners(inbox, RunFolder(lit_api.folder), lit_api.settings)
+            place = f"prebuild-{os.environ['LITSERVE_WORKER_ID']}"
+            runners = Runners(inbox, RunFolder(lit_api.folder), lit_api.settings, place)
             runners.add(lit_api.revision, lit_api.hand_over())
             runners.run()
         finally:
@@ -87,10 +89,12 @@ class Runners:
     """The loop, and the revisions that it runs: one, and during a reload two.
 
     A revision is loaded in a thread when an HTTP process opens it, and dropped when no HTTP process
-    has it open and it is not the one that is served.
+    has it open and it is not the one that is served. ``place``: where this worker is, for the run's
+    folder, while it prebuilds.
     """
 
-    def __init__(self, inbox: Inbox, files: RunFolder, settings: Settings) -> None:
+    def __init__(self, inbox: Inbox, files: RunFolder, settings: Settings, place: str) -> None:
+        self._place = place
         self._inbox, self._files, self._settings = inbox, files, settings
         self._runners: dict[int, SubnetRunner] = {}
         self._loading: dict[int, Future[Loaded]] = {}
@@ -101,6 +105,10 @@ class Runners:
         """Begin to run a revision."""
         runner = SubnetRunner(revision, loaded, self._inbox, self._settings)
         self._runners[revision] = runner
+        if runner.unbuilt and self._files.deaths(self._place) >= _PREBUILD_DEATHS:
+            # no memory, or a runtime that crashes: the next one would end there, too
+            _LOG.error("no prebuilding: workers died of it", deaths=_PREBUILD_DEATHS)
+            runner.unbuilt.clear()
         for client in self._inbox.clients(revision):
             runner.greet(client)
 
@@ -131,7 +139,8 @@ class Runners:
             return
         for runner in self._runners.values():
             if runner.unbuilt:
-                runner.build_one()
+                with self._files.at(self._place):
+                    runner.build_one()
                 return
 
     def _say_resident(self, *, at_once: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,23 @@ def test_a_client_that_goes_is_noticed_and_what_it_cancelled_said(tmp_path: Path
     assert received() == []
     assert len(inbox.lost) == 1
     assert not inbox.connected
+    inbox.close()
+
+
+def test_a_worker_accepts_when_files_can_be_opened_again(tmp_path: Path, monkeypatch):
+    inbox = Inbox(tmp_path / "w0")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "w0"))
+        client.sendall(pack(Open(3)))
+        with monkeypatch.context() as full:
+
+            def fail(self: socket.socket) -> None:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            full.setattr(socket.socket, "accept", fail)
+            assert list(inbox.receive(0.1)) == []
+        got = [frame for _ in range(2) for _, frame in inbox.receive(0.1)]
+        assert got == [Open(3)]
     inbox.close()
 
 

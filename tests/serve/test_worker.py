@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -181,7 +183,7 @@ def test_a_subnet_that_cannot_be_prebuilt_costs_nobody_anything(loaded: Loaded, 
 def test_every_job_is_answered_once_also_one_that_was_cancelled(loaded: Loaded, tmp_path):
     replies, client = Replies(), Nobody()
     inbox: Any = replies
-    runners = Runners(inbox, RunFolder(tmp_path), Settings(bundle=Path(), prebuild=False))
+    runners = Runners(inbox, RunFolder(tmp_path), Settings(bundle=Path(), prebuild=False), "w")
     runners.add(1, loaded)
     resident = loaded.engine.resident()[0]
     jobs = [job_of(loaded.bundle, resident, number) for number in (1, 2)]
@@ -220,3 +222,45 @@ def test_several_http_processes_hear_what_the_others_have_waiting(loaded: Loaded
     least_ms = loaded.selection.cost_ms(fixed.key)
     assert others.least_ms == pytest.approx(2 * least_ms, rel=0.5)  # corrected since
     assert runner.waiting.others_ms(other, loaded.selection) == 0.0
+
+
+def test_a_worker_does_not_prebuild_where_two_before_it_died(loaded: Loaded, tmp_path, monkeypatch):
+    """Of a runtime that crashes, or because memory was full."""
+    settings, replies = Settings(bundle=Path()), Replies()
+    inbox: Any = replies
+    replies.clients = lambda revision: []  # type: ignore[attr-defined]
+
+    class Death(BaseException):
+        """Nothing that this process does now is seen by the next."""
+
+    def die(*arguments: object) -> object:
+        raise Death
+
+    def prebuilds() -> int:
+        """Those to build of a worker that starts, and then dies of the first."""
+        runners = Runners(inbox, RunFolder(tmp_path), settings, "prebuild-0")
+        runners.add(1, loaded)
+        unbuilt = len(runners._runners[1].unbuilt)
+        with monkeypatch.context() as dying, contextlib.suppress(Death):
+            dying.setattr(SubnetRunner, "build_one", die)
+            dying.setattr(os, "truncate", die)
+            runners._turn()
+        return unbuilt
+
+    every = prebuilds()
+    assert every > 0
+    assert prebuilds() == every
+    assert prebuilds() == 0
+    other = Runners(inbox, RunFolder(tmp_path), settings, "prebuild-1")
+    other.add(1, loaded)
+    other._turn()
+    assert RunFolder(tmp_path).deaths("prebuild-1") == 0
+    assert len(other._runners[1].unbuilt) == every - 1
+
+
+def test_where_a_process_is_cannot_be_noted_on_a_full_disk(tmp_path):
+    """And is no reason not to go there."""
+    files = RunFolder(tmp_path / "missing")
+    with files.at("place"):
+        pass
+    assert files.deaths("place") == 0
