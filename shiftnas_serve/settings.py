@@ -238,7 +238,7 @@ def _named(environment: Mapping[str, str]) -> dict[str, object]:
         if name not in Settings.model_fields:
             near = _nearest(name)
             if _SERVICE_LINK.search(variable):
-                hint = "Kubernetes sets it for a Service; enableServiceLinks: false in the pod"
+                hint = "Kubernetes sets it for a Service: give the pod enableServiceLinks: false"
             elif near:
                 hint = f"did you mean {PREFIX}{near.upper()}?"
             else:
