@@ -180,4 +180,5 @@ class Admission:
                 headers={"Retry-After": str(math.ceil(wait_ms / 1000))},
             )
         if now >= deadline_s and not at_door:
-            raise Problem(504, "its time was over before it was sent to a worker")
+            late = "its time was over before it was sent"
+            raise Problem(504, late, headers={"Retry-After": "1"})

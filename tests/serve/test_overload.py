@@ -59,7 +59,7 @@ def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(patient, png
     (worker,) = patient.worker_pids()
     os.kill(worker, signal.SIGSTOP)
     unhurried = [(png, {**PNG, "FLOPs-Budget": "1M"})] * 10
-    hurried = [(png, {**PNG, "Latency-Budget": "12"})] * 300
+    hurried = [(png, {**PNG, "Latency-Budget": "6"})] * 300
 
     async def go_on() -> None:
         await asyncio.sleep(1.0)
@@ -69,11 +69,12 @@ def test_what_cannot_be_in_time_is_refused_and_the_rest_is_answered(patient, png
     first, rest = answers[: len(unhurried)], answers[len(unhurried) :]
     assert [answer.status_code for answer in first] == [200] * len(unhurried)
     assert {answer.status_code for answer in rest} <= {200, 429, 504}
-    shed = [answer for answer in rest if answer.status_code == 429]
+    # On a machine that is busy otherwise, their time is over before one of them can be sent.
+    told = ("no subnet would answer in time", "over before it was sent")
+    shed = [one for one in rest if one.status_code != 200 and one.json()["detail"].endswith(told)]
     assert shed
     for answer in shed:
         assert int(answer.headers["Retry-After"]) >= 1
-        assert "no subnet would answer in time" in answer.json()["detail"]
     after = patient.client.post("/classify", content=png, headers={**PNG, "Latency-Budget": "9e3"})
     assert after.status_code == 200
 
