@@ -18,6 +18,8 @@ _ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
 _VALUES = {1: "B", 3: "H", 4: "I"}
 # The tags of a directory ascend, and this is one of the first.
 _MOST_ENTRIES = 512
+# So far into XMP, which may be megabytes; this stands at its beginning.
+_XMP_BYTES = 200_000
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
@@ -42,7 +44,7 @@ def exif_orientation(block: bytes) -> int | None:
 
 def xmp_orientation(packet: bytes) -> int | None:
     """The orientation (1 to 8) in a packet of XMP; None where it names none."""
-    found = _XMP.search(packet)
+    found = _XMP.search(packet, 0, _XMP_BYTES)
     return None if found is None else _known(int(found[1]))
 
 

@@ -36,7 +36,7 @@ def read_png_header(data: bytes) -> ImageHeader:
     Raises ImageError for what no decoder should be given, struct.error where the file ends before.
     """
     size: tuple[int, int] | None = None
-    exif = raw = xmp = b""
+    exif = raw = xmp = None
     for kind, start, end in _chunks(data):
         if kind == b"IHDR":
             if size is not None:
@@ -46,18 +46,18 @@ def read_png_header(data: bytes) -> ImageHeader:
             raise damaged("PNG", "its header is not the first chunk")
         elif kind == _EXIF:
             exif = exif or data[start + 8 : end - 4]
-        elif kind in _TEXTS:
-            if not raw and data.startswith(_RAW_EXIF, start + 8):
+        elif kind in _TEXTS:  # the first of each, whatever it says: to inflate it takes a moment
+            if raw is None and data.startswith(_RAW_EXIF, start + 8):
                 raw = data[start + 8 + len(_RAW_EXIF) : end - 4]
                 raw = raw if kind == b"tEXt" else _inflated(raw[1:])
-            elif not xmp and data.startswith(_XMP, start + 8):
+            elif xmp is None and data.startswith(_XMP, start + 8):
                 xmp = _international(data[start + 8 + len(_XMP) : end - 4])
     if size is None:
         raise damaged("PNG", "it has no header")
     orientation = UPRIGHT
     if exif or raw or xmp:
-        exif = exif or _from_hexadecimal(raw)
-        orientation = exif_orientation(exif) or xmp_orientation(xmp) or UPRIGHT
+        exif = exif or _from_hexadecimal(raw or b"")
+        orientation = exif_orientation(exif) or xmp_orientation(xmp or b"") or UPRIGHT
     width, height = size
     return ImageHeader("PNG", width, height, orientation)
 
@@ -85,7 +85,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _inflated(packed: bytes) -> bytes:
     try:
-        return zlib.decompressobj().decompress(packed, _TEXT_BYTES)
+        return zlib.decompressobj().decompress(packed[:_TEXT_BYTES], _TEXT_BYTES)
     except zlib.error:
         return b""  # broken metadata must not cost the user a sound photo
 

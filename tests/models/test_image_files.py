@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from models import image as image_module
+from models import png_file
 from models.image import decode_image, decode_plain_jpeg, read_header
 from models.image_header import MAX_PIXELS, ImageError
 from models.orientation import exif_orientation, xmp_orientation
@@ -116,6 +117,24 @@ def test_a_png_has_one_header_and_it_comes_first(opened):
     sound = png()
     refused(sound[:8] + chunk(b"tEXt", struct.pack(">II", 8, 8)) + sound[8:], 422, "first chunk")
     assert not opened
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_of_texts_that_may_hold_an_orientation_one_is_unpacked(monkeypatch, kind):
+    """Also where it is broken: each may be half a megabyte before that shows."""
+    bomb = zlib.compress(bytes(100_000))[:-20] + b"broken and broken again"
+    name = {b"zTXt": b"Raw profile type exif\0\0", b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0"}[kind]
+    unpacked = []
+    real = png_file._inflated
+    monkeypatch.setattr(png_file, "_inflated", lambda data: unpacked.append(data) or real(data))
+    assert read_header(png(*[chunk(kind, name + bomb)] * 20)).orientation == 1
+    assert len(unpacked) == 1
+    assert real(bomb) == b""
+
+
+def test_xmp_is_not_searched_to_its_end():
+    assert xmp_orientation(bytes(1_000_000) + b'tiff:Orientation="6"') is None
+    assert xmp_orientation(bytes(1000) + b'tiff:Orientation="6"') == 6
 
 
 # -------------------------------------------------------------------------------- JPEG
