@@ -83,7 +83,7 @@ class Admission:
             raise
         finally:
             self._in_flight -= 1
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.inc(-1)
             self._metrics.answered(status)
 
     def _admit(self, request: Request) -> None:

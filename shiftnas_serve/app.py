@@ -63,7 +63,11 @@ class Front:
 
 
 def install_routes(
-    app: FastAPI, revisions: Revisions, reloader: Reloader, settings: Settings
+    app: FastAPI,
+    revisions: Revisions,
+    reloader: Reloader,
+    numbers: Metrics,
+    settings: Settings,
 ) -> ASGIApp:
     """Everything that the HTTP interface has: ``app`` behind what all requests pass first."""
     install_problem_handlers(app)
@@ -90,7 +94,7 @@ def install_routes(
         return JSONResponse(body)
 
     async def metrics(request: Request) -> Response:
-        text = await asyncio.to_thread(Metrics.text, revisions.current.model)
+        text = await asyncio.to_thread(numbers.text, revisions.current.model)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     own: list[BaseRoute] = [RevisionRoute(revisions)]

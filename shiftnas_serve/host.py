@@ -9,7 +9,6 @@ then the workers go, and the parent exits with 0.
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 import sys
@@ -27,16 +26,21 @@ from fastapi import FastAPI
 from litserve.utils import WorkerSetupStatus
 
 from models.bundle import Bundle
+from shiftnas_serve.app import complete_revision, install_routes
 from shiftnas_serve.connection import Connection
 from shiftnas_serve.inbox import socket_path
 from shiftnas_serve.listeners import check_port, listening_sockets
 from shiftnas_serve.log import adopt_litserve, configure_log
+from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import check_budgets
+from shiftnas_serve.reload import Reloader
+from shiftnas_serve.revisions import Revision, Revisions
 from shiftnas_serve.run_folder import RunFolder
 from shiftnas_serve.runtimes import check_installed
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.signals import CLOSING_S, obey_signals, obey_the_parent_alone
 from shiftnas_serve.status import set_stopping
+from shiftnas_serve.subnets import Downloads
 from shiftnas_serve.supervisor import Kept, Supervisor
 from shiftnas_serve.worker_process import ClassifyApi
 
@@ -53,12 +57,6 @@ class Host(litserve.LitServer):
     """LitServe with our routes in place of its own."""
 
     def __init__(self, settings: Settings, files: RunFolder) -> None:
-        from shiftnas_serve.app import complete_revision, install_routes
-        from shiftnas_serve.metrics import Metrics
-        from shiftnas_serve.reload import Reloader
-        from shiftnas_serve.revisions import Revision, Revisions
-        from shiftnas_serve.subnets import Downloads
-
         # an explicit accelerator: "auto" would import torch to look for a GPU
         super().__init__(
             ClassifyApi(settings, files.path),
@@ -74,8 +72,8 @@ class Host(litserve.LitServer):
         self._supervisor = Supervisor(settings.stall_s, self._give_up)
         self.failure: str | None = None
         """Why the server ended, where nobody told it to."""
-        self._metrics = Metrics()
-        self._metrics.reserve()
+        self._metrics = Metrics(files.metrics)
+        self._metrics.open()
 
         downloads = Downloads()
 
@@ -84,7 +82,9 @@ class Host(litserve.LitServer):
 
         self._revisions = Revisions(files, settings, self._metrics, complete)
         self._reloader = Reloader(files, self._revisions, settings, self._metrics)
-        self.app: Any = install_routes(self.app, self._revisions, self._reloader, settings)
+        self.app: Any = install_routes(
+            self.app, self._revisions, self._reloader, self._metrics, settings
+        )
 
     def _register_api_endpoints(
         self, lit_api: litserve.LitAPI, request_type: object, response_type: object
@@ -201,7 +201,7 @@ class Host(litserve.LitServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Not LitServe's own, which reads a queue of answers that this server does not use."""
         obey_the_parent_alone(self._files.path, self._revisions.drain)
-        self._metrics.reserve()
+        self._metrics.open()
         for other in self._sockets:
             if other is not self._own_socket:
                 other.close()  # or clients would wait there for a process that has ended
@@ -223,9 +223,6 @@ def serve(settings: Settings) -> None:
         bundle = files.create(settings.bundle)
         check_budgets(bundle, settings)
         check_port(settings.host, settings.port)
-        metrics_folder = folder / "metrics"
-        metrics_folder.mkdir()
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder)
         configure_log(settings.log_level, settings.log_format)
         host = Host(settings, files)
         _announce(bundle, settings)

@@ -112,7 +112,7 @@ class Reloader:
         task.add_done_callback(self._tasks.discard)
 
     def _count(self, result: str) -> None:
-        self._metrics.reloads.labels(result).inc()
+        self._metrics.reloaded(result)
 
     async def _reload(self, source: Path | None) -> Reloaded:
         started = time.monotonic()

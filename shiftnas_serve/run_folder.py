@@ -75,10 +75,13 @@ class RunFolder:
         self.path = path
         self._members = path / "http"
         self._state = path / "state"
+        self.metrics = path / "metrics"
+        """Where processes count (``tallies``)."""
 
     def create(self, source: Path) -> Bundle:
         """Begin with a first revision. Raises ValueError as ``take`` does."""
         self._members.mkdir()
+        self.metrics.mkdir()
         bundle = self.take(source, 1)
         self.set_state(State(serving=1, source=str(source), last=1))
         return bundle

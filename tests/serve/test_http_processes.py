@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-from prometheus_client.mmap_dict import MmapedDict
 
+from shiftnas_serve.metrics import Metrics
 from tests.serve.conftest import (
     PNG,
     RunningServer,
@@ -30,9 +31,10 @@ from tests.serve.test_faults import assert_soon_gone, metric, wait_for
 
 def answers_of(folder: Path, pid: int) -> float:
     """Answers that one HTTP process has counted."""
-    (file,) = folder.glob(f"shiftnas-*/metrics/counter_{pid}.db")
-    values = MmapedDict.read_all_values_from_file(str(file))
-    return sum(value for key, value, *_ in values if "shiftnas_requests_total" in key)
+    (file,) = folder.glob(f"shiftnas-*/metrics/{pid}.*")
+    numbers = np.fromfile(file)
+    places = Metrics(folder).answers.values()
+    return float(sum(numbers[count.place] for count in places))
 
 
 def ask(server: RunningServer, content: bytes) -> int:
