@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from shiftnas_serve.decoding import _THREADS
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,8 +99,8 @@ def test_a_replica_keeps_its_limit_of_memory_while_it_reloads(deployment):
         for volume in pod["volumes"]
         if volume.get("emptyDir", {}).get("medium") == "Memory"
     ]
-    # what waits, and two photos that are being decoded (classify.Classifier)
-    requests_bytes = settings.max_waiting_bytes + 2 * 4 * settings.max_pixels
+    # what waits, and the photos that are being decoded, at most four bytes a pixel
+    requests_bytes = settings.max_waiting_bytes + _THREADS * 4 * settings.max_pixels
     needed = (
         PARENTS_BYTES
         + settings.http_processes * (HTTP_BYTES + requests_bytes)
