@@ -137,7 +137,7 @@ async def read_body(request: Request, limits: BodyLimits, share: BodyShare | Non
         raise Problem(413, f"the body is larger than {limits.max_bytes:,} bytes")
     share.grow(size)
     read_ahead = request.scope.get("extensions", {}).get(READ_AHEAD)
-    if size and read_ahead is not None and read_ahead(size):
+    if size and read_ahead is not None and read_ahead(request.scope, size):
         return await _pieces(request, limits.max_bytes, share)  # all is here
     try:
         async with asyncio.timeout(limits.timeout_s):

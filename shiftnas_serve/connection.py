@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import resource
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
+import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
-    RequestResponseCycle,
 )
 
 from shiftnas_serve.problem import Problem, problem_document
@@ -35,7 +34,8 @@ HEAD_S = 10.0
 """For a request's headers to be complete, for the rest of a body that was answered before it came,
 and for a client to take some of its answer. At most twice as long: the timer looks that seldom."""
 READ_AHEAD = "shiftnas.read_ahead"
-"""Key in ``scope["extensions"]`` of a function: bytes of body that may come -> all are here."""
+"""Key in ``scope["extensions"]`` of a function: the scope, bytes of body that may come -> whether
+all of them are here."""
 
 # For all else that a process opens: sockets to workers, files of metrics, a bundle that is read.
 _OWN_DESCRIPTORS = 128
@@ -43,19 +43,23 @@ _MOST_CONNECTIONS = 16_384
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection. For ``uvicorn.Config(http=...)``, with ``ws="none"``."""
+    """One client's connection. For ``uvicorn.Config(http=...)``, with ``ws="none"``.
+
+    All that runs for every request is written out here rather than called by ``super()``.
+    """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         # Bytes since the last that were body or the end of headers or of a request.
         self._unread_bytes = 0
-        # When headers began that are not complete, and since when nothing has been asked.
-        self._head_s: float | None = None
-        self._idle_s = self.loop.time()
+        self._answered = 0
         self._receiving = False  # a body, maybe of no bytes
         self._read_ahead = HIGH_WATER_LIMIT
-        self._unsent_bytes = 0
+        # One for all requests: one of each would refer to itself, and wait for the collector.
+        self._extensions = {READ_AHEAD: self._read_up_to}
         self._timer: asyncio.TimerHandle | None = None
+        self._seen: tuple[object, ...] = ()
+        self._unchanged = 0
         self._refusal: Problem | None = None
 
     # -- the connection ----------------------------------------------------------------------
@@ -63,6 +67,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, unless there are as many as the process has room for (503)."""
         super().connection_made(transport)
+        self._seen = self._state()
         self._timer = self.loop.call_later(HEAD_S, self._look)
         most = connection_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         if len(self.connections) > most:
@@ -74,48 +79,52 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._extensions.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count what is neither body nor the end of anything; 431 where that is too much."""
         self._unread_bytes += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or Problem(400, "this is no HTTP request"))
+            return
+        except httptools.HttpParserUpgrade:
+            pass  # asked for, not granted; the request is answered
         if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_too_long())
 
     def _look(self) -> None:
-        """End what has taken too long, and look again later."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent == self._unsent_bytes:
-            self.transport.abort()  # nothing of an answer was taken since the last look
+        """End what has stood still since the last look, or longer, and look again later."""
+        seen = self._state()
+        self._unchanged = self._unchanged + 1 if seen == self._seen else 0
+        self._seen = seen
+        waits, unsent_bytes, _ = seen
+        if self._unchanged and unsent_bytes:
+            self.transport.abort()  # nothing of an answer was taken
             return
-        late = not unsent and not self.transport.is_closing() and self.loop.time() >= self._due_s()
-        if late and self._head_s is not None:
-            self._refuse(Problem(408, f"no complete headers came in {HEAD_S:g} s"))
-        elif late:
-            self.transport.close()
-        self._unsent_bytes = unsent
+        if self._unchanged and not self.transport.is_closing():
+            if waits == "headers":
+                self._refuse(Problem(408, f"no complete headers came in {HEAD_S:g} s"))
+            elif waits == "more" or (
+                waits == "idle" and self._unchanged * HEAD_S >= self.timeout_keep_alive
+            ):
+                self.transport.close()
         self._timer = self.loop.call_later(HEAD_S, self._look)
 
-    def _due_s(self) -> float:
+    def _state(self) -> tuple[str, int, int]:
+        """What it waits for, how much of an answer is not sent, and a count of answers."""
+        unsent_bytes = self.transport.get_write_buffer_size()
         if self.cycle is not None and not self.cycle.response_complete:
-            return math.inf  # the application's time
-        if self._head_s is not None:
-            return max(self._head_s, self._idle_s) + HEAD_S
-        fresh = self.cycle is None or self._receiving
-        return self._idle_s + (HEAD_S if fresh else self.timeout_keep_alive)
+            waits = "application"
+        elif self._receiving or (self.cycle is None and not self._unread_bytes):
+            waits = "more"  # a body that was answered already, or anything at all
+        else:
+            waits = "headers" if self._unread_bytes else "idle"
+        return waits, unsent_bytes, self._answered
 
     # -- what the parser finds ---------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._head_s = self.loop.time()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; what follows a chunked body is nobody's header and forgotten."""
-        if self._head_s is not None:
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The application begins."""
@@ -125,11 +134,11 @@ class Connection(HttpToolsProtocol):
                 self._stop_parser(_too_long())
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop_parser(Problem(429, f"{MAX_PIPELINED} requests wait on this connection"))
-        self._unread_bytes, self._head_s, self._receiving = 0, None, True
+        self._unread_bytes, self._receiving = 0, True
         self._read_ahead = HIGH_WATER_LIMIT
         super().on_headers_complete()
-        extensions = {READ_AHEAD: partial(self._read_up_to, self.cycle)}
-        cast(dict[str, Any], self.scope)["extensions"] = extensions
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
+        self.headers = _NO_MORE  # what follows a chunked body is nobody's header
 
     def on_body(self, body: bytes) -> None:
         """Part of a body. Who waits for all of it is not woken before."""
@@ -147,27 +156,33 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is all here."""
         self._unread_bytes, self._receiving = 0, False
-        super().on_message_complete()
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
-    def _read_up_to(self, cycle: RequestResponseCycle, size_bytes: int) -> bool:
-        """Take so much of a request's body before its application is woken again.
+    def _read_up_to(self, scope: Scope, size_bytes: int) -> bool:
+        """Take so much of this request's body before its application is woken again.
 
         Answers whether all of it is here.
         """
-        if cycle is self.cycle and self._receiving:
+        cycle = self.cycle
+        if cycle.scope["state"] is not scope["state"]:
+            return False  # others came behind it on this connection
+        if self._receiving:
             self._read_ahead = max(size_bytes, HIGH_WATER_LIMIT + 1)
             if len(cycle.body) <= self._read_ahead:
                 cycle.message_event.clear()
         return not cycle.more_body
 
     def on_response_complete(self) -> None:
-        """The next request may come: as uvicorn's own, without a timer for it."""
+        """The next request may come."""
         self.server_state.total_requests += 1
+        self._answered += 1
         if self.transport.is_closing():
             return
         if self.cycle.response_complete:
             self.cycle.body.clear()  # what nobody asked for
-        self._idle_s = self.loop.time()
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -176,11 +191,7 @@ class Connection(HttpToolsProtocol):
 
     def _stop_parser(self, problem: Problem) -> None:
         self._refusal = problem
-        raise problem  # out of the parser, to ``send_400_response``
-
-    def send_400_response(self, msg: str) -> None:
-        """What the parser could not read, or was stopped at."""
-        self._refuse(self._refusal or Problem(400, msg))
+        raise problem  # out of the parser
 
     def _refuse(self, problem: Problem) -> None:
         """Answer and close: there is no telling where a next request would begin."""
@@ -188,8 +199,13 @@ class Connection(HttpToolsProtocol):
         self.transport.write(_answer(problem.status, problem.headers, json.dumps(document)))
         self.transport.close()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """No line in the log for what any client may send at will."""
+
+class _Forgotten(list[tuple[bytes, bytes]]):
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        pass
+
+
+_NO_MORE = _Forgotten()
 
 
 def _too_long() -> Problem:

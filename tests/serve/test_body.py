@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from shiftnas_serve import body as bodies
 from shiftnas_serve.body import BodyLimits, BodyRoom, BodyShare, read_body, read_image
@@ -85,7 +85,7 @@ def test_a_body_that_does_not_come_is_408():
 def test_the_connection_is_told_what_there_is_room_for_and_no_more():
     told = []
 
-    def read_ahead(size: int) -> bool:
+    def read_ahead(scope: Scope, size: int) -> bool:
         told.append((size, room.taken_bytes))
         return True
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -309,7 +311,7 @@ def test_a_body_comes_whole_where_there_is_room_for_it_and_else_in_pieces(asked)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if asked:
-            here.append(scope["extensions"][READ_AHEAD](asked))
+            here.append(scope["extensions"][READ_AHEAD](scope, asked))
         more = True
         while more:
             message = await receive()
@@ -335,7 +337,7 @@ def test_a_body_comes_whole_where_there_is_room_for_it_and_else_in_pieces(asked)
 
 def test_more_than_was_asked_for_is_held_back():
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["extensions"][READ_AHEAD](100_000)
+        scope["extensions"][READ_AHEAD](scope, 100_000)
         await asyncio.sleep(3600)
 
     async def test() -> None:
@@ -345,6 +347,44 @@ def test_more_than_was_asked_for_is_held_back():
         made.data_received(bytes(100_000))
         assert not wire.paused
         made.data_received(b"x")
+        assert wire.paused
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    run(test)
+
+
+def test_an_answered_request_leaves_nothing_for_the_collector():
+    async def test() -> None:
+        made, wire = connect()
+        made.data_received(GET)
+        await turns()
+        seen = weakref.ref(made.cycle)
+        made.data_received(GET)
+        await turns()
+        assert wire.sent.count(b"200 OK") == 2
+        assert seen() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
+
+
+def test_one_that_came_behind_is_not_read_ahead_for_another():
+    here = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        here.append(scope["extensions"][READ_AHEAD](scope, 200_000))
+        await asyncio.sleep(3600)
+
+    async def test() -> None:
+        made, wire = connect(app)
+        made.data_received(POST % 5 + b"12345" + POST % 300_000)
+        await turns()
+        made.data_received(bytes(100_000))
+        assert here == [False]
         assert wire.paused
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
