@@ -235,7 +235,8 @@ def _named(environment: Mapping[str, str]) -> dict[str, object]:
         name = variable.removeprefix(PREFIX).lower()
         if not variable.startswith(PREFIX) or name == "data":  # the trainer's
             continue
-        if name not in Settings.model_fields:
+        is_port_of_service = name == "port" and "://" in value  # a Service called shiftnas
+        if name not in Settings.model_fields or is_port_of_service:
             near = _nearest(name)
             if _SERVICE_LINK.search(variable):
                 hint = "Kubernetes sets it for a Service: give the pod enableServiceLinks: false"

@@ -195,6 +195,8 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
             load_settings({}, environment={variable: "1"})
         assert advice in str(refused.value)
         assert "--help" in str(refused.value)
+    with pytest.raises(ValueError, match="enableServiceLinks: false"):
+        load_settings({}, environment={"SHIFTNAS_PORT": "tcp://10.0.0.9:80"})
     config.write_text('{"prot": 1}')
     with pytest.raises(ValueError, match="did you mean 'port'"):
         load_settings({}, config=config, environment={})
