@@ -165,14 +165,14 @@ def test_a_wedged_worker_is_noticed_by_one_client_that_asks_again_and_again(
 
     async def run() -> None:
         counts = Counts()
-        async with running(worker, tmp_path, counts) as workers:
+        async with running(worker, tmp_path, counts, stall_s=0.5) as workers:
             statuses = []
             while not killed:
                 with pytest.raises(Problem) as ended:
                     await ask(workers, give_up_ms=10)
                 statuses.append(ended.value.status)
                 assert len(statuses) < 500, "nobody noticed"
-            assert len(statuses) > 3
+            assert len(statuses) > 1
             assert set(statuses) <= {503, 504}
             assert killed == [_PID]
             assert counts.counted == [""]
