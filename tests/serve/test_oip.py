@@ -231,9 +231,9 @@ def test_few_images_of_a_request_are_decoded_in_one_turn_of_the_loop(
     turn, decoded, sent = 0, Counter[int](), asyncio.Event()
     pixels = Classifier._pixels
 
-    def counted(self: Classifier, data: bytes, side: int) -> np.ndarray:
+    def counted(self: Classifier, *given: Any, **named: Any) -> np.ndarray:
         decoded[turn] += 1
-        return pixels(self, data, side)
+        return pixels(self, *given, **named)
 
     async def run(**job: object) -> None:
         if decoded.total() == MAX_IMAGES:
