@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from starlette.requests import Request
 
@@ -18,6 +19,7 @@ from shiftnas_serve.latency import MARGIN
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.rate_limit import RateLimit
+from shiftnas_serve.request_context import headers_of
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
 
@@ -59,32 +61,28 @@ class Admission:
         if self._rate is not None:
             self._rate.close()
 
-    @contextmanager
-    def admitted(self, request: Request) -> Iterator[BodyShare]:
+    def admitted(self, request: Request) -> Visit:
         """Count a request while it is here, and its status when it goes. Its body needs the share.
 
-        Raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
+        Entering raises Problem: 401 no key, 429 too many requests, 503 nobody to answer them.
         """
-        status = 200
+        return Visit(self, request, self._room)
+
+    def enter(self, request: Request) -> None:
+        """See ``admitted``."""
         self._in_flight += 1
         self._metrics.in_flight.inc()
         try:
             self._admit(request)
-            with BodyShare(self._room) as share:
-                yield share
-        except Problem as problem:
-            status = problem.status
+        except BaseException as error:
+            self.leave(error)
             raise
-        except asyncio.CancelledError:
-            status = CLIENT_GONE
-            raise
-        except BaseException:
-            status = 500
-            raise
-        finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.inc(-1)
-            self._metrics.answered(status)
+
+    def leave(self, error: BaseException | None) -> None:
+        """A request goes, with what it ended in."""
+        self._in_flight -= 1
+        self._metrics.in_flight.inc(-1)
+        self._metrics.answered(_status(error))
 
     def _admit(self, request: Request) -> None:
         settings = self._settings
@@ -125,7 +123,7 @@ class Admission:
 
     def charge(self, request: Request, images: int) -> None:
         """Check the key, and count images against its rate. Raises Problem 401, 429."""
-        key = self.keys.check(request.state.headers)
+        key = self.keys.check(headers_of(request))
         if self._rate is None or key is None or images == 0:
             return
         ruling = self._rate.take(key, images)
@@ -147,14 +145,13 @@ class Admission:
         """Images that the workers will be sent next: those in preparation that wait for nothing."""
         return self._preparing - self._decoding.waiting
 
-    @contextmanager
-    def preparing(self) -> Iterator[None]:
+    def preparing(self) -> Preparing:
         """Count an image that no worker knows of yet."""
-        self._preparing += 1
-        try:
-            yield
-        finally:
-            self._preparing -= 1
+        return Preparing(self)
+
+    def prepare(self, images: int) -> None:
+        """So many more, or fewer, are prepared now."""
+        self._preparing += images
 
     def refuse_if_hopeless(
         self, deadline_s: float, *, at_door: bool = False, decode_ms: float | None = None
@@ -182,3 +179,54 @@ class Admission:
         if now >= deadline_s and not at_door:
             late = "its time was over before it was sent"
             raise Problem(504, late, headers={"Retry-After": "1"})
+
+
+# Not generators: every request goes through both, and a generator's detours would take longer.
+
+
+class Visit:
+    """A request while it is here (``Admission.admitted``)."""
+
+    __slots__ = ("_admission", "_request", "_share")
+
+    def __init__(self, admission: Admission, request: Request, room: BodyRoom) -> None:
+        self._admission, self._request, self._share = admission, request, BodyShare(room)
+
+    def __enter__(self) -> BodyShare:
+        self._admission.enter(self._request)
+        return self._share
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._share.give_back()
+        self._admission.leave(error)
+
+
+class Preparing:
+    """An image that no worker knows of yet (``Admission.preparing``)."""
+
+    __slots__ = ("_admission",)
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def __enter__(self) -> None:
+        self._admission.prepare(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.prepare(-1)
+
+
+def _status(error: BaseException | None) -> int:
+    match error:
+        case None:
+            return 200
+        case Problem():
+            return error.status
+        case asyncio.CancelledError():
+            return CLIENT_GONE
+    return 500

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import TypeVar
 
 from starlette.datastructures import UploadFile
@@ -21,6 +20,7 @@ from starlette.types import Message, Scope
 
 from shiftnas_serve.connection import READ_AHEAD
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.request_context import headers_of
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
@@ -60,17 +60,17 @@ class BodyShare:
                 self._room.take(size_bytes - self.size_bytes)
             self.size_bytes = size_bytes
 
+    def give_back(self) -> None:
+        """At the end."""
+        if self._room is not None:
+            self._room.taken_bytes -= self.size_bytes
+            self.size_bytes = 0
+
     def __enter__(self) -> BodyShare:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._room is not None:
-            self._room.taken_bytes -= self.size_bytes
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ async def read_image(
     Raw, as the field ``image`` of a multipart form, or base64 in JSON ``{"image": ...}``. A raw
     body's content decides its format, not its content type, which may be missing.
     """
-    given = request.state.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = headers_of(request).get("content-type", "").partition(";")[0].strip().lower()
     # `curl -T photo.jpg` names no type at all; the content says what it is.
     media_type = given or "application/octet-stream"
     if media_type not in ACCEPTED:
@@ -129,7 +129,7 @@ async def read_body(request: Request, limits: BodyLimits, share: BodyShare | Non
     ``share`` grows by it first: 429 where there is no room.
     """
     share = BodyShare() if share is None else share
-    length = request.state.headers.get("content-length", "0")
+    length = headers_of(request).get("content-length", "0")
     if not (length.isascii() and length.isdecimal() and len(length) <= 20):
         raise Problem(400, f"Content-Length: {length!r:.40} is not a number")
     size = int(length)

@@ -54,6 +54,7 @@ from shiftnas_serve.frames import Done, Failed, Late
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Plan, Planner
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.request_context import headers_of
 from shiftnas_serve.settings import Settings
 from shiftnas_serve.workers import Workers
 
@@ -112,9 +113,10 @@ class Classifier:
         """Answer ``POST /classify``."""
         started = time.monotonic()
         with self.admission.admitted(request) as share:
-            asked = read_budgets(request.state.headers)
+            headers = headers_of(request)
+            asked = read_budgets(headers)
             deadline_s = self._deadline_s(asked, started, time.monotonic())
-            decode_ms = 0.0 if is_long(request.state.headers) else None
+            decode_ms = 0.0 if is_long(headers) else None
             self.admission.refuse_if_hopeless(deadline_s, at_door=True, decode_ms=decode_ms)
             top_k = read_top_k(request.scope["query_string"], len(self._bundle.labels))
             data = await read_image(request, self.body_limits, share, self.threads)

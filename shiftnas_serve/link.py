@@ -132,6 +132,8 @@ class Link(asyncio.Protocol):
 
     def __init__(self, revision: int, tell: Callable[[Hello | Unbuilt], None]) -> None:
         self.hello: Hello | None = None
+        self.ready = False
+        """Whether jobs may be sent."""
         self.refused: str | None = None
         self._revision = revision
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -147,10 +149,6 @@ class Link(asyncio.Protocol):
         self._building = False
         self._paused = self._flushing = False
         self._transport: asyncio.WriteTransport | None = None
-
-    @property
-    def ready(self) -> bool:
-        return self.hello is not None and not self.closed.done()
 
     def send(self, flight: Flight) -> None:
         """Send a flight's job and keep the flight until it is answered, cancelled or lost."""
@@ -235,6 +233,7 @@ class Link(asyncio.Protocol):
         self._transport.write(pack(Open(self._revision)))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.ready = False
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -259,7 +258,7 @@ class Link(asyncio.Protocol):
                     self.resident.difference_update(removed)
                     self.resident.update(added)
                 case Hello():
-                    self.hello = frame
+                    self.hello, self.ready = frame, True
                     self._tell(frame)
                 case Unbuilt():
                     self._tell(frame)

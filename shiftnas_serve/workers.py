@@ -64,7 +64,7 @@ class Workers:
     @property
     def ready(self) -> bool:
         """Whether at least one worker takes requests."""
-        return any(link is not None and link.ready for link in self._links)
+        return bool(self._ready_links())
 
     @property
     def all_ready(self) -> bool:
@@ -82,7 +82,7 @@ class Workers:
 
     def least_wait_ms(self, deadline_s: float) -> float:
         """What a job due then waits at least: what runs before it on the least busy worker."""
-        return min((one.ahead_ms(deadline_s)[1] for one in self._ready_links()), default=0.0)
+        return min([one.ahead_ms(deadline_s)[1] for one in self._ready_links()], default=0.0)
 
     def resident(self) -> list[str]:
         """Ids of the subnets that any worker has a session for."""
@@ -119,11 +119,12 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
+        infer_ms = self.latency.infer_ms(flops)
         flight = Flight(
             Job(next(self._ids), key, pixels, now, deadline_s, aim_s, prepared),
             subnet_id,
-            self.latency.infer_ms(flops),
-            self.latency.infer_ms(least_flops),
+            infer_ms,
+            infer_ms if least_flops == flops else self.latency.infer_ms(least_flops),
             loop.create_future(),
         )
         self._dispatch(flight)

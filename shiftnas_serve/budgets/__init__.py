@@ -12,13 +12,16 @@ BUDGET_KINDS: tuple[AbstractBudgetKind, ...] = (FlopsBudget(), LatencyBudget())
 
 def may_degrade(asked: Mapping[str, float]) -> bool:
     """Whether one of the budgets (by the name of their kind) depends on the moment."""
-    return any(kind.degrades and kind.name in asked for kind in BUDGET_KINDS)
+    return bool([kind for kind in BUDGET_KINDS if kind.degrades and kind.name in asked])
 
 
 def earliest_deadline_s(asked: Mapping[str, float], received_s: float) -> float:
     """The earliest time by which one of the budgets wants its answer; without end if none does."""
-    named = (kind for kind in BUDGET_KINDS if kind.name in asked)
-    return min((kind.deadline_s(asked[kind.name], received_s) for kind in named), default=math.inf)
+    earliest_s = math.inf
+    for kind in BUDGET_KINDS:
+        if kind.name in asked:
+            earliest_s = min(earliest_s, kind.deadline_s(asked[kind.name], received_s))
+    return earliest_s
 
 
 __all__ = [
