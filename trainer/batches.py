@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from trainer.augment import Augment, crop_and_flip, cutout
+from trainer.augment import Augment, cutout
+from trainer.batch_workers import Failure, Maker, Place, made_by_workers, worker_count
 from trainer.draws import Draws, generator_of
 from trainer.mixing import mix, random_erase
 from trainer.order import shuffled, shuffled_in_runs
-from trainer.policies import apply_policy
-from trainer.splits import AbstractSplit, Fetched, LabelledImages, RandomCrops
+from trainer.splits import AbstractSplit, Fetched
 
 SHUFFLE_WINDOW = 50_000
 
-# Streams of random numbers: the order, what is done to pixels, what is done to a whole batch.
-_ORDER, _PIXELS, _BATCH = 0, 1, 2
-_MOST_WORKERS = 8
+# Streams of random numbers beside that of pixels: the order, what is done to a whole batch.
+_ORDER, _BATCH = 0, 2
 
 
 class Batch(NamedTuple):
@@ -109,8 +103,8 @@ class Batches:
         self._scale = (1.0 / (255.0 * std_0_1)).to(self._device, torch.float32)
         self._shift = (-mean_0_1 / std_0_1).to(self._device, torch.float32)
         self._mine = slice(rank, None, world_size)
-        self._maker = _Maker(data, augment, tuple(mean), seed, self._mine, fill=drop_last)
-        self._workers = _worker_count(data, augment) if workers < 0 else workers
+        self._maker = Maker(data, augment, tuple(mean), seed, self._mine, fill=drop_last)
+        self._workers = worker_count(data, augment) if workers < 0 else workers
         whole, rest = divmod(len(data), self._global_size)
         self._count = whole if drop_last or rest == 0 else whole + 1
         self._order_of: tuple[int, np.ndarray] | None = None
@@ -157,18 +151,18 @@ class Batches:
                 yield self.batch(*position, mixed=mixed)
             return
         places = (self._place(*position) for position in positions)
-        for place, made in _made_by_workers(
+        for place, made in made_by_workers(
             self._maker, places, self._workers, pin_memory=self._device.type == "cuda"
         ):
-            if isinstance(made, _Failure):
+            if isinstance(made, Failure):
                 raise ValueError(made.message)
             yield self._finish(place, made, mixed=mixed)
 
-    def _place(self, epoch: int, index: int) -> _Place:
+    def _place(self, epoch: int, index: int) -> Place:
         start = index * self._global_size
-        return _Place(epoch, index, self._order(epoch)[start : start + self._global_size])
+        return Place(epoch, index, self._order(epoch)[start : start + self._global_size])
 
-    def _finish(self, place: _Place, made: Fetched, *, mixed: bool) -> Batch:
+    def _finish(self, place: Place, made: Fetched, *, mixed: bool) -> Batch:
         """What is done to a batch as a whole, on the device that wants it."""
         self.broken |= dict.fromkeys(made.broken)
         images = made.images.to(self._device, non_blocking=True)
@@ -207,123 +201,3 @@ class Batches:
             order = order.repeat_interleave(self._augment.repeats)[:count]
         self._order_of = (epoch, order.numpy())
         return self._order_of[1]
-
-
-class _Place(NamedTuple):
-    """Which batch, and the rows of it over all ranks."""
-
-    epoch: int
-    index: int
-    rows: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A mistake of the user's that a worker met; an exception would arrive with a traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class _Maker(Dataset[tuple[_Place, Fetched | _Failure]]):
-    """Fetches and augments this rank's images of a batch; travels to the workers."""
-
-    data: AbstractSplit
-    augment: Augment | None
-    mean: tuple[float, ...]
-    seed: int
-    mine: slice
-    fill: bool
-
-    def __getitem__(self, index: _Place) -> tuple[_Place, Fetched | _Failure]:
-        try:
-            return index, self.make(index)
-        except ValueError as error:
-            return index, _Failure(str(error))
-
-    def make(self, place: _Place) -> Fetched:
-        rows, augment = place.rows[self.mine], self.augment
-        if augment is None:
-            return self.data.fetch(rows, fill=self.fill)
-        # The last 0 is the rank that such a key once held; recorded runs depend on it.
-        generator = generator_of(self.seed, _PIXELS, place.epoch, place.index, 0)
-        draws = Draws(generator, len(place.rows), self.mine)
-        crops = RandomCrops(augment.crop_area, draws.seeds()) if augment.crop_area else None
-        images, labels, broken = self.data.fetch(rows, crops, fill=self.fill)
-        if augment.padding or augment.flip:
-            images = crop_and_flip(
-                images, augment.padding, border=augment.border, flip=augment.flip, draws=draws
-            )
-        if augment.policy is not None:
-            changed = apply_policy(images.cpu(), augment.policy, draws.seeds(), self.mean)
-            images = changed.to(images.device)
-        return Fetched(images, labels, broken)
-
-
-def _made_by_workers(
-    maker: _Maker, places: Iterable[_Place], workers: int, *, pin_memory: bool
-) -> Iterator[tuple[_Place, Fetched | _Failure]]:
-    loader = DataLoader(
-        maker,
-        sampler=places,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_run,
-        pin_memory=pin_memory,
-        # Its own: drawing from torch's global generator would change the run's numbers.
-        generator=torch.Generator(),
-    )
-    with _child_signals_as_they_were():
-        made = iter(loader)
-    while True:
-        try:
-            one = next(made)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            # Not a mistake in an image: those come as _Failure.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(
-                f"a process that decodes images has died ({reason}); if memory ran out (in a "
-                "container also /dev/shm), resume with a smaller data_workers"
-            ) from error
-        yield one
-
-
-@contextmanager
-def _child_signals_as_they_were() -> Iterator[None]:
-    """Undo the handler with which torch raises for a dead worker, whatever runs at that moment.
-
-    Without it the next batch that is asked for raises, within seconds.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, and the run still wants its batch.
-
-    A SIGTERM handler inherited from the run would keep a worker from being ended.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _worker_count(data: AbstractSplit, augment: Augment | None) -> int:
-    one_by_one = augment is not None and (augment.policy is not None or augment.crop_area > 0)
-    if isinstance(data, LabelledImages) and (not one_by_one or data.device.type != "cpu"):
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(0, min(_MOST_WORKERS, (cores or 1) // local_processes() - 1))
-
-
-def local_processes() -> int:
-    """Processes of this run on this machine, as torchrun tells them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models.spaces import get_space
-from trainer.batches import local_processes
+from trainer.batch_workers import local_processes
 from trainer.checkpoint import has_checkpoint
 from trainer.config import find_recipe, read_recipe, with_settings
 from trainer.recipe import Recipe

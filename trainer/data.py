@@ -12,7 +12,7 @@ import torch
 from models.image import sniff_format
 from models.image_header import ImageError
 from models.preprocess import Preprocess
-from trainer.batches import local_processes
+from trainer.batch_workers import local_processes
 from trainer.decode import decode_images, installed_bytes, own_side
 from trainer.parquet import parquet_files, read_parquet
 from trainer.sources import Rows, Source, read_digits, read_image_folder

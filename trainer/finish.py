@@ -65,13 +65,13 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
 
     train = batches_of(recipe, splits, splits.train, train=True)
     images = calibration_images(train, recipe.calibration_batches)
-    val = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
+    held_out = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, TensorStatistics] = {}
     val_accuracy: dict[Arch, float] = {}
     for number, (_, arch) in enumerate(candidates, start=1):
         measured[arch] = calibrated(net, arch, images, recipe.device)
-        val_accuracy[arch] = accuracy(net, arch, measured[arch], val, recipe.device)
+        val_accuracy[arch] = accuracy(net, arch, measured[arch], held_out, recipe.device)
         if number % 25 == 0 or number == len(candidates):
             print(
                 f"calibrated and evaluated {number} of {len(candidates)} answers", file=sys.stderr

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trainer.disk import writing
 from trainer.log import Record
-from trainer.report_page import HEAD, frontier_cells, report_page, status
+from trainer.report_page import HEAD, SPLITS, frontier_cells, report_page, status
 from trainer.run_record import RunRecord, read_run
 
 PAGE_NAME = "report.html"
@@ -87,7 +87,7 @@ def report_text(record: RunRecord, plots: Sequence[tuple[str, str]]) -> str:
     """The report as Markdown: the table of accuracy per budget, then the plots by file name."""
     lines = [f"# {record.name}", ""]
     if record.frontier:
-        lines += ["## Accuracy per budget", "", *frontier_table(record.frontier), ""]
+        lines += ["## Accuracy per budget", "", *frontier_table(record.frontier), "", SPLITS, ""]
     else:
         lines += ["The run has no frontier yet: it has not come to its end.", ""]
     for name, title in plots:

@@ -16,7 +16,12 @@ from trainer.run_record import RunRecord, rows_of
 if TYPE_CHECKING:
     from trainer.plot_style import Plot
 
-HEAD = ("budget", "FLOPs", "of budget", "parameters", "val accuracy", "test accuracy")
+HEAD = ("budget", "FLOPs", "of budget", "parameters", "held-out accuracy", "test accuracy")
+SPLITS = (
+    "Held-out: training images on which no weight was trained; they steer the distribution B and "
+    "decide what is served (val_accuracy in files). Test: reported, decides nothing; in a data set "
+    "without a test split these are its val images, or a fifth of all."
+)
 _LOG_FIELDS = ("kind", "step", "total_steps", "recipe", "data", "images", "groups")
 
 
@@ -28,6 +33,7 @@ def report_page(run: RunRecord, plots: Sequence[Plot], baselines: Sequence[RunRe
     body.append(by_name.pop("frontier", ""))
     if run.frontier:
         body.append(table(HEAD, frontier_cells(run.frontier)))
+        body.append(f'<p class="dim">{escape(SPLITS)}</p>')
     if baselines:
         body += ["<h2>Against the baselines</h2>", _baseline_table(run, baselines)]
     body += by_name.values()

@@ -27,7 +27,7 @@ SMALL = mbconv_space(
     stem=(8, 16),
     stem_stride=2,
     stages=(
-        Stage(1, (8, 16), (1, 2), (3, 5), (1,)),
+        Stage(1, (8, 16), (1,), (3, 5), (1,)),
         Stage(2, (16, 24), (1, 2), (3, 5), (2, 3), squeeze=True),
     ),
     head=(24, 32),

@@ -13,6 +13,7 @@ import torch
 from models.arch import Arch
 from models.calibration import calibrate
 from models.extract import extract_folded
+from models.generalize import TemplateError
 from models.graph import cut_graph, cut_graph_apart, deployed_shapes, graph_weights
 from models.graph_template import INPUT, OUTPUT, Template
 from models.nets import build_net
@@ -20,7 +21,7 @@ from models.nets.elastic import AbstractNet
 from models.nets.vit import ViTNet
 from models.space import SearchSpace
 from models.spaces import get_space
-from models.template import TemplateError, export_template
+from models.template import export_template
 from models.weights import Statistics, fold_norms, slice_weights
 from tests.bundles import template_of
 

@@ -8,6 +8,8 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
+from trainer.data import load_splits
+
 SIDE = 8
 
 
@@ -84,3 +86,8 @@ def write_source(kind, root, count):
             write_tar(root / f"data-train-{part:03d}.tar", samples(shades))
         write_tar(root / "data-val-000.tar", samples([250, 251]))
     return root
+
+
+def load(source, **changes):
+    defaults = {"steer_share": 0.2, "seed": 0, "resolution": 8, "in_memory": "never"}
+    return load_splits(str(source), **defaults | changes)

@@ -1,25 +1,33 @@
 """Runs without a bundle, each step in the log; also in the processes that torchrun starts.
 
-torchrun --nproc-per-node 2 -m tests.trainer.short_runs '[{"arguments": ["--out", "runs/one"]}]'
+    python -m tests.trainer.short_runs '[{"arguments": ["--out", "runs/one"]}]' statuses
+
+is ``torchrun --nproc-per-node 2`` with a function in place of a program: its processes are forked
+from one that has imported torch and read the digits, most of the time that such short runs take.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import trainer.algorithms
 import trainer.monitor
 import trainer.run
+import trainer.run_data
+from trainer.data import load_splits, read_source
 
 
 def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = None) -> int:
@@ -63,16 +71,34 @@ def _own_keys(number: int):
     return patch.object(dist, "init_process_group", connect)
 
 
-def main() -> int:
-    """Several runs, one after another: torch takes its time to start.
-
-    Each process writes the exit statuses of its runs to the file that comes second.
-    """
+def _all_runs(runs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """In each process, one run after another; answers their exit statuses."""
     statuses = []
-    for number, run in enumerate(json.loads(sys.argv[1])):
+    for number, run in enumerate(runs):
         with _own_keys(number):
             statuses.append(short_run(run["arguments"], run.get("mischief")))
-    Path(f"{sys.argv[2]}.{os.environ['RANK']}").write_text(json.dumps(statuses))
+    return statuses
+
+
+def main() -> int:
+    """Several runs in two processes. Writes the exit statuses, rank by rank, to the second file."""
+    digits = cache(load_splits)
+    read_source("digits")  # imports what reads them
+    importlib.import_module("torch._dynamo")  # as the first step of an optimizer does
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="short runs",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+    )
+    with patch.object(trainer.run_data, "load_splits", digits):
+        statuses = elastic_launch(agent, _all_runs)(json.loads(sys.argv[1]))
+    Path(sys.argv[2]).write_text(json.dumps([statuses[rank] for rank in sorted(statuses)]))
     return 0
 
 

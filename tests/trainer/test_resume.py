@@ -286,19 +286,19 @@ class Running:
         self.process.kill()
         self.process.communicate()
 
-    def wait_for(self, path, text=""):
+    def wait_for(self, path, text="", every_s=0.001):
         end = time.monotonic() + 100
         while not (path.exists() and (not text or text in path.read_text())):
             assert time.monotonic() < end, f"{path} did not come"
             assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.001)
+            time.sleep(every_s)
 
 
 def test_sigterm_leaves_a_checkpoint_and_its_number(tmp_path):
     folder = tmp_path / "run"
-    with Running(*settings("epochs=500"), "--out", str(folder)) as running:
+    with Running(*settings("epochs=500", "tensorboard=false"), "--out", str(folder)) as running:
         # the log begins before the first step; a signal in between leaves nothing to resume
-        running.wait_for(folder / "log.jsonl", '"kind":"step"')
+        running.wait_for(folder / "log.jsonl", '"kind":"step"', every_s=0.05)
         running.process.send_signal(signal.SIGTERM)
         _, said = running.process.communicate(timeout=100)
     assert running.process.returncode == 128 + signal.SIGTERM, said

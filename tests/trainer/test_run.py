@@ -1,10 +1,13 @@
 """The training program as a user runs it, on a few steps of digits."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 
+import trainer.finish
 from models.bundle import load_bundle
+from tests.bundles import template_of
 from trainer.finish import undominated
 from trainer.run import main
 
@@ -17,10 +20,16 @@ def settings(*more):
     return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
 
 
+def exported(space):
+    """What export_template answers, which takes seconds and is done once in a session."""
+    return template_of(space.name, space.num_classes)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert main([*settings(), "--out", str(folder), "--json"]) == 0
+    with patch.object(trainer.finish, "export_template", exported):
+        assert main([*settings(), "--out", str(folder), "--json"]) == 0
     return folder
 
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import tarfile
 import time
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from tests.trainer.image_data import (
     encoded_image,
+    load,
     samples,
     write_folder,
     write_parquet,
@@ -22,10 +22,7 @@ from tests.trainer.image_data import (
 )
 from trainer.augment import Augment
 from trainer.batches import Batches
-from trainer.data import load_splits
-from trainer.order import shuffled_in_runs
 from trainer.splits import EncodedImages, LabelledImages, stratified_holdout
-from trainer.tars import RUN_LENGTH, read_tars
 
 KINDS = ["folder", "parquet", "tar"]
 COUNT = 60
@@ -36,11 +33,6 @@ def arrow_copies_in_the_tests_own_folder(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-
-
-def load(source, **changes):
-    defaults = {"steer_share": 0.2, "seed": 0, "resolution": 8, "in_memory": "never"}
-    return load_splits(str(source), **defaults | changes)
 
 
 def batches(split, size, **options):
@@ -209,159 +201,6 @@ def test_random_crops_are_taken_from_the_whole_image(tmp_path):
         assert isinstance(splits.steer, LabelledImages)
 
 
-# -- order -----------------------------------------------------------------------------------------
-
-
-def order_of(runs, window, seed=0):
-    return shuffled_in_runs(runs, window, torch.Generator().manual_seed(seed)).numpy()
-
-
-def test_reading_in_runs_shows_each_image_once_and_mixes_them():
-    runs = np.repeat(np.arange(300), 32)
-    order = order_of(runs, 2000)
-    assert sorted(order.tolist()) == list(range(len(runs)))
-    assert not np.array_equal(order, order_of(runs, 2000, seed=1))
-    assert (runs[order[1:]] == runs[order[:-1]]).mean() < 0.02, "neighbours are apart"
-    first = np.full(300, len(runs))
-    last = np.zeros(300)
-    for place, run in enumerate(runs[order]):
-        first[run] = min(first[run], place)
-        last[run] = place
-    far = (last - first) > 2 * 2000 + 64 * 32
-    assert far.sum() <= 63, "a run is read about together, but at the seams of lanes"
-
-
-def test_processes_read_runs_of_their_own():
-    lengths = np.random.default_rng(0).integers(5, 16, 1000)
-    runs = np.repeat(np.arange(1000), lengths)
-    order = runs[order_of(runs, 1000)]
-    for world_size in (2, 8):
-        read = [set(order[rank::world_size].tolist()) for rank in range(world_size)]
-        assert sum(map(len, read)) <= 1000 + 63, "only a run at a seam of lanes is read twice"
-
-
-def test_unequal_runs_are_all_shown():
-    runs = np.repeat(np.arange(70), np.random.default_rng(0).integers(1, 50, 70))
-    assert sorted(order_of(runs, 100).tolist()) == list(range(len(runs)))
-    assert sorted(order_of(np.zeros(5, dtype=int), 100).tolist()) == list(range(5))
-
-
-def test_a_held_out_number_is_held_out_exactly():
-    labels = np.repeat(np.arange(7), [3, 50, 70, 1, 9, 200, 2])
-    kept, held = stratified_holdout(labels, 0.5, 3, count=67)
-    assert sorted([*kept, *held]) == list(range(335))
-    assert len(held) == 67
-    assert np.bincount(labels[held], minlength=7).tolist() == [1, 10, 14, 0, 2, 40, 0]
-
-
-# -- tars ------------------------------------------------------------------------------------------
-
-
-def test_tars_name_their_classes_in_a_file(tmp_path):
-    write_tar(tmp_path / "a.tar", samples(range(30)))
-    assert load(tmp_path).labels == ("0", "1")
-    assert load(tmp_path / "a.tar").labels == ("0", "1")
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    assert load(tmp_path).labels == ("cat", "dog")
-    (tmp_path / "classes.txt").write_text("cat\n\ndog\n")
-    with pytest.raises(ValueError, match=r"classes\.txt must name each class once"):
-        load(tmp_path)
-
-
-def test_long_names_other_members_and_other_orders_are_read(tmp_path):
-    long = "x" * 150
-    members = [("readme.txt", b"hello"), (f"{long}/1.cls", b"1\n"), ("2.json", b"{}")]
-    members += [("2.cls", b" 0"), ("2.PNG", encoded_image(2)), (f"{long}/1.png", encoded_image(1))]
-    write_tar(tmp_path / "a.tar", members)
-    rows = read_tars(tmp_path).train
-    assert rows.labels.tolist() == [0, 1]
-    assert rows.read(1) == encoded_image(1)
-    assert rows.where(1).endswith(f"a.tar, {long}/1.png")
-
-
-def test_many_shards_are_indexed_by_several_processes(tmp_path):
-    for shard in range(17):
-        write_tar(tmp_path / f"{shard:02d}.tar", samples(range(shard * 4, shard * 4 + 4)))
-    rows = read_tars(tmp_path).train
-    assert len(rows) == 68
-    assert rows.read(67) == encoded_image(67)
-    assert len(np.unique(rows.images.runs())) == 17
-
-
-def test_long_shards_have_several_runs(tmp_path):
-    write_tar(
-        tmp_path / "a.tar",
-        ((f"{i}.{kind}", b"1" if i % 2 else b"0") for i in range(600) for kind in ("png", "cls")),
-    )
-    runs = read_tars(tmp_path / "a.tar").train.images.runs()
-    assert np.bincount(runs).tolist() == [RUN_LENGTH, RUN_LENGTH, 600 - 2 * RUN_LENGTH]
-
-
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        ([("1.png", encoded_image(1)), ("1.cls", b"cat")], "1.cls: the label is 'cat'"),
-        ([("1.png", encoded_image(1)), ("1.cls", b"-1")], "1.cls: the label is '-1'"),
-        ([("1.png", encoded_image(1)), ("1.cls", b"1.0")], "1.cls: the label is '1.0'"),
-        ([("1.png", encoded_image(1))], "1.png: no label"),
-        ([*samples(range(8)), ("9.png", b""), ("9.cls", b"7")], "no image has label 2"),
-        ([("1.txt", b"")], "no images"),
-    ],
-)
-def test_wrong_labels_are_named(tmp_path, members, words):
-    write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(ValueError, match=words) as caught:
-        load(tmp_path / "a.tar")
-    assert "a.tar" in str(caught.value)
-
-
-def test_labels_beyond_the_class_names_are_named(tmp_path):
-    write_tar(tmp_path / "a.tar", samples(range(9), classes=3))
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(ValueError, match=r"a\.tar, n/0002\.png: label is 2.*2 classes"):
-        load(tmp_path)
-
-
-def test_labels_that_count_from_one_are_refused(tmp_path):
-    from datasets import Value
-
-    path = tmp_path / "x.parquet"
-    write_parquet(path, map(encoded_image, range(9)), [1, 2, 3] * 3, label_type=Value("int64"))
-    with pytest.raises(ValueError, match=r"row 2: label is 3, but no image has label 0"):
-        load(path)
-
-
-def test_a_tar_that_was_cut_short_is_named(tmp_path):
-    path = write_tar(tmp_path / "a.tar", samples(range(20)))
-    whole = path.read_bytes()
-    with tarfile.open(path) as archive:
-        members = archive.getmembers()
-    for cut in (members[8].offset, members[8].offset + 9, members[8].offset_data + 9):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"a\.tar (was cut short|is not a readable)"):
-            load(path)
-    path.write_bytes(whole)
-    train = load(path).train
-    os.truncate(path, 3000)
-    with pytest.raises(ValueError, match=r"a\.tar was cut short"):
-        train.fetch(np.arange(len(train)))
-
-
-def test_a_missing_shard_is_never_skipped(tmp_path):
-    write_source("tar", tmp_path / "data", COUNT)
-    train = load(tmp_path / "data", skip_broken=True).train
-    (tmp_path / "data" / "data-train-001.tar").unlink()
-    with pytest.raises(ValueError, match=r"data-train-001\.tar cannot be read"):
-        train.fetch(np.arange(len(train)))
-
-
-def test_compressed_tars_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w:gz"):
-        pass
-    with pytest.raises(ValueError, match="uncompressed"):
-        load(tmp_path / "a.tar")
-
-
 # -- broken images ---------------------------------------------------------------------------------
 
 
@@ -447,6 +286,23 @@ def test_only_broken_images_are_an_error(tmp_path):
     train = load(tmp_path / "data", skip_broken=True).train
     with pytest.raises(ValueError, match=r"broken images in a row.*(cat|dog)/\d\.png"):
         batches(train, 4).batch(0, 0)
+
+
+def test_labels_that_count_from_one_are_refused(tmp_path):
+    from datasets import Value
+
+    path = tmp_path / "x.parquet"
+    write_parquet(path, map(encoded_image, range(9)), [1, 2, 3] * 3, label_type=Value("int64"))
+    with pytest.raises(ValueError, match=r"row 2: label is 3, but no image has label 0"):
+        load(path)
+
+
+def test_a_held_out_number_is_held_out_exactly():
+    labels = np.repeat(np.arange(7), [3, 50, 70, 1, 9, 200, 2])
+    kept, held = stratified_holdout(labels, 0.5, 3, count=67)
+    assert sorted([*kept, *held]) == list(range(335))
+    assert len(held) == 67
+    assert np.bincount(labels[held], minlength=7).tolist() == [1, 10, 14, 0, 2, 40, 0]
 
 
 @pytest.mark.parametrize("count", [-1, 19, 200])
