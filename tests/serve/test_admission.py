@@ -38,7 +38,7 @@ def admission(
     workers: Any = SimpleNamespace(
         latency=table, least_wait_ms=lambda deadline_s: waiting_ms, ready=True
     )
-    counter = SimpleNamespace(inc=lambda: None, dec=lambda: None)
+    counter = SimpleNamespace(inc=lambda by=1: None)
     metrics: Any = SimpleNamespace(in_flight=counter, answered=lambda status: None)
     own = Settings(bundle=Path(), **settings)
     return Admission(workers, metrics, own, folder, 1_000_000, cast("Any", decoding))

@@ -246,7 +246,7 @@ def test_few_images_of_a_request_are_decoded_in_one_turn_of_the_loop(
     workers: Any = SimpleNamespace(
         latency=table, least_wait_ms=lambda due_s: 0.0, run=run, ready=True
     )
-    counter = SimpleNamespace(inc=lambda: None, dec=lambda: None)
+    counter = SimpleNamespace(inc=lambda by=1: None)
     metrics: Any = SimpleNamespace(in_flight=counter, answered=lambda status: None)
     nothing: Any = None
     data = [base64.b64encode(png).decode()] * MAX_IMAGES
