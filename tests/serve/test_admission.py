@@ -116,7 +116,7 @@ def test_a_problem_of_preparing_leaves_no_count_behind():
 
 def asking(key: str = "") -> Any:
     headers = {"authorization": f"Bearer {key}"}
-    return SimpleNamespace(state=SimpleNamespace(headers=headers))
+    return SimpleNamespace(scope={"state": {"headers": headers}})
 
 
 def let_in(asked: Admission, request: Any, images: int = 1) -> ExitStack:
