@@ -77,8 +77,11 @@ def install_routes(
         if request.method not in ("POST", "PUT"):
             raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
         revision = revisions.current
-        with revision.used():
+        revision.users += 1  # kept while a request needs it
+        try:
             return await revision.classifier(request)
+        finally:
+            revision.users -= 1
 
     async def livez(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
