@@ -184,7 +184,7 @@ def test_what_a_resumed_run_has_already_is_not_ignored(tmp_path, more):
         find_job(options("--resume", str(tmp_path), *more))
 
 
-@pytest.mark.parametrize("fixed", FIXED)
+@pytest.mark.parametrize("fixed", sorted({*FIXED, "steer_images"}))
 def test_what_a_checkpoint_is_made_of_is_kept(tmp_path, fixed):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_json(get_recipe("digits"))))
     (tmp_path / "checkpoint.pt").touch()

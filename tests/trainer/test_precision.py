@@ -20,7 +20,8 @@ from trainer.state import fresh_state
 from trainer.step import train_step
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
-SHORT += ["space=nano-vit", "batch_size=128", "shift_every=4", "warm_up_share=0", "threads=1"]
+SHORT += ["space=nano-vit", "batch_size=32", "shift_every=4", "warm_up_share=0", "threads=1"]
+SHORT += ["steer_images=1110", "tensorboard=false"]
 STEPS = 10
 
 
@@ -59,7 +60,7 @@ def test_a_run_changes_its_precision_when_it_is_resumed(tmp_path):
         where = ["--resume", str(folder)] if number else ["--out", str(folder)]
         epochs = ["--set", f"epochs={number + 1}"]
         chosen = ["--set", f"precision={precision}"]
-        new = [] if number else arguments("steer_share=0.7")
+        new = [] if number else arguments("steer_images=1330")
         assert short_run([*new, *epochs, *chosen, *where]) == 0
     steps = steps_of(folder)
     assert [("scale" in r) for r in steps] == [

@@ -39,7 +39,7 @@ def same_weights(one, other):
 
 def test_decoding_as_needed_changes_no_number(tmp_path, capsys):
     for where in ("always", "never"):
-        chosen = settings(f"data_in_memory={where}", "epochs=1")
+        chosen = settings(f"data_in_memory={where}", "epochs=1", "batch_size=256")
         assert main([*chosen, "--out", str(tmp_path / where)]) == 0
     assert "decoded as they are needed: steer 143, test 359, train 1,295" in capsys.readouterr().err
     assert same_weights(tmp_path / "always", tmp_path / "never")
