@@ -93,6 +93,11 @@ class Engine:
         with self._lock:
             self._slots.clear()
 
+    @property
+    def build_limit_s(self) -> float:
+        """How long a build may take."""
+        return self._runtime.build_limit_s
+
     def is_resident(self, arch: Arch) -> bool:
         """Whether a session of this arch is there now."""
         with self._lock:

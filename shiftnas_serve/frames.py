@@ -121,7 +121,9 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Building:
-    """From a worker: it builds a session; an Alive follows when that is done."""
+    """From a worker: it builds a session, in ``limit_s`` at most; an Alive follows then."""
+
+    limit_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,9 @@ def pack(frame: Frame) -> bytes:
             return _document(kind, {"pid": pid, "latency_points": points, "runtime": runtime})
         case Resident(added, removed):
             return _document(kind, {"added": added, "removed": removed})
-        case Building() | Alive():
+        case Building(limit_s):
+            return _document(kind, {"limit_s": limit_s})
+        case Alive():
             return _document(kind, {})
         case Open(revision):
             return _document(kind, {"revision": revision})
@@ -302,4 +306,4 @@ def _unpack(data: bytes) -> Frame:
     if kind == _KINDS[Alive]:
         return Alive()
     assert kind == _KINDS[Building], kind
-    return Building()
+    return Building(document["limit_s"])

@@ -41,8 +41,6 @@ LOOK_S = 0.25
 _RETRY_S = 0.03
 # After an error that time may mend, such as too many open files.
 _ERROR_RETRY_S = 1.0
-# A TensorRT engine can take minutes to build.
-_BUILD_STALL_S = 900.0
 # Jobs are handed to the transport in pieces of about this size: what it takes beyond that stays in
 # its buffer, with all its pixels, also when nobody waits for it any more.
 _PIECE_BYTES = 1 << 16
@@ -146,7 +144,7 @@ class Link(asyncio.Protocol):
         self._owed: set[int] = set()
         self._others_done_s = -math.inf  # when the worker will have run what others have sent it
         self._silent_looks = 0
-        self._building = False
+        self._build_limit_s = 0.0
         self._paused = self._flushing = False
         self._transport: asyncio.WriteTransport | None = None
 
@@ -211,7 +209,7 @@ class Link(asyncio.Protocol):
         a machine sleeps, is not to blame.
         """
         self._silent_looks = self._silent_looks + 1 if self._owed or self._unsent else 0
-        return self._silent_looks * LOOK_S > (_BUILD_STALL_S if self._building else stall_s)
+        return self._silent_looks * LOOK_S > max(stall_s, self._build_limit_s)
 
     def kill(self) -> None:
         """End a worker that does not answer; LitServe starts another."""
@@ -240,7 +238,7 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._silent_looks = 0
         for frame in self._reader.feed(data):
-            self._building = isinstance(frame, Building)
+            self._build_limit_s = frame.limit_s if isinstance(frame, Building) else 0.0
             match frame:
                 case Done() | Late() | Failed() | Dropped():
                     self._owed.discard(frame.id)

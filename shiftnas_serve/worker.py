@@ -144,7 +144,7 @@ class SubnetRunner:
         """Build a session that somebody will probably ask for."""
         evictions = self._engine.evictions
         arch = self.unbuilt.pop()
-        self._inbox.tell_all(Building())
+        self._inbox.tell_all(Building(self._engine.build_limit_s))
         try:
             _, build_ms = self._engine.session(arch)
         # Whatever a runtime raises concerns this subnet, and nobody has asked for it yet.
@@ -173,7 +173,7 @@ class SubnetRunner:
         now = time.monotonic()
         arch, flops = self._selection.arch(group.key)
         if not self._engine.is_resident(arch):
-            self._inbox.tell_all(Building())
+            self._inbox.tell_all(Building(self._engine.build_limit_s))
         preprocess, side = self._bundle.preprocess, self._bundle.space.resolution(arch)
         try:
             pixels = [prepared(one.job, preprocess, side) for one in group.waiters]

@@ -35,6 +35,9 @@ class AbstractRuntime(abc.ABC):
     entry says that it keeps engines and that setting is there.
     """
 
+    build_limit_s: float = 30.0
+    """A build that takes longer has come to a stand; its worker is replaced then."""
+
     @abc.abstractmethod
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
         """A session for a subnet of a bundle."""

@@ -63,6 +63,8 @@ class OnnxRuntime(AbstractRuntime):
     """
 
     def __init__(self, device: str, threads: int) -> None:
+        if device == "tensorrt":
+            self.build_limit_s = 900.0  # as of the tensorrt runtime
         self._device, self._threads = device, threads
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():

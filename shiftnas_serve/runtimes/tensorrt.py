@@ -77,6 +77,8 @@ class TensorRtSession(AbstractSession):
 class TensorRt(AbstractRuntime):
     """``device``: cuda. ``engine_cache``: a folder in which engines outlive the process."""
 
+    build_limit_s = 900.0  # every kernel is timed, on a device that others may use
+
     def __init__(self, device: str, threads: int, engine_cache: Path | None = None) -> None:
         self._tensorrt, torch = _import()
         self._gpu = torch.cuda.get_device_name()

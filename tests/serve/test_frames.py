@@ -56,7 +56,7 @@ def examples() -> list[object]:
         Failed(6, "no memory: größer"),
         Hello(7, ((1e6, 1.5), (2e6, 3.0)), {"runtime": "x"}),
         Resident(("a", "b"), ()),
-        Building(),
+        Building(900.0),
         Unbuilt("no memory: größer"),
         Dropped(9),
         Open(3),

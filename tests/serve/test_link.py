@@ -211,9 +211,10 @@ def test_looks_at_a_silent_worker_are_counted_and_no_seconds(worker, tmp_path, m
         assert looks == [False] * 4
         assert link.stalls(1.0)
         monkeypatch.undo()
-        worker.say(Building())
+        worker.say(Building(30.0))
         await until(lambda: not link.stalls(1.0))
         assert not any(link.stalls(1.0) for _ in range(99)), "a build may take long"
+        assert any(link.stalls(1.0) for _ in range(30)), "but not for ever"
         worker.say(done(77))  # anything else: the build is over
         await until(lambda: link._silent_looks == 0)
         assert any(link.stalls(1.0) for _ in range(6))
