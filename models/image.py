@@ -20,6 +20,7 @@ from models.image_header import MAX_PIXELS, ImageError, ImageHeader, check_size,
 from models.jpeg_file import check_scans, jpeg_alone, read_jpeg_header
 from models.orientation import UPRIGHT, exif_orientation, xmp_orientation
 from models.png_file import SIGNATURE, png_alone, read_png_header
+from models.webp_file import read_webp_header
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 WHITE = (255, 255, 255)
@@ -71,7 +72,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         elif announced == "PNG":
             header = read_png_header(data)
         else:
-            header = _read_webp_header(data)
+            header = read_webp_header(data)
     except (struct.error, IndexError):
         raise damaged(announced, "it ends within its header") from None
     if header.pixels > max_pixels:
@@ -150,25 +151,7 @@ def _alone(data: bytes, header: ImageHeader) -> bytes:
         case "PNG":
             return png_alone(data)
         case _:
-            return data  # libwebp walks its chunks, and Pillow reads none of them
-
-
-def _read_webp_header(data: bytes) -> ImageHeader:
-    """The size of the canvas; libwebp takes memory for it before anyone can look at it.
-
-    Source: RFC 9649, 2.7; RFC 6386, 9.1.
-    """
-    kind = data[12:16]
-    if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-    elif kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8 ":
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    else:
-        raise damaged("WEBP", "its first chunk holds no picture")
-    return ImageHeader("WEBP", width, height)
+            return data  # Pillow reads none of what is beside the picture
 
 
 def _orientation(image: Image.Image, header: ImageHeader) -> int:

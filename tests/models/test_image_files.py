@@ -248,6 +248,20 @@ def test_a_webp_says_how_large_it_is_before_memory_is_taken_for_it(opened):
     assert not opened
 
 
+def test_a_webp_of_more_frames_than_an_animation_has_never_reaches_libwebp(opened):
+    frames = [Image.new("RGB", (1, 1), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    frame = data[data.rindex(b"ANMF") :]
+
+    def with_more(more: bytes) -> bytes:
+        return data[:4] + struct.pack("<I", len(data) + len(more) - 8) + data[8:] + more
+
+    refused(with_more(frame * 4096), 422, "too many chunks")
+    refused(with_more(b"ABCD\0\0\0\0" * 4096), 422, "too many chunks")
+    assert not opened
+    assert decode_image(with_more(frame * 1000)).getpixel((0, 0)) == (255, 0, 0)
+
+
 # ------------------------------------------------------------------------- orientation
 
 
