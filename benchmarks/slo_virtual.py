@@ -6,7 +6,8 @@
 ``benchmarks.slo`` asks the same of a real server, and gets what the machine does meanwhile into the
 bargain. Here jobs go through the worker's own queue and choice of subnets (``waiting``,
 ``selection``, ``latency``), and time passes as the subnets' measured latencies say, with 8 % of
-noise and ``--http-ms`` for each request. Fixed subnets go through the same queue.
+noise and ``--http-ms`` for each request, also on a machine that slows down now and then
+(``--unsteady``). Fixed subnets go through the same queue.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from shiftnas_serve.waiting import Waiting
 from shiftnas_serve.worker import latency_archs, measure_latency
 
 _NOISE = 0.08
+_STEADY_S = 2.0
 _MAX_BATCH = 16
 # Refusing takes no inference, but it is not free.
 _REFUSED_S = 0.0003
@@ -62,6 +64,15 @@ class Machine:
     def ms(self, flops: float, now_s: float) -> float:
         """What an image takes."""
         return self.table.infer_ms(flops) * self.slowness(now_s) + self.http_ms
+
+
+def unsteady(seed: int, seconds: float) -> Callable[[float], float]:
+    """A machine that others use, too: as measured, 1.2 or 1.6 times slower, for 2 s on average."""
+    rng = np.random.default_rng(seed)
+    count = int(seconds) + 100
+    ends_s = np.cumsum(rng.exponential(_STEADY_S, count))
+    factors = rng.choice([1.0, 1.0, 1.2, 1.6], count + 1)
+    return lambda now_s: float(factors[np.searchsorted(ends_s, now_s, "right")])
 
 
 class Expected(dict[bytes, float]):
@@ -148,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar=("SMALLEST", "LARGEST"),
         help="in place of measuring: then figures are the same on every machine",
     )
+    parser.add_argument(
+        "--unsteady", action="store_true", help="the machine's speed moves, by up to 1.6 times"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
@@ -175,6 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
                 seen = []
                 for seed in range(options.seed, options.seed + options.rounds):
                     moments = arrivals(1000 * load / alone_ms, options.seconds, cv2, seed)
+                    if options.unsteady:
+                        core = replace(core, slowness=unsteady(seed, 2 * options.seconds))
                     one = simulate(bundle, accuracy, core, moments, 10 * alone_ms, fixed, seed)
                     seen.append((one.attainment, one.effective_accuracy, one.shed))
                 attained, right, shed = np.mean(seen, axis=0).tolist()
