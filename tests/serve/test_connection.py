@@ -216,7 +216,7 @@ def test_a_body_that_was_answered_early_does_not_flow_on(monkeypatch):
     async def test() -> None:
         clock = Clock(asyncio.get_running_loop(), monkeypatch)
         made, wire = connect()
-        made.data_received(POST % 10**9)
+        made.data_received(POST % 10**9 + bytes(1000))
         for _ in range(30):
             await turns()
             if not wire.closed:
@@ -386,6 +386,7 @@ def test_one_that_came_behind_is_not_read_ahead_for_another():
         made.data_received(bytes(100_000))
         assert here == [False]
         assert wire.paused
+        assert made.cycle.message_event.is_set()  # it is woken for 64 kB, as if nothing were asked
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
