@@ -21,13 +21,12 @@ def check_port(host: str, port: int) -> None:
 
 
 def listening_sockets(first: socket.socket, count: int) -> list[socket.socket]:
-    """As many sockets on the address of ``first``, which is closed where it would not do alone.
+    """As many sockets on the address of ``first``, which is closed.
 
     The kernel deals connections out among them. From one socket, the process that wakes first takes
-    all that came at once.
+    all that came at once. ``first`` itself will not do even for one: LitServe's manager was forked
+    with it, and would go on listening when nobody answers any more.
     """
-    if count == 1:
-        return [first]
     address = first.getsockname()
     first.close()
     sockets = []

@@ -35,8 +35,8 @@ class AbstractRuntime(abc.ABC):
     entry says that it keeps engines and that setting is there.
     """
 
-    build_limit_s: float = 30.0
-    """A build that takes longer has come to a stand; its worker is replaced then."""
+    build_limit_s: float = 5.0
+    """A worker that builds for longer, and longer than ``stall_s``, stands still."""
 
     @abc.abstractmethod
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -66,6 +67,21 @@ def test_workers_stand_behind_http_processes(server):
         return os.getpriority(os.PRIO_PROCESS, pid)
 
     assert nice(server.worker_pids()) == min(nice(server.http_pids()) + 5, 19)
+
+
+def test_nobody_listens_but_the_parent_and_the_http_process(server):
+    """Or connections would be taken, and not answered, while the server stops."""
+    port = int(server.url.rpartition(":")[2])
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{r[9]}]" for r in rows if r[1].endswith(f":{port:04X}") and r[3] == "0A"}
+    assert listening
+    holders = set()
+    for pid in (server.process.pid, *server.descendants()):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(path.readlink()) in listening:
+                    holders.add(pid)
+    assert holders == {server.process.pid, *server.http_pids()}
 
 
 def test_health_and_metrics(server, png):

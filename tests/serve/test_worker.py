@@ -139,14 +139,14 @@ def test_between_a_build_and_the_inference_after_it_a_worker_is_heard_of(
         size_bytes, made = built.size_bytes, built.made
 
         def run(self, images: np.ndarray) -> np.ndarray:
-            assert replies.told == [Building(30.0), Alive()]
+            assert replies.told == [Building(5.0), Alive()]
             return built.run(images)
 
     monkeypatch.setattr(loaded.engine._runtime, "build", lambda *_: Session())
     runner.waiting.add(Nobody(), job_of(loaded.bundle, arch))
     assert runner.run_group()
     assert isinstance(replies.frames[0], Done)
-    assert replies.told == [Building(30.0), Alive()]
+    assert replies.told == [Building(5.0), Alive()]
 
 
 def test_a_subnet_that_cannot_be_prebuilt_costs_nobody_anything(loaded: Loaded, monkeypatch):
@@ -160,13 +160,13 @@ def test_a_subnet_that_cannot_be_prebuilt_costs_nobody_anything(loaded: Loaded, 
         broken.setattr(loaded.engine._runtime, "build", fail)
         runner.build_one()
     unbuilt = Unbuilt("MemoryError: no memory for this subnet")
-    assert replies.told == [Building(30.0), unbuilt, Alive()]
+    assert replies.told == [Building(5.0), unbuilt, Alive()]
     runner.waiting.add(Nobody(), job_of(loaded.bundle, resident))
     assert runner.run_group()
     assert isinstance(replies.frames[0], Done)
     runner.build_one()  # the next
     assert len(runner.unbuilt) == waiting - 2
-    assert replies.told[-2:] == [Building(30.0), Alive()]
+    assert replies.told[-2:] == [Building(5.0), Alive()]
     # what fails again and again is not tried for all of them
     monkeypatch.setattr(loaded.engine._runtime, "build", fail)
     runner.build_one()
