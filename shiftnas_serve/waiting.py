@@ -150,7 +150,7 @@ class Waiting:
         so all would else be due just at their deadlines, and half of them late. What usually comes
         after a job has its time kept, too, and no job gets more than the pace at which they come.
         """
-        kept_ms = self._arrivals.reserve_ms(partial(_least_ms, costs))
+        kept_ms = self._arrivals.reserve_ms(now_s, partial(_least_ms, costs, shrinks=True))
         share_ms = self._arrivals.pace_ms(now_s, costs.cost_ms)
         ahead_ms, shrinking = 0.0, 0
         for waiter in self._queue:

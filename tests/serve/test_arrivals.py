@@ -16,23 +16,24 @@ from tests.serve.test_waiting import LARGEST, PIXELS, SMALLEST, Sizes
 TEN_MS = 10.0
 
 
-def least_ms(key: bytes, shrinks: bool) -> float:
-    """Jobs that shrink take 10 ms, others ten times their number."""
-    return TEN_MS if shrinks else TEN_MS * key[0]
+def least_ms(key: bytes) -> float:
+    return TEN_MS
 
 
 def job(sent_s: float, *, shrinks: bool = True, key: bytes = LARGEST) -> Job:
     return Job(0, key, PIXELS, sent_s, sent_s + 0.3, sent_s + 0.3 if shrinks else None)
 
 
-def kept_ms(moments_s: list[float], **named: bool) -> float:
+def kept_ms(moments_s: list[float], later_s: float = 0.0, *, shrinks: bool = True) -> float:
     arrivals = Arrivals()
     for moment_s in moments_s:
-        arrivals.came(job(moment_s, **named))
-    return arrivals.reserve_ms(least_ms)
+        arrivals.came(job(moment_s, shrinks=shrinks))
+        arrivals.reserve_ms(moment_s, least_ms)
+    arrivals.came(job(max(moments_s) + later_s, shrinks=shrinks))
+    return arrivals.reserve_ms(max(moments_s) + later_s + 1, least_ms)
 
 
-def bursts(of: int, count: int = 10, apart_s: float = 2.0) -> list[float]:
+def bursts(of: int, count: int = 5, apart_s: float = 1.5) -> list[float]:
     return [apart_s * burst + 0.001 * number for burst in range(count) for number in range(of)]
 
 
@@ -78,15 +79,14 @@ def test_in_bursts_their_work_is_kept():
 
 def test_what_came_long_before_is_forgotten():
     long_ago = bursts(40)
-    since = (max(long_ago) + 10 + np.arange(0, 8, 0.02)).tolist()
     assert kept_ms(long_ago) > 200
+    since = (max(long_ago) + np.arange(0, 8, 0.02)).tolist()
     assert kept_ms(long_ago + since) == 0.0
+    assert kept_ms(long_ago, 12.0) == 0.0  # also where little came since
 
 
-def test_jobs_that_cannot_shrink_count_as_they_are():
-    moments_s = bursts(20)
-    large = kept_ms(moments_s, shrinks=False)
-    assert large == pytest.approx(16 * (TEN_MS * LARGEST[0] - 1), abs=4 * TEN_MS)
+def test_jobs_without_a_latency_budget_wait_and_need_no_room():
+    assert kept_ms(bursts(40), shrinks=False) == 0.0
 
 
 def test_the_first_of_a_burst_makes_room_for_those_that_will_come():
