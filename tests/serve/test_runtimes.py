@@ -184,6 +184,7 @@ def test_vit_tiny_stores_all_parts_of_its_weights_in_a_small_multiple_of_them():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("space", ["nano-cnn", "nano-vit"])
 def test_memory_does_not_drift_over_evictions(space, tmp_path):
     """10,000 subnets built and evicted: below 1 % more than after the first 2,000."""
