@@ -71,7 +71,7 @@ def install_routes(
 ) -> ASGIApp:
     """Everything that the HTTP interface has: ``app`` behind what all requests pass first."""
     install_problem_handlers(app)
-    app.openapi = lambda: dict(revisions.current.document or {})  # type: ignore[method-assign]
+    app.openapi = lambda: dict(revisions.current.document or {})  # type: ignore[method-assign]  (FastAPI's own way to replace it)
 
     async def classify(request: Request) -> ASGIApp:
         if request.method not in ("POST", "PUT"):

@@ -64,6 +64,7 @@ class Connection(HttpToolsProtocol):
 
     # -- the connection ----------------------------------------------------------------------
 
+    # (uvicorn's own signature is as narrow)
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, unless there are as many as the process has room for (503)."""
         super().connection_made(transport)
