@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import machine
-from models.bundle import Bundle, load_bundle
-from models.decode import decode
-from models.space import SearchSpace
+from models.bundle.folder import Bundle, load_bundle
+from models.generator.decode import decode
+from models.space.search_space import SearchSpace
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _COUNTABLE = 1_000_000

@@ -32,7 +32,7 @@ import httpx
 from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 8

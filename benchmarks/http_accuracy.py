@@ -23,9 +23,9 @@ import httpx
 import numpy as np
 
 from benchmarks.timing import machine
-from models.bundle import FrontierRow, load_bundle
+from models.bundle.folder import FrontierRow, load_bundle
 from shiftnas_serve.settings import DEFAULT_BUNDLE
-from trainer.data import read_source
+from trainer.data.reading import read_source
 
 READY_WITHIN_S = 60
 

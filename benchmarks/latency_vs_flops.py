@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from benchmarks.samplers import build_parser, compare
 from benchmarks.step_costs import Costs, Trial, Variants
-from trainer.config import with_settings
-from trainer.recipe import Recipe
+from trainer.recipes.config import with_settings
+from trainer.recipes.recipe import Recipe
 
 COST_ROUNDS = 20
 STEPS_A_ROUND = 6

@@ -25,7 +25,7 @@ from benchmarks.bundles import add_bundle_options, chosen_bundle
 from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.runtimes import build_runtime
 

@@ -15,7 +15,7 @@ import litserve
 import numpy as np
 from fastapi import Request
 
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import DEFAULT_BUNDLE

@@ -30,8 +30,8 @@ from benchmarks.faults import http_pids, worker_pids
 from benchmarks.load import Server, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import load_bundle
-from models.bundle_manifest import version_of
+from models.bundle.folder import load_bundle
+from models.bundle.manifest import version_of
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 4

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.step_costs import Costs, Variants, step_costs
 from benchmarks.timing import machine
-from trainer.config import get_recipe, with_settings
-from trainer.recipe import Recipe
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.recipe import Recipe
 from trainer.samplers import SAMPLERS
 
 Table = dict[str, list[tuple[float, float, float]]]

@@ -29,8 +29,8 @@ from benchmarks.bundles import add_bundle_options, chosen_bundle
 from benchmarks.load import Sample, closed_loop, http_request, serving
 from benchmarks.plot import Panel, draw_panels
 from benchmarks.timing import machine
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.runtimes import build_runtime
 

@@ -45,7 +45,7 @@ from benchmarks.load import (
 from benchmarks.plot import Panel, draw_panels
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import Bundle, FrontierRow, load_bundle
+from models.bundle.folder import Bundle, FrontierRow, load_bundle
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 

@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks.load import arrivals
 from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_rows
 from benchmarks.timing import machine
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import Job, arch_key
 from shiftnas_serve.latency import LatencyTable

@@ -22,10 +22,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import machine
-from models.arch import Arch
-from models.describe import describe_arch, read_arch
 from models.nets import build_net
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.describe import describe_arch, read_arch
+from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
 from models.spaces.published import Published, agrees, published
 

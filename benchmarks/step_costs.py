@@ -10,14 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from models.relaxed import RelaxedFlops
-from trainer.algorithms import one_step, probe_of
-from trainer.config import with_settings
-from trainer.optim import schedule_at
-from trainer.recipe import Recipe
-from trainer.run_data import read_splits, run_data
-from trainer.state import fresh_state
-from trainer.step import pretrain_generator
+from models.space.relaxed import RelaxedFlops
+from trainer.data.run_data import read_splits, run_data
+from trainer.engine.algorithms import one_step, probe_of
+from trainer.engine.optim import schedule_at
+from trainer.engine.state import fresh_state
+from trainer.engine.step import pretrain_generator
+from trainer.recipes.config import with_settings
+from trainer.recipes.recipe import Recipe
 
 Variants = Mapping[str, Sequence[str]]
 """Name of a variant -> the settings that make it."""

@@ -34,10 +34,10 @@ import torch
 
 from benchmarks.timing import machine, time_in_turn
 from benchmarks.untrained import write_untrained
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
-from models.graph import cut_graph_apart, graph_weights
-from models.weights import weight_slices
+from models.bundle.folder import Bundle, load_bundle
+from models.onnx.graph import cut_graph_apart, graph_weights
+from models.space.arch import Arch
+from models.space.weights import weight_slices
 from shiftnas_serve.runtimes.base import AbstractSession
 from shiftnas_serve.runtimes.onnxruntime import OnnxRuntime
 from shiftnas_serve.runtimes.torch import static_net

@@ -34,24 +34,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import machine
-from models.arch import Arch
-from models.decode import decode
-from models.extract import extract
-from models.generator_report import policy_of
+from models.generator.decode import decode
+from models.generator.report import policy_of
 from models.nets import build_net
-from models.relaxed import RelaxedFlops
-from models.space import SearchSpace
+from models.nets.extract import extract
+from models.space.arch import Arch
+from models.space.relaxed import RelaxedFlops
+from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from models.spaces.vit import vit_space
-from trainer.algorithms import one_step, probe_of
-from trainer.config import get_recipe, with_settings
-from trainer.dry_run import random_splits
-from trainer.optim import Schedule, build_optimizer
-from trainer.recipe import Recipe
-from trainer.run_data import run_data
+from trainer.data.run_data import run_data
+from trainer.dry_run.measure import random_splits
+from trainer.engine.algorithms import one_step, probe_of
+from trainer.engine.optim import Schedule, build_optimizer
+from trainer.engine.state import fresh_state
+from trainer.engine.step import autocast, resource_loss_of
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
-from trainer.state import fresh_state
-from trainer.step import autocast, resource_loss_of
 
 SPACES = {
     "vit-tiny": ("vit-tiny", 16),

@@ -24,23 +24,23 @@ import numpy as np
 import torch
 
 from benchmarks.timing import machine
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
-from models.calibration import calibrate
+from models.bundle.folder import Bundle, load_bundle
 from models.converters.deployment import GENERATOR_STEPS, IMAGE_STEPS
-from models.decode import decode_all
-from models.distillation import Distillation, ask_largest, calibration_batches, distil
-from models.generator import ArchitectureGenerator
-from models.generator_report import even_budgets, policy_of
+from models.converters.distillation import Distillation, ask_largest, calibration_batches, distil
+from models.generator.decode import decode_all
+from models.generator.network import ArchitectureGenerator
+from models.generator.report import even_budgets, policy_of
+from models.generator.resource_loss import ResourceLoss, fit_to_budgets
+from models.images.photos import Photos
 from models.nets import build_net
+from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
-from models.photos import Photos
-from models.relaxed import RelaxedFlops
-from models.resource_loss import ResourceLoss, fit_to_budgets
+from models.space.arch import Arch
+from models.space.relaxed import RelaxedFlops
 from shiftnas_serve.settings import DEFAULT_BUNDLE
-from trainer.data import load_splits
+from trainer.data.reading import load_splits
+from trainer.data.splits import AbstractSplit, LabelledImages, Splits
 from trainer.evaluate import accuracy, evaluation_batches
-from trainer.splits import AbstractSplit, LabelledImages, Splits
 
 _KINDS = ("resource loss", "resource loss, longer", "images")
 _CALIBRATION_IMAGES = 1024

@@ -24,7 +24,7 @@ from benchmarks.load import Connections, Sample, http_request, serving
 from benchmarks.plot import Panel, draw_panels
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 
 
 def one_by_one(port: int, requests: list[bytes]) -> list[Sample]:

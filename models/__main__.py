@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from models.converters import CONVERTERS
-from models.describe import describe_arch, describe_space, read_arch
-from models.quantity import parse_flops
+from models.space.describe import describe_arch, describe_space, read_arch
+from models.space.quantity import parse_flops
 from models.spaces import SPACES, get_space
 
 _DESCRIPTION = """\

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from starlette.types import Receive, Scope, Send
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.frames import Done
 from shiftnas_serve.planner import Plan

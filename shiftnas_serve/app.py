@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.bundle import Bundle, FrontierRow
+from models.bundle.folder import Bundle, FrontierRow
 from shiftnas_serve.admin import admin_route
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.oip import oip_routes

@@ -28,10 +28,10 @@ import numpy as np
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from models.bundle import Bundle
-from models.image import Photo, read_header, size_of
-from models.image_header import ImageError, ImageHeader
-from models.quantity import MAX_LENGTH
+from models.bundle.folder import Bundle
+from models.images.header import ImageError, ImageHeader
+from models.images.image import Photo, read_header, size_of
+from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.admission import Admission
 from shiftnas_serve.answer import Answer, AnswerWriter, Classified, softmax
 from shiftnas_serve.body import ACCEPTED, BodyLimits, read_image

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from models.image_header import ImageHeader
+from models.images.header import ImageHeader
 from shiftnas_serve.patience import end_wait
 from shiftnas_serve.problem import Problem
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
-from models.describe import read_arch
-from models.quantity import parse_flops
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
+from models.space.describe import read_arch
+from models.space.quantity import parse_flops
 
 _DESCRIPTION = """\
 Write one subnet of a bundle to a file that needs neither the bundle nor this project to run.

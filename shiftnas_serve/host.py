@@ -25,7 +25,7 @@ import litserve
 from fastapi import FastAPI
 from litserve.utils import WorkerSetupStatus
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.app import complete_revision, install_routes
 from shiftnas_serve.connection import Connection
 from shiftnas_serve.inbox import socket_path

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.body import in_turn, read_body
 from shiftnas_serve.classify import Classifier, read_budgets
 from shiftnas_serve.oip_wire import LENGTH_HEADER, parse_request, respond

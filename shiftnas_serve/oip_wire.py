@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from starlette.responses import Response
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.answer import Classified
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.problem import AsciiJson, Problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.body import RAW_TYPES
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.problem import TITLES

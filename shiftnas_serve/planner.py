@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
 from shiftnas_serve.frames import arch_indices, arch_key
 from shiftnas_serve.latency import LatencyTable

@@ -22,7 +22,7 @@ import structlog
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve.classify import Classifier
 from shiftnas_serve.metrics import Metrics
 from shiftnas_serve.planner import Planner

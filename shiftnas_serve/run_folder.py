@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.bundle import Bundle, load_bundle
-from models.bundle_files import GENERATOR, MANIFEST, STATISTICS, SUPERNET, TEMPLATE
+from models.bundle.files import GENERATOR, MANIFEST, STATISTICS, SUPERNET, TEMPLATE
+from models.bundle.folder import Bundle, load_bundle
 
 _FILES = (MANIFEST, SUPERNET, GENERATOR, STATISTICS, TEMPLATE)
 

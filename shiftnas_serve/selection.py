@@ -11,8 +11,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.frames import arch_indices, arch_key
 from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
 

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from models.quantity import parse_flops
+from models.space.quantity import parse_flops
 from shiftnas_serve.runtimes import RUNTIMES, check_runtime
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"

@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.arch import Arch
-from models.bundle import Bundle
-from models.bundle_files import STATISTICS, SUPERNET, StoredArrays
+from models.bundle.files import STATISTICS, SUPERNET, StoredArrays
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.planner import Planner, Subnet, describe
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.revisions import Revision

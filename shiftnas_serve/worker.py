@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
-from models.preprocess import Preprocess
+from models.bundle.folder import Bundle, load_bundle
+from models.images.preprocess import Preprocess
+from models.space.arch import Arch
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import (
     Alive,

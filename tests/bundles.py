@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from models.arch import Arch
-from models.bundle import FrontierRow, save_bundle
-from models.calibration import calibrate
-from models.decode import decode
-from models.generator import ArchitectureGenerator
+from models.bundle.folder import FrontierRow, save_bundle
+from models.generator.decode import decode
+from models.generator.network import ArchitectureGenerator
+from models.generator.policy import GeneratorPolicy
+from models.images.preprocess import Preprocess
 from models.nets import build_net
-from models.policy import GeneratorPolicy
-from models.preprocess import Preprocess
-from models.space import SearchSpace
+from models.nets.calibration import calibrate
+from models.onnx.template import export_template
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from models.spaces import get_space
-from models.template import export_template
 from tests.conftest import TEMPLATES
 
 ANSWERS = 12

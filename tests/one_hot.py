@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from models.arch import Arch
-from models.relaxed import Relaxed
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.relaxed import Relaxed
+from models.space.search_space import SearchSpace
 
 
 def relax(space: SearchSpace, arch: Arch) -> Relaxed:

@@ -35,8 +35,8 @@ BENCHMARKS = sorted(
 ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
-    "trainer.report": ["--json"],
-    "trainer.compare": ["--json", "--html"],
+    "trainer.report.report": ["--json"],
+    "trainer.report.compare": ["--json", "--html"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
@@ -107,7 +107,7 @@ def test_help_names_the_command_and_its_options(module):
         assert option in text
 
 
-# trainer.run and trainer.report are started in their own tests
+# trainer.run and trainer.report.report are started in their own tests
 @pytest.mark.parametrize("module", ["models", "shiftnas_serve"])
 def test_commands_start(module):
     ended = run(sys.executable, "-m", module, "--help")
@@ -160,7 +160,9 @@ def without_torch() -> list[str]:
             for source in (*server["source_modules"], *of_models["source_modules"])
         )
     ]
-    assert {"shiftnas_serve.__main__", "shiftnas_serve.worker", "models.bundle"} <= set(modules)
+    assert {"shiftnas_serve.__main__", "shiftnas_serve.worker", "models.bundle.folder"} <= set(
+        modules
+    )
     return modules
 
 
@@ -226,7 +228,7 @@ def test_commands_exist_with_their_options(document):
 @every_document
 def test_recipes_and_settings_exist(document):
     from shiftnas_serve.settings import Settings
-    from trainer.config import find_recipe, get_recipe, with_settings
+    from trainer.recipes.config import find_recipe, get_recipe, with_settings
 
     text = document.read_text(encoding="utf-8")
     for name in re.findall(r"--recipe ([a-z0-9./-]+)", text):
@@ -244,7 +246,7 @@ def python_blocks() -> list[str]:
 
 @pytest.mark.parametrize("number", range(len(python_blocks())))
 def test_examples_of_extensions_are_complete(tmp_path, number):
-    from models.space import SearchSpace
+    from models.space.search_space import SearchSpace
 
     file = tmp_path / "example.py"
     file.write_text(python_blocks()[number], encoding="utf-8")

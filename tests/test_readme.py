@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from shiftnas_serve.answer import AnswerWriter, Classified, softmax
 from shiftnas_serve.budgets import FlopsBudget
 from shiftnas_serve.frames import Done

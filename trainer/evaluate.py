@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.arch import Arch
-from models.calibration import calibrate
-from models.decode import decode_all
-from models.generator import ArchitectureGenerator
-from models.generator_report import GeneratorReport, even_budgets, policy_of, report_generator
+from models.generator.decode import decode_all
+from models.generator.network import ArchitectureGenerator
+from models.generator.report import GeneratorReport, even_budgets, policy_of, report_generator
+from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
-from trainer.batches import Batch, Batches
-from trainer.log import Record
-from trainer.splits import AbstractSplit
+from models.space.arch import Arch
+from trainer.data.batches import Batch, Batches
+from trainer.data.splits import AbstractSplit
+from trainer.report.log import Record
 
 EVALUATION_BATCH = 500
 

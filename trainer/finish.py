@@ -10,20 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from models.arch import Arch
-from models.bundle import FrontierRow, Json, frontier_row_to_json, save_bundle
-from models.generator import ArchitectureGenerator
-from models.generator_report import even_budgets, report_generator
+from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, save_bundle
+from models.generator.network import ArchitectureGenerator
+from models.generator.report import even_budgets, report_generator
+from models.images.preprocess import Preprocess
 from models.nets import build_net
 from models.nets.normalize import TensorStatistics
-from models.preprocess import Preprocess
-from models.space import SearchSpace
+from models.onnx.template import export_template
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.space.weights import Statistics
 from models.spaces import get_space
-from models.template import export_template
-from models.weights import Statistics
-from trainer.average import described_weights, served_weights
-from trainer.checkpoint import load_checkpoint
-from trainer.disk import write_whole
+from trainer.data.run_data import batches_of
+from trainer.data.splits import Splits
+from trainer.engine.average import described_weights, served_weights
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.disk import write_whole
+from trainer.engine.provenance import provenance
 from trainer.evaluate import (
     accuracy,
     answers,
@@ -31,13 +34,10 @@ from trainer.evaluate import (
     calibration_images,
     evaluation_batches,
 )
-from trainer.log import JsonlLog, Record, read_log
-from trainer.provenance import provenance
-from trainer.recipe import Recipe
-from trainer.report import write_report
-from trainer.run_data import batches_of
+from trainer.recipes.recipe import Recipe
+from trainer.report.log import JsonlLog, Record, read_log
+from trainer.report.report import write_report
 from trainer.samplers import build_sampler
-from trainer.splits import Splits
 
 DOMINATED_BY = 0.005
 """Accuracy by which a smaller answer must be better for a larger one to be dropped: about one

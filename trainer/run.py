@@ -25,27 +25,27 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from models.generator import one_numpy_thread
-from models.relaxed import RelaxedFlops
-from trainer.algorithms import check_finite, one_step, probe_of
-from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.command import RECIPE_NAME, build_parser, find_job
-from trainer.config import recipe_to_json
-from trainer.disk import write_whole
-from trainer.dry_run_report import print_dry_run
+from models.generator.network import one_numpy_thread
+from models.space.relaxed import RelaxedFlops
+from trainer.data.run_data import RunData, read_splits, run_data
+from trainer.data.splits import Splits
+from trainer.dry_run.report import print_dry_run
+from trainer.engine.algorithms import check_finite, one_step, probe_of
+from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
+from trainer.engine.disk import write_whole
+from trainer.engine.interrupt import Interrupt, Stopped
+from trainer.engine.optim import schedule_at
+from trainer.engine.ranks import ALONE, Ended, Ranks, ranks_here
+from trainer.engine.seeds import seed_step
+from trainer.engine.state import TrainingState, fresh_state
+from trainer.engine.step import pretrain_generator
 from trainer.evaluate import Abandoned, evaluate
 from trainer.finish import finish
-from trainer.interrupt import Interrupt, Stopped
-from trainer.log import Record
-from trainer.monitor import Monitor, Silence
-from trainer.optim import schedule_at
-from trainer.ranks import ALONE, Ended, Ranks, ranks_here
-from trainer.recipe import Recipe
-from trainer.run_data import RunData, read_splits, run_data
-from trainer.seeds import seed_step
-from trainer.splits import Splits
-from trainer.state import TrainingState, fresh_state
-from trainer.step import pretrain_generator
+from trainer.recipes.command import RECIPE_NAME, build_parser, find_job
+from trainer.recipes.config import recipe_to_json
+from trainer.recipes.recipe import Recipe
+from trainer.report.log import Record
+from trainer.report.monitor import Monitor, Silence
 
 DESCRIPTION = (__doc__ or "").split("``train``")[0]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.arch import Arch
-from models.space import SearchSpace
-from models.weights import Statistics
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.space.weights import Statistics
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
@@ -31,7 +31,7 @@ class Converted:
 
     weights: float32, every weight of the space at the supernet's size.
     statistics: BatchNorm's as the checkpoint stores them, of the widest channels; empty for
-    spaces without BatchNorm. They were not measured for any one arch (``models.calibration``).
+    spaces without BatchNorm. They were not measured for any one arch (``models.nets.calibration``).
     """
 
     space: SearchSpace

@@ -21,7 +21,7 @@ import numpy as np
 
 from models.converters import Converted
 from models.converters.checkpoint import named, read_checkpoint, take
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces import get_space
 
 SPACE_OF_WIDTH = {256: "vit-tiny", 448: "vit-small", 640: "vit-base"}

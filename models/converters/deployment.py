@@ -1,7 +1,7 @@
 """From a public checkpoint to a bundle, without an image or with a folder of some. Uses torch.
 
 Weights come from the checkpoint. The generator learns to keep budgets from the resource loss alone
-(Eq. 10); with images and time given it also learns from them (``models.distillation``), which has
+(Eq. 10); with images and time given it also learns from them (``distillation.py``), which has
 not been shown to help and is off by default. BatchNorm takes the statistics that the checkpoint
 stores; with images they are measured for each arch. The bundle's provenance says which.
 """
@@ -17,24 +17,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.arch import Arch
-from models.bundle import FrontierRow, Json, save_bundle
-from models.calibration import calibrate
+from models.bundle.folder import FrontierRow, Json, save_bundle
 from models.converters import Converted, convert
+from models.converters.distillation import Distillation, ask_largest, calibration_batches, distil
 from models.converters.progress import Progress
-from models.decode import decode_all
-from models.distillation import Distillation, ask_largest, calibration_batches, distil
-from models.generator import ArchitectureGenerator
-from models.generator_report import even_budgets, policy_of
+from models.generator.decode import decode_all
+from models.generator.network import ArchitectureGenerator
+from models.generator.report import even_budgets, policy_of
+from models.generator.resource_loss import ResourceLoss, fit_to_budgets
+from models.images.photos import Photos, find_photos, read_photos
+from models.images.preprocess import Preprocess
 from models.nets import build_net
+from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
-from models.photos import Photos, find_photos, read_photos
-from models.preprocess import Preprocess
-from models.relaxed import RelaxedFlops
-from models.resource_loss import ResourceLoss, fit_to_budgets
-from models.space import SearchSpace
-from models.template import export_template
-from models.weights import Statistics
+from models.onnx.template import export_template
+from models.space.arch import Arch
+from models.space.relaxed import RelaxedFlops
+from models.space.search_space import SearchSpace
+from models.space.weights import Statistics
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.875)
 """What both public projects evaluate with."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 
-from models.arch import Arch
 from models.nets.elastic import AbstractNet
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 
 
 def build_net(space: SearchSpace, arch: Arch | None = None, *, folded: bool = False) -> AbstractNet:

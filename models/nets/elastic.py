@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.arch import Arch
 from models.nets.normalize import AbstractNormalizer, BatchStatistics
 from models.nets.recompute import RunBlock, run_again, run_once
 from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whole
-from models.relaxed import MaskMaps, Relaxed
-from models.space import SearchSpace
-from models.weights import NORM_EPSILON
+from models.space.arch import Arch
+from models.space.relaxed import MaskMaps, Relaxed
+from models.space.search_space import SearchSpace
+from models.space.weights import NORM_EPSILON
 
 
 class AbstractNet(nn.Module, ABC):
@@ -110,7 +110,7 @@ class ElasticBatchNorm(nn.Module):
         if not self.training:
             raise ValueError(
                 f"{self.name}: BatchNorm statistics belong to an arch; pass statistics= "
-                "(models.calibration) or call net.train() to normalize by the batch"
+                "(models.nets.calibration) or call net.train() to normalize by the batch"
             )
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, NORM_EPSILON)
 

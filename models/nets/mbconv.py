@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.arch import Arch
 from models.nets.elastic import (
     ACTIVATIONS,
     AbstractNet,
@@ -18,7 +17,8 @@ from models.nets.elastic import (
 from models.nets.normalize import BatchStatistics
 from models.nets.recompute import RunBlock, run_once
 from models.nets.view import AbstractView
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from models.spaces.mbconv import BlockLayout, MBConvLayout, ProjectionLayout
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.weights import NORM_EPSILON
+from models.space.weights import NORM_EPSILON
 
 TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """BatchNorm statistics of one arch: norm's name -> (mean, variance)."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.arch import Arch
-from models.relaxed import MaskMaps, Relaxed
-from models.space import Block, SearchSpace, Size, Weight
-from models.weights import weight_slices
+from models.space.arch import Arch
+from models.space.relaxed import MaskMaps, Relaxed
+from models.space.search_space import Block, SearchSpace, Size, Weight
+from models.space.weights import weight_slices
 
 
 class AbstractView(ABC):

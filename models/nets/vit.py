@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.arch import Arch
 from models.nets.elastic import AbstractNet, ElasticLinear
 from models.nets.normalize import BatchStatistics
 from models.nets.recompute import RunBlock, run_once
@@ -23,7 +22,8 @@ from models.nets.relative import (
     RelativePosition,
 )
 from models.nets.view import AbstractView
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from models.spaces.vit import VitBlockLayout, VitLayout
 
 LAYER_NORM_EPSILON = 1e-5

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from functools import cache
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 
 SPACES: dict[str, str] = {
     "attentivenas": "models.spaces.attentivenas:attentivenas",

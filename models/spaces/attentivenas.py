@@ -28,7 +28,7 @@ convolution, mostly unused, in every block (A0: 8.954 M here, 9.065 M there).
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.mbconv import Squeeze, Stage, make_divisible, mbconv_space
 
 

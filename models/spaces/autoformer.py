@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.vit import vit_space
 
 

@@ -28,7 +28,7 @@ Where sources conflict:
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.mbconv import Squeeze, Stage, mbconv_space
 
 

@@ -16,7 +16,7 @@ dense 3x3 convolution trains several times more FLOPs a second on a CPU than a d
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.mbconv import Stage, mbconv_space
 
 

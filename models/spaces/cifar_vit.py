@@ -13,7 +13,7 @@ the compact transformers trained on CIFAR from scratch (arXiv 2104.05704).
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.vit import vit_space
 
 

@@ -6,7 +6,7 @@ expansion. 0.1-1 MFLOPs.
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.mbconv import Stage, mbconv_space
 
 

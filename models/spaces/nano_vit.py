@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from models.spaces.vit import vit_space
 
 

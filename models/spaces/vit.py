@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import mul
 
-from models.arch import Choice
-from models.space import (
+from models.space.arch import Choice
+from models.space.search_space import (
     Block,
     Decision,
     Product,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
 
-from models import quantity
+from models.space import quantity
 from shiftnas_serve.latency import LatencyTable
 
 

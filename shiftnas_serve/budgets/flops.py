@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from models.quantity import parse_flops
+from models.space.quantity import parse_flops
 from shiftnas_serve.budgets.base import AbstractBudgetKind, BadBudget, Moment, OutOfRange
 
 

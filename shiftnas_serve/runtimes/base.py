@@ -6,8 +6,8 @@ import abc
 
 import numpy as np
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 
 
 class AbstractSession(abc.ABC):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.universal import Universal
 
@@ -97,7 +97,7 @@ class OnnxRuntime(AbstractRuntime):
     def session_of(
         self, data: bytes, arrays: Mapping[str, np.ndarray], *, convolutional: bool
     ) -> OnnxSession:
-        """A session on the CPU from a graph without weights, and those (``models.graph``)."""
+        """A session on the CPU from a graph without weights, and those (``models.onnx.graph``)."""
         contiguous = [np.ascontiguousarray(array) for array in arrays.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in contiguous]
         options = self._options(convolutional=convolutional)

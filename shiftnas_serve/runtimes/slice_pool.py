@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import onnxruntime
 
-from models.bundle import Bundle
-from models.graph_template import Template
-from models.space import SearchSpace
+from models.bundle.folder import Bundle
+from models.onnx.graph_template import Template
+from models.space.search_space import SearchSpace
 
 Shape = tuple[int, ...]
 

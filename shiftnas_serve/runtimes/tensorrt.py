@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.engine_files import EngineFiles
 

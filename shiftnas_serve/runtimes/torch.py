@@ -7,10 +7,10 @@ import io
 import numpy as np
 import torch
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 
 

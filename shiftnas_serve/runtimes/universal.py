@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractSession
 from shiftnas_serve.runtimes.slice_pool import Columns, SlicePool
 

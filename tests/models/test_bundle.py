@@ -13,11 +13,11 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-import models.bundle
-from models.bundle import load_bundle
-from models.bundle_files import describe
-from models.disk import advice
-from models.disk import refused as refused_write
+import models.bundle.folder
+from models.bundle.disk import advice
+from models.bundle.disk import refused as refused_write
+from models.bundle.files import describe
+from models.bundle.folder import load_bundle
 from tests.bundles import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +118,7 @@ def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(models.bundle, "swap", fail)
+    monkeypatch.setattr(models.bundle.folder, "swap", fail)
     with pytest.raises(ValueError, match=r"cannot write .*No space left"):
         make_bundle("nano-cnn", folder, seed=1)
     assert load_bundle(folder).version == version
@@ -217,9 +217,8 @@ def test_the_bundle_of_the_repository_is_whole_small_and_keeps_budgets():
 
 
 def test_loading_a_bundle_needs_no_torch(original):
-    program = (
-        "import sys, models.bundle as b; b.load_bundle(sys.argv[1]); print('torch' in sys.modules)"
-    )
+    load = "import sys, models.bundle.folder as b; b.load_bundle(sys.argv[1])"
+    program = f"{load}; print('torch' in sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", program, str(original)], cwd=ROOT, capture_output=True, text=True
     )

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.extract import extract
-from models.graph import cut_graph, deployed_shapes
-from models.graph_template import Template
 from models.nets import build_net
-from models.relaxed import Relaxed
+from models.nets.extract import extract
+from models.onnx.graph import cut_graph, deployed_shapes
+from models.onnx.graph_template import Template
+from models.onnx.template import export_template
+from models.space.relaxed import Relaxed
+from models.space.weights import weight_slices
 from models.spaces import get_space
 from models.spaces.attentivenas import squeezed
 from models.spaces.mbconv import Squeeze, Stage, mbconv_space
 from models.spaces.published import FOLDER
-from models.template import export_template
-from models.weights import weight_slices
 from tests.one_hot import relax
 
 # What only attentivenas has, at a size that exports in seconds.

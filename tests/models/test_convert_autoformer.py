@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from models.__main__ import main
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from models.converters import convert
 from models.converters.autoformer import PACKED, carry
 from models.converters.deployment import convert_to_bundle
-from models.extract import extract
 from models.nets import build_net
+from models.nets.extract import extract
+from models.space.weights import weight_slices
 from models.spaces import get_space
-from models.weights import weight_slices
 from tests.one_hot import relax
 from tests.reference.state import inputs, state
 

@@ -5,24 +5,24 @@ import pytest
 import torch
 
 from models.__main__ import main
-from models.bundle import load_bundle
-from models.calibration import calibrate
+from models.bundle.folder import load_bundle
 from models.converters import Converted, deployment
 from models.converters.deployment import convert_to_bundle
-from models.distillation import (
+from models.converters.distillation import (
     Distillation,
     ask_largest,
     calibration_batches,
     distil,
     divergence,
 )
-from models.generator import ArchitectureGenerator
-from models.generator_report import even_budgets
+from models.generator.network import ArchitectureGenerator
+from models.generator.report import even_budgets
+from models.generator.resource_loss import ResourceLoss
+from models.images.photos import find_photos, read_photos
+from models.images.preprocess import Preprocess
 from models.nets import build_net
-from models.photos import find_photos, read_photos
-from models.preprocess import Preprocess
-from models.relaxed import RelaxedFlops
-from models.resource_loss import ResourceLoss
+from models.nets.calibration import calibrate
+from models.space.relaxed import RelaxedFlops
 from models.spaces import get_space
 from tests.bundles import template_of
 from tests.pictures import encoded, picture, write_photos

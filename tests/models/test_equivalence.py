@@ -13,18 +13,18 @@ import onnxruntime
 import pytest
 import torch
 
-from models.arch import Arch
-from models.calibration import calibrate
-from models.extract import extract, extract_folded
-from models.graph import cut_graph
-from models.graph_template import INPUT, OUTPUT, Template
 from models.nets import build_net
+from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
-from models.space import SearchSpace
+from models.nets.extract import extract, extract_folded
+from models.onnx.graph import cut_graph
+from models.onnx.graph_template import INPUT, OUTPUT, Template
+from models.onnx.template import export_template
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
 from models.spaces.published import published
 from models.spaces.vit import vit_space
-from models.template import export_template
 from tests.bundles import template_of
 from tests.one_hot import relax
 

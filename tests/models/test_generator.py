@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.decode import SLACK, decode, decode_all
-from models.generator import ArchitectureGenerator
-from models.generator_report import report_generator
-from models.policy import GeneratorPolicy
-from models.relaxed import RelaxedFlops
+from models.generator.decode import SLACK, decode, decode_all
+from models.generator.network import ArchitectureGenerator
+from models.generator.policy import GeneratorPolicy
+from models.generator.report import report_generator
+from models.generator.tail import NEAR, tail_of
+from models.space.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
-from models.tail import NEAR, tail_of
 from tests.reference.generator import reference_forward
-from trainer.recipe import GeneratorOptions
-from trainer.step import pretrain_generator
+from trainer.engine.step import pretrain_generator
+from trainer.recipes.recipe import GeneratorOptions
 
 SMALL = [name for name in SPACES if get_space(name).max_flops < 200e6]
 

@@ -10,19 +10,19 @@ import onnxruntime
 import pytest
 import torch
 
-from models.arch import Arch
-from models.calibration import calibrate
-from models.extract import extract_folded
-from models.generalize import TemplateError
-from models.graph import cut_graph, cut_graph_apart, deployed_shapes, graph_weights
-from models.graph_template import INPUT, OUTPUT, Template
 from models.nets import build_net
+from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
+from models.nets.extract import extract_folded
 from models.nets.vit import ViTNet
-from models.space import SearchSpace
+from models.onnx.generalize import TemplateError
+from models.onnx.graph import cut_graph, cut_graph_apart, deployed_shapes, graph_weights
+from models.onnx.graph_template import INPUT, OUTPUT, Template
+from models.onnx.template import export_template
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.space.weights import Statistics, fold_norms, slice_weights
 from models.spaces import get_space
-from models.template import export_template
-from models.weights import Statistics, fold_norms, slice_weights
 from tests.bundles import template_of
 
 FAST = ["nano-cnn", "nano-vit"]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import image as image_module
-from models import png_file
-from models.image import decode_image, decode_plain_jpeg, read_header
-from models.image_header import MAX_PIXELS, ImageError
-from models.orientation import exif_orientation, xmp_orientation
+from models.images import image as image_module
+from models.images import png as png_file
+from models.images.header import MAX_PIXELS, ImageError
+from models.images.image import decode_image, decode_plain_jpeg, read_header
+from models.images.orientation import exif_orientation, xmp_orientation
 from tests.pictures import encoded, picture
 
 

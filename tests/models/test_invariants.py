@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.calibration import calibrate
-from models.extract import extract, extract_folded
-from models.flops import flops_rule
 from models.nets import build_net
-from models.relaxed import Relaxed, RelaxedFlops
+from models.nets.calibration import calibrate
+from models.nets.extract import extract, extract_folded
+from models.space.flops import flops_rule
+from models.space.relaxed import Relaxed, RelaxedFlops
+from models.space.weights import slice_weights, weight_slices
 from models.spaces import SPACES, get_space
 from models.spaces.vit import vit_space
-from models.weights import slice_weights, weight_slices
 from tests.one_hot import relax
 
 # Small, but with what only large registered spaces have.

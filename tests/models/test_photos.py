@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.photos import find_photos, read_photos
-from models.preprocess import Preprocess
+from models.images.photos import find_photos, read_photos
+from models.images.preprocess import Preprocess
 from tests.pictures import encoded, picture, write_photos
 
 PLAIN = Preprocess((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.image import decode_image, decode_plain_jpeg, read_header, size_of
-from models.image_header import MAX_PIXELS, ImageError
-from models.preprocess import Preprocess
+from models.images.header import MAX_PIXELS, ImageError
+from models.images.image import decode_image, decode_plain_jpeg, read_header, size_of
+from models.images.preprocess import Preprocess
 
 PLAIN = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 

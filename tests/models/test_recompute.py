@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.generator import ArchitectureGenerator
+from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
 from tests.one_hot import relax
-from trainer.activations import ActivationBytes
-from trainer.probe import Probe
+from trainer.dry_run.activations import ActivationBytes
+from trainer.samplers.probe import Probe
 
 NETS = ["nano-vit", "nano-cnn", "cifar-vit"]
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from models.tail import tail_of
+from models.generator.tail import tail_of
 
 HIDDEN = 64
 

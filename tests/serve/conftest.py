@@ -18,7 +18,7 @@ from typing import IO
 import httpx
 import pytest
 
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from tests.bundles import make_bundle
 from tests.pictures import encoded, picture
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve import classify
 from shiftnas_serve.budgets import (
     BUDGET_KINDS,

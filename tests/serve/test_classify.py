@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.bundle import Bundle
-from models.extract import extract_folded
-from models.image import read_header
+from models.bundle.folder import Bundle
+from models.images.image import read_header
 from models.nets import build_net
+from models.nets.extract import extract_folded
 from shiftnas_serve.decoding import is_small
 from tests.serve.conftest import RunningServer, encoded, picture
 

@@ -15,12 +15,12 @@ import onnxruntime
 import pytest
 import torch
 
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from models.converters import Converted, convert, deployment
 from models.converters.deployment import convert_to_bundle
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.space.arch import Arch
 from models.spaces import get_space
 from tests.bundles import template_of
 from tests.pictures import encoded, picture

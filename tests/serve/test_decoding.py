@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from models.image_header import ImageError, ImageHeader
+from models.images.header import ImageError, ImageHeader
 from shiftnas_serve.decoding import Decoding, Work, decode_work
 from shiftnas_serve.problem import Problem
 

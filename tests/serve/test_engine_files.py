@@ -76,7 +76,7 @@ def test_tensorrt_builds_no_engine_twice_and_another_for_other_weights_or_gpus(
     tmp_path, bundle, other_folder, monkeypatch
 ):
     """TensorRT stands in for itself: its own conformance needs a GPU (test_runtimes.py)."""
-    from models.bundle import load_bundle
+    from models.bundle.folder import load_bundle
 
     other = load_bundle(other_folder)
     built = []

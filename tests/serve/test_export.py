@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from models.__main__ import main as models_main
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.export import main
 from tests.serve.conftest import PNG
 

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.__main__ import parser
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings, load_settings

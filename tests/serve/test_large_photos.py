@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from models.bundle import Bundle
-from models.preprocess import Preprocess
+from models.bundle.folder import Bundle
+from models.images.preprocess import Preprocess
 from shiftnas_serve.classify import Classifier, is_long
 from shiftnas_serve.decoding import Decoding
 from shiftnas_serve.latency import LatencyTable

@@ -21,7 +21,7 @@ from tritonclient.http import (
     InferRequestedOutput,
 )
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.classify import Classifier
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.oip import oip_routes

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from tests.serve.conftest import (
     PNG,
     RunningServer,

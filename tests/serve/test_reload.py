@@ -20,8 +20,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from models.bundle import Bundle, load_bundle
-from models.bundle_manifest import version_of
+from models.bundle.folder import Bundle, load_bundle
+from models.bundle.manifest import version_of
 from shiftnas_serve.answer import softmax
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 from tests.serve.conftest import RunningServer, start_server, stop_server, wait_until_ready

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from benchmarks.memory import pss_bytes
-from models.arch import Arch
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
 from models.spaces import get_space
 from shiftnas_serve.engine import Engine
 from shiftnas_serve.frames import SOURCES

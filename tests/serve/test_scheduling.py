@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.load import arrivals
 from benchmarks.slo_virtual import Machine, Outcome, simulate
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.latency import LatencyTable
 
 SECONDS = 40.0

@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from models.bundle import Bundle, load_bundle
+from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve import subnets
 from shiftnas_serve.planner import Planner, describe
 from shiftnas_serve.problem import Problem

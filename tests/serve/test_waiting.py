@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
 from shiftnas_serve.frames import Job, arch_key
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.selection import Selection

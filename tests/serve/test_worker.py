@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.arch import Arch
-from models.bundle import Bundle
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
 from shiftnas_serve.frames import (
     Alive,
     Building,

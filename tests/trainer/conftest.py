@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import trainer.run
-from trainer import run_data
-from trainer.data import load_splits
-from trainer.splits import Splits
-from trainer.state import TrainingState
+from trainer.data import run_data
+from trainer.data.reading import load_splits
+from trainer.data.splits import Splits
+from trainer.engine.state import TrainingState
 
 SHORT = [
     "batch_size=64",

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import torch
 
-import trainer.monitor
+import trainer.report.monitor
 import trainer.run
-from trainer.checkpoint import load_checkpoint
-from trainer.log import read_log
-from trainer.provenance import provenance
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.provenance import provenance
+from trainer.report.log import read_log
 
 FILE = Path(__file__).resolve().parents[1] / "reference" / "golden_curves.json"
 COMMON = [
@@ -53,7 +53,7 @@ def run_curve(name: str, folder: Path) -> dict[str, object]:
     threads = torch.get_num_threads()
     try:
         with (
-            patch.object(trainer.monitor, "LOG_EVERY_STEPS", 1),
+            patch.object(trainer.report.monitor, "LOG_EVERY_STEPS", 1),
             patch.object(trainer.run, "finish", lambda *_: {}),
         ):
             assert trainer.run.main([*settings, "--out", str(folder)]) == 0

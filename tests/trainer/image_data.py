@@ -8,7 +8,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
-from trainer.data import load_splits
+from trainer.data.reading import load_splits
 
 SIDE = 8
 

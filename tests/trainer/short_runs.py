@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import trainer.algorithms
-import trainer.monitor
+import trainer.data.run_data
+import trainer.engine.algorithms
+import trainer.report.monitor
 import trainer.run
-import trainer.run_data
-from trainer.data import load_splits, read_source
+from trainer.data.reading import load_splits, read_source
 
 
 def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = None) -> int:
@@ -35,13 +35,13 @@ def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = Non
 
     mischief: in one process, from a step on: {"rank": 1, "step": 7, "signal": 15}, or "nan": 1.
     """
-    train_step = trainer.algorithms.train_step
+    train_step = trainer.engine.algorithms.train_step
     if mischief is not None and mischief["rank"] == trainer.run.ranks_here().rank:
         train_step = _with_mischief(train_step, mischief)
     with (
-        patch.object(trainer.monitor, "LOG_EVERY_STEPS", 1),
+        patch.object(trainer.report.monitor, "LOG_EVERY_STEPS", 1),
         patch.object(trainer.run, "finish", lambda *_: {}),
-        patch.object(trainer.algorithms, "train_step", train_step),
+        patch.object(trainer.engine.algorithms, "train_step", train_step),
     ):
         return trainer.run.main(arguments)
 
@@ -96,7 +96,7 @@ def main() -> int:
         monitor_interval=0.1,
         start_method="fork",
     )
-    with patch.object(trainer.run_data, "load_splits", digits):
+    with patch.object(trainer.data.run_data, "load_splits", digits):
         statuses = elastic_launch(agent, _all_runs)(json.loads(sys.argv[1]))
     Path(sys.argv[2]).write_text(json.dumps([statuses[rank] for rank in sorted(statuses)]))
     return 0

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.relaxed import RelaxedFlops
-from trainer.activations import ActivationBytes
-from trainer.algorithms import probe_of
-from trainer.config import get_recipe, with_settings
-from trainer.dry_run import dry_run, random_splits
-from trainer.optim import Schedule
-from trainer.run_data import run_data
-from trainer.state import fresh_state
-from trainer.step import train_step
+from models.space.relaxed import RelaxedFlops
+from trainer.data.run_data import run_data
+from trainer.dry_run.activations import ActivationBytes
+from trainer.dry_run.measure import dry_run, random_splits
+from trainer.engine.algorithms import probe_of
+from trainer.engine.optim import Schedule
+from trainer.engine.state import fresh_state
+from trainer.engine.step import train_step
+from trainer.recipes.config import get_recipe, with_settings
 
 SETTINGS = ["space=nano-vit", "batch_size=32", "drop_path=0.3", "augment.mixup=0.8"]
 SCHEDULE = Schedule(learning_rate=0.01, generator_learning_rate=0.01, temperature=0.7)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainer.augment import Augment
-from trainer.batches import Batches
-from trainer.draws import Draws
-from trainer.mixing import mix, random_erase
-from trainer.policies import apply_policy, random_resized_crop
-from trainer.splits import LabelledImages
+from trainer.data.augment import Augment
+from trainer.data.batches import Batches
+from trainer.data.draws import Draws
+from trainer.data.image_policies import apply_policy, random_resized_crop
+from trainer.data.mixing import mix, random_erase
+from trainer.data.splits import LabelledImages
 
 POLICIES = ["randaugment", "rand-m9-mstd0.5-inc1", "autoaugment-imagenet", "augmix"]
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 import trainer.finish
-import trainer.plots
+import trainer.report.plots
 import trainer.run
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from models.nets import build_net
 from models.spaces import get_space
 from tests.bundles import template_of
-from trainer.average import WeightAverage
-from trainer.checkpoint import load_checkpoint
-from trainer.log import read_log
+from trainer.engine.average import WeightAverage
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.report.log import read_log
 from trainer.run import main
 
 SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=4"]
@@ -56,7 +56,7 @@ def test_an_average_that_starts_late_starts_at_the_weights(tmp_path, monkeypatch
 
 def test_the_average_is_what_is_evaluated_and_bundled(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
-    monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     assert main([*settings(), "--out", str(plain)]) == 0
     assert main([*settings("ema=0.99"), "--out", str(averaged)]) == 0

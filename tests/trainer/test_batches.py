@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.augment import Augment, crop_and_flip, cutout
-from trainer.batches import Batches
-from trainer.draws import Draws
-from trainer.splits import LabelledImages
+from trainer.data.augment import Augment, crop_and_flip, cutout
+from trainer.data.batches import Batches
+from trainer.data.draws import Draws
+from trainer.data.splits import LabelledImages
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-import trainer.compare_plots
+import trainer.report.compare_plots
 from models.spaces import get_space
-from trainer.compare import main
-from trainer.log import JsonlLog
+from trainer.report.compare import main
+from trainer.report.log import JsonlLog
 
 GROUPS = [200_000, 500_000, 900_000]
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--html", "--pdf"])
 def test_what_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch, option):
-    monkeypatch.setattr(trainer.compare_plots, "draw", lambda _: [])
+    monkeypatch.setattr(trainer.report.compare_plots, "draw", lambda _: [])
     runs = [write_run(tmp_path / f"{number}") for number in range(2)]
     (tmp_path / "file").touch()
     refused = tmp_path / "file" / "inside"

@@ -5,18 +5,18 @@ import signal
 import pytest
 import torch
 
-from models.relaxed import RelaxedFlops
+from models.space.relaxed import RelaxedFlops
 from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
-from trainer.algorithms import one_step
-from trainer.checkpoint import load_checkpoint
-from trainer.config import get_recipe, with_settings
-from trainer.dry_run import random_splits
-from trainer.log import read_log
-from trainer.optim import Schedule
-from trainer.run_data import run_data
-from trainer.state import fresh_state
+from trainer.data.run_data import run_data
+from trainer.dry_run.measure import random_splits
+from trainer.engine.algorithms import one_step
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.optim import Schedule
+from trainer.engine.state import fresh_state
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.report.log import read_log
 
 VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
 MORE = ["drop_path=0.2", "accumulate=2", "ema=0.9", "batch_size=8"]

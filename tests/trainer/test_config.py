@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.command import FIXED, build_parser, find_job
-from trainer.config import (
+from trainer.engine.optim import schedule_at
+from trainer.recipes import RECIPES
+from trainer.recipes.command import FIXED, build_parser, find_job
+from trainer.recipes.config import (
     find_recipe,
     get_recipe,
     recipe_from_json,
@@ -18,9 +20,7 @@ from trainer.config import (
     setting_keys,
     with_settings,
 )
-from trainer.optim import schedule_at
-from trainer.plan import KNOWN_DATA, plan_of
-from trainer.recipes import RECIPES
+from trainer.recipes.plan import KNOWN_DATA, plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

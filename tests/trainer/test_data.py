@@ -10,10 +10,10 @@ import torch
 from datasets import Value
 from PIL import Image as Pillow
 
-from models.preprocess import Preprocess
+from models.images.preprocess import Preprocess
 from tests.trainer.image_data import SIDE, encoded_image, write_folder, write_parquet
-from trainer.data import DATA_FOLDER_VARIABLE, load_splits
-from trainer.splits import stratified_holdout
+from trainer.data.reading import DATA_FOLDER_VARIABLE, load_splits
+from trainer.data.splits import stratified_holdout
 
 
 def shades(split):

@@ -9,13 +9,13 @@ import torch
 
 import trainer.run
 from models.spaces import get_space
-from trainer.activations import ActivationBytes
-from trainer.average import WeightAverage
-from trainer.config import get_recipe, with_settings
-from trainer.dry_run import dry_run
-from trainer.log import read_log
-from trainer.plan import KNOWN_DATA, plan_of
+from trainer.dry_run.activations import ActivationBytes
+from trainer.dry_run.measure import dry_run
+from trainer.engine.average import WeightAverage
 from trainer.recipes import RECIPES
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.plan import KNOWN_DATA, plan_of
+from trainer.report.log import read_log
 from trainer.run import main
 
 NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA]

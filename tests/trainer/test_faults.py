@@ -11,26 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.algorithms
+import trainer.engine.algorithms
 import trainer.evaluate
 import trainer.finish
-import trainer.monitor
-import trainer.plots
+import trainer.report.monitor
+import trainer.report.plots
 import trainer.run
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from tests.bundles import template_of
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
-from trainer.checkpoint import load_checkpoint
-from trainer.config import read_recipe
+from trainer.data.run_data import read_splits, run_data
+from trainer.data.splits import LabelledImages
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.interrupt import Stopped
 from trainer.evaluate import calibration_images
-from trainer.interrupt import Stopped
-from trainer.log import read_log
+from trainer.recipes.config import read_recipe
+from trainer.report.log import read_log
+from trainer.report.run_record import read_run
 from trainer.run import main
-from trainer.run_data import read_splits, run_data
-from trainer.run_record import read_run
-from trainer.splits import LabelledImages
 
 
 def no_space(*_, **__):
@@ -50,7 +50,7 @@ def one_error(capsys):
 def _end_soon(monkeypatch):
     """A run's end without what takes long and is tested elsewhere."""
     monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
-    monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def test_a_full_disk_under_the_bundle_is_one_error_and_leaves_none(folder, capsy
 def test_a_full_disk_under_anything_else_is_one_error(folder, capsys, monkeypatch, name):
     from torch.utils.tensorboard import SummaryWriter
 
-    from trainer import disk, report
+    from trainer.engine import disk
+    from trainer.report import report
 
     where = {
         "report": (report, "report_page"),
@@ -192,7 +193,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
     else:
         for shard in range(8):
             write_tar(data / f"{shard}.tar", samples(range(shard * 10, shard * 10 + 10)))
-    real, steps = trainer.algorithms.train_step, []
+    real, steps = trainer.engine.algorithms.train_step, []
 
     def step(*arguments, **named):
         steps.append(1)
@@ -201,7 +202,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
                 file.unlink()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(trainer.algorithms, "train_step", step)
+    monkeypatch.setattr(trainer.engine.algorithms, "train_step", step)
     chosen = ["batch_size=8", "steer_images=8", "steer_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from trainer.order import shuffled_in_runs
+from trainer.data.order import shuffled_in_runs
 
 
 def order_of(runs, window, seed=0):

@@ -7,17 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.relaxed import RelaxedFlops
+from models.space.relaxed import RelaxedFlops
 from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
-from trainer.checkpoint import load_checkpoint
-from trainer.config import get_recipe, with_settings
-from trainer.dry_run import random_splits
-from trainer.log import read_log
-from trainer.run_data import run_data
-from trainer.state import fresh_state
-from trainer.step import train_step
+from trainer.data.run_data import run_data
+from trainer.dry_run.measure import random_splits
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.state import fresh_state
+from trainer.engine.step import train_step
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.report.log import read_log
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += ["space=nano-vit", "batch_size=32", "shift_every=4", "warm_up_share=0", "threads=1"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.generator import ArchitectureGenerator
+from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces.mbconv import Stage, mbconv_space
 from models.spaces.vit import vit_space
 from tests.one_hot import relax
 from trainer.evaluate import at_resolution
-from trainer.probe import Probe
+from trainer.samplers.probe import Probe
 
 SPACES = {
     "relative": vit_space(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import trainer.plots
+import trainer.report.plots
 from models.spaces import get_space
-from trainer.arch_plot import arch_rows
-from trainer.log import JsonlLog
-from trainer.plot_style import running_mean, save
-from trainer.plots import frontier_figure, groups_figure
-from trainer.report import frontier_table, main, write_report
-from trainer.run_record import read_run
+from trainer.report.arch_plot import arch_rows
+from trainer.report.log import JsonlLog
+from trainer.report.plot_style import running_mean, save
+from trainer.report.plots import frontier_figure, groups_figure
+from trainer.report.report import frontier_table, main, write_report
+from trainer.report.run_record import read_run
 
 ROOT = Path(__file__).parents[2]
 GROUPS = [200_000, 500_000, 900_000]
@@ -171,8 +171,10 @@ def test_running_mean_looks_back_only():
 
 
 def test_the_command_prints_one_json_object(finished_run, capsys, monkeypatch):
-    draw = trainer.plots.draw
-    monkeypatch.setattr(trainer.plots, "draw", lambda *given: itertools.islice(draw(*given), 1))
+    draw = trainer.report.plots.draw
+    monkeypatch.setattr(
+        trainer.report.plots, "draw", lambda *given: itertools.islice(draw(*given), 1)
+    )
     assert main([str(finished_run), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert len(document["frontier"]) == 2
@@ -201,7 +203,7 @@ def test_a_broken_run_is_one_line_and_status_2(finished_run, capsys, spoil, word
 
 @pytest.mark.parametrize("option", ["--out", "--html", "--pdf"])
 def test_what_cannot_be_written_is_one_line(finished_run, tmp_path, capsys, monkeypatch, option):
-    monkeypatch.setattr(trainer.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
     (tmp_path / "file").touch()
     refused = tmp_path / "file" / "inside"
     assert main([str(finished_run), option, str(refused)]) == 2

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.algorithms
+import trainer.engine.algorithms
 import trainer.run
 from tests.trainer.conftest import settings
-from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.log import read_log
+from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
+from trainer.report.log import read_log
+from trainer.report.run_record import read_run
 from trainer.run import main
-from trainer.run_record import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_EPOCH = 5
@@ -67,7 +67,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
     """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
     chosen = settings(f"sampler={sampler}", f"ema={ema}", "epochs=4", "optimizer.clip_norm=1.0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    real_step, steps, noise = trainer.algorithms.train_step, [], []
+    real_step, steps, noise = trainer.engine.algorithms.train_step, [], []
 
     def noisy_step(*arguments, **named):
         # what a step draws from the generators that no checkpoint holds
@@ -77,7 +77,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
             os.kill(os.getpid(), number)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.algorithms, "train_step", noisy_step)
+    monkeypatch.setattr(trainer.engine.algorithms, "train_step", noisy_step)
     stops = ()
     assert main([*chosen, "--out", str(whole)]) == 0
     expected_noise = noise.copy()
@@ -99,10 +99,10 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
 @pytest.mark.usefixtures("unfinished")
 def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch):
     """Killed and stopped between two records of steps, in which the log tells the subnets."""
-    monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 4)
+    monkeypatch.setattr(trainer.report.monitor, "LOG_EVERY_STEPS", 4)
     chosen = settings("epochs=3", "checkpoint_every_s=0", "sampler=sandwich")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    real_step, steps = trainer.algorithms.train_step, []
+    real_step, steps = trainer.engine.algorithms.train_step, []
 
     def counted(*arguments, **named):
         steps.append(1)
@@ -112,7 +112,7 @@ def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.algorithms, "train_step", counted)
+    monkeypatch.setattr(trainer.engine.algorithms, "train_step", counted)
     assert main([*chosen, "--out", str(whole)]) == 0
     assert main(["--resume", str(killed)]) == 128 + signal.SIGTERM
     assert load_checkpoint(killed)["step"] == 11
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(folder, capsy
 @pytest.mark.usefixtures("unfinished")
 def test_a_full_disk_under_the_log_is_one_error_that_names_it(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(trainer.report.monitor, "LOG_EVERY_STEPS", 1)
     with files_of_at_most(3000):  # recipe.json fits, a log with a record of each step does not
         assert main([*settings("epochs=1"), "--out", str(folder)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]

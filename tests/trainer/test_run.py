@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 
 import trainer.finish
-from models.bundle import load_bundle
+from models.bundle.folder import load_bundle
 from tests.bundles import template_of
 from trainer.finish import undominated
 from trainer.run import main

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.generator import ArchitectureGenerator
+from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
 from tests.trainer.learning_curves import SyntheticProbe, simulate
-from trainer.probe import Probe
 from trainer.samplers import SAMPLERS, build_sampler
 from trainer.samplers.base import SamplerOptions, group_budgets
+from trainer.samplers.probe import Probe
 
 SPACE = get_space("nano-cnn")
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)

@@ -20,9 +20,9 @@ from tests.trainer.image_data import (
     write_source,
     write_tar,
 )
-from trainer.augment import Augment
-from trainer.batches import Batches
-from trainer.splits import EncodedImages, LabelledImages, stratified_holdout
+from trainer.data.augment import Augment
+from trainer.data.batches import Batches
+from trainer.data.splits import EncodedImages, LabelledImages, stratified_holdout
 
 KINDS = ["folder", "parquet", "tar"]
 COUNT = 60
@@ -173,12 +173,12 @@ def test_workers_leave_torchs_global_generator_alone(tmp_path):
 
 
 def test_what_fits_is_kept_in_memory_the_steering_images_first(tmp_path, monkeypatch):
-    import trainer.data
+    import trainer.data.reading
 
     source = write_source("folder", tmp_path / "data", COUNT)
     room = 4 * 3 * 8 * 8
     for images, kept in ((0, ""), (12, "steer"), (14, "steer test"), (62, "steer test train")):
-        monkeypatch.setattr(trainer.data, "installed_bytes", lambda n=images: n * room)
+        monkeypatch.setattr(trainer.data.reading, "installed_bytes", lambda n=images: n * room)
         splits = load(source, in_memory="auto")
         names = [
             n for n in ("steer", "test", "train") if isinstance(getattr(splits, n), LabelledImages)

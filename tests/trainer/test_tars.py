@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.image_data import encoded_image, load, samples, write_source, write_tar
-from trainer.tars import RUN_LENGTH, read_tars
+from trainer.data.tars import RUN_LENGTH, read_tars
 
 COUNT = 60
 

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-import trainer.algorithms
-import trainer.monitor
+import trainer.engine.algorithms
+import trainer.report.monitor
 import trainer.run
-from trainer.checkpoint import load_checkpoint
-from trainer.log import read_log
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.report.log import read_log
+from trainer.report.tensorboard import points
 from trainer.run import main
-from trainer.tensorboard import points
 
 SHORT = ["epochs=2", "batch_size=256", "generator.pretrain_steps=5", "generator.masked_every=2"]
 SHORT += ["evaluate_every=1", "evaluation_budgets=2", "calibration_batches=1", "shift_every=3"]
@@ -27,7 +27,7 @@ def settings(*more):
 @pytest.fixture(autouse=True)
 def only_the_loop(monkeypatch):
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
-    monkeypatch.setattr(trainer.monitor, "LOG_EVERY_STEPS", 1)
+    monkeypatch.setattr(trainer.report.monitor, "LOG_EVERY_STEPS", 1)
 
 
 def shown(folder):
@@ -62,7 +62,7 @@ def test_curves_are_those_of_the_log(tmp_path):
 def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, monkeypatch):
     """Stopped at step 4, then killed at 8 without a checkpoint: 5 to 8 are trained again."""
     folder, killed = tmp_path / "run", tmp_path / "killed"
-    real_step, steps = trainer.algorithms.train_step, []
+    real_step, steps = trainer.engine.algorithms.train_step, []
 
     def counted(*arguments, **named):
         steps.append(1)
@@ -72,7 +72,7 @@ def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, mo
             shutil.copytree(folder, killed)  # what a kill leaves
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.algorithms, "train_step", counted)
+    monkeypatch.setattr(trainer.engine.algorithms, "train_step", counted)
     assert main([*settings(), "--out", str(folder)]) == 128 + signal.SIGTERM
     assert main(["--resume", str(folder)]) == 0
     assert load_checkpoint(killed)["step"] == 4

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainer.recipe import Recipe
 from trainer.recipes.cifar10_cnn import cifar10_cnn
 from trainer.recipes.cnn import attentivenas, bignas
 from trainer.recipes.digits import digits
+from trainer.recipes.recipe import Recipe
 from trainer.recipes.vit import vit_base, vit_small, vit_tiny
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

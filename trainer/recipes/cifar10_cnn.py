@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.recipe import GeneratorOptions, Optimizer, Recipe
+from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
 from trainer.samplers.base import SamplerOptions
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.augment import Augment
-from trainer.recipe import GeneratorOptions, Optimizer, Recipe
+from trainer.data.augment import Augment
+from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
 from trainer.samplers.base import SamplerOptions
 
 

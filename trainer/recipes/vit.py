@@ -19,8 +19,8 @@ GFLOPs instead of 1.28. ``--set space=vit-tiny`` trains without.
 
 from __future__ import annotations
 
-from trainer.augment import Augment
-from trainer.recipe import GeneratorOptions, Optimizer, Recipe
+from trainer.data.augment import Augment
+from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
 from trainer.samplers.base import SamplerOptions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 
-from models.space import SearchSpace
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import AbstractSampler, SamplerOptions
 
 SAMPLERS: dict[str, str] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from models.arch import Arch
-from models.space import SearchSpace
-from trainer.allowed import SHARE, at_least, check_numbers
-from trainer.probe import Probe
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from trainer.recipes.allowed import SHARE, at_least, check_numbers
+from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
 """Tensors and an optimizer's own state, as torch saves them."""

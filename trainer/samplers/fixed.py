@@ -7,9 +7,9 @@ from typing import final
 
 import torch
 
-from models.space import SearchSpace
-from trainer.probe import Probe
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, SamplerState, group_budgets
+from trainer.samplers.probe import Probe
 
 
 class AbstractFixedSampler(AbstractSampler):

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.space import SearchSpace
-from trainer.probe import Probe
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import SamplerOptions
+from trainer.samplers.probe import Probe
 from trainer.samplers.shifting import AbstractShiftingSampler
 
 

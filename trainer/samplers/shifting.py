@@ -9,8 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from models.space import SearchSpace
-from trainer.probe import Probe
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import (
     AbstractSampler,
     Draw,
@@ -20,6 +19,7 @@ from trainer.samplers.base import (
     group_budgets,
 )
 from trainer.samplers.distribution import GroupDistribution
+from trainer.samplers.probe import Probe
 
 
 class AbstractShiftingSampler(AbstractSampler):

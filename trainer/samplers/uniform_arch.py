@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from models.arch import Arch
-from models.space import SearchSpace
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import Draw
 from trainer.samplers.fixed import AbstractFixedSampler
 

@@ -1,0 +1,118 @@
+"""The files of a bundle: arrays, hashes, one folder in the place of another. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from models.bundle.manifest import Fields
+from models.bundle.value import STATISTICS, Json
+from models.space.search_space import SearchSpace
+
+MANIFEST = "bundle.json"
+SUPERNET, GENERATOR = "supernet.safetensors", "generator.safetensors"
+TEMPLATE = "template.onnx"
+
+
+def contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As safetensors stores them: float32, row by row."""
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
+def describe(file: Path) -> Json:
+    """What the manifest says of a file: its hash and size."""
+    data = file.read_bytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+
+
+def swap(partial: Path, path: Path) -> None:
+    """Put ``partial`` in the place of ``path``; a folder cannot be renamed over a full one."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_files(
+    path: Path, files: Mapping[str, object], space: SearchSpace, left_out: Collection[str] = ()
+) -> None:
+    """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
+    needed = (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []))
+    for name in (one for one in needed if one not in left_out):
+        if name not in files:
+            raise ValueError(f"files does not list {name}")
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        expected = Fields(files[name], f"files: {name}")
+        found = Fields(describe(path / name), name)
+        if expected.integer("size_bytes") != found.integer("size_bytes"):
+            raise ValueError(
+                f"{name} has {found.integer('size_bytes'):,} bytes, "
+                f"not {expected.integer('size_bytes'):,}; it is cut off or another file"
+            )
+        if expected.text("sha256") != found.text("sha256"):
+            raise ValueError(f"{name} has another SHA-256 than {MANIFEST} says; it was changed")
+
+
+def load_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. Raises ValueError naming one that is none."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+
+
+class StoredArrays(Mapping[str, Any]):
+    """The arrays of a safetensors file. One is read when it is indexed by slices, and they alone.
+
+    Use it as a context: the file is open meanwhile.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, framework="numpy")
+
+    def __enter__(self) -> StoredArrays:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._file.get_slice(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def check_shapes(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raise ValueError unless there are exactly these, float32, of these shapes."""
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise ValueError(f"{where} lacks {name}")
+        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
+            raise ValueError(
+                f"{where}: {name} is {arrays[name].dtype} {arrays[name].shape}, not float32 {shape}"
+            )
+    for name in arrays:
+        if name not in shapes:
+            raise ValueError(f"{where} has {name}, which the space does not know")

@@ -1,0 +1,208 @@
+"""Bundle: the deployable artifact of a training run, and all that the server reads. No torch.
+
+A folder::
+
+    bundle.json              what it is: space, labels, preprocessing, frontier, provenance, hashes
+    supernet.safetensors     the shared weights
+    generator.safetensors    the architecture generator
+    statistics.safetensors   BatchNorm statistics of every arch it answers, by arch id
+    template.onnx            the largest subnet's graph without weights (models.onnx.template)
+
+No pickle anywhere. Loading checks every hash and shape and names what is wrong.
+
+Here is how one is written and read; ``bundle_value`` is what it answers, ``bundle_manifest`` what
+``bundle.json`` says, ``bundle_files`` the files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from models.bundle.disk import refused
+from models.bundle.files import (
+    GENERATOR,
+    MANIFEST,
+    STATISTICS,
+    SUPERNET,
+    TEMPLATE,
+    check_files,
+    check_shapes,
+    contiguous,
+    describe,
+    load_arrays,
+    swap,
+)
+from models.bundle.manifest import (
+    FORMAT,
+    Fields,
+    answers_from_json,
+    arch_to_json,
+    frontier_from_json,
+    frontier_row_to_json,
+    version_of,
+)
+from models.bundle.value import Bundle, FrontierRow, Json, pack_statistics, unpack_statistics
+from models.images.preprocess import Preprocess
+from models.onnx.graph_template import Template
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.space.weights import Statistics
+from models.spaces import get_space
+
+__all__ = [
+    "Bundle",
+    "FrontierRow",
+    "Json",
+    "frontier_row_to_json",
+    "load_bundle",
+    "save_bundle",
+]
+
+
+def save_bundle(
+    path: Path,
+    *,
+    name: str,
+    space: SearchSpace,
+    preprocess: Preprocess,
+    labels: Sequence[str],
+    groups: Sequence[int],
+    frontier: Sequence[FrontierRow],
+    answers: Sequence[tuple[float, Arch]],
+    weights: Mapping[str, np.ndarray],
+    generator: Mapping[str, np.ndarray],
+    statistics: Mapping[Arch, Statistics],
+    template: bytes,
+    provenance: Mapping[str, Json],
+) -> None:
+    """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
+
+    Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
+    """
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise ValueError(f"{path} exists and is no bundle (no {MANIFEST}); choose another place")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(contiguous(weights), partial / SUPERNET)
+        save_file(contiguous(generator), partial / GENERATOR)
+        (partial / TEMPLATE).write_bytes(template)
+        if space.norms:
+            packed = {space.arch_id(a): pack_statistics(space, a, s) for a, s in statistics.items()}
+            save_file(contiguous(packed), partial / STATISTICS)
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
+        files = {file.name: describe(file) for file in sorted(partial.iterdir())}
+        document: dict[str, Json] = {
+            "format": FORMAT,
+            "name": name,
+            "version": "",
+            "space": {"name": space.name, "num_classes": space.num_classes},
+            "preprocess": json.loads(json.dumps(preprocess.to_json())),
+            "labels": list(labels),
+            "flops": {"min": space.min_flops, "max": space.max_flops, "groups": list(groups)},
+            "frontier": [frontier_row_to_json(space, row) for row in frontier],
+            "answers": [
+                {
+                    "budget_flops": budget,
+                    "id": space.arch_id(arch),
+                    "arch": arch_to_json(space, arch),
+                }
+                for budget, arch in answers
+            ],
+            "provenance": dict(provenance),
+            "files": files,
+        }
+        document["version"] = version_of(document)
+        (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        load_bundle(partial)
+        swap(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(refused(path, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_bundle(path: Path | str, *, weights: bool = True) -> Bundle:
+    """Read and check a bundle. Raises ValueError naming the file or field that is wrong.
+
+    ``weights=False`` leaves out the supernet and its statistics: such a bundle answers budgets,
+    and cannot build subnets. What is read is a copy: files that change later change nothing.
+    """
+    path = Path(path)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
+    try:
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{manifest} is no JSON: {error}") from None
+    try:
+        return _parse(path, Fields(document, MANIFEST), weights)
+    except ValueError as error:
+        raise ValueError(f"bundle {path}: {error}") from None
+
+
+def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
+    number = fields.integer("format")
+    if number != FORMAT:
+        raise ValueError(f"format is {number}; this version reads format {FORMAT}")
+    described = fields.part("space")
+    space = get_space(described.text("name"), described.integer("num_classes"))
+    labels = tuple(str(label) for label in fields.items("labels"))
+    if len(labels) != space.num_classes:
+        raise ValueError(f"labels has {len(labels)} entries for {space.num_classes} classes")
+    flops = fields.part("flops")
+    for name, mine in (("min", space.min_flops), ("max", space.max_flops)):
+        if flops.integer(name) != mine:
+            raise ValueError(
+                f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
+            )
+    left_out = () if with_weights else (SUPERNET, STATISTICS)
+    check_files(path, fields.mapping("files"), space, left_out)
+    answers = answers_from_json(space, fields.items("answers"))
+    weights: dict[str, np.ndarray] = {}
+    statistics: dict[str, np.ndarray] = {}
+    if with_weights:
+        weights = load_arrays(path / SUPERNET)
+        check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
+        statistics = load_arrays(path / STATISTICS) if space.norms else {}
+    for _, arch in answers:
+        if space.norms and with_weights:
+            if space.arch_id(arch) not in statistics:
+                raise ValueError(f"{STATISTICS} lacks {space.arch_id(arch)}, which is answered")
+            unpack_statistics(space, arch, statistics[space.arch_id(arch)])
+    try:
+        template = Template.parse((path / TEMPLATE).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{TEMPLATE} is {error}") from None
+    bundle = Bundle(
+        name=fields.text("name"),
+        version=fields.text("version"),
+        space=space,
+        preprocess=Preprocess.from_json(fields.mapping("preprocess")),
+        labels=labels,
+        groups=tuple(int(str(group)) for group in flops.items("groups")),
+        frontier=frontier_from_json(space, fields.items("frontier")),
+        answers=answers,
+        weights=template.lay_out(weights) if with_weights else {},
+        generator=load_arrays(path / GENERATOR),
+        statistics=statistics,
+        template=template,
+        provenance=json.loads(json.dumps(fields.mapping("provenance"))),
+    )
+    content = version_of(fields.document)
+    if bundle.version != content:
+        raise ValueError(
+            f"version is {bundle.version}, its content's is {content}: {MANIFEST} was changed"
+        )
+    return bundle

@@ -1,0 +1,56 @@
+"""ImageHeader: what an image file says of itself before any of it is decoded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from models.images.orientation import UPRIGHT
+
+MAX_PIXELS = 25_000_000
+
+
+class ImageError(ValueError):
+    """These bytes are no image we accept. ``status`` is the HTTP status that says why.
+
+    400 there are no bytes; 413 too many pixels; 415 another format; 422 damaged, or absurd.
+    """
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class ImageHeader(NamedTuple):
+    """Format (``JPEG``, ``PNG``, ``WEBP``); width and height in pixels, as they are stored.
+
+    ``orientation``: 1 to 8, as EXIF numbers them (WebP: not read here). Of a JPEG: ``colours``, the
+    number of its components, and ``scans_at``, where in the file its scans begin if there are
+    several, else 0.
+    """
+
+    format: str
+    width: int
+    height: int
+    orientation: int = UPRIGHT
+    colours: int = 0
+    scans_at: int = 0
+
+    @property
+    def pixels(self) -> int:
+        """How many there are."""
+        return self.width * self.height
+
+
+def damaged(kind: str, reason: str) -> ImageError:
+    """What is raised for a file of this format that is not as it should be."""
+    return ImageError(f"damaged {kind} file: {reason}", 422)
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageError 413 where these are too many pixels."""
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted",
+            413,
+        )

@@ -1,0 +1,193 @@
+"""From the bytes of a photo to the array that a subnet reads; shared by trainer and server.
+
+Both sides call the same functions, so an image scores the same in the evaluation and in an answer.
+No torch here.
+
+What happens to a photo, in this order: it is decoded (``image``); the largest centred square (or
+``crop_ratio`` of it) is resized to the subnet's resolution; channels are normalized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from models.images.header import MAX_PIXELS, ImageHeader
+from models.images.image import WHITE, Photo, decode_image, decode_plain_jpeg, read_header, size_of
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images become arrays for one bundle. JSON round trip; equal by value.
+
+    ``mean`` and ``std`` are per channel, for pixels in 0..1. ``crop_ratio`` is the part of the
+    shorter side that the centred square keeps (0.875 is usual for ImageNet, 1.0 keeps all of it);
+    None squeezes the whole image to a square.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_ratio: float | None = 1.0
+    interpolation: str = "bicubic"
+    background: tuple[int, int, int] = WHITE
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean and std need 3 numbers each, not {self.mean} and {self.std}")
+        if not all(math.isfinite(v) for v in self.mean) or not all(v > 0 for v in self.std):
+            raise ValueError(f"mean must be finite, std positive; got {self.mean} and {self.std}")
+        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio must be in (0, 1] or null, not {self.crop_ratio}")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {sorted(_INTERPOLATIONS)}, "
+                f"not {self.interpolation!r}"
+            )
+        if len(self.background) != 3 or not all(0 <= v <= 255 for v in self.background):
+            raise ValueError(f"background must be 3 integers in 0..255, not {self.background}")
+
+    def to_json(self) -> dict[str, object]:
+        """The fields as plain JSON values."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "crop_ratio": self.crop_ratio,
+            "interpolation": self.interpolation,
+            "background": list(self.background),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, object]) -> Preprocess:
+        """The reverse of ``to_json``. ValueError names the field that is wrong."""
+        known = {"mean", "std", "crop_ratio", "interpolation", "background"}
+        for name in document:
+            if name not in known:
+                raise ValueError(f"preprocess has no field {name!r}; it has {sorted(known)}")
+        try:
+            crop_ratio = document.get("crop_ratio", 1.0)
+            return cls(
+                mean=_three(document, "mean"),
+                std=_three(document, "std"),
+                crop_ratio=None if crop_ratio is None else _number("crop_ratio", crop_ratio),
+                interpolation=str(document.get("interpolation", "bicubic")),
+                background=_colour(document.get("background", list(WHITE))),
+            )
+        except ValueError as error:
+            raise ValueError(f"preprocess: {error}") from None
+
+    def decode(
+        self,
+        data: bytes,
+        resolution: int,
+        max_pixels: int = MAX_PIXELS,
+        header: ImageHeader | None = None,
+    ) -> Photo:
+        """``decode_image`` with this bundle's background, fast for a target of ``resolution``.
+
+        ``header``: of ``data``, if it has been read.
+        """
+        if header is None:
+            header = read_header(data, max_pixels)
+        # Twice what the crop needs, so that the last reduction is still a proper resampling.
+        min_side = math.ceil(2 * resolution / (self.crop_ratio or 1.0))
+        plain = decode_plain_jpeg(data, header, min_side, max_pixels)
+        if plain is not None:
+            return plain
+        return decode_image(
+            data,
+            background=self.background,
+            min_side=min_side,
+            max_pixels=max_pixels,
+            header=header,
+        )
+
+    def pixels(self, photo: Photo, resolution: int) -> np.ndarray:
+        """Crop and resize an RGB image: uint8 of shape (resolution, resolution, 3).
+
+        An image that has this size already is returned unchanged.
+        """
+        if size_of(photo) == (resolution, resolution) and self.crop_ratio in (None, 1.0):
+            return np.asarray(photo)
+        image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo
+        assert image.mode == "RGB", image.mode
+        width, height = image.size
+        box = (0.0, 0.0, float(width), float(height))
+        if self.crop_ratio is not None:
+            side = min(width, height) * self.crop_ratio
+            left, top = (width - side) / 2, (height - side) / 2
+            box = (left, top, left + side, top + side)
+        resized = image.resize(
+            (resolution, resolution),
+            self._filter,
+            box=box,
+            # Large photos are first averaged down to 3x the target: same picture, much faster.
+            reducing_gap=None if self.interpolation == "nearest" else 3.0,
+        )
+        return np.asarray(resized)
+
+    def resized(self, pixels: np.ndarray, resolution: int) -> np.ndarray:
+        """What ``pixels`` answered, at another resolution; unchanged where it is the same.
+
+        For a subnet that is chosen after the image was prepared. Not bit for bit what ``pixels``
+        makes of the photo: it is resampled twice, as supernets are trained.
+        """
+        if pixels.shape[0] == resolution:
+            return pixels
+        image = Image.fromarray(pixels)
+        return np.asarray(image.resize((resolution, resolution), self._filter))
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (batch, height, width, 3) -> float32 (batch, 3, height, width), contiguous."""
+        assert pixels.shape[-1] == 3, pixels.shape
+        assert pixels.dtype == np.uint8, pixels.dtype
+        scale, offset = self._affine
+        # Reordered as bytes, a quarter of what floats would be; the rest in place.
+        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+        images *= scale
+        images += offset
+        return images
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return _INTERPOLATIONS[self.interpolation]
+
+    @cached_property
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        # (value / 255 - mean) / std as value * scale + offset, float32 of shape (1, 3, 1, 1).
+        mean, std = (np.array(v, np.float64).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def array(self, photo: Photo, resolution: int) -> np.ndarray:
+        """One RGB image as a subnet reads it: float32 of shape (3, resolution, resolution)."""
+        return self.normalize(self.pixels(photo, resolution)[None])[0]
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def _three(document: Mapping[str, object], name: str) -> tuple[float, float, float]:
+    match document.get(name):
+        case [first, second, third]:
+            return _number(name, first), _number(name, second), _number(name, third)
+        case value:
+            raise ValueError(f"{name} must be 3 numbers, not {value!r}")
+
+
+def _colour(value: object) -> tuple[int, int, int]:
+    red, green, blue = _three({"background": value}, "background")
+    return int(red), int(green), int(blue)

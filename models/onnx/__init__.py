@@ -1,0 +1,1 @@
+"""ONNX graphs of subnets: a template of each space, exported once and cut for any arch."""

@@ -1,0 +1,1 @@
+"""What a search space is: archs, sizes, FLOPs, slices. Only ``relaxed`` imports torch."""

@@ -1,0 +1,52 @@
+"""What spaces and archs are, as JSON; archs from JSON. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+
+
+def read_arch(space: SearchSpace, text: str) -> Arch:
+    """An arch from JSON, or from a file that holds JSON. Raises ValueError."""
+    source = text
+    if not text.lstrip().startswith("{"):
+        try:
+            source = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"cannot read {text}: {error.strerror}; give a file or JSON") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{text} is no text; give a file with JSON, or JSON") from None
+    try:
+        document = json.loads(source)
+    except ValueError as error:
+        raise ValueError(f"the arch is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError("an arch is a JSON object, like the one describe prints")
+    return space.arch_from_json(document)
+
+
+def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
+    """One arch: id, multiply-adds, parameters, its choice in each decision."""
+    return {
+        "id": space.arch_id(arch),
+        "flops": space.flops(arch),
+        "params": space.params(arch),
+        "arch": space.arch_to_json(arch),
+    }
+
+
+def describe_space(space: SearchSpace) -> dict[str, object]:
+    """A space: its range, how many archs it has, its decisions, its ends."""
+    return {
+        "space": space.name,
+        "flops": {"min": space.min_flops, "max": space.max_flops},
+        "params": {"min": space.params(space.smallest), "max": space.params(space.largest)},
+        "archs": math.prod(len(decision.choices) for decision in space.decisions),
+        "decisions": {d.name: list(d.choices) for d in space.decisions},
+        "smallest": describe_arch(space, space.smallest),
+        "largest": describe_arch(space, space.largest),
+    }

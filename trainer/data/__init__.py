@@ -1,0 +1,1 @@
+"""From files to batches: where images come from, their splits, and their augmentation."""

@@ -1,0 +1,255 @@
+"""Parquet files with images, as Hugging Face stores them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.images.header import ImageError
+from trainer.data.sources import AbstractImages, Rows, Source, check_labels, files_by_split
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+_GROUPS_KEPT = 4
+
+
+def read_parquet(path: Path) -> Source:
+    """A parquet file, or a folder of them, with images as Hugging Face stores them.
+
+    Columns: an image (a struct with `bytes`, or plain bytes) and an integer label, named
+    `label`, `labels` or `fine_label`; class names come from the file's features. In a folder,
+    a word of the file names that starts with train, test, or val says which split they are;
+    without a test split (or with one whose labels are all negative, that is unpublished) val is
+    the test split. Other columns are ignored. No image is read yet.
+    Raises ValueError naming the file and what is wrong with it.
+    """
+    if path.is_file():
+        classes, rows = _read_split([path])
+        return Source(path.stem, classes, rows, None)
+    groups = files_by_split(path, parquet_files(path))
+    classes, train = _read_split(groups["train"])
+    for split in ("test", "val"):
+        if split in groups:
+            test_classes, test = _read_split(groups[split], classes, unlabelled=split == "test")
+            if len(test) == 0:
+                continue
+            if test_classes != classes[: len(test_classes)]:
+                raise ValueError(
+                    f"{groups[split][0]} has other classes than {groups['train'][0]}: "
+                    f"{_few(test_classes)} against {_few(classes)}"
+                )
+            return Source(path.name, classes, train, test)
+    return Source(path.name, classes, train, None)
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The .parquet files in a folder and in its subfolders (data/, as Hugging Face lays it out)."""
+    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
+
+
+class ParquetImages(AbstractImages):
+    """One image column over several files, for reading in order: the last row groups are kept."""
+
+    def __init__(self, files: Sequence[Path], column: str, groups: np.ndarray) -> None:
+        """groups: int64, (G, 3): file, row group in it, and images in that."""
+        self._files = list(files)
+        self._column = column
+        self._groups = groups
+        self._starts = np.concatenate([[0], groups[:, 2].cumsum()])
+        self._kept: OrderedDict[int, pyarrow.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, row: int) -> bytes:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        content = self._read(group)[row - int(self._starts[group])].as_py()
+        return _content(content)
+
+    def where(self, row: int) -> str:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        file = self._groups[group, 0]
+        first = self._starts[int(np.searchsorted(self._groups[:, 0], file))]
+        return f"{self._files[file]}, row {row - first}"
+
+    def for_random_access(self) -> AbstractImages:
+        return ArrowImages(self._files, self._column, self._groups)
+
+    def _read(self, group: int) -> pyarrow.Array:
+        import pyarrow.parquet
+
+        with self._lock:
+            if group not in self._kept:
+                file, number, _ = self._groups[group].tolist()
+                try:
+                    with pyarrow.parquet.ParquetFile(self._files[file]) as opened:
+                        table = opened.read_row_group(number, columns=[self._column])
+                except (pyarrow.ArrowException, OSError) as error:
+                    raise ValueError(
+                        f"{self._files[file]} cannot be read: {_line(error)}"
+                    ) from error
+                self._kept[group] = _bytes_of(table.column(self._column).combine_chunks())
+                if len(self._kept) > _GROUPS_KEPT:
+                    self._kept.popitem(last=False)
+            return self._kept[group]
+
+
+class ArrowImages(AbstractImages):
+    """The same for reading in any order, from the Arrow copy that `datasets` keeps.
+
+    A parquet file can only be read in whole row groups (about 100 images), so `datasets` writes
+    them once, uncompressed, to its cache (HF_DATASETS_CACHE) and maps that into memory: later
+    runs and all processes of a machine share it. It takes as much disk as the parquet files.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str, groups: np.ndarray) -> None:
+        """Arguments as for ParquetImages. Raises ValueError if the copy cannot be written."""
+        self._files, self._column, self._groups = list(files), column, groups
+        self._data = _arrow_copy(files, column)
+        assert len(self._data) == groups[:, 2].sum()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, row: int) -> bytes:
+        table = self._data.data.fast_slice(row, 1)
+        return _content(_bytes_of(table.column(0).combine_chunks())[0].as_py())
+
+    def where(self, row: int) -> str:
+        return ParquetImages(self._files, self._column, self._groups).where(row)
+
+
+def _arrow_copy(files: Sequence[Path], column: str) -> Dataset:
+    from datasets import Dataset, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        data = load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            columns=[column],
+            split="train",
+        )
+    except (DatasetGenerationError, OSError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"datasets cannot write its copy of {files[0]} and the like ({_line(cause)}): set "
+            "HF_DATASETS_CACHE to a folder with as much room as they take"
+        ) from error
+    assert isinstance(data, Dataset)
+    return data
+
+
+def _read_split(
+    files: list[Path], classes: tuple[str, ...] | None = None, *, unlabelled: bool = False
+) -> tuple[tuple[str, ...], Rows]:
+    """Class names and rows of files that hold one split.
+
+    classes: their names if the files have none. unlabelled: negative labels are allowed if all
+    are negative; then there are no rows.
+    """
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import ClassLabel, Features
+
+    labels: list[np.ndarray] = []
+    groups: list[tuple[int, int, int]] = []
+    names: tuple[str, ...] | None = None
+    columns = set()
+    for number, file in enumerate(files):
+        try:
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                schema, metadata = opened.schema_arrow, opened.metadata
+                image_column, label_column = _columns(file, schema)
+                table = opened.read(columns=[label_column])
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a readable parquet file: {_line(error)}") from error
+        columns.add(image_column)
+        if len(columns) > 1:
+            raise ValueError(f"{file} calls its images {image_column!r}, {files[0]} does not")
+        label_feature = Features.from_arrow_schema(schema)[label_column]
+        if isinstance(label_feature, ClassLabel):
+            if names is not None and names != tuple(label_feature.names):
+                raise ValueError(f"{file} has other class names than {files[0]}")
+            names = tuple(label_feature.names)
+        groups += [
+            (number, group, metadata.row_group(group).num_rows)
+            for group in range(metadata.num_row_groups)
+        ]
+        labels.append(_integer_labels(file, table.column(label_column)))
+    images = ParquetImages(
+        files, columns.pop(), np.array(groups, dtype=np.int64).reshape(len(groups), 3)
+    )
+    joined = np.concatenate(labels)
+    if unlabelled and len(joined) and joined.max() < 0:
+        return names or (), Rows.of(images, joined).take(np.arange(0))
+    return check_labels(joined, names or classes, images), Rows.of(images, joined)
+
+
+def _columns(file: Path, schema: pyarrow.Schema) -> tuple[str, str]:
+    """The names of the image column and of the label column."""
+    import pyarrow
+
+    images = [
+        field.name
+        for field in schema
+        if pyarrow.types.is_binary(field.type)
+        or pyarrow.types.is_large_binary(field.type)
+        or (
+            pyarrow.types.is_struct(field.type)
+            and field.type.get_field_index("bytes") >= 0
+            and field.type.field("bytes").type in (pyarrow.binary(), pyarrow.large_binary())
+        )
+    ]
+    labels = [name for name in _LABEL_COLUMNS if name in schema.names]
+    if not images or not labels:
+        missing = "no image column" if not images else "no column named label"
+        raise ValueError(
+            f"{file} has {missing}, only {_few(schema.names)}: "
+            "it needs image (bytes) and label (an integer)"
+        )
+    return images[0], labels[0]
+
+
+def _bytes_of(column: pyarrow.Array) -> pyarrow.Array:
+    """The bytes of a column of images, which may be structs of bytes and a path."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(column.type):
+        return column.field(column.type.get_field_index("bytes"))
+    return column
+
+
+def _content(content: bytes | None) -> bytes:
+    if content is None:
+        raise ImageError("the image has no bytes (only a path?)", 400)
+    return content
+
+
+def _integer_labels(file: Path, column: pyarrow.ChunkedArray) -> np.ndarray:
+    import pyarrow
+
+    if not pyarrow.types.is_integer(column.type):
+        raise ValueError(f"{file}: labels are {column.type}, they must be integers from 0")
+    if column.null_count:
+        row = column.to_pylist().index(None)
+        raise ValueError(f"{file}, row {row}: the label is missing")
+    return column.to_numpy().astype(np.int64)
+
+
+def _few(names: Sequence[str], count: int = 6) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

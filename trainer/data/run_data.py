@@ -1,0 +1,89 @@
+"""RunData: the images of a run, cut into what each part of training asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainer.data.batches import Batches
+from trainer.data.reading import load_splits
+from trainer.data.splits import AbstractSplit, Splits
+from trainer.engine.ranks import ALONE, Ranks
+from trainer.evaluate import calibration_images, evaluation_batches
+from trainer.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Batches for each use.
+
+    train: what the weights learn from. steer: held-out images that steer the distribution. Of both
+    a rank has its own images. decisions: the held-out images in their order, for every decision.
+    calibration: training images on which BatchNorm statistics are measured, on the first rank.
+    left_out: broken images, found before training.
+    """
+
+    train: Batches
+    steer: Batches
+    decisions: Batches
+    calibration: list[Tensor]
+    left_out: tuple[str, ...]
+
+    @property
+    def broken(self) -> list[str]:
+        """Images that were skipped so far, each with its reason."""
+        found = dict.fromkeys(self.left_out)
+        for batches in (self.train, self.steer, self.decisions):
+            found |= batches.broken
+        return list(found)
+
+
+def read_splits(recipe: Recipe) -> Splits:
+    """The recipe's data set, split as it says. Raises ValueError as ``load_splits`` does."""
+    return load_splits(
+        recipe.data,
+        steer_share=recipe.steer_share,
+        seed=recipe.seed,
+        resolution=recipe.resolution,
+        steer_images=recipe.steer_images,
+        in_memory=recipe.data_in_memory,
+        random_crops=recipe.augment.crop_area > 0,
+        skip_broken=recipe.skip_broken,
+    )
+
+
+def batches_of(
+    recipe: Recipe, splits: Splits, images: AbstractSplit, ranks: Ranks = ALONE, *, train: bool
+) -> Batches:
+    """Batches of some of a run's images. train: changed at random, as what weights learn from."""
+    return Batches(
+        images,
+        min(recipe.batch_size, len(images)) // ranks.world_size,
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+        augment=recipe.augment if train else None,
+        classes=len(splits.labels),
+        channels_last=True,
+        device=recipe.device,
+        workers=recipe.data_workers,
+        window=recipe.shuffle_window,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
+    """The batches of a run. Raises ValueError when there are too few images for one."""
+    whole = batches_of(recipe, splits, splits.train, train=True)
+    calibration: list[Tensor] = []
+    if ranks.is_first:
+        calibration = calibration_images(whole, recipe.calibration_batches)
+    return RunData(
+        train=batches_of(recipe, splits, splits.train, ranks, train=True),
+        steer=batches_of(recipe, splits, splits.steer, ranks, train=False),
+        decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device),
+        calibration=calibration,
+        left_out=(*splits.broken, *whole.broken),
+    )

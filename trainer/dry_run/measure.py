@@ -1,0 +1,243 @@
+"""Dry run: what a recipe needs, before its data and its days are spent.
+
+All that training builds is built, by the same functions, and one masked step, one sliced step and
+one update of the distribution run on random images of the recipe's size. No data set is needed
+and nothing is written. A batch that would not fit is cut; what it costs whole is an estimate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from models.generator.network import ArchitectureGenerator
+from models.space.relaxed import RelaxedFlops
+from models.space.search_space import SearchSpace
+from trainer.data.batches import Batch
+from trainer.data.run_data import RunData, run_data
+from trainer.data.splits import LabelledImages, Splits
+from trainer.dry_run.activations import ActivationBytes
+from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
+from trainer.engine.algorithms import one_step, probe_of
+from trainer.engine.optim import schedule_at
+from trainer.engine.state import TrainingState, fresh_state
+from trainer.engine.step import StepResult
+from trainer.recipes.plan import Plan, mean_step_flops, plan_of
+from trainer.recipes.recipe import Recipe
+
+Result = TypeVar("Result")
+
+FEWEST_IMAGES = 2
+"""At once: BatchNorm needs two."""
+MOST_FLOPS = 4e10
+"""Multiply-adds of a forward pass here. More takes longer and tells no more: half a minute a step
+on a slow core."""
+FORWARDS = 3
+"""What forward and backward pass cost together, in forward passes: the usual estimate."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and the bytes that forward passes keep for their backward pass.
+
+    ``image_bytes``: for each image. ``fixed_bytes``: however many there are, like masked weights
+    and copies of weights in another precision.
+    """
+
+    seconds: float
+    image_bytes: int
+    fixed_bytes: int = 0
+
+    def bytes_of(self, images: int) -> int:
+        """For a batch."""
+        return self.image_bytes * images + self.fixed_bytes
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured, with ``images`` at once. ``prepare_s``: their augmentation.
+
+    ``update``: of the distribution; None where the sampler does not learn. ``sliced_flops``: of the
+    subnets of the sliced step.
+    """
+
+    images: int
+    masked: Cost
+    sliced: Cost
+    update: Cost | None
+    prepare_s: float
+    masked_loss: float
+    sliced_loss: float
+    sliced_flops: int
+    peak_bytes: int
+
+    def dearest(self, images: int) -> Cost:
+        """That of the three which keeps the most bytes for a batch."""
+        costs = [cost for cost in (self.masked, self.sliced, self.update) if cost is not None]
+        return max(costs, key=lambda cost: cost.bytes_of(images))
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """All that a dry run tells. ``training_flops`` are multiply-adds, forward and backward."""
+
+    recipe: Recipe
+    space: SearchSpace
+    groups: tuple[int, ...]
+    device: str
+    threads: int
+    plan: Plan
+    trial: Trial
+    memory: Memory
+    epoch_s: float
+    training_flops: float
+
+
+def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
+    """Build a recipe and try it. ``images``: how many at once; None for what fits and is quick.
+
+    Runs on the recipe's device if it is there, else on the CPU, and says which.
+    Raises ValueError for a recipe that cannot be built, for data that is neither known nor
+    readable, and for fewer than 2 images.
+    """
+    if images is not None and images < FEWEST_IMAGES:
+        raise ValueError(f"--dry-run-batch is {images}; BatchNorm needs at least {FEWEST_IMAGES}")
+    plan = plan_of(recipe)
+    cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
+    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
+    state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
+    space = state.generator.space
+    answer_at_full_resolution(state.generator)
+    trial = try_out(here, state, plan, images)
+
+    means = {m: mean_step_flops(state.sampler, space, masked=m) for m in (True, False)}
+    share = plan.masked_steps / plan.total_steps
+    # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
+    usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
+    at_once = -(-recipe.batch_size // recipe.accumulate)
+    dearest = trial.dearest(at_once)
+    of_a_batch = recipe.batch_size / trial.images
+    step_s = of_a_batch * (share * trial.masked.seconds + (1 - share) * usual_sliced_s)
+    update_s = 0.0
+    if trial.update is not None:
+        update_s = of_a_batch * trial.update.seconds * plan.updates / recipe.epochs
+    step_flops = share * means[True] + (1 - share) * means[False]
+    return DryRun(
+        recipe=recipe,
+        space=space,
+        groups=state.sampler.groups,
+        device=here.device,
+        threads=torch.get_num_threads(),
+        plan=plan,
+        trial=trial,
+        memory=Memory(
+            parameters=bytes_of(state.net.parameters()),
+            gradients=bytes_of(state.net.parameters()),
+            optimizer=optimizer_bytes(state.optimizer),
+            before=bytes_of(state.before.values()) if state.sampler.learns else 0,
+            average=bytes_of(state.average.net.parameters()) if state.average is not None else 0,
+            copies=dearest.fixed_bytes,
+            activations=dearest.image_bytes * at_once,
+        ),
+        epoch_s=plan.epoch_steps * step_s + update_s,
+        training_flops=FORWARDS * plan.total_steps * recipe.batch_size * step_flops,
+    )
+
+
+def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None) -> Trial:
+    """A small masked step, to warm up and to see what fits; then what is measured."""
+    relaxed_flops = RelaxedFlops(state.generator.space.flops_rule)
+    schedule = schedule_at(0, plan.total_steps, recipe)
+
+    def step(batch: Batch, *, masked: bool) -> tuple[StepResult, float, int]:
+        return measured(
+            state, lambda: one_step(state, relaxed_flops, batch, recipe, schedule, masked=masked)
+        )
+
+    def update(batch: Batch) -> tuple[float, int]:
+        probe = probe_of(state, batch, recipe, schedule)
+        _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
+        return seconds, kept
+
+    few = random_data(recipe, plan.classes, FEWEST_IMAGES)
+    _, _, few_bytes = step(few.train.batch(0, 0), masked=True)
+    if images is None:
+        fit = free_bytes(recipe.device) // 4 // (few_bytes // FEWEST_IMAGES)
+        quick = round(MOST_FLOPS / state.generator.space.max_flops)
+        images = min(fit, max(quick, 2 * FEWEST_IMAGES), recipe.batch_size, plan.train_images)
+        images = max(images, FEWEST_IMAGES)
+    data = random_data(recipe, plan.classes, images)
+    started = time.perf_counter()
+    batch = data.train.batch(0, 0)
+    prepare_s = time.perf_counter() - started
+    masked, masked_s, masked_bytes = step(batch, masked=True)
+    sliced, sliced_s, sliced_bytes = step(batch, masked=False)
+    update_cost = None
+    if state.sampler.learns:
+        _, few_update_bytes = update(few.steer.batch(0, 0))
+        update_s, update_bytes = update(data.steer.batch(0, 0))
+        update_cost = grown(update_s, few_update_bytes, update_bytes, images)
+    return Trial(
+        images=images,
+        masked=grown(masked_s, few_bytes, masked_bytes, images),
+        # two sliced steps are of two subnets: all of it is taken to grow
+        sliced=Cost(sliced_s, sliced_bytes // images),
+        update=update_cost,
+        prepare_s=prepare_s,
+        masked_loss=masked.loss,
+        sliced_loss=sliced.loss,
+        sliced_flops=sum(flops for flops, _ in sliced.drawn),
+        peak_bytes=peak_bytes(recipe.device),
+    )
+
+
+def grown(seconds: float, few_bytes: int, kept_bytes: int, images: int) -> Cost:
+    """What grows with the batch and what does not, from the bytes of the fewest images and more."""
+    if images == FEWEST_IMAGES:
+        return Cost(seconds, kept_bytes // images)
+    each = max(kept_bytes - few_bytes, 0) // (images - FEWEST_IMAGES)
+    return Cost(seconds, each, max(few_bytes - FEWEST_IMAGES * each, 0))
+
+
+def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, float, int]:
+    """Do some work: what came of it, seconds, and the most bytes kept for a backward pass."""
+    device = next(state.net.parameters()).device
+    weights = [*state.net.parameters(), *state.before.values()]
+    with ActivationBytes(weights) as kept:
+        started = time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return result, time.perf_counter() - started, kept.peak
+
+
+def random_data(recipe: Recipe, classes: int, images: int) -> RunData:
+    """One batch of random images for each use, changed as the recipe says."""
+    return run_data(replace(recipe, batch_size=images), random_splits(recipe, classes, images))
+
+
+def random_splits(recipe: Recipe, classes: int, images: int) -> Splits:
+    """A data set of as many images, which are all of its splits, of the recipe's resolution."""
+    rng = torch.Generator().manual_seed(recipe.seed)
+    size = (images, 3, recipe.resolution, recipe.resolution)
+    split = LabelledImages(
+        torch.randint(256, size, generator=rng, dtype=torch.uint8),
+        torch.randint(classes, (images,), generator=rng),
+    )
+    labels = tuple(f"class {number}" for number in range(classes))
+    return Splits(split, split, split, labels, "random images")
+
+
+def answer_at_full_resolution(generator: ArchitectureGenerator) -> None:
+    """Make an untrained generator choose the largest images, which cost a masked step the most."""
+    for name in generator.space.resolution.decisions:
+        head = generator.heads[generator.space.decision[name].kind]
+        assert isinstance(head, torch.nn.Linear)
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.fill_(-100.0)
+            head.bias[-1] = 100.0

@@ -1,0 +1,165 @@
+"""TrainingState: all that a resumed run needs, in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.generator.network import ArchitectureGenerator
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from models.spaces import get_space
+from trainer.data.splits import Splits
+from trainer.engine.average import WeightAverage
+from trainer.engine.checkpoint import State
+from trainer.engine.compiled import CompiledNet
+from trainer.engine.optim import build_generator_optimizer, build_optimizer
+from trainer.recipes.recipe import Recipe
+from trainer.samplers import AbstractSampler, build_sampler
+
+
+@dataclass
+class TrainingState:
+    """What training changes.
+
+    before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
+    the weights, where the recipe has one. compiled: runs masks on the net's weights, where the
+    recipe compiles. rng: every random number that decides a subnet comes from this CPU generator.
+    scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
+    drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
+    next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose
+    gradients overflowed. elapsed_s: of the processes before this one. The place in the data is
+    ``step``: batches are functions of it.
+    """
+
+    net: AbstractNet
+    generator: ArchitectureGenerator
+    sampler: AbstractSampler
+    optimizer: torch.optim.Optimizer
+    generator_optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    scaler: torch.amp.GradScaler
+    trained_on: str
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    average: WeightAverage | None = None
+    compiled: CompiledNet | None = None
+    drawn: list[tuple[int, float]] = field(default_factory=list)
+    evaluation_due: bool = False
+    step: int = 0
+    skipped_steps: int = 0
+    elapsed_s: float = 0.0
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of training so far."""
+        return self.elapsed_s + time.monotonic() - self.started_at
+
+    @property
+    def served_net(self) -> AbstractNet:
+        """What is evaluated, calibrated and bundled: the average where there is one."""
+        return self.net if self.average is None else self.average.net
+
+    def descend(self, clip_norm: float) -> None:
+        """Move weights and generator along their gradients, but for those that overflowed.
+
+        clip_norm: of the weights' gradient, 0 for none.
+        """
+        optimizers = (self.optimizer, self.generator_optimizer)
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+        scale = self.scaler.get_scale()
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.skipped_steps += self.scaler.get_scale() < scale
+        self.step += 1
+
+    def keep_weights(self) -> None:
+        """Take the weights of now as those that the next update compares with."""
+        if self.sampler.learns:
+            self.before = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+
+    def to_checkpoint(self) -> State:
+        """Everything, by name."""
+        return {
+            "step": self.step,
+            "elapsed_s": self.total_s,
+            "net": self.net.state_dict(),
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "sampler": self.sampler.state(),
+            "rng": self.rng.get_state(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_steps": self.skipped_steps,
+            "drawn": list(self.drawn),
+            "evaluation_due": self.evaluation_due,
+            "before": dict(self.before),
+            "average": None if self.average is None else self.average.state(),
+            "trained_on": self.trained_on,
+        }
+
+    def load(self, state: State) -> None:
+        """The reverse of ``to_checkpoint``. Raises ValueError for a checkpoint of other data.
+
+        An average that the checkpoint lacks starts at its weights.
+        """
+        trained_on = state.get("trained_on", self.trained_on)
+        if trained_on != self.trained_on:
+            raise ValueError(
+                f"the checkpoint was trained on {trained_on}, the data here is "
+                f"{self.trained_on}; name the same with --data, or start a new run with --out"
+            )
+        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        self.net.load_state_dict(state["net"])
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.sampler.load_state(state["sampler"])
+        self.rng.set_state(state["rng"])
+        self.skipped_steps = int(state.get("skipped_steps", 0))
+        self.drawn = [(int(flops), float(loss)) for flops, loss in state.get("drawn", ())]
+        self.evaluation_due = bool(state.get("evaluation_due", False))
+        if state.get("scaler"):  # empty after another precision
+            self.scaler.load_state_dict(state["scaler"])
+        device = next(self.net.parameters()).device
+        self.before = {name: tensor.to(device) for name, tensor in state["before"].items()}
+        if self.average is not None:
+            begun = {"net": state["net"], "updates": 0}
+            self.average.load_state(state.get("average") or begun)
+
+
+def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
+    """Untrained; the same for the same recipe."""
+    space = get_space(recipe.space, len(splits.labels))
+    torch.manual_seed(recipe.seed)
+    net = build_net(space).to(recipe.device)
+    net = net.to(memory_format=torch.channels_last)
+    generator = ArchitectureGenerator(space)
+    state = TrainingState(
+        net=net,
+        generator=generator,
+        sampler=build_sampler(recipe.sampler, space, recipe.sampler_options),
+        optimizer=build_optimizer(net, recipe.optimizer),
+        generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
+        rng=torch.Generator().manual_seed(recipe.seed),
+        scaler=torch.amp.GradScaler(
+            torch.device(recipe.device).type, enabled=recipe.precision == "fp16"
+        ),
+        trained_on=(
+            f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
+            f"classes ({splits.labels[0]} to {splits.labels[-1]})"
+        ),
+        average=WeightAverage(net, recipe.ema) if recipe.ema else None,
+        compiled=CompiledNet(net) if recipe.compile else None,
+    )
+    state.keep_weights()
+    return state

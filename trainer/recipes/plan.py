@@ -1,0 +1,79 @@
+"""Plan: how often what happens in a run, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from models.space.search_space import SearchSpace
+from trainer.data.run_data import read_splits
+from trainer.recipes.recipe import Recipe
+from trainer.samplers.base import AbstractSampler
+
+KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
+"""Training images and classes of data sets that need not be there; others are read."""
+DRAWS = 1000
+"""Draws of the sampler over which the FLOPs of a step are averaged."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often what happens in a run. ``updates``: of the distribution B, after the warm-up."""
+
+    train_images: int
+    held_out_images: int
+    classes: int
+    epoch_steps: int
+    total_steps: int
+    masked_steps: int
+    warm_up_steps: int
+    updates: int
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """Count the steps of a run. Raises ValueError for data that cannot be read or split so."""
+    if recipe.data in KNOWN_DATA:
+        images, classes = KNOWN_DATA[recipe.data]
+        held_out = recipe.steer_images or round(recipe.steer_share * images)
+        if held_out > images - classes:
+            raise ValueError(
+                f"steer_images is {held_out}, of {images} training images: give fewer, or 0 and a "
+                "steer_share"
+            )
+        images -= held_out
+    else:
+        splits = read_splits(recipe)
+        images, held_out, classes = len(splits.train), len(splits.steer), len(splits.labels)
+    epoch_steps = images // min(recipe.batch_size, images)
+    total = recipe.epochs * epoch_steps
+    warm_up = round(recipe.warm_up_share * total)
+    every = recipe.shift_every
+    return Plan(
+        train_images=images,
+        held_out_images=held_out,
+        classes=classes,
+        epoch_steps=epoch_steps,
+        total_steps=total,
+        masked_steps=-(-total // recipe.generator.masked_every),
+        warm_up_steps=warm_up,
+        updates=total // every - max(warm_up - 1, 0) // every,
+    )
+
+
+def mean_step_flops(sampler: AbstractSampler, space: SearchSpace, *, masked: bool) -> float:
+    """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
+
+    A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
+    its budget, which the generator learns to use up.
+    """
+    rng = torch.Generator().manual_seed(0)
+    total = 0.0
+    for _ in range(DRAWS):
+        for draw in sampler.draw(rng):
+            if draw.arch is not None:
+                total += space.flops(draw.arch)
+            else:
+                assert draw.budget_flops is not None
+                total += space.max_flops if masked else draw.budget_flops
+    return total / DRAWS
