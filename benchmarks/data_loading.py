@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import machine
-from trainer.data.augment import Augment
 from trainer.data.batches import Batch, Batches
 from trainer.data.reading import InMemory, load_splits
+from trainer.recipes.settings import Augment
 
 SIZE = (500, 375)
 RESOLUTION = 224

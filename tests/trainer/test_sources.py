@@ -20,9 +20,9 @@ from tests.trainer.image_data import (
     write_source,
     write_tar,
 )
-from trainer.data.augment import Augment
 from trainer.data.batches import Batches
 from trainer.data.splits import EncodedImages, LabelledImages, stratified_holdout
+from trainer.recipes.settings import Augment
 
 KINDS = ["folder", "parquet", "tar"]
 COUNT = 60
