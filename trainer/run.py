@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from models.generator.network import one_numpy_thread
 from models.space.relaxed import RelaxedFlops
+from trainer.data.layout import printable
 from trainer.data.run_data import RunData, read_splits, run_data
 from trainer.data.splits import Splits
 from trainer.dry_run.report import print_dry_run
@@ -186,7 +187,10 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                         folder.mkdir(parents=True, exist_ok=True)
                         document = json.dumps(recipe_to_json(recipe), indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
-                print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
+                print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
+                for line in splits.passed_over:
+                    print(f"passed over: {line}", file=sys.stderr)
+                print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
             if ranks.is_first:
                 result = finish(recipe, splits, folder)
