@@ -8,7 +8,8 @@ from typing import final
 import torch
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import AbstractSampler, Draw, SamplerOptions, SamplerState, group_budgets
+from trainer.recipes.settings import SamplerOptions
+from trainer.samplers.base import AbstractSampler, Draw, SamplerState, group_budgets
 from trainer.samplers.probe import Probe
 
 
