@@ -94,7 +94,7 @@ def configurations(
     def add(source: str, in_memory: InMemory, name: str, augment: Augment, count: int) -> None:
         splits = load_splits(
             str(sources[source]),
-            steer_share=0.1,
+            held_out_share=0.1,
             seed=0,
             resolution=RESOLUTION,
             in_memory=in_memory,

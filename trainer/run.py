@@ -104,8 +104,8 @@ def train(
                 if state.step >= warm_up_steps:
                     turn = state.step // recipe.shift_every
                     with ranks.together():
-                        steer = data.steer.batch(*divmod(turn, len(data.steer)))
-                    probe = probe_of(state, steer, recipe, schedule, ranks)
+                        held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
+                    probe = probe_of(state, held_out, recipe, schedule, ranks)
                     drops = sampler.update(probe, rng)
                     check_finite("loss on held-out images", drops, state.step, recipe)
                 state.keep_weights()

@@ -17,8 +17,8 @@ class Recipe:
     drop_path: probability with which training leaves out the last residual branch; it falls evenly
     to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
     bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
-    in which B stays uniform. shift_every: q, steps between updates of B. steer_share: part of
-    the training images that trains no weight, but steers B and every decision; steer_images: so
+    in which B stays uniform. shift_every: q, steps between updates of B. held_out_share: part of
+    the training images that trains no weight, but steers B and every decision; held_out_images: so
     many instead, if not 0. evaluate_every: epochs between evaluations on them, 0 for none before
     the end. data_in_memory: decode images once ("always"), as they are needed ("never"), or as
     fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8 where images are
@@ -49,8 +49,8 @@ class Recipe:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     warm_up_share: float = 0.1
     shift_every: int = 100
-    steer_share: float = 0.1
-    steer_images: int = 0
+    held_out_share: float = 0.1
+    held_out_images: int = 0
     evaluate_every: int = 10
     evaluation_budgets: int = 8
     calibration_batches: int = 16
@@ -81,8 +81,8 @@ class Recipe:
                 "ema": Allowed("a decay below 1, like 0.999, or 0 for none", NOT_ALL.holds),
                 "warm_up_share": SHARE,
                 "shift_every": at_least(1, "sampler=uniform-budget never moves B"),
-                "steer_share": SOME,
-                "steer_images": at_least(0, "0 is a steer_share of them"),
+                "held_out_share": SOME,
+                "held_out_images": at_least(0, "0 is a held_out_share of them"),
                 "evaluate_every": at_least(0, "0 is never before the end"),
                 "evaluation_budgets": at_least(1),
                 "calibration_batches": at_least(1),

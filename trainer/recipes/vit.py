@@ -83,7 +83,7 @@ def _vit(name: str, *, groups: int) -> Recipe:
         drop_path=0.1,
         warm_up_share=50 / 500,
         shift_every=100,
-        steer_images=50_000,
+        held_out_images=50_000,
         evaluate_every=25,
         calibration_batches=1,  # there is no BatchNorm
         device="cuda",
