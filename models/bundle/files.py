@@ -30,7 +30,7 @@ def contiguous(
 
 
 def halved(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The nearest float32 values that half precision holds: stored in it, they come back exactly."""
+    """The nearest values that half precision holds: stored in it, they come back exactly."""
     return {k: np.asarray(v, np.float16).astype(np.float32) for k, v in arrays.items()}
 
 

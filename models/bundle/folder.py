@@ -6,7 +6,7 @@ A folder::
     card.md                  the same for people: made from what, good for what, how good; may lack
     supernet.safetensors     the shared weights; half precision where that holds them exactly
     generator.safetensors    the architecture generator
-    statistics.safetensors   BatchNorm statistics of every arch it answers, by arch id; or one for all
+    statistics.safetensors   BatchNorm statistics of every arch that is answered; or one for all
     template.onnx            the largest subnet's graph without weights (models.onnx.template)
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.

@@ -23,7 +23,7 @@ from models.space.weights import Statistics, first_channels, fold_norms, slice_w
 
 STATISTICS = "statistics.safetensors"
 SHARED = "shared"
-"""In place of an arch's id: statistics of the widest channels, of which each arch takes the first."""
+"""In place of an arch's id: statistics of the widest channels, of which archs take the first."""
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
