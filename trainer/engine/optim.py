@@ -52,11 +52,16 @@ def linear(first: float, last: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What depends on the step alone: learning rates, and the temperature of the Gumbel noise."""
+    """What depends on the number of a step alone.
+
+    temperature: of the Gumbel noise. masked: whether subnets that the generator answers run as
+    masks, through which the task loss reaches it, or as slices, which is faster.
+    """
 
     learning_rate: float
     generator_learning_rate: float
     temperature: float
+    masked: bool
 
 
 def schedule_at(step: int, total_steps: int, recipe: Recipe) -> Schedule:
@@ -66,6 +71,7 @@ def schedule_at(step: int, total_steps: int, recipe: Recipe) -> Schedule:
         learning_rate=learning_rate_at(step, total_steps, recipe.optimizer),
         generator_learning_rate=linear(options.learning_rate, options.learning_rate / 10, progress),
         temperature=linear(options.first_temperature, options.last_temperature, progress),
+        masked=step % options.masked_every == 0,
     )
 
 
