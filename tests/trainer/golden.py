@@ -15,8 +15,8 @@ import torch
 import trainer.report.monitor
 import trainer.run
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.log import read_log
 from trainer.engine.provenance import provenance
-from trainer.report.log import read_log
 
 FILE = Path(__file__).resolve().parents[1] / "reference" / "golden_curves.json"
 COMMON = [
