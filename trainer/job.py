@@ -86,6 +86,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def asked_recipe(options: argparse.Namespace) -> Recipe:
+    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
+    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+
+
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     """The run that the options ask of so many processes.
 
@@ -108,7 +113,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 "with --out"
             )
     else:
-        recipe = with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+        recipe = asked_recipe(options)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(

@@ -29,7 +29,7 @@ from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record
 from trainer.finish import finish
-from trainer.job import RECIPE_NAME, build_parser, find_job
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
 from trainer.ranks import Ended, Ranks, ranks_here
 from trainer.recipes.config import listing
@@ -52,14 +52,14 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     folder: Path | None = None
     result: Record = {}
     try:
+        if options.settings:
+            print(listing(asked_recipe(options)))
+            return 0
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
-            if options.settings:
-                print(listing(recipe))
-                return 0
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             with ranks.connected(recipe.device):
