@@ -52,7 +52,7 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
         (["--recipe", "digit"], "did you mean 'digits'"),
         (["--set", "epoch=1"], "nearest: epochs"),
         (["--set", "epochs=many"], 'epochs is "many"; it should be a valid integer'),
-        (["--set", "epochs=0"], "at least 1"),
+        (["--set", "epochs=0"], "epochs is 0; it should be greater than or equal to 1"),
         (["--set", "sampler=shfit", "--out", str(tmp_path / "a")], "did you mean 'shift'"),
         (["--data", str(tmp_path / "none")], "does not exist"),
         (["--out", str(finished)], "resume it with"),
