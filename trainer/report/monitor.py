@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Self
 
 from trainer.data.splits import Splits
+from trainer.engine.log import JsonlLog, JsonValue, Record, number
 from trainer.engine.optim import Schedule
 from trainer.engine.provenance import provenance
 from trainer.engine.state import TrainingState
 from trainer.engine.step import StepResult
 from trainer.evaluate import Evaluation
-from trainer.recipes.config import recipe_to_json
 from trainer.recipes.recipe import Recipe
 from trainer.report.display import Display
-from trainer.report.log import JsonlLog, JsonValue, Record, number
 from trainer.report.tensorboard import TensorBoard
 
 LOG_EVERY_STEPS = 20
@@ -38,7 +37,7 @@ class Monitor:
         self._recipe, self._splits, self._state = recipe, splits, state
         self._total_steps = total_steps
         self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
-        self._display = Display(f"{recipe.name}: {recipe.space} on {splits.name}")
+        self._display = Display(f"{recipe.name}: {recipe.space} on {splits.title}")
         self._measured_at, self._measured_step = time.monotonic(), state.step
         self._broken: set[str] = set()
         self._board: TensorBoard | None = None
@@ -57,8 +56,8 @@ class Monitor:
             "start",
             step=self._state.step,
             total_steps=self._total_steps,
-            recipe=recipe_to_json(self._recipe),
-            data=splits.name,
+            recipe=self._recipe.model_dump(mode="json"),
+            data=splits.title,
             images=[len(splits.train), len(splits.held_out), len(splits.test)],
             **provenance(),
         )
