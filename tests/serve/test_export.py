@@ -37,6 +37,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
+def test_the_help_names_the_opset_that_is_written(bundle: Bundle, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    (written,) = bundle.build_onnx(bundle.space.smallest).opset_import
+    assert f"opset {written.version}:" in capsys.readouterr().out
+
+
 def metadata_of(data: bytes) -> dict:
     told = {one.key: one.value for one in onnx.load_model_from_string(data).metadata_props}
     return {key: text if key == "id" else json.loads(text) for key, text in told.items()}
