@@ -19,25 +19,23 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from trainer.data.layout import printable
-from trainer.data.reading import full_path
 from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.checkpoint import has_checkpoint, kept_step
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.ranks import Ended, Ranks, ranks_here
+from trainer.engine.log import Record, set_aside
 from trainer.finish import finish
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
-from trainer.recipes.command import RECIPE_NAME, build_parser, find_job
-from trainer.recipes.config import recipe_to_json
-from trainer.report.log import Record, set_aside
+from trainer.ranks import Ended, Ranks, ranks_here
+from trainer.recipes.config import listing
 
 DESCRIPTION = (__doc__ or "").split("A run leaves")[0]
 
@@ -58,9 +56,12 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     started: Path | None = None
     result: Record = {}
     try:
+        if options.settings:
+            print(listing(asked_recipe(options)))
+            return 0
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
-            recipe, folder = replace(job.recipe, data=full_path(job.recipe.data)), job.folder
+            recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
             if options.dry_run:
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     if ranks.is_first:
                         started = folder
                         folder.mkdir(parents=True, exist_ok=True)
-                        document = json.dumps(recipe_to_json(recipe), indent=2)
+                        document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
                         if not job.resume:
                             set_aside(folder / "log.jsonl")
