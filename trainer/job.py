@@ -119,8 +119,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
-                f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or name "
-                "another"
+                f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
+                "name another"
             )
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
@@ -133,7 +133,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
 
 
 def _check_resolution(recipe: Recipe) -> None:
-    """Raises ValueError unless images are read at the size that the space's largest subnet reads."""
+    """Raises ValueError unless images are read at the size of the space's largest subnet."""
     space = get_space(recipe.space)
     side = space.resolution(space.largest)
     if recipe.resolution != side:
