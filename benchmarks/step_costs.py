@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from models.space.relaxed import RelaxedFlops
 from trainer.data.run_data import read_splits, run_data
+from trainer.data.splits import Splits
 from trainer.engine.algorithms import one_step, probe_of
 from trainer.engine.optim import schedule_at
 from trainer.engine.state import fresh_state
@@ -36,8 +37,8 @@ class Trial:
     The generator is taught its budgets first, so that steps are as large as in training.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, splits = recipe, read_splits(recipe)
+    def __init__(self, recipe: Recipe, splits: Splits | None = None) -> None:
+        self.recipe, splits = recipe, splits or read_splits(recipe)
         self.data, self.state = run_data(recipe, splits), fresh_state(recipe, splits)
         self.relaxed_flops = RelaxedFlops(self.state.generator.space.flops_rule)
         steps = min(recipe.generator.pretrain_steps, 200)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from models.space.relaxed import RelaxedFlops
 from trainer.data.batches import Batch
+from trainer.engine.horizon import step_compute
 from trainer.engine.optim import Schedule, set_learning_rate
 from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.state import TrainingState
@@ -23,6 +24,7 @@ def one_step(
     schedule: Schedule,
     *,
     masked: bool,
+    progress: float = 0.0,
     ranks: Ranks = ALONE,
 ) -> StepResult:
     """Algorithm 1 on (x, y): b ~ B, a = AG(b), losses, gradients, descent, and the average.
@@ -33,11 +35,12 @@ def one_step(
     set_learning_rate(state.generator_optimizer, schedule.generator_learning_rate)
     state.optimizer.zero_grad()
     state.generator_optimizer.zero_grad()
+    draws = state.sampler.draw(state.rng, progress)
     result = train_step(
         state.net,
         state.generator,
         relaxed_flops,
-        state.sampler.draw(state.rng),
+        draws,
         batch.images.to(recipe.device),
         batch.labels.to(recipe.device),
         recipe,
@@ -50,6 +53,8 @@ def one_step(
     )
     check_finite("loss", (result.loss,), state.step, recipe)
     state.descend(recipe.optimizer.clip_norm)
+    flops, images = [flops for flops, _ in result.drawn], len(batch.images) * ranks.world_size
+    state.compute += step_compute(draws, flops, images, state.net.space.max_flops, masked=masked)
     if state.average is not None:
         state.average.update(state.net)
     return result

@@ -35,8 +35,8 @@ def build_generator_optimizer(
     return torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
 
 
-def learning_rate_at(step: int, total_steps: int, options: Optimizer) -> float:
-    """Of step ``step`` of ``total_steps``, counted from 0."""
+def learning_rate_at(step: float, total_steps: int, options: Optimizer) -> float:
+    """At step ``step`` of ``total_steps``, counted from 0."""
     warm_up = options.warm_up_share * total_steps
     if step < warm_up:
         return options.learning_rate * (step + 1) / warm_up
@@ -58,8 +58,8 @@ class Schedule:
     temperature: float
 
 
-def schedule_at(step: int, total_steps: int, recipe: Recipe) -> Schedule:
-    """Of step ``step`` of ``total_steps``, counted from 0."""
+def schedule_at(step: float, total_steps: int, recipe: Recipe) -> Schedule:
+    """At step ``step`` of ``total_steps``, counted from 0."""
     options, progress = recipe.generator, step / total_steps
     return Schedule(
         learning_rate=learning_rate_at(step, total_steps, recipe.optimizer),

@@ -95,8 +95,9 @@ class GeneratorOptions:
 class Recipe:
     """Everything that decides a run's numbers.
 
-    drop_path: probability with which training leaves out the last residual branch; it falls evenly
-    to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
+    compute: multiply-adds that the run may spend, in place of epochs; 0 for as many as those take
+    (``trainer.engine.horizon``). drop_path: probability with which training leaves out the last
+    residual branch; it falls evenly to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
     bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
     in which B stays uniform. shift_every: q, steps between updates of B. steer_share: part of
     the training images that trains no weight, but steers B and every decision; steer_images: so
@@ -119,6 +120,7 @@ class Recipe:
     resolution: int
     epochs: int
     batch_size: int
+    compute: float = 0.0
     sampler: str = "shift"
     sampler_options: SamplerOptions = field(default_factory=SamplerOptions)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -158,6 +160,7 @@ class Recipe:
                 "resolution": at_least(1),
                 "epochs": at_least(1),
                 "batch_size": at_least(1),
+                "compute": at_least(0, "in multiply-adds, 0 for what the epochs take"),
                 "drop_path": NOT_ALL,
                 "ema": Allowed("a decay below 1, like 0.999, or 0 for none", NOT_ALL.holds),
                 "warm_up_share": SHARE,

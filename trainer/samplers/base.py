@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from trainer.recipes.allowed import SHARE, at_least, check_numbers
-from trainer.samplers.probe import Probe
+from trainer.recipes.allowed import SHARE, Allowed, at_least, check_numbers
+
+if TYPE_CHECKING:
+    from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
 """Tensors and an optimizer's own state, as torch saves them."""
@@ -28,6 +32,9 @@ class SamplerOptions:
     as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
     jitter: draw the budget anywhere in the group, not only at its upper end.
     groups_per_update: how many groups ``shift-direct`` measures at an update.
+    tilt, bend: of the static distribution (``static-tilt``), the tilt at the start and at the end.
+    archs: the groups are these subnets, in place of the generator's answers: a JSON list of archs
+    by rising FLOPs.
     """
 
     groups: int = 8
@@ -36,6 +43,9 @@ class SamplerOptions:
     as_printed: bool = False
     jitter: bool = True
     groups_per_update: int = 4
+    tilt: tuple[float, float] = (0.0, 0.0)
+    bend: float = 0.0
+    archs: str = ""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -46,8 +56,11 @@ class SamplerOptions:
                 "learning_rate": at_least(0),
                 "floor": SHARE,
                 "groups_per_update": at_least(2, "drops are compared"),
+                "bend": Allowed("a number: above 0 draws the ends more often", lambda _: True),
             },
         )
+        if not all(math.isfinite(tilt) for tilt in self.tilt):
+            raise ValueError(f"sampler_options.tilt is {list(self.tilt)}; it takes two numbers")
 
 
 @dataclass(frozen=True)
@@ -69,15 +82,50 @@ def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
     return tuple(round(low + (high - low) * (k + 1) / groups) for k in range(groups))
 
 
+def group_archs(space: SearchSpace, archs: str) -> tuple[Arch, ...]:
+    """The subnets of ``SamplerOptions.archs``; none where the generator makes them.
+
+    Raises ValueError for what is no list of archs of the space, by rising FLOPs.
+    """
+    try:
+        documents = json.loads(archs or "[]")
+    except ValueError as error:
+        raise ValueError(f"sampler_options.archs is no JSON ({error})") from None
+    if not (isinstance(documents, list) and all(isinstance(d, dict) for d in documents)):
+        raise ValueError("sampler_options.archs takes a JSON list of archs")
+    found = tuple(space.arch_from_json(document) for document in documents)
+    flops = [space.flops(arch) for arch in found]
+    if flops != sorted(set(flops)):
+        raise ValueError(f"sampler_options.archs have {flops} FLOPs; list them by rising FLOPs")
+    return found
+
+
 class AbstractSampler(ABC):
     """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2)."""
 
-    space: SearchSpace
-    groups: tuple[int, ...]
+    def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
+        self.space = space
+        self.options = options
+        self.archs = group_archs(space, options.archs)
+        self.groups: tuple[int, ...] = (
+            tuple(space.flops(arch) for arch in self.archs)
+            if self.archs
+            else group_budgets(space, options.groups)
+        )
 
     @abstractmethod
-    def draw(self, rng: torch.Generator) -> list[Draw]:
-        """The subnets of one step, in the order in which they run."""
+    def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
+        """The subnets of one step, in the order in which they run.
+
+        progress: the share of the run that is done, 0 to 1.
+        """
+
+    def draw_in(self, group: int, rng: torch.Generator) -> Draw:
+        """A subnet of a group: its own arch, or a budget for the generator."""
+        if self.archs:
+            return Draw(arch=self.archs[group], group=group)
+        budget = draw_budget(self.space, self.groups, group, self.options.jitter, rng)
+        return Draw(budget_flops=budget, group=group)
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from models.generator.network import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
+from trainer.engine.horizon import FORWARD_AND_BACKWARD
 from trainer.engine.ranks import ALONE, Ranks
 from trainer.evaluate import at_resolution
 
@@ -45,6 +46,8 @@ class Probe:
         self._images, self._labels = images, labels
         self._noise, self._temperature = noise, temperature
         self._accumulate, self._recompute, self._ranks = accumulate, recompute, ranks
+        self.compute = 0
+        """Multiply-adds spent by asking, on this rank's images (``trainer.engine.horizon``)."""
 
     def generate(self, budget_flops: Tensor) -> Relaxed:
         """The arch that the generator samples for a budget (a scalar tensor), with gradients."""
@@ -54,6 +57,10 @@ class Probe:
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
+        space = self._net.space
+        flops = space.max_flops if isinstance(arch, Relaxed) else space.flops(arch)
+        passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
+        self.compute += passes * flops * len(self._images)
         run = self._loss
         if self._accumulate > 1:
             # keeps nothing of a part, and runs it again for its gradients
