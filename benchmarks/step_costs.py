@@ -61,7 +61,7 @@ class Trial:
         if not self.state.sampler.learns:
             return 0.0
         start_s = time.process_time()
-        batch = self.data.steer.batch(0, 0)
+        batch = self.data.held_out.batch(0, 0)
         probe = probe_of(self.state, batch, self.recipe, self.schedule)
         self.state.sampler.update(probe, self.state.rng)
         self.state.keep_weights()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.bundle.folder import Bundle, load_bundle
 from models.converters import CONVERTERS
+from models.extras import require
 from models.space.describe import describe_arch, describe_space, read_arch
 from models.space.quantity import parse_flops
 from models.spaces import SPACES, get_space
@@ -83,6 +84,7 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
 
 def convert(options: argparse.Namespace) -> dict[str, object]:
     """A bundle from a public checkpoint."""
+    require("train", "torch", "threadpoolctl", "onnxscript", "onnx_ir", "rich")
     # loaded by name, since it is the only command here that needs torch
     deployment = importlib.import_module("models.converters.deployment")
     write: Callable[..., dict[str, object]] = deployment.convert_to_bundle

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.bundle.folder import Bundle, load_bundle
+from models.extras import require
 from models.space.arch import Arch
 from models.space.describe import read_arch
 from models.space.quantity import parse_flops
@@ -45,10 +46,9 @@ def export_tensorrt(bundle: Bundle, arch: Arch) -> bytes:
 
 def export_torch(bundle: Bundle, arch: Arch) -> bytes:
     """A torch.export program. Raises ValueError without torch."""
-    try:
-        from shiftnas_serve.runtimes.torch import exported_program
-    except ImportError:
-        raise ValueError("--format torch needs torch; install the [train] extra") from None
+    require("train", "torch")
+    from shiftnas_serve.runtimes.torch import exported_program
+
     return exported_program(bundle, arch)
 
 

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.generator.decode import decode_all
@@ -17,6 +16,7 @@ from models.generator.report import GeneratorReport, even_budgets, policy_of, re
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
+from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.batches import Batch, Batches
 from trainer.data.splits import AbstractSplit
@@ -64,14 +64,6 @@ def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[f
         _, log_probabilities = generator(torch.tensor(groups, dtype=torch.float64))
     each = [-(p.exp() * p).sum(1) for p in log_probabilities.values()]
     return torch.stack(each).sum(0).tolist()
-
-
-def at_resolution(images: Tensor, resolution: int) -> Tensor:
-    """Resize images to what a subnet with an elastic resolution reads, as the server's bicubic."""
-    if images.shape[-1] == resolution:
-        return images
-    size = (resolution, resolution)
-    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def calibration_images(batches: Batches, count: int) -> list[Tensor]:

@@ -65,7 +65,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
 
     train = batches_of(recipe, splits, splits.train, train=True)
     images = calibration_images(train, recipe.calibration_batches)
-    held_out = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
+    held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, TensorStatistics] = {}
     val_accuracy: dict[Arch, float] = {}
@@ -121,7 +121,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "seed": recipe.seed,
             "data": splits.name,
             "train_images": len(splits.train),
-            "val_images": len(splits.steer),
+            "val_images": len(splits.held_out),
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
             "weights": described_weights(state),

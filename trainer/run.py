@@ -114,8 +114,8 @@ def train(
                 if position >= warm_up_steps:
                     turn = state.step // recipe.shift_every
                     with ranks.together():
-                        steer = data.steer.batch(*divmod(turn, len(data.steer)))
-                    probe = probe_of(state, steer, recipe, schedule, ranks)
+                        held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
+                    probe = probe_of(state, held_out, recipe, schedule, ranks)
                     drops = sampler.update(probe, rng)
                     state.compute += probe.compute * ranks.world_size
                     check_finite("loss on held-out images", drops, state.step, recipe)

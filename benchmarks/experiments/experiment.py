@@ -54,7 +54,7 @@ class AbstractExperiment(ABC):
     def _splits(self, seed: int) -> Splits:
         base = self.base
         file = self.folder.parent / f"{base.name}-{base.resolution}.npz"
-        return cached_splits(file, base.data, base.resolution, base.steer_share, seed)
+        return cached_splits(file, base.data, base.resolution, base.held_out_share, seed)
 
     @abstractmethod
     def setup(self) -> Record:

@@ -14,7 +14,7 @@ from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from trainer.engine.step import pretrain_generator
 from trainer.evaluate import answers
-from trainer.recipes.recipe import GeneratorOptions
+from trainer.recipes.settings import GeneratorOptions
 
 
 def ladder(space: SearchSpace, count: int, seed: int = 0) -> list[Arch]:

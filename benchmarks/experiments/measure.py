@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
+from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.spaces import get_space
 from trainer.data.batches import Batches
@@ -19,7 +20,6 @@ from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.evaluate import (
-    at_resolution,
     calibrated,
     calibration_images,
     evaluation_batches,
@@ -60,7 +60,7 @@ def score(net: AbstractNet, arch: Arch, recipe: Recipe, splits: Splits) -> Recor
     images = calibration_images(train, CALIBRATION_BATCHES)
     statistics = calibrated(net, arch, images, recipe.device)
     row: Record = {"flops": net.space.flops(arch)}
-    for name, part in (("held_out", splits.steer), ("test", splits.test)):
+    for name, part in (("held_out", splits.held_out), ("test", splits.test)):
         data = evaluation_batches(part, recipe.mean, recipe.std, recipe.device)
         loss, accuracy = loss_and_accuracy(net, arch, statistics, data)
         row[f"{name}_loss"], row[f"{name}_accuracy"] = round(loss, 5), round(accuracy, 5)

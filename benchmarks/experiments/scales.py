@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.data.augment import Augment
 from trainer.recipes.digits import digits
-from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
 
 
 def digits_scale() -> Recipe:

@@ -15,7 +15,7 @@ from models.space.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
 from tests.reference.generator import reference_forward
 from trainer.engine.step import pretrain_generator
-from trainer.recipes.recipe import GeneratorOptions
+from trainer.recipes.settings import GeneratorOptions
 
 SMALL = [name for name in SPACES if get_space(name).max_flops < 200e6]
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainer.data.augment import Augment
 from trainer.data.batches import Batches
 from trainer.data.draws import Draws
 from trainer.data.image_policies import apply_policy, random_resized_crop
 from trainer.data.mixing import mix, random_erase
 from trainer.data.splits import LabelledImages
+from trainer.recipes.settings import Augment
 
 POLICIES = ["randaugment", "rand-m9-mstd0.5-inc1", "autoaugment-imagenet", "augmix"]
 

@@ -77,7 +77,7 @@ def test_traced_steps_come_to_what_eager_ones_do(monkeypatch):
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += [
     "batch_size=64",
-    "steer_share=0.75",
+    "held_out_share=0.75",
     "tensorboard=false",
     "shift_every=2",
     "warm_up_share=0",

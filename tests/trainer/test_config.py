@@ -86,7 +86,7 @@ def test_wrong_settings_are_refused_with_what_is_allowed(setting, expected):
 
 
 NEVER_0 = {
-    *("resolution", "epochs", "batch_size", "shift_every", "steer_share", "evaluation_budgets"),
+    *("resolution", "epochs", "batch_size", "shift_every", "held_out_share", "evaluation_budgets"),
     *("calibration_batches", "answer_budgets", "accumulate", "augment.repeats"),
     *("sampler_options.groups", "sampler_options.groups_per_update", "generator.resource_batch"),
     *("generator.masked_every", "generator.first_temperature", "generator.last_temperature"),
@@ -114,8 +114,8 @@ def test_numbers_that_no_run_can_use_are_refused_and_all_others_make_a_plan(name
 
 
 def test_a_plan_refuses_to_hold_out_all_images():
-    recipe = with_settings(get_recipe("cifar10-cnn"), ["steer_images=50000"])
-    with pytest.raises(ValueError, match="steer_images is 50000, of 50000 training images"):
+    recipe = with_settings(get_recipe("cifar10-cnn"), ["held_out_images=50000"])
+    with pytest.raises(ValueError, match="held_out_images is 50000, of 50000 training images"):
         plan_of(recipe)
 
 
@@ -184,7 +184,7 @@ def test_what_a_resumed_run_has_already_is_not_ignored(tmp_path, more):
         find_job(options("--resume", str(tmp_path), *more))
 
 
-@pytest.mark.parametrize("fixed", sorted({*FIXED, "steer_images"}))
+@pytest.mark.parametrize("fixed", sorted({*FIXED, "held_out_images"}))
 def test_what_a_checkpoint_is_made_of_is_kept(tmp_path, fixed):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_json(get_recipe("digits"))))
     (tmp_path / "checkpoint.pt").touch()
@@ -192,7 +192,7 @@ def test_what_a_checkpoint_is_made_of_is_kept(tmp_path, fixed):
         "space": "nano-vit",
         "sampler": "sandwich",
         "optimizer.name": "adamw",
-        "steer_share": "0.2",
+        "held_out_share": "0.2",
         "mean": "[0.5,0.5,0.5]",
         "std": "[0.5,0.5,0.5]",
     }.get(fixed, "13")

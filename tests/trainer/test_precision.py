@@ -21,7 +21,7 @@ from trainer.report.log import read_log
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += ["space=nano-vit", "batch_size=32", "shift_every=4", "warm_up_share=0", "threads=1"]
-SHORT += ["steer_images=1110", "tensorboard=false"]
+SHORT += ["held_out_images=1110", "tensorboard=false"]
 STEPS = 10
 
 
@@ -60,7 +60,7 @@ def test_a_run_changes_its_precision_when_it_is_resumed(tmp_path):
         where = ["--resume", str(folder)] if number else ["--out", str(folder)]
         epochs = ["--set", f"epochs={number + 1}"]
         chosen = ["--set", f"precision={precision}"]
-        new = [] if number else arguments("steer_images=1330")
+        new = [] if number else arguments("held_out_images=1330")
         assert short_run([*new, *epochs, *chosen, *where]) == 0
     steps = steps_of(folder)
     assert [("scale" in r) for r in steps] == [

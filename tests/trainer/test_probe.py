@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
+from models.nets.resolution import at_resolution
 from models.spaces.mbconv import Stage, mbconv_space
 from models.spaces.vit import vit_space
 from tests.one_hot import relax
-from trainer.evaluate import at_resolution
 from trainer.samplers.probe import Probe
 
 SPACES = {

@@ -41,7 +41,9 @@ def test_decoding_as_needed_changes_no_number(tmp_path, capsys):
     for where in ("always", "never"):
         chosen = settings(f"data_in_memory={where}", "epochs=1", "batch_size=256")
         assert main([*chosen, "--out", str(tmp_path / where)]) == 0
-    assert "decoded as they are needed: steer 143, test 359, train 1,295" in capsys.readouterr().err
+    assert (
+        "decoded as they are needed: held-out 143, test 359, train 1,295" in capsys.readouterr().err
+    )
     assert same_weights(tmp_path / "always", tmp_path / "never")
 
 
@@ -50,7 +52,7 @@ def test_a_run_on_tars_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, monkeyp
 
     for shard in range(3):
         write_tar(tmp_path / "data" / f"{shard}.tar", samples(range(shard * 40, shard * 40 + 40)))
-    chosen = [*settings(*SMALL, "steer_images=16"), "--data", str(tmp_path / "data")]
+    chosen = [*settings(*SMALL, "held_out_images=16"), "--data", str(tmp_path / "data")]
     assert main([*chosen, "--out", str(tmp_path / "whole")]) == 0
     real_step, calls = trainer.engine.algorithms.train_step, []
 

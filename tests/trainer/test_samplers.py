@@ -10,8 +10,9 @@ from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
 from tests.trainer.learning_curves import SyntheticProbe, simulate
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import SAMPLERS, build_sampler
-from trainer.samplers.base import SamplerOptions, group_budgets
+from trainer.samplers.base import group_budgets
 from trainer.samplers.probe import Probe
 
 SPACE = get_space("nano-cnn")

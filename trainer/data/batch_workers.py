@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.augment import Augment, crop_and_flip
+from trainer.data.augment import crop_and_flip
 from trainer.data.draws import Draws, generator_of
 from trainer.data.image_policies import apply_policy
 from trainer.data.splits import AbstractSplit, Fetched, LabelledImages, RandomCrops
+from trainer.recipes.settings import Augment
 
 _PIXELS = 1
 """The stream of random numbers for what is done to pixels; trainer.data.batches has two others."""

@@ -56,11 +56,11 @@ _TITLES: dict[tuple[str, ...], str] = {_CIFAR10: "CIFAR-10", _FASHION_MNIST: "Fa
 def load_splits(
     source: str,
     *,
-    steer_share: float,
+    held_out_share: float,
     seed: int,
     resolution: int | None = None,
     preprocess: Preprocess = AS_SERVED,
-    steer_images: int = 0,
+    held_out_images: int = 0,
     in_memory: InMemory = "auto",
     random_crops: bool = False,
     skip_broken: bool = False,
@@ -69,14 +69,14 @@ def load_splits(
 
     source: "digits" (embedded); a parquet file or a folder of them; a tar or a folder of them
     (WebDataset); an image folder; or the name of a data set that lies as such a file or folder in
-    $SHIFTNAS_DATA. steer_share: share of each class of the training images that becomes `steer`,
-    between 0 and 1; `seed` draws them. steer_images: that many in all instead, if not 0.
+    $SHIFTNAS_DATA. held_out_share: share of each class of the training images that is held out,
+    between 0 and 1; `seed` draws them. held_out_images: that many in all instead, if not 0.
     resolution: side in pixels that images are cropped and resized to; None is the side they have,
     if they are square and of one size. preprocess: how they are cropped and resized, as the
     bundle will tell the server (its mean and std are not used here).
 
     in_memory: "always" decodes all images once, "never" decodes as they are needed; "auto" keeps
-    in memory what fits in a quarter of it (shared by the processes of a machine): `steer` first,
+    in memory what fits in a quarter of it (shared by the processes of a machine): held-out first,
     which is gone over most often, then `test`, then `train`. random_crops: training images will
     be cropped at random (Augment.crop_area), so "auto" keeps them only if nothing was cut off.
     skip_broken: leave out images that cannot be decoded; Splits and batches name them.
@@ -84,8 +84,10 @@ def load_splits(
     broken image (named), labels that are no integers or have no name, one class only, fewer
     training images than classes.
     """
-    if not 0 < steer_share < 1:
-        raise ValueError(f"steer_share is {steer_share}: give a share between 0 and 1, like 0.1")
+    if not 0 < held_out_share < 1:
+        raise ValueError(
+            f"held_out_share is {held_out_share}: give a share between 0 and 1, like 0.1"
+        )
     if resolution is not None and resolution < 1:
         raise ValueError(f"resolution is {resolution}: give 1 pixel or more")
     found = read_source(source)
@@ -94,16 +96,16 @@ def load_splits(
     if test is None:
         kept, held = stratified_holdout(train.labels, _TEST_SHARE, _TEST_SEED)
         train, test = train.take(kept), train.take(held)
-    if not 0 <= steer_images <= len(train) - len(found.classes):
+    if not 0 <= held_out_images <= len(train) - len(found.classes):
         raise ValueError(
-            f"steer_images is {steer_images}, of {len(train)} training images: give fewer, or 0 "
-            "and a steer_share"
+            f"held_out_images is {held_out_images}, of {len(train)} training images: give fewer, "
+            "or 0 and a held_out_share"
         )
-    kept, held = stratified_holdout(train.labels, steer_share, seed, count=steer_images)
-    train, steer = train.take(kept), train.take(held)
-    if not (len(steer) and len(test)):
+    kept, held = stratified_holdout(train.labels, held_out_share, seed, count=held_out_images)
+    train, held_out = train.take(kept), train.take(held)
+    if not (len(held_out) and len(test)):
         raise ValueError(f"{source} has too few images to hold any out: give more per class")
-    rows = {"steer": steer, "test": test, "train": train}
+    rows = {"held-out": held_out, "test": test, "train": train}
     side = own_side(train, preprocess) if resolution is None else resolution
     cut_off = random_crops and not _has_side(train, side, preprocess)
     kept_names = _kept_in_memory(rows, side, in_memory, cut_off=cut_off)
@@ -122,7 +124,7 @@ def load_splits(
             )
     return Splits(
         train=splits["train"],
-        steer=splits["steer"],
+        held_out=splits["held-out"],
         test=splits["test"],
         labels=found.classes,
         name=_title(found),

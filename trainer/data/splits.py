@@ -182,7 +182,7 @@ class EncodedImages(AbstractSplit):
 class Splits:
     """One data set, cut so that no decision ever sees the images that are reported.
 
-    train: what the weights learn from. steer: held out of the training images; steers the
+    train: what the weights learn from. held_out: of the training images; steers the
     sampling distribution and is used for every decision. test: reported, never used to decide.
     labels: class names, in label order. name: what to write beside a figure. memory: one line on
     what is kept in memory. broken: images left out, each with its reason, found when decoding
@@ -190,7 +190,7 @@ class Splits:
     """
 
     train: AbstractSplit
-    steer: AbstractSplit
+    held_out: AbstractSplit
     test: AbstractSplit
     labels: tuple[str, ...]
     name: str

@@ -177,8 +177,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     sliced, sliced_s, sliced_bytes = step(batch, masked=False)
     update_cost = None
     if state.sampler.learns:
-        _, few_update_bytes = update(few.steer.batch(0, 0))
-        update_s, update_bytes = update(data.steer.batch(0, 0))
+        _, few_update_bytes = update(few.held_out.batch(0, 0))
+        update_s, update_bytes = update(data.held_out.batch(0, 0))
         update_cost = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,

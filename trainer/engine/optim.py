@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from models.generator.network import ArchitectureGenerator
-from trainer.recipes.recipe import Optimizer, Recipe
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Optimizer
 
 
 def build_optimizer(net: nn.Module, options: Optimizer) -> torch.optim.Optimizer:

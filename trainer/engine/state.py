@@ -159,7 +159,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
             torch.device(recipe.device).type, enabled=recipe.precision == "fp16"
         ),
         trained_on=(
-            f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
+            f"{len(splits.train):,} + {len(splits.held_out):,} images of {len(splits.labels)} "
             f"classes ({splits.labels[0]} to {splits.labels[-1]})"
         ),
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,

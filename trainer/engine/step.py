@@ -14,13 +14,14 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import policy_of
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.nets.elastic import AbstractNet
+from models.nets.resolution import at_resolution
 from models.nets.view import Share
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed, RelaxedFlops
 from trainer.engine.compiled import RunNet
 from trainer.engine.ranks import ALONE, Ranks
-from trainer.evaluate import at_resolution
-from trainer.recipes.recipe import GeneratorOptions, Recipe
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import GeneratorOptions
 from trainer.samplers.base import Draw
 
 

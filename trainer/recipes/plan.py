@@ -32,16 +32,16 @@ def plan_of(recipe: Recipe) -> Plan:
     """Count the steps of a run. Raises ValueError for data that cannot be read or split so."""
     if recipe.data in KNOWN_DATA:
         images, classes = KNOWN_DATA[recipe.data]
-        held_out = recipe.steer_images or round(recipe.steer_share * images)
+        held_out = recipe.held_out_images or round(recipe.held_out_share * images)
         if held_out > images - classes:
             raise ValueError(
-                f"steer_images is {held_out}, of {images} training images: give fewer, or 0 and a "
-                "steer_share"
+                f"held_out_images is {held_out}, of {images} training images: give fewer, or 0 and "
+                "a held_out_share"
             )
         images -= held_out
     else:
         splits = read_splits(recipe)
-        images, held_out, classes = len(splits.train), len(splits.steer), len(splits.labels)
+        images, held_out, classes = len(splits.train), len(splits.held_out), len(splits.labels)
     epoch_steps = images // min(recipe.batch_size, images)
     space = get_space(recipe.space, classes)
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)

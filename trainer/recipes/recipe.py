@@ -6,89 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trainer.data.augment import Augment
-from trainer.recipes.allowed import (
-    ABOVE_ZERO,
-    NOT_ALL,
-    SHARE,
-    SOME,
-    Allowed,
-    at_least,
-    check_numbers,
-)
-from trainer.samplers.base import SamplerOptions
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Of the supernet's weights: one cosine cycle with a linear warm-up.
-
-    name: "sgd" (Nesterov, momentum 0.9) or "adamw". weight_decay is not applied to norms and
-    biases. clip_norm: of the gradient, 0 for none.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    warm_up_share: float = 0.1
-    clip_norm: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "optimizer.",
-            self,
-            {
-                "learning_rate": at_least(0),
-                "weight_decay": at_least(0),
-                "warm_up_share": SHARE,
-                "clip_norm": at_least(0, "0 is no clipping"),
-                "label_smoothing": NOT_ALL,
-            },
-        )
-
-
-@dataclass(frozen=True)
-class GeneratorOptions:
-    """Of the architecture generator and its losses.
-
-    resource_weight: lambda of L_RC = ((FLOPs - budget) / range)^2. resource_batch: budgets over
-    which L_RC is taken every step. masked_every: every m-th step runs masks and sends the task
-    loss to the generator too; the others run sliced subnets, which are faster. 1 is the paper;
-    at equal time 4 to 128 did better on digits (docs/experiments.md), 16 is among them.
-    temperature: of the Gumbel softmax, linear from first to last. entropy_weight: keeps it from
-    settling before the supernet can tell archs apart. pretrain_steps: on the resource loss alone,
-    before the supernet's first step, at pretrain_learning_rate.
-    """
-
-    learning_rate: float = 1e-3
-    resource_weight: float = 20.0
-    resource_batch: int = 16
-    masked_every: int = 16
-    first_temperature: float = 1.0
-    last_temperature: float = 0.3
-    entropy_weight: float = 1e-3
-    pretrain_steps: int = 0
-    served_share: float = 0.5
-    pretrain_learning_rate: float = 3e-3
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "generator.",
-            self,
-            {
-                "learning_rate": at_least(0),
-                "resource_weight": at_least(0),
-                "resource_batch": at_least(1),
-                "masked_every": at_least(1, "1 masks every step, a large number the first alone"),
-                "first_temperature": ABOVE_ZERO,
-                "last_temperature": ABOVE_ZERO,
-                "entropy_weight": at_least(0),
-                "pretrain_steps": at_least(0),
-                "served_share": SHARE,
-                "pretrain_learning_rate": at_least(0),
-            },
-        )
+from trainer.recipes.allowed import NOT_ALL, SHARE, SOME, Allowed, at_least, check_numbers
+from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
 
 
 @dataclass(frozen=True)
@@ -97,10 +16,10 @@ class Recipe:
 
     compute: multiply-adds that the run may spend, in place of epochs; 0 for as many as those take
     (``trainer.engine.horizon``). drop_path: probability with which training leaves out the last
-    residual branch; it falls evenly to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
-    bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
-    in which B stays uniform. shift_every: q, steps between updates of B. steer_share: part of
-    the training images that trains no weight, but steers B and every decision; steer_images: so
+    residual branch; it falls evenly to 0 at the first. ema: decay of the moving average of the
+    weights that is evaluated and bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
+    in which B stays uniform. shift_every: q, steps between updates of B. held_out_share: part of
+    the training images that trains no weight, but steers B and every decision; held_out_images: so
     many instead, if not 0. evaluate_every: epochs between evaluations on them, 0 for none before
     the end. data_in_memory: decode images once ("always"), as they are needed ("never"), or as
     fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8 where images are
@@ -132,8 +51,8 @@ class Recipe:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     warm_up_share: float = 0.1
     shift_every: int = 100
-    steer_share: float = 0.1
-    steer_images: int = 0
+    held_out_share: float = 0.1
+    held_out_images: int = 0
     evaluate_every: int = 10
     evaluation_budgets: int = 8
     calibration_batches: int = 16
@@ -165,8 +84,8 @@ class Recipe:
                 "ema": Allowed("a decay below 1, like 0.999, or 0 for none", NOT_ALL.holds),
                 "warm_up_share": SHARE,
                 "shift_every": at_least(1, "sampler=uniform-budget never moves B"),
-                "steer_share": SOME,
-                "steer_images": at_least(0, "0 is a steer_share of them"),
+                "held_out_share": SOME,
+                "held_out_images": at_least(0, "0 is a held_out_share of them"),
                 "evaluate_every": at_least(0, "0 is never before the end"),
                 "evaluation_budgets": at_least(1),
                 "calibration_batches": at_least(1),

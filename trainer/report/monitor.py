@@ -59,7 +59,7 @@ class Monitor:
             total_steps=self._horizon.steps,
             recipe=recipe_to_json(self._recipe),
             data=splits.name,
-            images=[len(splits.train), len(splits.steer), len(splits.test)],
+            images=[len(splits.train), len(splits.held_out), len(splits.test)],
             **provenance(),
         )
         return self

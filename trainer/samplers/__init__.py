@@ -6,7 +6,8 @@ import difflib
 import importlib
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import AbstractSampler, SamplerOptions
+from trainer.recipes.settings import SamplerOptions
+from trainer.samplers.base import AbstractSampler
 
 SAMPLERS: dict[str, str] = {
     "shift": "trainer.samplers.shift:Shift",

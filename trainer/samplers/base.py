@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,55 +11,13 @@ import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from trainer.recipes.allowed import SHARE, Allowed, at_least, check_numbers
+from trainer.recipes.settings import SamplerOptions
 
 if TYPE_CHECKING:
     from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
 """Tensors and an optimizer's own state, as torch saves them."""
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """Settings that samplers share; each uses what concerns it.
-
-    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: the
-    most that a logit of the distribution B moves at an update (the paper: 1e-3, for 5,600 updates;
-    fewer updates need more).
-    floor: share of the uniform distribution that is always mixed in, so that no group dies.
-    as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
-    jitter: draw the budget anywhere in the group, not only at its upper end.
-    groups_per_update: how many groups ``shift-direct`` measures at an update.
-    tilt, bend: of the static distribution (``static-tilt``), the tilt at the start and at the end.
-    archs: the groups are these subnets, in place of the generator's answers: a JSON list of archs
-    by rising FLOPs.
-    """
-
-    groups: int = 8
-    learning_rate: float = 1e-2
-    floor: float = 0.2
-    as_printed: bool = False
-    jitter: bool = True
-    groups_per_update: int = 4
-    tilt: tuple[float, float] = (0.0, 0.0)
-    bend: float = 0.0
-    archs: str = ""
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "sampler_options.",
-            self,
-            {
-                "groups": at_least(2),
-                "learning_rate": at_least(0),
-                "floor": SHARE,
-                "groups_per_update": at_least(2, "drops are compared"),
-                "bend": Allowed("a number: above 0 draws the ends more often", lambda _: True),
-            },
-        )
-        if not all(math.isfinite(tilt) for tilt in self.tilt):
-            raise ValueError(f"sampler_options.tilt is {list(self.tilt)}; it takes two numbers")
 
 
 @dataclass(frozen=True)

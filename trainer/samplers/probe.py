@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from models.generator.network import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
+from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.engine.horizon import FORWARD_AND_BACKWARD
 from trainer.engine.ranks import ALONE, Ranks
-from trainer.evaluate import at_resolution
 
 
 class Probe:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from models.space.search_space import SearchSpace
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import (
     AbstractSampler,
     Draw,
-    SamplerOptions,
     SamplerState,
 )
 from trainer.samplers.distribution import GroupDistribution

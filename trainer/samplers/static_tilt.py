@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import Draw, SamplerOptions
+from trainer.recipes.settings import SamplerOptions
+from trainer.samplers.base import Draw
 from trainer.samplers.fixed import AbstractFixedSampler
 
 
