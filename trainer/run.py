@@ -111,7 +111,7 @@ def train(
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and state.step % recipe.shift_every == 0:
                 drops: list[float | None] | None = None
-                if position >= warm_up_steps:
+                if horizon.position(state.step, state.compute) >= warm_up_steps:
                     turn = state.step // recipe.shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import cast
 
 import numpy as np
@@ -79,14 +80,14 @@ class StaticTilts(AbstractExperiment):
 
     def cases(self, setup: Record) -> Iterator[Case]:
         documents = cast("list[object]", setup["ladder"])
-        for seed in self.seeds:
-            for account in ACCOUNTS:
-                for name in DISTRIBUTIONS:
-                    if name == "uniform" and account != ACCOUNTS[0]:
-                        continue  # the same run by every account
-                    compute = self.compute_of(setup, name, account)
-                    recipe = recipe_of(self.base, documents, name, compute=compute)
-                    yield Case(f"{name}/{account}", replace(recipe, seed=seed))
+        # equal steps last: they are what others report, and decide nothing here
+        for accounts in (ACCOUNTS[:2], ACCOUNTS[2:]):
+            for seed, account, name in product(self.seeds, accounts, DISTRIBUTIONS):
+                if name == "uniform" and account != ACCOUNTS[0]:
+                    continue  # the same run by every account
+                compute = self.compute_of(setup, name, account)
+                recipe = recipe_of(self.base, documents, name, compute=compute)
+                yield Case(f"{name}/{account}", replace(recipe, seed=seed))
 
     def compute_of(self, setup: Record, name: str, account: str) -> float:
         """Multiply-adds that a distribution may spend to be uniform's equal by an account."""

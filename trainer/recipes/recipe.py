@@ -17,8 +17,9 @@ class Recipe:
     compute: multiply-adds that the run may spend, in place of epochs; 0 for as many as those take
     (``trainer.engine.horizon``). drop_path: probability with which training leaves out the last
     residual branch; it falls evenly to 0 at the first. ema: decay of the moving average of the
-    weights that is evaluated and bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
-    in which B stays uniform. shift_every: q, steps between updates of B. held_out_share: part of
+    weights that is evaluated and bundled in their place, 0 for none (``average.py``).
+    warm_up_share: part of the steps in which B stays uniform. shift_every: q, steps between
+    updates of B. held_out_share: part of
     the training images that trains no weight, but steers B and every decision; held_out_images: so
     many instead, if not 0. evaluate_every: epochs between evaluations on them, 0 for none before
     the end. data_in_memory: decode images once ("always"), as they are needed ("never"), or as

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from trainer.recipes.allowed import ABOVE_ZERO, NOT_ALL, SHARE, Allowed, at_least, check_numbers
+from trainer.recipes.allowed import ABOVE_ZERO, NOT_ALL, SHARE, at_least, check_numbers
 
 Border = Literal["reflect", "zero"]
 Policy = Literal[
@@ -203,7 +203,7 @@ class SamplerOptions:
                 "learning_rate": at_least(0),
                 "floor": SHARE,
                 "groups_per_update": at_least(2, "drops are compared"),
-                "bend": Allowed("a number: above 0 draws the ends more often", lambda _: True),
+                "bend": at_least(0, "above it the ends are drawn more often"),
             },
         )
         if not all(math.isfinite(tilt) for tilt in self.tilt):
