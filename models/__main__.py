@@ -56,6 +56,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
     """What a bundle answers, and how images become what its subnets read."""
     return {
         "model": {"name": bundle.name, "version": bundle.version},
+        "card": bundle.card or None,
         "labels": list(bundle.labels),
         "preprocess": bundle.preprocess.to_json(),
         "frontier": [

@@ -74,7 +74,7 @@ class Planner:
         """
         assert self.latency is not None, "planning begins when a worker has measured its latency"
         space = self._bundle.space
-        moment = Moment(space.min_flops, space.max_flops, self.latency, elapsed_ms)
+        moment = Moment(self._bundle.min_flops, space.max_flops, self.latency, elapsed_ms)
         bound = float(space.max_flops)
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle.files import STATISTICS, SUPERNET, StoredArrays
 from models.bundle.folder import Bundle
+from models.bundle.value import statistics_key
 from models.space.arch import Arch
 from shiftnas_serve.planner import Planner, Subnet, describe
 from shiftnas_serve.problem import Problem
@@ -129,9 +130,9 @@ def read_onnx(folder: Path, bundle: Bundle, arch: Arch) -> bytes:
     """A subnet of ``bundle``, which has no weights, from its files at ``folder``."""
     statistics = {}
     if bundle.space.norms:
-        identity = bundle.space.arch_id(arch)
         with StoredArrays(folder / STATISTICS) as stored:
-            statistics[identity] = stored[identity][:]
+            key = statistics_key(bundle.space, arch, stored)
+            statistics[key] = stored[key][:]
     with StoredArrays(folder / SUPERNET) as weights:
         model = replace(bundle, weights=weights, statistics=statistics).build_onnx(arch)
     return model.SerializeToString()

@@ -20,9 +20,9 @@ from trainer.data.splits import Splits
 from trainer.engine.checkpoint import has_checkpoint, load_checkpoint
 from trainer.engine.interrupt import Interrupt
 from trainer.engine.provenance import provenance
+from trainer.loop import train
 from trainer.recipes.recipe import Recipe
 from trainer.report.log import Record
-from trainer.run import train
 
 RESULTS_NAME = "results.jsonl"
 SETUP_NAME = "setup.json"

@@ -16,11 +16,12 @@ import numpy as np
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics
+from models.space.weights import Statistics, first_channels
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
     "autoformer": "models.converters.autoformer:convert_autoformer",
+    "efficientnet-lite0": "models.converters.efficientnet_lite:convert_efficientnet_lite0",
 }
 """Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
 
@@ -40,13 +41,7 @@ class Converted:
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
-        first: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for norm in self.space.norms:
-            if norm.block is None or norm.block.present(arch):
-                mean, variance = self.statistics[norm.name]
-                channels = norm.size(arch)
-                first[norm.name] = mean[:channels], variance[:channels]
-        return first
+        return first_channels(self.space, arch, self.statistics)
 
 
 def convert(name: str, checkpoint: Path) -> Converted:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.engine.algorithms
 import trainer.evaluate
 import trainer.finish
+import trainer.loop
 import trainer.report.monitor
 import trainer.report.plots
 import trainer.run
@@ -193,7 +193,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
     else:
         for shard in range(8):
             write_tar(data / f"{shard}.tar", samples(range(shard * 10, shard * 10 + 10)))
-    real, steps = trainer.engine.algorithms.train_step, []
+    real, steps = trainer.loop.train_step, []
 
     def step(*arguments, **named):
         steps.append(1)
@@ -202,7 +202,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
                 file.unlink()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", step)
+    monkeypatch.setattr(trainer.loop, "train_step", step)
     chosen = ["batch_size=8", "held_out_images=8", "held_out_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2

@@ -18,7 +18,7 @@ from tests.conftest import TEMPLATES
 from tests.trainer.short_runs import short_run
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.ranks import Ranks
-from trainer.engine.step import micro_batches
+from trainer.engine.task import micro_batches
 from trainer.recipes.command import check_device, check_world_size
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.report.log import read_log
@@ -241,7 +241,7 @@ def test_one_voice_one_end(tmp_path, did):
     assert [of_rank[len(RUNS) :] for of_rank in statuses] == [[143, 2, 2, 2, 2, 130]] * 2, said
     errors = [line for line in said.splitlines() if "error:" in line]
     assert [e.partition("error: ")[2][:30] for e in errors] == [
-        "the loss is no finite number a",
+        "the loss is not a finite number"[:30],
         "2 processes cannot share a bat",
         f"{folder / 'none'} holds no run"[:30],
         "--dry-run tries a recipe in on",

@@ -15,18 +15,17 @@ from typing import TypeVar
 import torch
 
 from models.generator.network import ArchitectureGenerator
-from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from trainer.data.batches import Batch
 from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
-from trainer.engine.algorithms import one_step, probe_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
+from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import StepResult
+from trainer.engine.step import StepResult, train_step
 from trainer.recipes.plan import Plan, plan_of
 from trainer.recipes.recipe import Recipe
 
@@ -149,16 +148,15 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
 
 def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None) -> Trial:
     """A small masked step, to warm up and to see what fits; then what is measured."""
-    relaxed_flops = RelaxedFlops(state.generator.space.flops_rule)
     schedule = schedule_at(0, plan.total_steps, recipe)
 
     def step(batch: Batch, *, masked: bool) -> tuple[StepResult, float, int]:
         return measured(
-            state, lambda: one_step(state, relaxed_flops, batch, recipe, schedule, masked=masked)
+            state, lambda: train_step(state, batch, replace(schedule, masked=masked), recipe)
         )
 
     def update(batch: Batch) -> tuple[float, int]:
-        probe = probe_of(state, batch, recipe, schedule)
+        probe = probe_of(state, batch, schedule, recipe)
         _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
         return seconds, kept
 

@@ -9,13 +9,16 @@ not counted, nor is the generator, which runs once a step whatever is drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from models.space.arch import Arch
+from models.space.relaxed import Relaxed
+from models.space.search_space import SearchSpace
 from trainer.recipes.recipe import Recipe
-from trainer.samplers.base import AbstractSampler, Draw
+from trainer.samplers.base import AbstractSampler
 
 FORWARD_AND_BACKWARD = 3
 DRAWS = 1000
@@ -69,12 +72,11 @@ def mean_step_flops(sampler: AbstractSampler, *, masked: bool) -> float:
     return total / DRAWS
 
 
-def step_compute(
-    draws: Sequence[Draw], flops: Sequence[int], images: int, max_flops: int, *, masked: bool
-) -> int:
-    """Multiply-adds of a step that trained subnets of these FLOPs, each on so many images."""
-    each = (
-        max_flops if masked and draw.arch is None else own
-        for draw, own in zip(draws, flops, strict=True)
-    )
-    return FORWARD_AND_BACKWARD * images * sum(each)
+def step_compute(space: SearchSpace, subnets: Iterable[Arch | Relaxed], images: int) -> int:
+    """Multiply-adds of forward and backward passes of subnets, each on so many images."""
+    return FORWARD_AND_BACKWARD * images * sum(pass_flops(space, subnet) for subnet in subnets)
+
+
+def pass_flops(space: SearchSpace, subnet: Arch | Relaxed) -> int:
+    """Of one image's forward pass: masks run the whole supernet."""
+    return space.max_flops if isinstance(subnet, Relaxed) else space.flops(subnet)

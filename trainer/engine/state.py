@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from models.generator.network import ArchitectureGenerator
+from models.generator.resource_loss import ResourceLoss
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.space.relaxed import RelaxedFlops
 from models.spaces import get_space
 from trainer.data.splits import Splits
 from trainer.engine.average import WeightAverage
 from trainer.engine.checkpoint import State
 from trainer.engine.compiled import CompiledNet
-from trainer.engine.optim import build_generator_optimizer, build_optimizer
+from trainer.engine.optim import (
+    Schedule,
+    build_generator_optimizer,
+    build_optimizer,
+    set_learning_rate,
+)
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
 
@@ -39,6 +46,7 @@ class TrainingState:
 
     net: AbstractNet
     generator: ArchitectureGenerator
+    resource_loss: ResourceLoss
     sampler: AbstractSampler
     optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
@@ -66,8 +74,15 @@ class TrainingState:
         """What is evaluated, calibrated and bundled: the average where there is one."""
         return self.net if self.average is None else self.average.net
 
+    def begin(self, schedule: Schedule) -> None:
+        """Set the learning rates of a step, and all gradients to zero."""
+        set_learning_rate(self.optimizer, schedule.learning_rate)
+        set_learning_rate(self.generator_optimizer, schedule.generator_learning_rate)
+        self.optimizer.zero_grad()
+        self.generator_optimizer.zero_grad()
+
     def descend(self, clip_norm: float) -> None:
-        """Move weights and generator along their gradients, but for those that overflowed.
+        """Move weights, generator and average along the gradients, unless these overflowed.
 
         clip_norm: of the weights' gradient, 0 for none.
         """
@@ -83,6 +98,8 @@ class TrainingState:
         self.scaler.update()
         self.skipped_steps += self.scaler.get_scale() < scale
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.net)
 
     def keep_weights(self) -> None:
         """Take the weights of now as those that the next update compares with."""
@@ -151,6 +168,12 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
     state = TrainingState(
         net=net,
         generator=generator,
+        resource_loss=ResourceLoss(
+            RelaxedFlops(space.flops_rule),
+            recipe.generator.resource_weight,
+            recipe.generator.resource_batch,
+            recipe.generator.entropy_weight,
+        ),
         sampler=build_sampler(recipe.sampler, space, recipe.sampler_options),
         optimizer=build_optimizer(net, recipe.optimizer),
         generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),

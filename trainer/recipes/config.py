@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ def get_recipe(name: str) -> Recipe:
         raise ValueError(
             f"no recipe {name!r}; {hint}there are: {', '.join(RECIPES)}; or name a .json file"
         )
-    return RECIPES[name]()
+    module, _, function = RECIPES[name].partition(":")
+    recipe: Recipe = getattr(importlib.import_module(module), function)()
+    return recipe
 
 
 def find_recipe(name: str) -> Recipe:

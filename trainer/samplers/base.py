@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
-
-if TYPE_CHECKING:
-    from trainer.samplers.probe import Probe
+from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
 """Tensors and an optimizer's own state, as torch saves them."""
