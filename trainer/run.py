@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.disk import write_whole
@@ -66,7 +67,10 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                         folder.mkdir(parents=True, exist_ok=True)
                         document = json.dumps(recipe_to_json(recipe), indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
-                print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
+                print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
+                for line in splits.passed_over:
+                    print(f"passed over: {line}", file=sys.stderr)
+                print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
             if ranks.is_first:
                 result = finish(recipe, splits, folder)

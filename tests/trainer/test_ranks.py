@@ -108,7 +108,11 @@ def in_two_processes(folder, runs):
 
 
 def assert_near(one, two, what=""):
-    """Within 1e-5: what is a number, in the same places."""
+    """Within 1e-4: what is a number, in the same places.
+
+    After 20 steps last bits have grown to 7e-6, differently on every processor; a gradient that is
+    summed or averaged wrongly makes 1e-2.
+    """
     if isinstance(one, dict):
         assert one.keys() == two.keys(), what
         for key, value in one.items():
@@ -118,15 +122,15 @@ def assert_near(one, two, what=""):
         for place, value in enumerate(one):
             assert_near(value, two[place], f"{what}[{place}]")
     elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=lambda m: f"{what}: {m}")
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4, msg=lambda m: f"{what}: {m}")
     elif isinstance(one, float):
-        assert one == pytest.approx(two, rel=1e-5, abs=1e-5), what
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4), what
     else:
         assert one == two, what
 
 
 def assert_same_run(one, two):
-    """The same budgets and archs in every step; losses and weights within 1e-5."""
+    """The same budgets and archs in every step; losses and weights within 1e-4."""
     logs = [
         [r for r in read_log(folder / "log.jsonl") if r["kind"] in ("step", "groups")]
         for folder in (one, two)
