@@ -28,12 +28,12 @@ from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.ranks import Ended, Ranks, ranks_here
+from trainer.engine.log import Record
 from trainer.finish import finish
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
-from trainer.recipes.command import RECIPE_NAME, build_parser, find_job
-from trainer.recipes.config import recipe_to_json
-from trainer.report.log import Record
+from trainer.ranks import Ended, Ranks, ranks_here
+from trainer.recipes.config import listing
 
 DESCRIPTION = (__doc__ or "").split("A run leaves")[0]
 
@@ -53,6 +53,9 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     folder: Path | None = None
     result: Record = {}
     try:
+        if options.settings:
+            print(listing(asked_recipe(options)))
+            return 0
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
@@ -65,7 +68,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     splits = read_splits(recipe)
                     if ranks.is_first:
                         folder.mkdir(parents=True, exist_ok=True)
-                        document = json.dumps(recipe_to_json(recipe), indent=2)
+                        document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
                 print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
                 for line in splits.passed_over:

@@ -8,7 +8,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from models.spaces import get_space
 from trainer.data.splits import Splits
 from trainer.engine.checkpoint import has_checkpoint, load_checkpoint
 from trainer.engine.interrupt import Interrupt
+from trainer.engine.log import Record
 from trainer.engine.provenance import provenance
 from trainer.loop import train
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import Record
 
 RESULTS_NAME = "results.jsonl"
 SETUP_NAME = "setup.json"
@@ -135,4 +135,4 @@ def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
 
 def based(recipe: Recipe, data: str | None) -> Recipe:
     """The recipe of a scale on the data that was asked for."""
-    return replace(recipe, data=data) if data else recipe
+    return recipe.replace(data=data) if data else recipe

@@ -15,17 +15,13 @@ from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.spaces import get_space
 from trainer.data.batches import Batches
-from trainer.data.run_data import batches_of
+from trainer.data.run_data import batches_of, calibration_images, evaluation_batches
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.evaluate import (
-    calibrated,
-    calibration_images,
-    evaluation_batches,
-)
+from trainer.engine.log import Record
+from trainer.evaluate import calibrated
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import Record
 
 CALIBRATION_BATCHES = 8
 

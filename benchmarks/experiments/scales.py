@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from trainer.recipes.digits import digits
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
@@ -11,7 +9,7 @@ from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, Sampl
 
 def digits_scale() -> Recipe:
     """What CI runs: it shows that the experiment works, and nothing else."""
-    return replace(digits(), epochs=2, threads=1, tensorboard=False)
+    return digits().replace(epochs=2, threads=1, tensorboard=False)
 
 
 def nano_scale() -> Recipe:

@@ -7,12 +7,10 @@ process on the machine does not count), by what a step of each arch took when al
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import cast
 
@@ -26,8 +24,8 @@ from benchmarks.timing import machine
 from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD
+from trainer.engine.log import Record
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import Record
 from trainer.samplers.static_tilt import tilted
 
 RUNGS = 8
@@ -95,7 +93,7 @@ class StaticTilts(AbstractExperiment):
                     continue  # the same run by every account
                 compute = self.compute_of(setup, name, account)
                 recipe = recipe_of(self.base, documents, name, compute=compute)
-                yield Case(f"{name}/{account}", replace(recipe, seed=seed))
+                yield Case(f"{name}/{account}", recipe.replace(seed=seed))
 
     def compute_of(self, setup: Record, name: str, account: str) -> float:
         """Multiply-adds that a distribution may spend to be uniform's equal by an account."""
@@ -141,10 +139,9 @@ class StaticTilts(AbstractExperiment):
 def recipe_of(base: Recipe, documents: Sequence[object], name: str, *, compute: float) -> Recipe:
     """A run on a ladder with a distribution of this name."""
     tilt, bend = DISTRIBUTIONS[name]
-    options = replace(base.sampler_options, archs=json.dumps(documents), tilt=tilt, bend=bend)
-    generator = replace(base.generator, pretrain_steps=0, resource_batch=1)
-    return replace(
-        base,
+    options = base.sampler_options.replace(archs=tuple(documents), tilt=tilt, bend=bend)
+    generator = base.generator.replace(pretrain_steps=0, resource_batch=1)
+    return base.replace(
         name=name,
         sampler="static-tilt",
         sampler_options=options,

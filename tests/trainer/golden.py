@@ -26,7 +26,7 @@ import torch
 import trainer.report.monitor
 import trainer.run
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "tests" / "reference" / "golden_curves.json"

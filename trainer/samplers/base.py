@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +37,8 @@ def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
     return tuple(round(low + (high - low) * (k + 1) / groups) for k in range(groups))
 
 
-def group_archs(space: SearchSpace, archs: str) -> tuple[Arch, ...]:
-    """The subnets of ``SamplerOptions.archs``; none where the generator makes them.
-
-    Raises ValueError for what is no list of archs of the space, by rising FLOPs.
-    """
-    try:
-        documents = json.loads(archs or "[]")
-    except ValueError as error:
-        raise ValueError(f"sampler_options.archs is no JSON ({error})") from None
-    if not (isinstance(documents, list) and all(isinstance(d, dict) for d in documents)):
-        raise ValueError("sampler_options.archs takes a JSON list of archs")
+def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -> tuple[Arch, ...]:
+    """The subnets of ``SamplerOptions.archs``. Raises ValueError unless their FLOPs rise."""
     found = tuple(space.arch_from_json(document) for document in documents)
     flops = [space.flops(arch) for arch in found]
     if flops != sorted(set(flops)):
