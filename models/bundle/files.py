@@ -105,6 +105,9 @@ class StoredArrays(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return _StoredArray(self._file.get_slice(name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.keys()  # noqa: SIM118 - it is not a mapping
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.keys())
 
