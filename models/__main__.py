@@ -90,7 +90,7 @@ def convert(options: argparse.Namespace) -> dict[str, object]:
     deployment = importlib.import_module("models.converters.deployment")
     write: Callable[..., dict[str, object]] = deployment.convert_to_bundle
     where = options.converter, options.checkpoint, options.out
-    return write(*where, data=options.data, minutes=options.minutes)
+    return write(*where, data=options.data, minutes=options.minutes, entry=options.entry)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +130,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
         "them",
+    )
+    one.add_argument(
+        "--entry",
+        help="take this entry of the checkpoint, e.g. model_ema; the output says which was taken",
     )
     one.add_argument(
         "--minutes",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from models.converters import Converted
-from models.converters.checkpoint import named, read_checkpoint, take
+from models.converters.checkpoint import Checkpoint, named, take
 from models.spaces import get_space
 from models.spaces.mbconv import BlockLayout, MBConvLayout
 
@@ -60,17 +60,18 @@ def packaged_weights() -> Path:
     return Path(found.submodule_search_locations[0]) / FILE
 
 
-def convert_efficientnet_lite0(checkpoint: Path) -> Converted:
+def convert_efficientnet_lite0(checkpoint: Checkpoint) -> Converted:
     """Read the public network's weights, with as many classes as they have.
 
     Raises ValueError naming a tensor that is missing, has another shape, or cannot be carried.
     """
-    tensors = read_checkpoint(checkpoint)
+    tensors = checkpoint.tensors
     timm = "conv_stem.weight" in tensors
     bias = tensors.get("classifier.bias" if timm else "_fc.bias")
     if bias is None or bias.ndim != 1:
         raise ValueError(
-            f"{checkpoint} is not EfficientNet-Lite0: it has neither _fc.bias nor classifier.bias"
+            f"{checkpoint.path} is not EfficientNet-Lite0: it has neither _fc.bias nor "
+            "classifier.bias"
         )
     space = get_space("efficientnet-lite0", len(bias))
     assert isinstance(space.layout, MBConvLayout)
