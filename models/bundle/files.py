@@ -105,7 +105,7 @@ class StoredArrays(Mapping[str, Any]):
 def check_shapes(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Raise ValueError unless there are exactly these, float32, of these shapes."""
+    """Raise ValueError unless there are exactly these, float32, of these shapes, all numbers."""
     for name, shape in shapes.items():
         if name not in arrays:
             raise ValueError(f"{where} lacks {name}")
@@ -113,6 +113,8 @@ def check_shapes(
             raise ValueError(
                 f"{where}: {name} is {arrays[name].dtype} {arrays[name].shape}, not float32 {shape}"
             )
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{where}: {name} holds what is not a number (NaN or infinity)")
     for name in arrays:
         if name not in shapes:
             raise ValueError(f"{where} has {name}, which the space does not know")
