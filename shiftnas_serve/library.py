@@ -90,6 +90,7 @@ class Engine:
         self, settings: EngineSettings, wedged: Callable[[str], None] | None = None
     ) -> None:
         self.settings = settings
+        self.path = settings.bundle
         self.model = load_model(settings.bundle, settings)
         self.room = Room(settings.max_waiting, settings.max_waiting_bytes)
         self.wedged: str | None = None
@@ -296,7 +297,7 @@ class Engine:
     # -- another version ---------------------------------------------------------------------
 
     def reload(self, path: Path | None = None) -> Reloaded:
-        """Serve the bundle at ``path`` (None: the one of the settings) from the next image on.
+        """Serve the bundle at ``path`` (None: the path that is served) from the next image on.
 
         In two phases: it is loaded, checked, built and measured beside the old one; then they
         change places. What is in flight ends with the version that it began with.
@@ -308,21 +309,23 @@ class Engine:
             raise Problem(409, "another reload is under way; try again when it is done")
         try:
             started = time.monotonic()
-            previous = self.model.name
+            path, previous = path or self.path, self.model
             try:
-                model = load_model(path or self.settings.bundle, self.settings, busy=True)
+                model = load_model(path, self.settings, busy=True)
             except ValueError as error:
-                detail = f"{error}; {previous.version} is served on"
+                detail = f"{error}; {previous.name.version} is served on"
                 raise Problem(422, detail) from None
-            changed = model.name != previous
+            changed = model.name != previous.name
+            self.path = path
             if changed:
-                weakref.finalize(self.model.bundle, release_memory)
+                weakref.finalize(previous.bundle, release_memory)
                 self.model = model
-                if self.settings.prebuild:
-                    self.runners.prebuild(model)
-            return Reloaded(model.name, previous, changed, 1000 * (time.monotonic() - started))
         finally:
             self._reloading.release()
+        if changed and self.settings.prebuild:
+            self.runners.prebuild(model)
+        duration_ms = 1000 * (time.monotonic() - started)
+        return Reloaded(model.name, previous.name, changed, duration_ms)
 
 
 def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
@@ -385,4 +388,4 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-__all__ = ["Engine", "ImageSource", "Model", "Reloaded", "load", "parse_budgets"]
+__all__ = ["Engine", "ImageSource", "Problem", "Reloaded", "load", "parse_budgets"]

@@ -111,7 +111,7 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     if not _writers:
-        _writers.append(LineWriter(sys.stderr.fileno()))
+        _writers.append(LineWriter(2))
     _writers[0].setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

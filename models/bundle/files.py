@@ -71,9 +71,13 @@ def check_files(
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file. Raises ValueError naming one that is none."""
     try:
-        return load_file(file)
+        arrays = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")
+    return arrays
 
 
 class StoredArrays(Mapping[str, Any]):
@@ -105,7 +109,7 @@ class StoredArrays(Mapping[str, Any]):
 def check_shapes(
     arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Raise ValueError unless there are exactly these, float32, of these shapes, all numbers."""
+    """Raise ValueError unless there are exactly these, float32, of these shapes."""
     for name, shape in shapes.items():
         if name not in arrays:
             raise ValueError(f"{where} lacks {name}")
@@ -113,8 +117,6 @@ def check_shapes(
             raise ValueError(
                 f"{where}: {name} is {arrays[name].dtype} {arrays[name].shape}, not float32 {shape}"
             )
-        if not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{where}: {name} holds what is not a number (NaN or infinity)")
     for name in arrays:
         if name not in shapes:
             raise ValueError(f"{where} has {name}, which the space does not know")

@@ -1,7 +1,7 @@
 """ONNX Runtime, quiet: ``from models.onnx.ort import onnxruntime``.
 
-By itself it keeps a device id below $HOME and looks up telemetry hosts. It reads this switch when it
-is loaded, so everything here imports it from this file.
+By itself it keeps a device id below $HOME and looks up telemetry hosts. It reads this switch when
+it is loaded, so everything here imports it from this file.
 """
 
 import os

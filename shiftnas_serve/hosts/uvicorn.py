@@ -27,7 +27,7 @@ from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment, load_settings
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75
+KEEP_ALIVE_S = 75
 """Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
 not be the one that is asked, or a request that is on its way is lost."""
 _LOOK_S = 0.5
@@ -106,7 +106,7 @@ def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.timeout_s) + 1,
         workers=settings.processes,
         **more,
@@ -141,6 +141,10 @@ class Process:
 
     def stop(self) -> None:
         """Take nothing new; uvicorn ends with what is in flight."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, self._stop)
         self._stop(signal.SIGTERM, None)
 
     def _drain(self) -> None:

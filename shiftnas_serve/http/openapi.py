@@ -153,7 +153,7 @@ def _reload() -> Json:
         "description": (
             "While requests run: none fails, and each answer is of the one version that it names. "
             "Answered when the new version is served. `bundle` is a path on the server; without a "
-            "body, the path of the settings is read again. A bundle that is not good "
+            "body, the path that is served is read again. A bundle that is not good "
             "is refused with 422 and the reason, and the old one is served on; 409 while another "
             "reload is under way, and where the server has several processes; 403 where it has no "
             "admin keys."
