@@ -18,6 +18,7 @@ import torch
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.extract import extract_folded
+from models.onnx import OPSET
 from models.onnx.generalize import BATCH, TemplateError, generalize
 from models.onnx.graph import (
     applied,
@@ -87,6 +88,7 @@ def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
         net,
         (torch.zeros(2, 3, side, side),),
         dynamo=True,
+        opset_version=OPSET,
         dynamic_shapes=(dims,),
         input_names=[INPUT],
         output_names=[OUTPUT],

@@ -143,9 +143,9 @@ class Planner:
 
     def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
         """FLOPs, and whether it is a latency budget that makes them so few."""
-        space = self._bundle.space
-        moment = Moment(space.min_flops, space.max_flops, self.latency, elapsed_ms)
-        bound, degraded = float(space.max_flops), False
+        bundle = self._bundle
+        moment = Moment(bundle.min_flops, bundle.max_flops, self.latency, elapsed_ms)
+        bound, degraded = float(bundle.max_flops), False
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
         for kind in _IN_TURN:
