@@ -34,7 +34,7 @@ class Monitor:
         state: TrainingState,
         horizon: Horizon,
     ) -> None:
-        self._recipe, self._splits, self._state = recipe, splits, state
+        self._folder, self._recipe, self._splits, self._state = folder, recipe, splits, state
         self._horizon = horizon
         self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
         self._display = Display(f"{recipe.name}: {recipe.space} on {splits.title}")
@@ -47,7 +47,7 @@ class Monitor:
         with ExitStack() as opening:
             opening.enter_context(self._log)
             if self._recipe.tensorboard:
-                self._board = TensorBoard(self._log.path, self._state.total_s)
+                self._board = TensorBoard(self._folder, self._state.step, self._state.total_s)
                 opening.enter_context(closing(self._board))
             opening.enter_context(self._display)
             self._open = opening.pop_all()
