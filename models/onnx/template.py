@@ -13,7 +13,6 @@ import math
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 from models.nets import build_net
@@ -36,6 +35,7 @@ from models.onnx.graph_template import (
     PERMUTATIONS_KEY,
     Template,
 )
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 

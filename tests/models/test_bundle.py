@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from shiftnas_serve.subnets import read_onnx
 
 import models.bundle.folder
 from models.bundle.disk import advice
@@ -23,7 +24,6 @@ from models.bundle.folder import load_bundle, save_bundle
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
 from models.spaces import get_space
-from shiftnas_serve.subnets import read_onnx
 from tests.bundles import make_bundle, template_of
 
 ROOT = Path(__file__).resolve().parents[2]
