@@ -49,11 +49,14 @@ def describe_layers(space: SearchSpace, arch: Arch) -> list[dict[str, object]]:
     """
     layers: dict[str, list[int]] = {}
     for cost in [*space.weights, *space.products]:
-        of = weight_flops if isinstance(cost, Weight) else product_flops
         both = layers.setdefault(_layer(cost.name), [0, 0])
         for place, one in enumerate((arch, space.largest)):
             if cost.block is None or cost.block.present(one):
-                both[place] += of(cost, one)
+                both[place] += (
+                    weight_flops(cost, one)
+                    if isinstance(cost, Weight)
+                    else product_flops(cost, one)
+                )
     return [
         {"name": name, "flops": here, "largest": most}
         for name, (here, most) in layers.items()

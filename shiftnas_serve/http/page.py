@@ -1,8 +1,8 @@
 """The page at ``/``: a photo, a slider, and what the model makes of them.
 
-Its files are in ``static``; nothing is built, and nothing comes from another server. Their links are
-relative, so that the page works under any prefix. A photo goes to ``/classify`` and nowhere else;
-the page keeps nothing, not even a key.
+Its files are in ``static``; nothing is built, and nothing comes from another server. Their links
+are relative, so that the page works under any prefix. A photo goes to ``/classify`` and nowhere
+else; the page keeps nothing, not even a key.
 
 ``cat.jpg`` and ``coffee.jpg`` are by Stefan van der Walt and Rachel Michetti (both CC0, from the
 package scikit-image); ``ship.jpg`` was drawn for this project.

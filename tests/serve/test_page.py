@@ -59,7 +59,7 @@ def test_no_page_where_none_is_wanted():
         assert client(page=False).get(path).status_code == 404
 
 
-# ------------------------------------------------------------------------------------ with a browser
+# ---------------------------------------------------------------------------------- with a browser
 
 
 @pytest.fixture(scope="module")
