@@ -281,12 +281,13 @@ def test_what_is_shared_out_comes_back_in_order(monkeypatch, world_size):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_evaluations_and_the_end_are_shared_out(tmp_path):
     """The same answers and their accuracy, up to the images on which rounding decides."""
     short = [*CNN, "epochs=2", "held_out_images=1110", "evaluate_every=1", "answer_budgets=5"]
     chosen = [p for s in (*COMMON, *short) for p in ("--set", s)]
     with Torchrun("-m", "trainer.run", *chosen, "--out", str(tmp_path / "two")) as two:
-        assert two.process.wait(PATIENCE_S) == 0
+        assert two.process.wait(2 * PATIENCE_S) == 0
     assert main([*chosen, "--out", str(tmp_path / "one")]) == 0
     evaluations, frontiers = [], []
     for name in ("one", "two"):
