@@ -101,16 +101,18 @@ def evaluate(
     calibration: Sequence[Tensor],
     data: Batches,
     device: str,
+    archs: Sequence[Arch] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``.
 
+    archs: in place of what the generator answers, where a run trains them and no others.
     Raises Abandoned as soon as ``stop`` says so, which it is asked before every batch.
     """
     space = generator.space
     rows: list[Record] = []
-    asked = even_budgets(space, budgets)
-    for budget, arch in zip(asked, answers(generator, asked), strict=True):
+    asked = [float(space.flops(arch)) for arch in archs] or even_budgets(space, budgets)
+    for budget, arch in zip(asked, archs or answers(generator, asked), strict=True):
         statistics = calibrated(net, arch, until(stop, calibration), device)
         right = accuracy(net, arch, statistics, until(stop, data), device)
         rows.append(

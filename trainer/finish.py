@@ -38,6 +38,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
+from trainer.samplers.base import group_archs
 
 DOMINATED_BY = 0.005
 """Accuracy by which a smaller answer must be better for a larger one to be dropped: about one
@@ -60,7 +61,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
-    asked = answers(generator, even_budgets(space, recipe.answer_budgets))
+    own = group_archs(space, recipe.sampler_options.archs)  # which train, whatever is answered
+    asked = own or answers(generator, even_budgets(space, recipe.answer_budgets))
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
@@ -79,7 +81,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     grid_answers = undominated(candidates, val_accuracy, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
     rows = []
-    for budget in even_budgets(space, recipe.evaluation_budgets):
+    for budget in _budgets(space, own, recipe.evaluation_budgets):
         arch = _served(grid_answers, budget)
         right = accuracy(net, arch, measured[arch], test, recipe.device)
         sizes = space.flops(arch), space.params(arch)
@@ -150,6 +152,11 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
     }
+
+
+def _budgets(space: SearchSpace, own: Sequence[Arch], count: int) -> list[float]:
+    """At which a run is reported: those of the archs that it trains alone, or even ones."""
+    return [float(space.flops(arch)) for arch in own] or list(even_budgets(space, count))
 
 
 def _answer_rows(
