@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def train(
 ) -> None:
     """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
 
-    All ranks run it, each on its own images; the first evaluates and writes.
+    All ranks run it, each on its own images. They share evaluations out; the first writes.
 
     Raises Stopped after a signal, ValueError when the loss is not a number, Ended when another rank
     is gone.
@@ -44,6 +45,14 @@ def train(
         data = run_data(recipe, splits, ranks)
         steps_per_epoch = len(data.train)
         horizon = horizon_of(recipe, sampler, steps_per_epoch)
+        shift_every = recipe.steps_between_updates(horizon.steps)
+        if sampler.learns and not recipe.updates(horizon.steps):
+            print(
+                f"warning: B stays uniform: shift_every is {shift_every}, and the run has "
+                f"{horizon.steps} steps, of which the first {recipe.warm_up_share:.0%} are a "
+                "warm-up; shift_every=0 fits it to the run",
+                file=sys.stderr,
+            )
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
@@ -76,8 +85,8 @@ def train(
 
             pretrain_generator(state, recipe, after)
         ranks.begin_alike(state.generator.parameters())
-        if state.evaluation_due and ranks.is_first:
-            evaluate_now(state, data, recipe, monitor, interrupt)
+        if state.evaluation_due:
+            evaluate_now(state, data, recipe, monitor, interrupt, ranks)
         while not horizon.is_over(state.step, state.compute):
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
@@ -88,10 +97,10 @@ def train(
             result = train_step(state, batch, schedule, recipe, ranks)  # b ~ B, a = AG(b), descent
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
-            if sampler.learns and state.step % recipe.shift_every == 0:
+            if sampler.learns and state.step % shift_every == 0:
                 drops: list[float | None] | None = None
                 if horizon.position(state.step, state.compute) >= warm_up_steps:
-                    turn = state.step // recipe.shift_every
+                    turn = state.step // shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
                     probe = probe_of(state, held_out, schedule, recipe, ranks, data.decisions)
@@ -109,8 +118,8 @@ def train(
             epoch, index = divmod(state.step, steps_per_epoch)
             every = recipe.evaluate_every
             is_evaluated = every > 0 and index == 0 and epoch % every == 0
-            if is_evaluated and not is_over and ranks.is_first:
-                evaluate_now(state, data, recipe, monitor, interrupt)
+            if is_evaluated and not is_over:
+                evaluate_now(state, data, recipe, monitor, interrupt, ranks)
             keep(at_once=is_over)
 
 
@@ -120,6 +129,7 @@ def evaluate_now(
     recipe: Recipe,
     monitor: Monitor | Silence,
     interrupt: Interrupt,
+    ranks: Ranks,
 ) -> None:
     """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
     started = time.monotonic()
@@ -134,6 +144,7 @@ def evaluate_now(
             device=recipe.device,
             archs=state.sampler.archs,
             stop=lambda: interrupt.signal is not None,
+            ranks=ranks,
         )
     except Abandoned:
         state.evaluation_due = True

@@ -5,13 +5,22 @@ import json
 import pytest
 import torch
 
+import trainer.run
 from models.spaces import get_space
 from search.__main__ import SEARCHES, main
 from search.log import TriedArchs
+from tests.trainer.conftest import settings
 
 SPACE = get_space("nano-cnn")
 BUDGET = 0.6 * SPACE.max_flops
 every_search = pytest.mark.parametrize("name", SEARCHES)
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert trainer.run.main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    return folder
 
 
 def rng(seed=0):
