@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def train(
 ) -> None:
     """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
 
-    All ranks run it, each on its own images; the first evaluates and writes.
+    All ranks run it, each on its own images. They share evaluations out; the first writes.
 
     Raises Stopped after a signal, ValueError when the loss is not a number, Ended when another rank
     is gone.
@@ -44,22 +45,48 @@ def train(
         data = run_data(recipe, splits, ranks)
         steps_per_epoch = len(data.train)
         horizon = horizon_of(recipe, sampler, steps_per_epoch)
+        shift_every = recipe.steps_between_updates(horizon.steps)
+        if sampler.learns and not recipe.updates(horizon.steps):
+            print(
+                f"warning: B stays uniform: shift_every is {shift_every}, and the run has "
+                f"{horizon.steps} steps, of which the first {recipe.warm_up_share:.0%} are a "
+                "warm-up; shift_every=0 fits it to the run",
+                file=sys.stderr,
+            )
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
-        if state.step == 0:
-            pretrain_generator(state, recipe)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()
         if ranks.is_first:
             monitor = Monitor(folder, recipe, splits, state, horizon)
-    ranks.begin_alike(
-        [*state.net.parameters(), *state.generator.parameters(), *state.before.values()]
-    )
+    ranks.begin_alike([*state.net.parameters(), *state.before.values()])
     with interrupt.deferred(), monitor, one_numpy_thread():
         saved_at = time.monotonic()
-        if state.evaluation_due and ranks.is_first:
-            evaluate_now(state, data, recipe, monitor, interrupt)
+
+        def keep(*, at_once: bool) -> None:
+            """Write a checkpoint if it is time; end if a signal has come to any rank."""
+            nonlocal saved_at
+            stop = int(ranks.most(interrupt.signal or 0))
+            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
+            if ranks.is_first and (at_once or is_due or stop):
+                with interrupt.held():
+                    save_checkpoint(folder, state.to_checkpoint())
+                saved_at = time.monotonic()
+            if stop:
+                ranks.wait()  # a rank that ends makes torchrun end the others
+                raise Stopped(stop)
+
+        if state.step == 0:
+
+            def after(step: int) -> None:
+                monitor.pretraining(step)
+                keep(at_once=step == recipe.generator.pretrain_steps)
+
+            pretrain_generator(state, recipe, after)
+        ranks.begin_alike(state.generator.parameters())
+        if state.evaluation_due:
+            evaluate_now(state, data, recipe, monitor, interrupt, ranks)
         while not horizon.is_over(state.step, state.compute):
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
@@ -70,13 +97,13 @@ def train(
             result = train_step(state, batch, schedule, recipe, ranks)  # b ~ B, a = AG(b), descent
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
-            if sampler.learns and state.step % recipe.shift_every == 0:
+            if sampler.learns and state.step % shift_every == 0:
                 drops: list[float | None] | None = None
                 if horizon.position(state.step, state.compute) >= warm_up_steps:
-                    turn = state.step // recipe.shift_every
+                    turn = state.step // shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
-                    probe = probe_of(state, held_out, schedule, recipe, ranks)
+                    probe = probe_of(state, held_out, schedule, recipe, ranks, data.decisions)
                     drops = sampler.update(probe, state.rng)
                     state.compute += probe.compute * ranks.world_size
                     check_finite("loss on held-out images", drops, state.step, recipe)
@@ -91,16 +118,9 @@ def train(
             epoch, index = divmod(state.step, steps_per_epoch)
             every = recipe.evaluate_every
             is_evaluated = every > 0 and index == 0 and epoch % every == 0
-            if is_evaluated and not is_over and ranks.is_first:
-                evaluate_now(state, data, recipe, monitor, interrupt)
-            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
-            stop = int(ranks.most(interrupt.signal or 0))
-            if ranks.is_first and (is_due or stop or is_over):
-                save_checkpoint(folder, state.to_checkpoint())
-                saved_at = time.monotonic()
-            if stop:
-                ranks.wait()  # a rank that ends makes torchrun end the others
-                raise Stopped(stop)
+            if is_evaluated and not is_over:
+                evaluate_now(state, data, recipe, monitor, interrupt, ranks)
+            keep(at_once=is_over)
 
 
 def evaluate_now(
@@ -109,6 +129,7 @@ def evaluate_now(
     recipe: Recipe,
     monitor: Monitor | Silence,
     interrupt: Interrupt,
+    ranks: Ranks,
 ) -> None:
     """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
     started = time.monotonic()
@@ -122,6 +143,7 @@ def evaluate_now(
             data=data.decisions,
             device=recipe.device,
             stop=lambda: interrupt.signal is not None,
+            ranks=ranks,
         )
     except Abandoned:
         state.evaluation_due = True

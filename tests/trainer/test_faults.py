@@ -160,7 +160,8 @@ def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
         patch.setattr(trainer.finish, place, interrupted)
         assert main(["--resume", str(folder)]) == 128 + signal.SIGINT
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"stopped by SIGINT; go on with: python -m trainer.run --resume {folder}"
+    command = f"python -m trainer.run --resume {folder}"
+    assert last == f"stopped by SIGINT; step 5 is kept; go on with: {command}"
     assert (folder / "bundle").exists() == (place == "write_report")
     assert main(["--resume", str(folder)]) == 0
     load_bundle(folder / "bundle")
@@ -201,7 +202,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
         return real(*arguments, **named)
 
     monkeypatch.setattr(trainer.loop, "train_step", step)
-    chosen = ["batch_size=8", "held_out_images=8", "held_out_share=0.1", "data_in_memory=never"]
+    chosen = ["batch_size=8", "held_out_images=25", "held_out_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
     error = one_error(capsys)

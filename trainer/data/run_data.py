@@ -8,6 +8,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from trainer.confidence import LEAST_IMAGES, interval
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits
@@ -23,7 +24,7 @@ class RunData:
 
     train: what the weights learn from. held_out: images that steer the distribution. Of both
     a rank has its own images. decisions: the held-out images in their order, for every decision.
-    calibration: training images on which BatchNorm statistics are measured, on the first rank.
+    calibration: training images on which BatchNorm statistics are measured, on every rank the same.
     left_out: broken images, found before training.
     """
 
@@ -43,8 +44,12 @@ class RunData:
 
 
 def read_splits(recipe: Recipe) -> Splits:
-    """The recipe's data set, split as it says. Raises ValueError as ``load_splits`` does."""
-    return load_splits(
+    """The recipe's data set, split as it says.
+
+    Raises ValueError as ``load_splits`` does, and where the held-out images are too few to decide
+    anything by them.
+    """
+    splits = load_splits(
         recipe.data,
         held_out_share=recipe.held_out_share,
         seed=recipe.seed,
@@ -54,6 +59,16 @@ def read_splits(recipe: Recipe) -> Splits:
         random_crops=recipe.augment.crop_area > 0,
         skip_broken=recipe.skip_broken,
     )
+    count = len(splits.held_out)
+    if count < LEAST_IMAGES:
+        low, high = interval(0.5, count)
+        raise ValueError(
+            f"{count} held-out images are too few to decide by: an accuracy of 50 % on them may be "
+            f"{low:.0%} to {high:.0%}. It takes {LEAST_IMAGES}: set held_out_images={LEAST_IMAGES} "
+            f"or more (there are {len(splits.train) + count} to train on and hold out), or bring "
+            "more images"
+        )
+    return splits
 
 
 def batches_of(
@@ -103,13 +118,10 @@ def calibration_images(batches: Batches, count: int) -> list[Tensor]:
 def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
     whole = batches_of(recipe, splits, splits.train, train=True)
-    calibration: list[Tensor] = []
-    if ranks.is_first:
-        calibration = calibration_images(whole, recipe.calibration_batches)
     return RunData(
         train=batches_of(recipe, splits, splits.train, ranks, train=True),
         held_out=batches_of(recipe, splits, splits.held_out, ranks, train=False),
         decisions=evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device),
-        calibration=calibration,
+        calibration=calibration_images(whole, recipe.calibration_batches),
         left_out=(*splits.broken, *whole.broken),
     )
