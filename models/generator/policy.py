@@ -18,6 +18,11 @@ LOGIT_BOUND = 6.0
 """Logits are squashed into +-6, so that no choice ever becomes unreachable (ENAS does the same)."""
 
 
+def budget_features(position: np.ndarray, count: int) -> np.ndarray:
+    """Budgets scaled to [0, 1], (batch,) -> cosine features, float32 (batch, count)."""
+    return np.cos(math.pi * position[:, None] * np.arange(count)).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class PolicyState:
     """What the LSTM knows of some prefixes of archs: float32 arrays, a row for each."""
@@ -43,8 +48,7 @@ class GeneratorPolicy:
         space, w = self.space, self.weights
         budgets = np.asarray(budgets_flops, np.float64)
         position = (budgets - space.min_flops) / (space.max_flops - space.min_flops)
-        frequencies = math.pi * np.arange(w["encode.weight"].shape[1])
-        features = np.cos(position.astype(np.float32)[:, None] * frequencies).astype(np.float32)
+        features = budget_features(position, w["encode.weight"].shape[1])
         budget = features @ w["encode.weight"].T + w["encode.bias"]
         nothing = np.zeros_like(budget)
         return PolicyState(budget, budget + w["start"], nothing, nothing)
