@@ -217,4 +217,3 @@ def serve(settings: Settings) -> int:
         for child in multiprocessing.active_children():
             child.terminate()
     return 0
-

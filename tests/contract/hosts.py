@@ -26,7 +26,11 @@ class Host:
         return self.name
 
 
-HOSTS = (Host("uvicorn"), Host("litserve", (*SERVE, "--server", "litserve")))
+HOSTS = (
+    Host("uvicorn"),
+    Host("litserve", (*SERVE, "--server", "litserve")),
+    Host("ray", (*SERVE, "--server", "ray"), slow=True),
+)
 
 
 def host_parameters() -> list[object]:
