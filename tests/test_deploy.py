@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from shiftnas_serve.http.about import about_routes
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.oip.routes import oip_routes
 from shiftnas_serve.scheduling.decoders import THREADS
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
@@ -135,9 +135,7 @@ def test_the_environment_of_a_pod_is_one_that_the_server_takes(deployment):
 
 def served_paths() -> set[str]:
     """Of the routes that need no key."""
-    state: Any = SimpleNamespace(settings=Settings.model_validate({}))
-    from shiftnas_serve.oip.routes import oip_routes
-
+    state = ServerState(Settings.model_validate({}))
     return {getattr(one, "path", "") for one in [*about_routes(state), *oip_routes(state)]}
 
 

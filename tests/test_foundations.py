@@ -367,7 +367,7 @@ def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_the_health_check_asks_the_port_that_is_set(ready):
-    (health,) = [step for step in steps(DOCKERFILE) if step.startswith("HEALTHCHECK ")]
+    (health,) = [step for step in image() if step.startswith("HEALTHCHECK ")]
     python, *arguments = json.loads(health.partition("CMD ")[2])
     assert python == "python"
 
