@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 8000
 BUNDLE ?= models/zoo/cifar10-cnn
+HOST   ?= uvicorn
 # More arguments for the program a target starts: make train ARGS='--recipe cifar10-cnn'
 ARGS   ?=
 # More arguments for the installation of torch, e.g. the index of its CPU builds.
@@ -18,15 +19,19 @@ pip := $(bin)/python -m pip install $(quiet) --disable-pip-version-check -c cons
 # Each worker begins with a half of its own, so that few servers and bundles are made twice, and takes
 # from the other when it is done.
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest -n 2 --dist worksteal
+# Vector instructions decide the last bits of sums. With these torch, oneDNN, MKL and numpy's BLAS
+# add as on a processor of 2008, whatever the machine.
+older := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+  OPENBLAS_CORETYPE=Nehalem
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train bench test test-all check format lint-format lint types contracts image lock clean
+.PHONY: help serve train bench test test-numbers test-all check format lint-format lint types contracts image lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=models/zoo/cifar10-cnn
-	@exec $(bin)/python -m shiftnas_serve --bundle $(BUNDLE) --port $(PORT) $(ARGS)
+serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=models/zoo/cifar10-cnn HOST=litserve
+	@exec $(bin)/python -m shiftnas_serve --server $(HOST) --bundle $(BUNDLE) --port $(PORT) $(ARGS)
 
 train: $(VENV)/.full ## train a small supernet; ARGS='--recipe NAME' for another recipe
 	@exec $(bin)/python -m trainer.run $(ARGS)
@@ -36,6 +41,9 @@ bench: $(VENV)/.full ## latency against FLOPs of the bundle
 
 test: $(VENV)/.full ## the fast tests, in minutes on two cores
 	$(pytest) -m "not slow and not gpu" $(ARGS)
+
+test-numbers: $(VENV)/.full ## the fast tests that compare computed numbers, as on an older processor
+	$(older) $(pytest) -m "numbers and not slow and not gpu" $(ARGS)
 
 test-all: $(VENV)/.full ## every test this machine can run
 	$(pytest) $(ARGS)
@@ -87,5 +95,5 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.full: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) for training and tests (once; about 6 GB on Linux, most of it torch) ..."
 	$(pip) $(TORCH_ARGS) torch torchvision
-	$(pip) -e '.[train,dev,bench]'
+	$(pip) -e '.[train,dev,bench,ray]'
 	@touch $@ $(VENV)/.base

@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import machine
-from trainer.data.augment import Augment
 from trainer.data.batches import Batch, Batches
 from trainer.data.reading import InMemory, load_splits
+from trainer.recipes.settings import Augment
 
 SIZE = (500, 375)
 RESOLUTION = 224
@@ -94,7 +94,7 @@ def configurations(
     def add(source: str, in_memory: InMemory, name: str, augment: Augment, count: int) -> None:
         splits = load_splits(
             str(sources[source]),
-            steer_share=0.1,
+            held_out_share=0.1,
             seed=0,
             resolution=RESOLUTION,
             in_memory=in_memory,

@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -135,7 +136,7 @@ def measure(
     return found
 
 
-def print_table(rows: list[dict[str, object]], rounds: int) -> None:
+def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
     """A line for each host."""
     print(f"medians of {rounds}")
     print(
@@ -190,8 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows: list[dict[str, object]] = [
-        {"host": host, "asked_processes": processes}
+    rows: list[dict[str, Any]] = [
+        {"host": host, "asked": processes}
         | {key: statistics.median(one[key] for one in found) for key in found[0]}
         | {
             f"{key}_spread": max(one[key] for one in found) - min(one[key] for one in found)

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
+from models.extras import require
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
+        if options.plot is not None:
+            require("bench", "matplotlib")
         if min(options.points - 1, options.rounds, options.batch, options.threads) < 1:
             raise ValueError(
                 "--points takes at least 2; --rounds, --batch and --threads at least 1"

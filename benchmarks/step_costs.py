@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from models.space.relaxed import RelaxedFlops
 from trainer.data.run_data import read_splits, run_data
-from trainer.engine.algorithms import one_step, probe_of
+from trainer.data.splits import Splits
 from trainer.engine.optim import schedule_at
+from trainer.engine.probe import probe_of
 from trainer.engine.state import fresh_state
-from trainer.engine.step import pretrain_generator
+from trainer.engine.step import pretrain_generator, train_step
 from trainer.recipes.config import with_settings
 from trainer.recipes.recipe import Recipe
 
@@ -36,13 +36,12 @@ class Trial:
     The generator is taught its budgets first, so that steps are as large as in training.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, splits = recipe, read_splits(recipe)
+    def __init__(self, recipe: Recipe, splits: Splits | None = None) -> None:
+        self.recipe, splits = recipe, splits or read_splits(recipe)
         self.data, self.state = run_data(recipe, splits), fresh_state(recipe, splits)
-        self.relaxed_flops = RelaxedFlops(self.state.generator.space.flops_rule)
         steps = min(recipe.generator.pretrain_steps, 200)
-        options, state = replace(recipe.generator, pretrain_steps=steps), self.state
-        pretrain_generator(state.generator, self.relaxed_flops, options, state.rng)
+        few = recipe.generator.replace(pretrain_steps=steps)
+        pretrain_generator(self.state, recipe.replace(generator=few))
         self.schedule = schedule_at(0, 2, recipe)
         self.stream = self.data.train.stream(0, 0)
 
@@ -50,9 +49,7 @@ class Trial:
         """One step."""
         start_s = time.process_time()
         batch = next(self.stream)
-        one_step(self.state, self.relaxed_flops, batch, self.recipe, self.schedule, masked=masked)
-        if self.state.average is not None:
-            self.state.average.update(self.state.net)
+        train_step(self.state, batch, replace(self.schedule, masked=masked), self.recipe)
         return 1000 * (time.process_time() - start_s)
 
     def update_ms(self) -> float:
@@ -60,8 +57,8 @@ class Trial:
         if not self.state.sampler.learns:
             return 0.0
         start_s = time.process_time()
-        batch = self.data.steer.batch(0, 0)
-        probe = probe_of(self.state, batch, self.recipe, self.schedule)
+        batch = self.data.held_out.batch(0, 0)
+        probe = probe_of(self.state, batch, self.schedule, self.recipe)
         self.state.sampler.update(probe, self.state.rng)
         self.state.keep_weights()
         return 1000 * (time.process_time() - start_s)

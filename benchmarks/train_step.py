@@ -39,16 +39,15 @@ from models.generator.report import policy_of
 from models.nets import build_net
 from models.nets.extract import extract
 from models.space.arch import Arch
-from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from models.spaces.vit import vit_space
 from trainer.data.run_data import run_data
 from trainer.dry_run.measure import random_splits
-from trainer.engine.algorithms import one_step, probe_of
 from trainer.engine.optim import Schedule, build_optimizer
+from trainer.engine.probe import probe_of
 from trainer.engine.state import fresh_state
-from trainer.engine.step import autocast, resource_loss_of
+from trainer.engine.step import autocast, train_step
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
@@ -68,7 +67,8 @@ WAYS = {
 }
 """To run a masked step, beside that of the recipe: the settings of each."""
 ESTIMATORS = ("shift", "shift-direct")
-SCHEDULE = Schedule(learning_rate=1e-4, generator_learning_rate=1e-3, temperature=0.7)
+SLICED = Schedule(learning_rate=1e-4, generator_learning_rate=1e-3, temperature=0.7, masked=False)
+MASKED = replace(SLICED, masked=True)
 REFERENCE = "torchvision ViT-Ti/16"
 
 
@@ -150,15 +150,14 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
         calls[REFERENCE] = static_step(ready(reference_vit()[0]), recipe, images, labels)
 
     state = fresh_state(recipe, splits)
-    relaxed_flops = RelaxedFlops(space.flops_rule)
-    calls["masked"] = lambda: one_step(state, relaxed_flops, batch, recipe, SCHEDULE, masked=True)
+    calls["masked"] = lambda: train_step(state, batch, MASKED, recipe)
 
     def generator_step() -> None:
         """All of a sliced step but the subnet."""
         (draw,) = state.sampler.draw(state.rng)
         assert draw.budget_flops is not None
         state.generator_optimizer.zero_grad()
-        policies, loss, _ = resource_loss_of(recipe.generator, relaxed_flops)(
+        policies, loss, _ = state.resource_loss(
             state.generator, [draw.budget_flops], temperature=0.7, rng=state.rng
         )
         loss.backward()
@@ -175,7 +174,7 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
         sampler = build_sampler(name, space, recipe.sampler_options)
 
         def update(sampler: AbstractSampler = sampler) -> None:
-            sampler.update(probe_of(state, batch, recipe, SCHEDULE), state.rng)
+            sampler.update(probe_of(state, batch, MASKED, recipe), state.rng)
             state.keep_weights()
 
         state.keep_weights()
@@ -188,14 +187,13 @@ def beside(recipe: Recipe, ways: Sequence[str]) -> dict[str, Callable[[], object
     space = get_space(recipe.space)
     splits = random_splits(recipe, space.num_classes, recipe.batch_size)
     batch = run_data(recipe, splits).train.batch(0, 0)
-    flops = RelaxedFlops(space.flops_rule)
     calls: dict[str, Callable[[], object]] = {}
     for way in ("", *ways):
         changed = with_settings(recipe, WAYS[way]) if way else recipe
-        for masked in (True,) if way == "compile" else (True, False):
+        for schedule in (MASKED,) if way == "compile" else (MASKED, SLICED):
             state = fresh_state(changed, splits)
-            name = f"{'masked' if masked else 'sliced'} {way}".strip()
-            calls[name] = partial(one_step, state, flops, batch, changed, SCHEDULE, masked=masked)
+            name = f"{'masked' if schedule.masked else 'sliced'} {way}".strip()
+            calls[name] = partial(train_step, state, batch, schedule, changed)
     return calls
 
 
@@ -279,8 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(options.threads)
     name, batch = SPACES[options.space]
-    recipe = replace(
-        get_recipe(name),
+    recipe = get_recipe(name).replace(
         space=options.space,
         batch_size=options.batch or batch,
         device=options.device,

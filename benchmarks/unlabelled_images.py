@@ -39,8 +39,9 @@ from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 from trainer.data.reading import load_splits
+from trainer.data.run_data import evaluation_batches
 from trainer.data.splits import AbstractSplit, LabelledImages, Splits
-from trainer.evaluate import accuracy, evaluation_batches
+from trainer.evaluate import accuracy
 
 _KINDS = ("resource loss", "resource loss, longer", "images")
 _CALIBRATION_IMAGES = 1024
@@ -55,7 +56,7 @@ class Judge:
         self._calibration = photos_of(bundle, splits.train, slice(0, _CALIBRATION_IMAGES))
         self._splits = {
             name: evaluation_batches(_first(split, images), preprocess.mean, preprocess.std, "cpu")
-            for name, split in (("val", splits.steer), ("test", splits.test))
+            for name, split in (("val", splits.held_out), ("test", splits.test))
         }
         self._known: dict[Arch, dict[str, float]] = {}
 
@@ -100,7 +101,7 @@ def measure(
     net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in bundle.weights.items()})
     net.requires_grad_(False)
     judge = Judge(bundle, net, splits, judged)
-    photos = photos_of(bundle, splits.steer, slice(0, images))
+    photos = photos_of(bundle, splits.held_out, slice(0, images))
     teacher = ask_largest(net, photos)
     loss = ResourceLoss(RelaxedFlops(space.flops_rule), budgets=32)
     asked = even_budgets(space, budgets + 1)[:-1]  # the last is the largest subnet for all
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--{', --'.join(counts)} take at least 1")
         bundle = load_bundle(options.bundle)
         side = bundle.space.resolution(bundle.space.largest)
-        splits = load_splits(options.data, steer_share=0.1, seed=0, resolution=side)
+        splits = load_splits(options.data, held_out_share=0.1, seed=0, resolution=side)
         if tuple(splits.labels) != bundle.labels:
             raise ValueError(f"{options.data} has other classes than {options.bundle}")
     except ValueError as error:

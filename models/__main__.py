@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.bundle.folder import Bundle, load_bundle
 from models.converters import CONVERTERS
+from models.extras import require
 from models.space.describe import describe_arch, describe_space, read_arch
 from models.space.quantity import parse_flops
 from models.spaces import SPACES, get_space
@@ -55,6 +56,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
     """What a bundle answers, and how images become what its subnets read."""
     return {
         "model": {"name": bundle.name, "version": bundle.version},
+        "card": bundle.card or None,
         "labels": list(bundle.labels),
         "preprocess": bundle.preprocess.to_json(),
         "frontier": [
@@ -83,11 +85,12 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
 
 def convert(options: argparse.Namespace) -> dict[str, object]:
     """A bundle from a public checkpoint."""
+    require("train", "torch", "threadpoolctl", "onnxscript", "onnx_ir", "rich")
     # loaded by name, since it is the only command here that needs torch
     deployment = importlib.import_module("models.converters.deployment")
     write: Callable[..., dict[str, object]] = deployment.convert_to_bundle
     where = options.converter, options.checkpoint, options.out
-    return write(*where, data=options.data, minutes=options.minutes)
+    return write(*where, data=options.data, minutes=options.minutes, entry=options.entry)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,6 +130,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
         "them",
+    )
+    one.add_argument(
+        "--entry",
+        help="take this entry of the checkpoint, e.g. model_ema; the output says which was taken",
     )
     one.add_argument(
         "--minutes",

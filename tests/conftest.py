@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-
+TESTS = Path(__file__).resolve().parent
 TEMPLATES = "TESTED_TEMPLATES"
 """In the environment: the folder of templates that were exported in this session."""
 
@@ -34,6 +35,15 @@ def no_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is tested of models and training is made of computed numbers."""
+    for item in items:
+        if item.path.is_relative_to(TESTS / "models") or item.path.is_relative_to(
+            TESTS / "trainer"
+        ):
+            item.add_marker(pytest.mark.numbers)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

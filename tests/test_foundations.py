@@ -35,8 +35,7 @@ BENCHMARKS = sorted(
 ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
-    "trainer.report.report": ["--json"],
-    "trainer.report.compare": ["--json", "--html"],
+    "trainer.report": ["--json", "--out"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
@@ -276,12 +275,15 @@ case "$target" in
   test) echo "==== 1 passed in 0.10s ===="
         [ "$TEST" -eq 0 ] || echo "make: Error" >&2
         exit "$TEST" ;;
+  test-numbers) echo "==== 2 passed in 0.20s ===="; exit "$NUMBERS" ;;
 esac
 """
 
 
-@pytest.mark.parametrize(("check", "test"), [(0, 0), (2, 0), (0, 2), (2, 2)])
-def test_ci_runs_both_parts_and_fails_if_one_does(tmp_path, check, test):
+@pytest.mark.parametrize(
+    ("check", "test", "numbers"), [(0, 0, 0), (2, 0, 0), (0, 2, 0), (0, 0, 2), (2, 2, 2)]
+)
+def test_ci_runs_all_parts_and_fails_if_one_does(tmp_path, check, test, numbers):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     fake = tmp_path / "bin" / "make"
@@ -296,9 +298,10 @@ def test_ci_runs_both_parts_and_fails_if_one_does(tmp_path, check, test):
         TMPDIR=str(tmp_path),
         CHECK=str(check),
         TEST=str(test),
+        NUMBERS=str(numbers),
     )
-    assert (tmp_path / "calls").read_text().split() == ["check", "test"]
-    assert (ended.returncode == 0) == (check == test == 0)
+    assert (tmp_path / "calls").read_text().split() == ["check", "test", "test-numbers"]
+    assert (ended.returncode == 0) == (check == test == numbers == 0)
     assert ended.stdout.splitlines()[-1] == "==== 1 passed in 0.10s ===="
     assert not environment.exists()
 

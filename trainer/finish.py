@@ -21,22 +21,21 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
-from trainer.data.run_data import batches_of
+from trainer.data.run_data import batches_of, calibration_images, evaluation_batches
 from trainer.data.splits import Splits
 from trainer.engine.average import described_weights, served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.disk import write_whole
+from trainer.engine.log import JsonlLog, Record, read_log
 from trainer.engine.provenance import provenance
 from trainer.evaluate import (
     accuracy,
     answers,
     calibrated,
-    calibration_images,
-    evaluation_batches,
 )
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import JsonlLog, Record, read_log
 from trainer.report.report import write_report
+from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
 
 DOMINATED_BY = 0.005
@@ -65,7 +64,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
 
     train = batches_of(recipe, splits, splits.train, train=True)
     images = calibration_images(train, recipe.calibration_batches)
-    held_out = evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device)
+    held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, TensorStatistics] = {}
     val_accuracy: dict[Arch, float] = {}
@@ -119,9 +118,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         provenance={
             "recipe": recipe.name,
             "seed": recipe.seed,
-            "data": splits.name,
+            "data": splits.title,
             "train_images": len(splits.train),
-            "val_images": len(splits.steer),
+            "val_images": len(splits.held_out),
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
             "weights": described_weights(state),
@@ -134,12 +133,12 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     )
     table = [frontier_row_to_json(space, row) for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
-    files = write_report(folder)
+    page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows), file=sys.stderr)
     print(
         f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
         f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
-        f"report: {files[0]}\n"
+        f"report: {page}\n"
         f"serve it: python -m shiftnas_serve --bundle {folder / 'bundle'}",
         file=sys.stderr,
     )

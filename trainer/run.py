@@ -8,9 +8,8 @@
     python -m trainer.run --recipe vit-tiny --dry-run        # what it needs; no data set
     torchrun --nproc-per-node 8 -m trainer.run --recipe vit-tiny --data PATH    # on 8 GPUs
 
-``train`` below is the loop, Algorithm 1 of the paper with Algorithm 2 inside. A run leaves in its
-folder: recipe.json, log.jsonl, checkpoint.pt, and at the end bundle/ (what the server reads),
-frontier.json and report/ (tables and plots).
+A run leaves in its folder: recipe.json, log.jsonl, checkpoint.pt, and at the end bundle/ (what the
+server reads), frontier.json and report/ (tables and plots). The loop itself is ``trainer.loop``.
 """
 
 from __future__ import annotations
@@ -18,143 +17,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from models.generator.network import one_numpy_thread
-from models.space.relaxed import RelaxedFlops
-from trainer.data.run_data import RunData, read_splits, run_data
-from trainer.data.splits import Splits
+from trainer.data.layout import printable
+from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
-from trainer.engine.algorithms import check_finite, one_step, probe_of
-from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.optim import schedule_at
-from trainer.engine.ranks import ALONE, Ended, Ranks, ranks_here
-from trainer.engine.seeds import seed_step
-from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import pretrain_generator
-from trainer.evaluate import Abandoned, evaluate
+from trainer.engine.log import Record
 from trainer.finish import finish
-from trainer.recipes.command import RECIPE_NAME, build_parser, find_job
-from trainer.recipes.config import recipe_to_json
-from trainer.recipes.recipe import Recipe
-from trainer.report.log import Record
-from trainer.report.monitor import Monitor, Silence
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
+from trainer.loop import train
+from trainer.ranks import Ended, Ranks, ranks_here
+from trainer.recipes.config import listing
 
-DESCRIPTION = (__doc__ or "").split("``train``")[0]
-
-
-def train(
-    recipe: Recipe,
-    splits: Splits,
-    folder: Path,
-    interrupt: Interrupt,
-    *,
-    resume: bool,
-    ranks: Ranks = ALONE,
-) -> None:
-    """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
-
-    All ranks run it, each on its own images; the first evaluates and writes.
-
-    Raises Stopped after a signal, ValueError when the loss is no number, Ended when another rank
-    is gone.
-    """
-    with ranks.together():
-        state = fresh_state(recipe, splits)
-        net, generator, sampler, rng = state.net, state.generator, state.sampler, state.rng
-        relaxed_flops = RelaxedFlops(generator.space.flops_rule)
-        data = run_data(recipe, splits, ranks)
-        steps_per_epoch = len(data.train)
-        total_steps = recipe.epochs * steps_per_epoch
-        warm_up_steps = round(recipe.warm_up_share * total_steps)
-        if resume:
-            state.load(load_checkpoint(folder))
-        if state.step == 0:
-            pretrain_generator(generator, relaxed_flops, recipe.generator, rng)
-        stream = data.train.stream(*divmod(state.step, steps_per_epoch))
-        monitor: Monitor | Silence = Silence()
-        if ranks.is_first:
-            monitor = Monitor(folder, recipe, splits, state, total_steps=total_steps)
-    ranks.begin_alike([*net.parameters(), *generator.parameters(), *state.before.values()])
-    with interrupt.deferred(), monitor, one_numpy_thread():
-        saved_at = time.monotonic()
-        if state.evaluation_due and ranks.is_first:
-            evaluate_now(state, data, recipe, monitor, interrupt)
-        while state.step < total_steps:
-            # ---- Algorithm 1 -------------------------------------------------------------------
-            seed_step(recipe.seed, state.step)
-            schedule = schedule_at(state.step, total_steps, recipe)
-            with ranks.together():
-                batch = next(stream)  # (x, y)
-            masked = state.step % recipe.generator.masked_every == 0
-            result = one_step(  # b ~ B, a = AG(b), losses, gradients, descent
-                state, relaxed_flops, batch, recipe, schedule, masked=masked, ranks=ranks
-            )
-
-            # ---- Algorithm 2, every q steps ----------------------------------------------------
-            if sampler.learns and state.step % recipe.shift_every == 0:
-                drops: list[float | None] | None = None
-                if state.step >= warm_up_steps:
-                    turn = state.step // recipe.shift_every
-                    with ranks.together():
-                        steer = data.steer.batch(*divmod(turn, len(data.steer)))
-                    probe = probe_of(state, steer, recipe, schedule, ranks)
-                    drops = sampler.update(probe, rng)
-                    check_finite("loss on held-out images", drops, state.step, recipe)
-                state.keep_weights()
-                monitor.groups(drops)
-
-            # ---- what one sees, and what is kept -----------------------------------------------
-            if recipe.skip_broken:
-                monitor.broken(ranks.union(data.broken))
-            monitor.step(result, schedule)
-            epoch, index = divmod(state.step, steps_per_epoch)
-            every = recipe.evaluate_every
-            is_evaluated = every > 0 and index == 0 and epoch % every == 0
-            if is_evaluated and state.step < total_steps and ranks.is_first:
-                evaluate_now(state, data, recipe, monitor, interrupt)
-            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
-            stop = int(ranks.most(interrupt.signal or 0))
-            if ranks.is_first and (is_due or stop or state.step == total_steps):
-                save_checkpoint(folder, state.to_checkpoint())
-                saved_at = time.monotonic()
-            if stop:
-                ranks.wait()  # a rank that ends makes torchrun end the others
-                raise Stopped(stop)
-
-
-def evaluate_now(
-    state: TrainingState,
-    data: RunData,
-    recipe: Recipe,
-    monitor: Monitor | Silence,
-    interrupt: Interrupt,
-) -> None:
-    """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
-    started = time.monotonic()
-    try:
-        evaluation = evaluate(
-            state.served_net,
-            state.generator,
-            state.sampler.groups,
-            budgets=recipe.evaluation_budgets,
-            calibration=data.calibration,
-            data=data.decisions,
-            device=recipe.device,
-            stop=lambda: interrupt.signal is not None,
-        )
-    except Abandoned:
-        state.evaluation_due = True
-        return
-    state.evaluation_due = False
-    monitor.evaluation(evaluation, time.monotonic() - started)
+DESCRIPTION = (__doc__ or "").split("A run leaves")[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,6 +53,9 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     folder: Path | None = None
     result: Record = {}
     try:
+        if options.settings:
+            print(listing(asked_recipe(options)))
+            return 0
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
@@ -184,9 +68,12 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     splits = read_splits(recipe)
                     if ranks.is_first:
                         folder.mkdir(parents=True, exist_ok=True)
-                        document = json.dumps(recipe_to_json(recipe), indent=2)
+                        document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
-                print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
+                print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
+                for line in splits.passed_over:
+                    print(f"passed over: {line}", file=sys.stderr)
+                print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
             if ranks.is_first:
                 result = finish(recipe, splits, folder)

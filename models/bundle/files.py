@@ -17,14 +17,21 @@ from models.bundle.manifest import Fields
 from models.bundle.value import STATISTICS, Json
 from models.space.search_space import SearchSpace
 
-MANIFEST = "bundle.json"
+MANIFEST, CARD = "bundle.json", "card.md"
 SUPERNET, GENERATOR = "supernet.safetensors", "generator.safetensors"
 TEMPLATE = "template.onnx"
 
 
-def contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """As safetensors stores them: float32, row by row."""
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+def contiguous(
+    arrays: Mapping[str, np.ndarray], dtype: type[np.floating] = np.float32
+) -> dict[str, np.ndarray]:
+    """As safetensors stores them, row by row."""
+    return {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
+
+
+def halved(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The nearest values that half precision holds: stored in it, they come back exactly."""
+    return {k: np.asarray(v, np.float16).astype(np.float32) for k, v in arrays.items()}
 
 
 def describe(file: Path) -> Json:
@@ -69,11 +76,18 @@ def check_files(
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. Raises ValueError naming one that is none."""
+    """The arrays of a safetensors file, half precision as float32.
+
+    Raises ValueError naming a file that is none, or an array with what is not a number.
+    """
     try:
-        return load_file(file)
+        arrays = {name: _widened(array) for name, array in load_file(file).items()}
     except SafetensorError as error:
         raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")
+    return arrays
 
 
 class StoredArrays(Mapping[str, Any]):
@@ -93,13 +107,30 @@ class StoredArrays(Mapping[str, Any]):
         self._file.__exit__(*error)
 
     def __getitem__(self, name: str) -> Any:
-        return self._file.get_slice(name)
+        return _StoredArray(self._file.get_slice(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.keys()  # noqa: SIM118 - it is not a mapping
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file.keys())
 
     def __len__(self) -> int:
         return len(self._file.keys())
+
+
+class _StoredArray:
+    """One array of a file, read as far as it is indexed."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+
+    def __getitem__(self, axes: slice | tuple[slice, ...]) -> np.ndarray:
+        return _widened(self._stored[axes])
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def check_shapes(

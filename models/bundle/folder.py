@@ -3,9 +3,10 @@
 A folder::
 
     bundle.json              what it is: space, labels, preprocessing, frontier, provenance, hashes
-    supernet.safetensors     the shared weights
+    card.md                  the same for people: made from what, good for what, how good; may lack
+    supernet.safetensors     the shared weights; half precision where that holds them exactly
     generator.safetensors    the architecture generator
-    statistics.safetensors   BatchNorm statistics of every arch it answers, by arch id
+    statistics.safetensors   BatchNorm statistics of every arch that is answered; or one for all
     template.onnx            the largest subnet's graph without weights (models.onnx.template)
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.
@@ -28,6 +29,7 @@ from safetensors.numpy import save_file
 
 from models.bundle.disk import refused
 from models.bundle.files import (
+    CARD,
     GENERATOR,
     MANIFEST,
     STATISTICS,
@@ -37,6 +39,7 @@ from models.bundle.files import (
     check_shapes,
     contiguous,
     describe,
+    halved,
     load_arrays,
     swap,
 )
@@ -49,7 +52,14 @@ from models.bundle.manifest import (
     frontier_row_to_json,
     version_of,
 )
-from models.bundle.value import Bundle, FrontierRow, Json, pack_statistics, unpack_statistics
+from models.bundle.value import (
+    SHARED,
+    Bundle,
+    FrontierRow,
+    Json,
+    pack_statistics,
+    unpack_statistics,
+)
 from models.images.preprocess import Preprocess
 from models.onnx.graph_template import Template
 from models.space.arch import Arch
@@ -79,11 +89,18 @@ def save_bundle(
     answers: Sequence[tuple[float, Arch]],
     weights: Mapping[str, np.ndarray],
     generator: Mapping[str, np.ndarray],
-    statistics: Mapping[Arch, Statistics],
+    statistics: Mapping[Arch, Statistics] | None = None,
+    shared_statistics: Statistics | None = None,
     template: bytes,
     provenance: Mapping[str, Json],
+    card: str = "",
+    half: bool = False,
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
+
+    A space with BatchNorm has ``statistics`` of each arch, or ``shared_statistics`` of the widest
+    channels, of which every arch takes the first. ``half``: store weights in half precision, which
+    has to hold them exactly (``models.bundle.files.halved``).
 
     Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
     """
@@ -93,11 +110,17 @@ def save_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file(contiguous(weights), partial / SUPERNET)
+        assert not half or all(np.array_equal(a, weights[k]) for k, a in halved(weights).items())
+        save_file(contiguous(weights, np.float16 if half else np.float32), partial / SUPERNET)
         save_file(contiguous(generator), partial / GENERATOR)
         (partial / TEMPLATE).write_bytes(template)
         if space.norms:
-            packed = {space.arch_id(a): pack_statistics(space, a, s) for a, s in statistics.items()}
+            assert (statistics is None) != (shared_statistics is None)
+            if shared_statistics is not None:
+                packed = {SHARED: pack_statistics(space, space.largest, shared_statistics)}
+            else:
+                each = (statistics or {}).items()
+                packed = {space.arch_id(a): pack_statistics(space, a, s) for a, s in each}
             save_file(contiguous(packed), partial / STATISTICS)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
@@ -109,7 +132,11 @@ def save_bundle(
             "space": {"name": space.name, "num_classes": space.num_classes},
             "preprocess": json.loads(json.dumps(preprocess.to_json())),
             "labels": list(labels),
-            "flops": {"min": space.min_flops, "max": space.max_flops, "groups": list(groups)},
+            "flops": {
+                "min": space.flops(answers[0][1]) if answers else space.min_flops,
+                "max": space.max_flops,
+                "groups": list(groups),
+            },
             "frontier": [frontier_row_to_json(space, row) for row in frontier],
             "answers": [
                 {
@@ -124,6 +151,8 @@ def save_bundle(
         }
         document["version"] = version_of(document)
         (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
         load_bundle(partial)
         swap(partial, path)
     except (OSError, SafetensorError) as error:
@@ -162,25 +191,23 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
     if len(labels) != space.num_classes:
         raise ValueError(f"labels has {len(labels)} entries for {space.num_classes} classes")
     flops = fields.part("flops")
-    for name, mine in (("min", space.min_flops), ("max", space.max_flops)):
+    left_out = () if with_weights else (SUPERNET, STATISTICS)
+    check_files(path, fields.mapping("files"), space, left_out)
+    answers = answers_from_json(space, fields.items("answers"))
+    least = space.flops(answers[0][1]) if answers else space.min_flops
+    for name, mine in (("min", least), ("max", space.max_flops)):
         if flops.integer(name) != mine:
             raise ValueError(
                 f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
             )
-    left_out = () if with_weights else (SUPERNET, STATISTICS)
-    check_files(path, fields.mapping("files"), space, left_out)
-    answers = answers_from_json(space, fields.items("answers"))
     weights: dict[str, np.ndarray] = {}
     statistics: dict[str, np.ndarray] = {}
     if with_weights:
         weights = load_arrays(path / SUPERNET)
         check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
         statistics = load_arrays(path / STATISTICS) if space.norms else {}
-    for _, arch in answers:
-        if space.norms and with_weights:
-            if space.arch_id(arch) not in statistics:
-                raise ValueError(f"{STATISTICS} lacks {space.arch_id(arch)}, which is answered")
-            unpack_statistics(space, arch, statistics[space.arch_id(arch)])
+    if space.norms and with_weights:
+        _check_statistics(space, answers, statistics)
     try:
         template = Template.parse((path / TEMPLATE).read_bytes())
     except ValueError as error:
@@ -199,6 +226,7 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
         statistics=statistics,
         template=template,
         provenance=json.loads(json.dumps(fields.mapping("provenance"))),
+        card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
     )
     content = version_of(fields.document)
     if bundle.version != content:
@@ -206,3 +234,20 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
             f"version is {bundle.version}, its content's is {content}: {MANIFEST} was changed"
         )
     return bundle
+
+
+def _check_statistics(
+    space: SearchSpace,
+    answers: Sequence[tuple[float, Arch]],
+    statistics: Mapping[str, np.ndarray],
+) -> None:
+    """Raises ValueError naming an arch that can be answered and has none, or none that fit."""
+    if SHARED in statistics:
+        unpack_statistics(space, space.largest, statistics[SHARED])
+        return
+    if not answers:
+        raise ValueError("answers is empty, but statistics belong to the archs that are answered")
+    for _, arch in answers:
+        if space.arch_id(arch) not in statistics:
+            raise ValueError(f"{STATISTICS} lacks {space.arch_id(arch)}, which is answered")
+        unpack_statistics(space, arch, statistics[space.arch_id(arch)])

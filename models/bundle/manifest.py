@@ -128,10 +128,12 @@ def _frontier_row(space: SearchSpace, row: Fields) -> FrontierRow:
 
 
 def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) -> None:
-    if (space.norms and not answers) or (answers and answers[0][0] > space.min_flops):
-        raise ValueError(f"answers must begin at the smallest subnet ({space.min_flops:,} FLOPs)")
     for index, (budget, arch) in enumerate(answers):
         if space.flops(arch) > budget:
             raise ValueError(f"answers[{index}]: {space.flops(arch):,} FLOPs exceed {budget:,}")
         if index and budget <= answers[index - 1][0]:
             raise ValueError(f"answers[{index}]: budgets must ascend")
+    if answers and answers[0][0] != space.flops(answers[0][1]):
+        raise ValueError(
+            f"answers must begin at their smallest subnet ({space.flops(answers[0][1]):,} FLOPs)"
+        )

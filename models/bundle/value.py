@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,9 +19,11 @@ from models.onnx.graph_template import Template
 from models.space.arch import Arch
 from models.space.describe import describe_arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics, fold_norms, slice_weights
+from models.space.weights import Statistics, first_channels, fold_norms, slice_weights
 
 STATISTICS = "statistics.safetensors"
+SHARED = "shared"
+"""In place of an arch's id: statistics of the widest channels, of which archs take the first."""
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -43,7 +45,8 @@ class Bundle:
     """A loaded bundle. Immutable; arrays are shared, not copied.
 
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
-    without BatchNorm may have none: any of its archs can be answered, and the generator is asked.
+    without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
+    can be answered, and the generator is asked. card: what it was made from and is good for.
     """
 
     name: str
@@ -59,10 +62,12 @@ class Bundle:
     statistics: Mapping[str, np.ndarray]
     template: Template
     provenance: Mapping[str, Json]
+    card: str = ""
 
     @property
     def min_flops(self) -> int:
-        return self.space.min_flops
+        """Of the smallest subnet that it answers, which need not be the smallest of its space."""
+        return self.space.flops(self.answers[0][1]) if self.answers else self.space.min_flops
 
     @property
     def max_flops(self) -> int:
@@ -75,7 +80,7 @@ class Bundle:
     def answer(self, budget_flops: float) -> Arch:
         """The generator's arch for a budget: ``space.flops(arch) <= budget_flops`` always.
 
-        Where answers to a fine grid of budgets are stored (always with BatchNorm, whose statistics
+        Where answers to a fine grid of budgets are stored (always where BatchNorm's statistics
         exist for those archs only), a budget gets the largest of them that it allows. Raises
         ValueError below the smallest subnet.
         """
@@ -102,6 +107,9 @@ class Bundle:
         """BatchNorm statistics of an arch. Raises ValueError for one that was not calibrated."""
         if not self.space.norms:
             return {}
+        if SHARED in self.statistics:
+            whole = unpack_statistics(self.space, self.space.largest, self.statistics[SHARED])
+            return first_channels(self.space, arch, whole)
         key = self.space.arch_id(arch)
         if key not in self.statistics:
             raise ValueError(
@@ -124,16 +132,16 @@ class Bundle:
     def describe(self, arch: Arch) -> dict[str, object]:
         """All that is needed to use a subnet without this project, for JSON.
 
-        ``preprocess``: the centred square of ``crop_ratio`` times the shorter side (null: the whole
-        image) is resized to ``arch.resolution`` with Pillow's ``interpolation``; then pixels / 255,
-        minus ``mean``, over ``std``. ``background`` is what lies behind transparent pixels.
-        ``labels``: of the logits, in their order.
+        ``preprocess``: all numbers of the way from a file to what it reads (``Preprocess.steps``,
+        ``docs/export.md``). ``labels``: of the logits, in their order.
         """
+        resolution = self.space.resolution
+        steps = self.preprocess.steps(resolution(arch), resolution(self.space.largest))
         return {
             **describe_arch(self.space, arch),
             "model": {"name": self.name, "version": self.version},
             "labels": list(self.labels),
-            "preprocess": self.preprocess.to_json(),
+            "preprocess": steps,
         }
 
     def metadata(self, arch: Arch) -> dict[str, str]:
@@ -152,6 +160,11 @@ class Bundle:
     @cached_property
     def _from_budgets(self) -> list[float]:
         return [budget for budget, _ in self.answers]
+
+
+def statistics_key(space: SearchSpace, arch: Arch, stored: Container[str]) -> str:
+    """Under which name a bundle stores the statistics that an arch uses."""
+    return SHARED if SHARED in stored else space.arch_id(arch)
 
 
 def pack_statistics(space: SearchSpace, arch: Arch, statistics: Statistics) -> np.ndarray:

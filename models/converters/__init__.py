@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics
+from models.space.weights import Statistics, first_channels
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
     "autoformer": "models.converters.autoformer:convert_autoformer",
+    "efficientnet-lite0": "models.converters.efficientnet_lite:convert_efficientnet_lite0",
 }
-"""Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
+"""Name -> ``module:function``; the function takes a ``Checkpoint`` and gives ``Converted``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +33,31 @@ class Converted:
     weights: float32, every weight of the space at the supernet's size.
     statistics: BatchNorm's as the checkpoint stores them, of the widest channels; empty for
     spaces without BatchNorm. They were not measured for any one arch (``models.nets.calibration``).
+    taken: which part of the file, in words.
     """
 
     space: SearchSpace
     weights: Mapping[str, np.ndarray]
     statistics: Statistics
+    taken: str = "the whole file"
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
-        first: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for norm in self.space.norms:
-            if norm.block is None or norm.block.present(arch):
-                mean, variance = self.statistics[norm.name]
-                channels = norm.size(arch)
-                first[norm.name] = mean[:channels], variance[:channels]
-        return first
+        return first_channels(self.space, arch, self.statistics)
 
 
-def convert(name: str, checkpoint: Path) -> Converted:
-    """Read a public checkpoint. Raises ValueError naming what is not as it should be."""
+def convert(name: str, checkpoint: Path, entry: str | None = None) -> Converted:
+    """Read a public checkpoint. Raises ValueError naming what is not as it should be.
+
+    ``entry``: which of the networks to take, where the file has several.
+    """
     if name not in CONVERTERS:
         near = difflib.get_close_matches(name, CONVERTERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no converter {name!r}; {hint}there are: {', '.join(sorted(CONVERTERS))}")
     module, _, function = CONVERTERS[name].partition(":")
-    read: Callable[[Path], Converted] = getattr(importlib.import_module(module), function)
-    return read(checkpoint)
+    read = importlib.import_module("models.converters.checkpoint").read_checkpoint
+    carry = getattr(importlib.import_module(module), function)
+    read_from = read(checkpoint, entry)
+    converted: Converted = carry(read_from)
+    return replace(converted, taken=read_from.taken)

@@ -59,11 +59,13 @@ def convert_to_bundle(
     minutes: float = 0.0,
     steps: int = GENERATOR_STEPS,
     image_steps: int = IMAGE_STEPS,
+    entry: str | None = None,
 ) -> dict[str, object]:
     """Write a bundle that answers as the checkpoint's subnets do; tells what it holds.
 
     ``steps``: of the generator on the resource loss. ``data``: a folder of images, which need no
     labels; the generator learns from them for ``image_steps``, or as many as ``minutes`` allow.
+    ``entry``: which network of the checkpoint, where it holds several.
     The bundle's labels are the class numbers: a checkpoint has no names. Raises ValueError if
     ``out`` exists or cannot be made, for a checkpoint that cannot be carried over, and for a folder
     without images.
@@ -74,13 +76,14 @@ def convert_to_bundle(
     if minutes and data is None:
         raise ValueError("--minutes: the generator learns from images; give a folder with --data")
     files = None if data is None else find_photos(data)
-    converted = convert(converter, checkpoint)
+    converted = convert(converter, checkpoint, entry)
     space = converted.space
     with Progress() as progress:
-        progress.message(f"{checkpoint} fits {space.name}")
+        progress.message(f"{checkpoint}, {converted.taken}: fits {space.name}")
         photos = None if files is None else _read(files, space, progress)
         generator = fit_generator(space, steps, progress=progress)
         told: dict[str, Json] = {
+            "taken": converted.taken,
             "generator": f"resource loss, {steps} steps",
             "batch_norm": "the checkpoint's own statistics" if space.norms else None,
             "images": None,
@@ -93,13 +96,11 @@ def convert_to_bundle(
                 told["generator"] = f"resource loss, {steps} steps; then on images, {made} steps"
             told["images"] = {"read": len(photos), "broken": len(photos.broken)}
         ladder = _answers(generator, few=bool(space.norms) and photos is not None)
-        statistics: Mapping[Arch, Statistics] = {}
+        measured: Mapping[Arch, Statistics] | None = None
         if space.norms and photos is not None and net is not None:
-            statistics = _measure(net, ladder, photos, progress)
+            measured = _measure(net, ladder, photos, progress)
             count = min(len(photos), _CALIBRATION_PHOTOS)
             told["batch_norm"] = f"measured for each arch on {count} images"
-        elif space.norms:
-            statistics = {arch: converted.arch_statistics(arch) for arch in ladder}
         progress.message("exporting the graph")
         template = export_template(space)
     rows = ladder[:: max(len(ladder) // 8, 1)]
@@ -114,7 +115,8 @@ def convert_to_bundle(
         answers=[(float(space.flops(arch)), arch) for arch in ladder] if space.norms else [],
         weights=converted.weights,
         generator={name: p.detach().numpy() for name, p in generator.state_dict().items()},
-        statistics=statistics,
+        statistics=measured,
+        shared_statistics=converted.statistics if measured is None else None,
         template=template,
         provenance={"converted_from": converter, "checkpoint": checkpoint.name, **told},
     )

@@ -18,7 +18,6 @@ from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whol
 from models.space.arch import Arch
 from models.space.relaxed import MaskMaps, Relaxed
 from models.space.search_space import SearchSpace
-from models.space.weights import NORM_EPSILON
 
 
 class AbstractNet(nn.Module, ABC):
@@ -92,6 +91,7 @@ class ElasticBatchNorm(nn.Module):
         self.bias = net.parameter_for(f"{name}.bias")
         self._weight = net.space.weight[f"{name}.weight"]
         self._bias = net.space.weight[f"{name}.bias"]
+        self._epsilon = net.space.norm_epsilon
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -103,16 +103,16 @@ class ElasticBatchNorm(nn.Module):
     ) -> Tensor:
         weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
         if isinstance(statistics, AbstractNormalizer):
-            return statistics.normalize(self.name, x, weight, bias)
+            return statistics.normalize(self.name, x, weight, bias, self._epsilon)
         if statistics is not None:
             mean, variance = statistics[self.name]
-            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, NORM_EPSILON)
+            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self._epsilon)
         if not self.training:
             raise ValueError(
                 f"{self.name}: BatchNorm statistics belong to an arch; pass statistics= "
                 "(models.nets.calibration) or call net.train() to normalize by the batch"
             )
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, NORM_EPSILON)
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self._epsilon)
 
 
 class ElasticConv2d(nn.Module):
@@ -208,6 +208,7 @@ class ElasticLinear(nn.Module):
 
 ACTIVATIONS = {
     "relu": F.relu,
+    "relu6": F.relu6,
     "silu": F.silu,
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,

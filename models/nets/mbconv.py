@@ -119,6 +119,7 @@ class MBConvNet(AbstractNet):
             self._blocks.append(block)
         self.head_expand: ElasticConv2d | None = None
         self._head_activation = ACTIVATIONS[act]
+        self._turned = layout.turned
         self.head: ElasticConv2d | ElasticPointwise
         if layout.pooled_head:
             self.head_expand = ElasticConv2d(self, "head_expand", activation=act, folded=folded)
@@ -138,6 +139,8 @@ class MBConvNet(AbstractNet):
         statistics: BatchStatistics,
         run_block: RunBlock = run_once,
     ) -> Tensor:
+        if self._turned:
+            images = images.flip(2, 3)
         x = self.stem(images, view, statistics)
         blocks = [block for stage in self.stages for block in stage.children()]
         for block, layout in zip(blocks, self._blocks, strict=True):

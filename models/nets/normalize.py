@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.space.weights import NORM_EPSILON
-
 TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """BatchNorm statistics of one arch: norm's name -> (mean, variance)."""
 
@@ -21,8 +19,13 @@ class AbstractNormalizer(ABC):
     """Normalizes in place of a BatchNorm, by statistics that it takes from the batch."""
 
     @abstractmethod
-    def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x: (batch, channels, height, width); name: of the BatchNorm. Of the shape of ``x``."""
+    def normalize(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
+        """x: (batch, channels, height, width); name: of the BatchNorm. Of the shape of ``x``.
+
+        ``epsilon`` is added to variances.
+        """
 
 
 BatchStatistics = TensorStatistics | AbstractNormalizer | None
@@ -36,7 +39,9 @@ class StatisticsRecorder(AbstractNormalizer):
         self.batches: dict[str, int] = {}
         self.statistics: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def normalize(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
         seen = self.batches.get(name, 0)
         if not seen:
             zeros = torch.zeros(x.shape[1], device=x.device)
@@ -44,7 +49,24 @@ class StatisticsRecorder(AbstractNormalizer):
         mean, variance = self.statistics[name]
         self.batches[name] = seen + 1
         # momentum 1 / n makes torch's running average the plain mean of n batches
-        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / (seen + 1), NORM_EPSILON)
+        return F.batch_norm(x, mean, variance, weight, bias, True, 1 / (seen + 1), epsilon)
+
+
+class FrozenStatistics(AbstractNormalizer):
+    """One set of statistics for all archs, which does not move: an arch takes the first channels.
+
+    A pretrained network's own, under which its weights go on learning: measured anew on a batch,
+    or on a thousand photos, they cost more than training wins back (docs/experiments.md).
+    """
+
+    def __init__(self, statistics: TensorStatistics) -> None:
+        self.statistics = statistics
+
+    def normalize(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
+        mean, variance = (of[: x.shape[1]] for of in self.statistics[name])
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
 
 
 class SharedBatchNormalizer(AbstractNormalizer):
@@ -57,8 +79,10 @@ class SharedBatchNormalizer(AbstractNormalizer):
     def __init__(self, average: Callable[[Tensor], Tensor]) -> None:
         self._average = average
 
-    def normalize(self, name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        normalized = _SharedBatchNorm.apply(self._average, x, weight, bias)
+    def normalize(
+        self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> Tensor:
+        normalized = _SharedBatchNorm.apply(self._average, x, weight, bias, epsilon)
         assert isinstance(normalized, Tensor)
         return normalized
 
@@ -69,7 +93,12 @@ class _SharedBatchNorm(torch.autograd.Function):
     # torch types it as taking anything; each function takes what it takes
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, average: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor
+        ctx: Any,
+        average: Callable[[Tensor], Tensor],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
     ) -> Tensor:
         # running statistics that do not run: of their precision are those that come back
         unused = torch.zeros_like(bias), torch.ones_like(bias)
@@ -79,9 +108,9 @@ class _SharedBatchNorm(torch.autograd.Function):
         moments = average(torch.stack((wide, variance_here.double() + wide.square())))
         mean = moments[0].to(mean_here.dtype)
         variance = (moments[1] - moments[0].square()).to(mean_here.dtype)
-        ctx.average = average
+        ctx.average, ctx.epsilon = average, epsilon
         ctx.save_for_backward(x, weight, mean, variance)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, NORM_EPSILON)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
 
     # (once_differentiable loses the name of its first argument)
     @staticmethod
@@ -90,12 +119,13 @@ class _SharedBatchNorm(torch.autograd.Function):
         ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = grad_outputs
+        epsilon = ctx.epsilon
         x, weight, mean, variance = ctx.saved_tensors
         # as if the statistics were given, and then what they add: they depend on every x
         to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, NORM_EPSILON, [True] * 3
+            gradient, x, weight, mean, variance, None, None, False, epsilon, [True] * 3
         )
         of_all = ctx.average(torch.stack((to_weight, to_bias))) / (x.numel() // x.shape[1])
-        slopes = of_all * -(weight * torch.rsqrt(variance + NORM_EPSILON))
-        to_x += F.batch_norm(x, mean, variance, slopes[0], slopes[1], False, 0.0, NORM_EPSILON)
-        return None, to_x, to_weight, to_bias
+        slopes = of_all * -(weight * torch.rsqrt(variance + epsilon))
+        to_x += F.batch_norm(x, mean, variance, slopes[0], slopes[1], False, 0.0, epsilon)
+        return None, to_x, to_weight, to_bias, None

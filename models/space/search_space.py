@@ -139,6 +139,7 @@ class SearchSpace:
 
     ``net`` is ``"module:Class"``, the torch module with the forward pass, imported only by those
     who train. ``order`` of ``decisions`` is the order in which the generator decides.
+    ``norm_epsilon``: what every BatchNorm adds to a variance.
     """
 
     name: str
@@ -150,6 +151,7 @@ class SearchSpace:
     layout: object = field(repr=False, default=None)
     products: tuple[Product, ...] = ()
     norms: tuple[Norm, ...] = ()
+    norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         names = [decision.name for decision in self.decisions]

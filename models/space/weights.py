@@ -17,9 +17,6 @@ Slices = tuple[slice, ...]
 Statistics = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """BatchNorm statistics of one arch: norm's name -> (mean, variance), each of shape (channels,)."""
 
-NORM_EPSILON = 1e-5
-"""Of every BatchNorm in a CNN space (torch's default); folding and training must agree."""
-
 
 @lru_cache(maxsize=64)
 def weight_slices(space: SearchSpace, arch: Arch) -> dict[str, Slices]:
@@ -46,6 +43,16 @@ def slice_weights(
     return {name: supernet[name][axes] for name, axes in weight_slices(space, arch).items()}
 
 
+def first_channels(space: SearchSpace, arch: Arch, statistics: Statistics) -> Statistics:
+    """Statistics of an arch out of those of the widest channels: the first of each."""
+    return {
+        norm.name: (mean[: norm.size(arch)], variance[: norm.size(arch)])
+        for norm in space.norms
+        if norm.block is None or norm.block.present(arch)
+        for mean, variance in (statistics[norm.name],)
+    }
+
+
 def fold_norms(
     space: SearchSpace, weights: Mapping[str, np.ndarray], statistics: Statistics
 ) -> dict[str, np.ndarray]:
@@ -67,7 +74,7 @@ def fold_norms(
                 f"BatchNorm statistics of {norm.name} have shapes {mean.shape} and "
                 f"{variance.shape}; this arch has {scale.shape}"
             )
-        factor = scale / np.sqrt(variance + NORM_EPSILON)
+        factor = scale / np.sqrt(variance + space.norm_epsilon)
         conv = weights[f"{norm.conv}.weight"]
         folded[f"{norm.conv}.weight"] = conv * factor.reshape(-1, *[1] * (conv.ndim - 1))
         bias = weights.get(f"{norm.conv}.bias", np.zeros_like(mean))

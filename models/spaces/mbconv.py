@@ -87,12 +87,14 @@ class MBConvLayout:
     """What the forward pass must know of the network: no sizes.
 
     ``pooled_head``: the head's last 1x1 convolution comes after the pooling (MobileNetV3).
+    ``turned``: images are turned by 180 degrees first (``models.spaces.efficientnet_lite``).
     """
 
     blocks: tuple[BlockLayout, ...]
     stem_stride: int
     activation: str
     pooled_head: bool = False
+    turned: bool = False
 
 
 Widths = tuple[int, ...]
@@ -172,12 +174,15 @@ def mbconv_space(
     projected_shortcuts: bool = False,
     kernel_per_block: bool = False,
     head_expand: int | None = None,
+    turned: bool = False,
+    norm_epsilon: float = 1e-5,
 ) -> SearchSpace:
     """Lay out a space of the family. Widths of ``head`` are of the last 1x1 convolution.
 
     ``squeeze``: the rule for the stages that have it. ``projected_shortcuts``: first blocks have a
     shortcut too. ``kernel_per_block``: kernels are chosen block by block. ``head_expand``: a first
-    1x1 convolution to that many times the last width; the pooling is between the two.
+    1x1 convolution to that many times the last width; the pooling is between the two. ``turned``:
+    as in ``MBConvLayout``.
     """
     decisions: list[Decision] = []
     weights: list[Weight] = []
@@ -281,6 +286,9 @@ def mbconv_space(
         resolution=image,
         num_classes=num_classes,
         net="models.nets.mbconv:MBConvNet",
-        layout=MBConvLayout(tuple(layouts), stem_stride, activation, head_expand is not None),
+        layout=MBConvLayout(
+            tuple(layouts), stem_stride, activation, head_expand is not None, turned
+        ),
         norms=tuple(norms),
+        norm_epsilon=norm_epsilon,
     )

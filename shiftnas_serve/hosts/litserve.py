@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import litserve
-from fastapi import Request
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Scope
+from starlette.types import Message
 
 from shiftnas_serve.app import App, end_soon
 from shiftnas_serve.hosts.uvicorn import KEEP_ALIVE_S
@@ -81,15 +81,18 @@ class WholeApp(LitSpec):
 
     async def _answer(self, carried: Carried) -> Answered:
         uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event())
-        self.response_buffer[uid] = item
+        waiting, queue = self.response_buffer, self.request_queue  # ``setup`` has set them
+        assert waiting is not None
+        assert queue is not None
+        waiting[uid] = item
         try:
-            self.request_queue.put((self.response_queue_id, uid, time.monotonic(), carried))
+            queue.put((self.response_queue_id, uid, time.monotonic(), carried))
             async with asyncio.timeout(self._settings.timeout_s + _GRACE_S):
                 await item.event.wait()
         except TimeoutError:
             raise Problem(504, "no worker answered in time; it may have been lost") from None
         finally:
-            self.response_buffer.pop(uid, None)
+            waiting.pop(uid, None)
         assert item.response is not None
         answered, status = item.response
         if status != LitAPIStatus.OK:
@@ -109,19 +112,19 @@ class AppApi(litserve.LitAPI):
         kind, _, number = device.partition(":")
         if kind == "cuda" and number:  # before CUDA is there: this process sees no other GPU
             os.environ["CUDA_VISIBLE_DEVICES"] = number
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to obey
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is the parent's to obey
         configure_log(self._settings.log_level, self._settings.log_format)
         self._app = App(self._settings)
         self._app.state.engine = Engine(self._settings, end_soon)
 
-    async def decode_request(self, request: Carried) -> Carried:
+    async def decode_request(self, request: Carried, **named: Any) -> Carried:
         return request
 
-    async def predict(self, x: Carried) -> Answered:
+    async def predict(self, x: Carried, **named: Any) -> Answered:
         """What the app answers."""
         return await answer_of(self._app, x)
 
-    async def encode_response(self, output: Answered) -> Answered:
+    async def encode_response(self, output: Answered, **named: Any) -> Answered:
         return output
 
 
@@ -145,7 +148,7 @@ async def answer_of(app: Callable[..., Awaitable[None]], carried: Carried) -> An
     return Answered(start["status"], list(start["headers"]), body)
 
 
-def _scope(request: Request) -> Scope:
+def _scope(request: Request) -> dict[str, Any]:
     scope = {name: request.scope[name] for name in _CARRIED}
     return scope | {"headers": list(request.scope["headers"])}
 
@@ -194,7 +197,8 @@ def serve(settings: Settings) -> int:
         if os.getpid() == started_by:  # LitServe's HTTP processes are forks, with their own ways
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     try:
         server.run(
             host=settings.host,

@@ -1,15 +1,17 @@
 """Ray Serve: the same app in replicas over many machines, as many of them as its queue asks for.
 
-``serve`` runs it on a cluster that is there (``RAY_ADDRESS``), or on one of its own on this machine.
+``serve`` runs it on a cluster that is there (``RAY_ADDRESS``), or on one of its own here.
 ``deploy/ray/`` deploys ``app`` by Ray's own commands, and on Kubernetes. Needs the extra ``ray``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -34,7 +36,7 @@ def application(settings: Settings) -> Application:
     """From 1 to ``processes`` replicas, each with a core for every thread, or with a GPU."""
     # `processes` are Ray's to start: in a replica there is one.
     variables = as_environment(settings) | {f"{PREFIX}PROCESSES": "1"}
-    return ray_serve.deployment(
+    deployment: Any = ray_serve.deployment(  # a decorator, by its type
         ray_serve.ingress(_replica)(),
         name="classify",
         autoscaling_config=AutoscalingConfig(
@@ -47,7 +49,8 @@ def application(settings: Settings) -> Application:
             "runtime_env": {"env_vars": variables},
         },
         logging_config=_logging(settings),
-    ).bind()
+    )
+    return deployment.bind()
 
 
 def _replica() -> App:
@@ -64,7 +67,8 @@ def serve(settings: Settings) -> int:
     """Until it is told to stop: the exit status."""
     # Ray would tell its makers that it is used.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(include_dashboard=False, logging_level=settings.log_level)
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    ray.init(include_dashboard=False, logging_level=level)
     try:
         options = HTTPOptions(
             host=settings.host, port=settings.port, keep_alive_timeout_s=KEEP_ALIVE_S

@@ -9,16 +9,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from shiftnas_serve.subnets import read_onnx
 
 import models.bundle.folder
 from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
-from models.bundle.files import describe
-from models.bundle.folder import load_bundle
-from tests.bundles import make_bundle
+from models.bundle.files import describe, halved
+from models.bundle.folder import load_bundle, save_bundle
+from models.generator.network import ArchitectureGenerator
+from models.images.preprocess import Preprocess
+from models.spaces import get_space
+from tests.bundles import make_bundle, template_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +67,7 @@ def refused(folder, words):
         (lambda d: d["flops"].update(max=5), "flops: max is 5"),
         (lambda d: d["preprocess"].update(mean=[1]), "mean"),
         (lambda d: d["answers"][0].update(budget_flops=5), "exceed"),
-        (lambda d: d["answers"].pop(0), "begin at the smallest"),
+        (lambda d: d["answers"].pop(0), "begin at their smallest"),
         (lambda d: d["frontier"][0].update(id="x"), "not that of its arch"),
         (lambda d: d["frontier"][0]["arch"].update(depth="deep"), "must be numbers"),
         (lambda d: d["files"].pop("template.onnx"), "does not list template.onnx"),
@@ -223,3 +229,82 @@ def test_loading_a_bundle_needs_no_torch(original):
         [sys.executable, "-c", program, str(original)], cwd=ROOT, capture_output=True, text=True
     )
     assert ended.stdout.strip() == "False", ended.stderr
+
+
+# ------------------------------------------- statistics for all archs, half precision, the card
+
+
+def shared_bundle(folder, **changes):
+    """Of nano-cnn: no answers are stored, since every arch has its statistics."""
+    space = get_space("nano-cnn")
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    given = {
+        "name": "shared",
+        "space": space,
+        "preprocess": Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        "labels": [str(i) for i in range(10)],
+        "groups": [space.max_flops],
+        "frontier": [],
+        "answers": [],
+        "weights": halved(
+            {w.name: rng.normal(size=w.shape_at(space.largest)) for w in space.weights}
+        ),
+        "generator": {
+            k: p.detach().numpy() for k, p in ArchitectureGenerator(space).state_dict().items()
+        },
+        "shared_statistics": {
+            norm.name: (
+                rng.normal(size=norm.size(space.largest)).astype(np.float32),
+                rng.uniform(1, 2, size=norm.size(space.largest)).astype(np.float32),
+            )
+            for norm in space.norms
+        },
+        "template": template_of("nano-cnn", 10),
+        "provenance": {},
+    }
+    save_bundle(folder, **(given | changes))
+    return load_bundle(folder), given
+
+
+def test_statistics_for_all_archs_are_the_first_of_the_widest(tmp_path):
+    bundle, given = shared_bundle(tmp_path / "bundle")
+    space = bundle.space
+    arch = bundle.answer((space.min_flops + space.max_flops) / 2)
+    wanted = given["shared_statistics"]
+    for name, (mean, variance) in bundle.arch_statistics(arch).items():
+        np.testing.assert_array_equal(mean, wanted[name][0][: len(mean)])
+        np.testing.assert_array_equal(variance, wanted[name][1][: len(mean)])
+    onnx.checker.check_model(bundle.build_onnx(arch))
+    assert read_onnx(tmp_path / "bundle", load_bundle(tmp_path / "bundle", weights=False), arch)
+
+
+def test_half_precision_at_rest_is_exact_in_use(tmp_path):
+    whole, given = shared_bundle(tmp_path / "whole")
+    half, _ = shared_bundle(tmp_path / "half", half=True)
+    for name, array in given["weights"].items():
+        assert half.weights[name].dtype == np.float32
+        np.testing.assert_array_equal(half.weights[name], array)
+        np.testing.assert_array_equal(whole.weights[name], array)
+    sizes = [(tmp_path / b / "supernet.safetensors").stat().st_size for b in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    arch = half.space.largest
+    without = load_bundle(tmp_path / "half", weights=False)
+    assert read_onnx(tmp_path / "half", without, arch) == half.build_onnx(arch).SerializeToString()
+
+
+def test_a_bundle_begins_at_its_smallest_answer(tmp_path):
+    """Which need not be the smallest subnet of the space."""
+    space = get_space("nano-cnn")
+    flops = space.flops(space.largest)
+    bundle, _ = shared_bundle(tmp_path / "bundle", answers=[(float(flops), space.largest)])
+    assert bundle.min_flops == flops > space.min_flops
+    with pytest.raises(ValueError, match="below the smallest subnet"):
+        bundle.answer(flops - 1)
+
+
+def test_the_card_is_read_and_decides_no_version(tmp_path):
+    first, _ = shared_bundle(tmp_path / "first", card="# What it is\n")
+    second, _ = shared_bundle(tmp_path / "second")
+    assert (first.card, second.card) == ("# What it is\n", "")
+    assert first.version == second.version

@@ -1,6 +1,7 @@
 """From a checkpoint to a bundle: with images and without, what is refused, what a stop leaves."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -90,6 +91,27 @@ def test_without_images_the_checkpoint_s_statistics_serve_and_the_bundle_says_so
         for name, parts in bundle.arch_statistics(arch).items():
             for got, stored in zip(parts, small.statistics[name], strict=True):
                 assert np.array_equal(got, stored[: len(got)])
+
+
+@cnn
+def test_without_images_the_checkpoint_s_statistics_serve_any_arch(small, tmp_path):
+    convert_to_bundle("any", tmp_path / "a.pth", tmp_path / "bundle", steps=5)
+    bundle = load_bundle(tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+    images = torch.randn(2, 3, *[bundle.space.resolution(bundle.space.largest)] * 2)
+    answered = set(bundle.archs())
+    for _ in range(20):
+        indices = [rng.integers(len(d.choices)) for d in bundle.space.decisions]
+        arch = bundle.space.from_indices(indices)
+        side = bundle.space.resolution(arch)
+        given = images[..., :side, :side]
+        session = onnxruntime.InferenceSession(
+            bundle.build_onnx(arch).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        found = session.run(None, {"images": given.numpy()})[0]
+        np.testing.assert_allclose(found, logits(bundle, arch, given).numpy(), atol=1e-4)
+        answered.discard(arch)
+    assert answered, "most of these archs are no answers"
 
 
 @both

@@ -10,12 +10,11 @@ from models.generator.decode import SLACK, decode, decode_all
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
 from models.generator.report import report_generator
+from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.generator.tail import NEAR, tail_of
 from models.space.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
 from tests.reference.generator import reference_forward
-from trainer.engine.step import pretrain_generator
-from trainer.recipes.recipe import GeneratorOptions
 
 SMALL = [name for name in SPACES if get_space(name).max_flops < 200e6]
 
@@ -134,9 +133,12 @@ def test_decode_finds_the_most_probable_arch_in_the_window():
 def taught(space, steps):
     torch.manual_seed(0)
     generator = ArchitectureGenerator(space)
-    options = GeneratorOptions(pretrain_steps=steps, resource_batch=16)
-    rule = RelaxedFlops(space.flops_rule)
-    pretrain_generator(generator, rule, options, torch.Generator().manual_seed(0))
+    loss = ResourceLoss(RelaxedFlops(space.flops_rule), budgets=16)
+    rng = torch.Generator().manual_seed(0)
+    temperatures = (1.0, 0.3)
+    fit_to_budgets(
+        generator, loss, steps=steps, learning_rate=3e-3, temperatures=temperatures, rng=rng
+    )
     return generator
 
 

@@ -16,7 +16,7 @@ def test_a_batch_that_is_not_shared_is_normalized_as_ever(layout):
     x = x.contiguous(memory_format=layout).requires_grad_()
     weight, bias = (torch.rand(6, generator=rng).requires_grad_() for _ in range(2))
     given = torch.randn(x.shape, generator=rng)
-    here = SharedBatchNormalizer(lambda tensor: tensor).normalize("norm", x, weight, bias)
+    here = SharedBatchNormalizer(lambda tensor: tensor).normalize("norm", x, weight, bias, 1e-5)
     usual = F.batch_norm(x, None, None, weight, bias, training=True)
     assert here.is_contiguous(memory_format=layout)
     torch.testing.assert_close(here, usual, rtol=1e-5, atol=1e-5)
@@ -32,7 +32,7 @@ def test_a_batch_that_is_not_shared_is_normalized_as_ever(layout):
 def test_half_precision_stays_and_is_summed_in_full():
     x = (torch.randn(64, 2, 16, 16) + 40).half()
     ones, zeros = torch.ones(2), torch.zeros(2)
-    here = SharedBatchNormalizer(lambda tensor: tensor).normalize("norm", x, ones, zeros)
+    here = SharedBatchNormalizer(lambda tensor: tensor).normalize("norm", x, ones, zeros, 1e-5)
     assert here.dtype == torch.float16
     assert float(here.float().var()) == pytest.approx(1, abs=0.01)
 
@@ -62,7 +62,7 @@ def test_two_shares_are_normalized_as_one_batch(layout):
 
     def run(rank):
         inputs = [t.clone().requires_grad_() for t in (x[rank::2], weight, bias)]
-        normalized = SharedBatchNormalizer(shares.average).normalize("norm", *inputs)
+        normalized = SharedBatchNormalizer(shares.average).normalize("norm", *inputs, 1e-5)
         found[rank] = normalized, *torch.autograd.grad(normalized, inputs, given[rank::2])
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
@@ -88,5 +88,5 @@ def test_gradients_are_those_of_differences():
     )
     normalizer = SharedBatchNormalizer(lambda tensor: tensor)
     assert torch.autograd.gradcheck(
-        lambda *inputs: normalizer.normalize("norm", *inputs), (x, weight, bias)
+        lambda *inputs: normalizer.normalize("norm", *inputs, 1e-5), (x, weight, bias)
     )

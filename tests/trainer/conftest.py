@@ -18,7 +18,7 @@ from trainer.engine.state import TrainingState
 
 SHORT = [
     "batch_size=64",
-    "steer_share=0.75",
+    "held_out_share=0.75",
     "generator.pretrain_steps=5",
     "generator.masked_every=2",
     "evaluate_every=0",

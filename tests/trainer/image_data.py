@@ -89,5 +89,5 @@ def write_source(kind, root, count):
 
 
 def load(source, **changes):
-    defaults = {"steer_share": 0.2, "seed": 0, "resolution": 8, "in_memory": "never"}
+    defaults = {"held_out_share": 0.2, "seed": 0, "resolution": 8, "in_memory": "never"}
     return load_splits(str(source), **defaults | changes)

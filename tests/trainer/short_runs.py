@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import trainer.data.run_data
-import trainer.engine.algorithms
+import trainer.loop
 import trainer.report.monitor
 import trainer.run
 from trainer.data.reading import load_splits, read_source
@@ -35,13 +35,13 @@ def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = Non
 
     mischief: in one process, from a step on: {"rank": 1, "step": 7, "signal": 15}, or "nan": 1.
     """
-    train_step = trainer.engine.algorithms.train_step
+    train_step = trainer.loop.train_step
     if mischief is not None and mischief["rank"] == trainer.run.ranks_here().rank:
         train_step = _with_mischief(train_step, mischief)
     with (
         patch.object(trainer.report.monitor, "LOG_EVERY_STEPS", 1),
         patch.object(trainer.run, "finish", lambda *_: {}),
-        patch.object(trainer.engine.algorithms, "train_step", train_step),
+        patch.object(trainer.loop, "train_step", train_step),
     ):
         return trainer.run.main(arguments)
 
@@ -49,15 +49,15 @@ def short_run(arguments: Sequence[str], mischief: Mapping[str, int] | None = Non
 def _with_mischief(train_step: Callable, mischief: Mapping[str, int]) -> Callable:
     steps = 0
 
-    def step(net, generator, relaxed_flops, draws, images, *rest, **named):
+    def step(state, batch, *rest):
         nonlocal steps
         steps += 1
         if steps == mischief["step"]:
             if "nan" in mischief:
-                images = torch.full_like(images, float("nan"))
+                batch = batch._replace(images=torch.full_like(batch.images, float("nan")))
             else:
                 os.kill(os.getpid(), signal.Signals(mischief["signal"]))
-        return train_step(net, generator, relaxed_flops, draws, images, *rest, **named)
+        return train_step(state, batch, *rest)
 
     return step
 

@@ -5,18 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.space.relaxed import RelaxedFlops
 from trainer.data.run_data import run_data
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run, random_splits
-from trainer.engine.algorithms import probe_of
 from trainer.engine.optim import Schedule
+from trainer.engine.probe import probe_of
 from trainer.engine.state import fresh_state
-from trainer.engine.step import train_step
+from trainer.engine.step import add_gradients
 from trainer.recipes.config import get_recipe, with_settings
 
 SETTINGS = ["space=nano-vit", "batch_size=32", "drop_path=0.3", "augment.mixup=0.8"]
-SCHEDULE = Schedule(learning_rate=0.01, generator_learning_rate=0.01, temperature=0.7)
+SCHEDULE = Schedule(0.01, 0.01, temperature=0.7, masked=True)
 
 
 def ready(*more):
@@ -28,19 +27,7 @@ def ready(*more):
 def gradients_of(recipe, state, batch, *, masked):
     torch.manual_seed(3)
     with ActivationBytes(list(state.net.parameters())) as kept:
-        result = train_step(
-            state.net,
-            state.generator,
-            RelaxedFlops(state.generator.space.flops_rule),
-            state.sampler.draw(state.rng),
-            batch.images,
-            batch.labels,
-            recipe,
-            masked=masked,
-            temperature=0.7,
-            rng=state.rng,
-            scaler=state.scaler,
-        )
+        result = add_gradients(state, batch, replace(SCHEDULE, masked=masked), recipe)
     named = {**dict(state.net.named_parameters()), **dict(state.generator.named_parameters())}
     found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
     return result, found, kept.peak, (torch.rand(3), state.rng.get_state())
@@ -70,7 +57,7 @@ def test_updates_of_the_distribution_are_the_same_at_less_memory():
         with torch.no_grad():
             for parameter in state.net.parameters():
                 parameter.add_(0.01)
-        probe = probe_of(state, batch, recipe, SCHEDULE)
+        probe = probe_of(state, batch, SCHEDULE, recipe)
         with ActivationBytes(list(state.net.parameters())) as kept:
             state.sampler.update(probe, state.rng)
         peaks.append(kept.peak)
@@ -83,6 +70,6 @@ def test_updates_of_the_distribution_are_the_same_at_less_memory():
 def test_a_dry_run_tells_the_memory_of_a_part():
     recipe = with_settings(get_recipe("digits"), ["batch_size=64", "sampler=uniform-arch"])
     whole, part = (
-        dry_run(replace(recipe, accumulate=count), images=4).memory.activations for count in (1, 4)
+        dry_run(recipe.replace(accumulate=count), images=4).memory.activations for count in (1, 4)
     )
     assert part == pytest.approx(whole / 4, rel=0.3)

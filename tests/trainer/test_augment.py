@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainer.data.augment import Augment
 from trainer.data.batches import Batches
 from trainer.data.draws import Draws
 from trainer.data.image_policies import apply_policy, random_resized_crop
 from trainer.data.mixing import mix, random_erase
 from trainer.data.splits import LabelledImages
+from trainer.recipes.settings import Augment
 
 POLICIES = ["randaugment", "rand-m9-mstd0.5-inc1", "autoaugment-imagenet", "augmix"]
 
@@ -258,7 +258,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(workers):
     ("options", "words"),
     [
         ({"crop_area": 0.08}, "padding"),
-        ({"crop_area": 1.5, "padding": 0}, "crop_area is 1.5"),
+        ({"crop_area": 1.5, "padding": 0}, "crop_area"),
         ({"erase": -0.1}, "erase"),
         ({"mixup": -1.0}, "mixup"),
         ({"cutmix_share": 2.0}, "cutmix_share"),

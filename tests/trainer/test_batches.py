@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.augment import Augment, crop_and_flip, cutout
+from trainer.data.augment import crop_and_flip, cutout
 from trainer.data.batches import Batches
 from trainer.data.draws import Draws
 from trainer.data.splits import LabelledImages
+from trainer.recipes.settings import Augment
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -178,7 +179,7 @@ def test_a_policy_leaves_torchs_global_generator_alone(policy):
     [
         ({"padding": -1}, "padding"),
         ({"cutout": -2}, "cutout"),
-        ({"border": "mirror"}, "reflect, zero"),
+        ({"border": "mirror"}, "'reflect' or 'zero'"),
         ({"policy": "rand"}, "randaugment"),
     ],
 )

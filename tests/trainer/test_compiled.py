@@ -1,26 +1,26 @@
 """torch.compile changes how long masked steps take, and nothing else."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from models.space.relaxed import RelaxedFlops
 from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
 from trainer.data.run_data import run_data
 from trainer.dry_run.measure import random_splits
-from trainer.engine.algorithms import one_step
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.log import read_log
 from trainer.engine.optim import Schedule
 from trainer.engine.state import fresh_state
+from trainer.engine.step import train_step
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
 MORE = ["drop_path=0.2", "accumulate=2", "ema=0.9", "batch_size=8"]
-SCHEDULE = Schedule(learning_rate=1e-3, generator_learning_rate=1e-3, temperature=0.7)
+SCHEDULE = Schedule(learning_rate=1e-3, generator_learning_rate=1e-3, temperature=0.7, masked=True)
 
 
 def with_backend(monkeypatch, backend):
@@ -39,12 +39,11 @@ def trained(settings, steps=4):
     splits = random_splits(recipe, 10, recipe.batch_size)
     state = grown(fresh_state(recipe, splits))
     batch = run_data(recipe, splits).train.batch(0, 0)
-    flops = RelaxedFlops(state.generator.space.flops_rule)
     losses = []
     for step in range(steps):
         torch.manual_seed(step)
-        masked = step % 2 == 0
-        losses.append(one_step(state, flops, batch, recipe, SCHEDULE, masked=masked).loss)
+        schedule = replace(SCHEDULE, masked=step % 2 == 0)
+        losses.append(train_step(state, batch, schedule, recipe).loss)
     return state, losses
 
 
@@ -77,7 +76,7 @@ def test_traced_steps_come_to_what_eager_ones_do(monkeypatch):
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += [
     "batch_size=64",
-    "steer_share=0.75",
+    "held_out_share=0.75",
     "tensorboard=false",
     "shift_every=2",
     "warm_up_share=0",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.engine.algorithms
 import trainer.evaluate
 import trainer.finish
+import trainer.loop
 import trainer.report.monitor
 import trainer.report.plots
 import trainer.run
@@ -22,14 +22,12 @@ from tests.bundles import template_of
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
-from trainer.data.run_data import read_splits, run_data
+from trainer.data.run_data import calibration_images, read_splits, run_data
 from trainer.data.splits import LabelledImages
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.interrupt import Stopped
-from trainer.evaluate import calibration_images
+from trainer.engine.log import read_log
 from trainer.recipes.config import read_recipe
-from trainer.report.log import read_log
-from trainer.report.run_record import read_run
 from trainer.run import main
 
 
@@ -142,7 +140,7 @@ def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monke
             seen[window] = calibration_images(batches, count)
             raise Stopped(1)
 
-        recipe = replace(recipe, shuffle_window=window)
+        recipe = recipe.replace(shuffle_window=window)
         monkeypatch.setattr(trainer.finish, "calibration_images", taken)
         with pytest.raises(Stopped):
             trainer.finish.finish(recipe, splits, folder)
@@ -167,7 +165,7 @@ def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
     assert main(["--resume", str(folder)]) == 0
     load_bundle(folder / "bundle")
     answers = [r for r in read_log(folder / "log.jsonl") if r["kind"] == "answers"]
-    assert read_run(folder).frontier_step == load_checkpoint(folder)["step"]
+    assert answers[-1]["step"] == load_checkpoint(folder)["step"]
     assert answers[-1]["rows"]
 
 
@@ -193,7 +191,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
     else:
         for shard in range(8):
             write_tar(data / f"{shard}.tar", samples(range(shard * 10, shard * 10 + 10)))
-    real, steps = trainer.engine.algorithms.train_step, []
+    real, steps = trainer.loop.train_step, []
 
     def step(*arguments, **named):
         steps.append(1)
@@ -202,8 +200,8 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
                 file.unlink()
         return real(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", step)
-    chosen = ["batch_size=8", "steer_images=8", "steer_share=0.1", "data_in_memory=never"]
+    monkeypatch.setattr(trainer.loop, "train_step", step)
+    chosen = ["batch_size=8", "held_out_images=8", "held_out_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
     error = one_error(capsys)

@@ -1,51 +1,33 @@
-"""A refactor that should not change numbers does not: the committed curves come out again."""
+"""A refactor that should change no number changes none: what every machine can tell.
+
+``python -m tests.trainer.golden --against COMMIT`` tells the rest, bit for bit, on one machine.
+"""
 
 import json
 
 import pytest
 
-from tests.trainer.golden import CURVES, FILE, here, run_curve
-
-RECORDED = json.loads(FILE.read_text())
-LOOSE = {"accuracy": 0.06, "loss_drops": 0.03, "probabilities": 0.05}
-"""What a few dozen steps make of last bits: shares of 143 images, differences of two losses."""
+from tests.trainer.golden import CURVES, FILE, differences, portable, run_curve
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_the_recorded_curve_comes_out_again(tmp_path, name):
-    curve = json.loads(json.dumps(run_curve(name, tmp_path / name)))
-    if RECORDED["made_with"] == here():
-        assert curve == RECORDED[name]
-    else:
-        compare(curve, RECORDED[name], name)
+def test_a_run_draws_what_it_drew_and_begins_with_the_losses_it_had(tmp_path, name):
+    recorded = json.loads(FILE.read_text())[name]
+    curve = portable(json.loads(json.dumps(run_curve(name, tmp_path / name))))
+    assert curve["draws"] == recorded["draws"]
+    assert curve["learning_rates"] == pytest.approx(recorded["learning_rates"], rel=1e-12)
+    for found, expected in zip(curve["losses"], recorded["losses"], strict=True):
+        loss, resource_loss = expected
+        assert found[0] == pytest.approx(loss, rel=1e-4)
+        # a choice that two logits tie for may fall the other way for one of its 64 budgets
+        assert found[1] == pytest.approx(resource_loss, rel=0.1)
 
 
-def compare(one, other, path):
-    """Of another processor or torch: the last bits differ, and training makes more of them.
-
-    What is drawn does not depend on them. Nor do the losses at first: 1e-4 by the tenth step, 5e-3
-    by the fortieth were seen between a processor with AVX2 and one with AVX-512.
-    """
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key, value in one.items():
-            compare(value, other[key], f"{path}.{key}")
-    elif path.endswith(".steps"):
-        assert len(one) == len(other), path
-        for step, recorded in zip(one, other, strict=True):
-            values = dict(zip(RECORDED["fields"], zip(step, recorded, strict=True), strict=True))
-            number = values["step"][0]
-            for field, (value, expected) in values.items():
-                relative = (1e-5 if number < 5 else 0.03) if field == "loss" else 1e-4
-                if expected is not None:
-                    expected = pytest.approx(expected, rel=relative)
-                assert value == expected, f"{path}[{number}].{field}"
-    elif isinstance(one, list):
-        assert len(one) == len(other), path
-        for index, value in enumerate(one):
-            compare(value, other[index], f"{path}[{index}]")
-    elif isinstance(one, float):
-        absolute = next((a for word, a in LOOSE.items() if word in path), 1e-3)
-        assert one == pytest.approx(other, rel=0.1, abs=absolute), path
-    else:
-        assert one == other, path
+def test_differences_are_named():
+    before = {"paper": {"steps": [[1, 2.5], [2, 2.4]], "net": {"stem": "ab"}}}
+    after = {"paper": {"steps": [[1, 2.5], [2, 2.3]], "net": {"stem": "ac"}}}
+    assert [*differences(before, before)] == []
+    assert [*differences(before, after)] == [
+        "paper.steps[1][1]: 2.4 became 2.3",
+        "paper.net.stem: 'ab' became 'ac'",
+    ]

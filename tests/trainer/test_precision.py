@@ -7,21 +7,21 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.space.relaxed import RelaxedFlops
 from tests.trainer.conftest import grown
 from tests.trainer.short_runs import short_run
 from tests.trainer.test_resume import assert_same
 from trainer.data.run_data import run_data
 from trainer.dry_run.measure import random_splits
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.log import read_log
+from trainer.engine.optim import Schedule
 from trainer.engine.state import fresh_state
-from trainer.engine.step import train_step
+from trainer.engine.step import add_gradients
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += ["space=nano-vit", "batch_size=32", "shift_every=4", "warm_up_share=0", "threads=1"]
-SHORT += ["steer_images=1110", "tensorboard=false"]
+SHORT += ["held_out_images=1110", "tensorboard=false"]
 STEPS = 10
 
 
@@ -60,7 +60,7 @@ def test_a_run_changes_its_precision_when_it_is_resumed(tmp_path):
         where = ["--resume", str(folder)] if number else ["--out", str(folder)]
         epochs = ["--set", f"epochs={number + 1}"]
         chosen = ["--set", f"precision={precision}"]
-        new = [] if number else arguments("steer_images=1330")
+        new = [] if number else arguments("held_out_images=1330")
         assert short_run([*new, *epochs, *chosen, *where]) == 0
     steps = steps_of(folder)
     assert [("scale" in r) for r in steps] == [
@@ -80,19 +80,8 @@ def test_gradients_are_those_of_full_precision_and_the_generators_are_in_it(prec
         splits = random_splits(recipe, 10, 64)
         state = grown(fresh_state(recipe, splits))
         batch = run_data(recipe, splits).train.batch(0, 0)
-        result = train_step(
-            state.net,
-            state.generator,
-            RelaxedFlops(state.generator.space.flops_rule),
-            state.sampler.draw(state.rng),
-            batch.images,
-            batch.labels,
-            recipe,
-            masked=True,
-            temperature=0.7,
-            rng=state.rng,
-            scaler=state.scaler,
-        )
+        schedule = Schedule(0.01, 0.01, temperature=0.7, masked=True)
+        result = add_gradients(state, batch, schedule, recipe)
         state.scaler.unscale_(state.optimizer)
         state.scaler.unscale_(state.generator_optimizer)
         parameters = [*state.net.parameters(), *state.generator.parameters()]

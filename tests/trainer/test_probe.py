@@ -6,11 +6,11 @@ import torch.nn.functional as F
 
 from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
+from models.nets.resolution import at_resolution
 from models.spaces.mbconv import Stage, mbconv_space
 from models.spaces.vit import vit_space
 from tests.one_hot import relax
-from trainer.evaluate import at_resolution
-from trainer.samplers.probe import Probe
+from trainer.engine.probe import BatchProbe
 
 SPACES = {
     "relative": vit_space(
@@ -46,7 +46,7 @@ def test_losses_are_those_of_the_subnet_with_either_weights(name, of, masked):
     torch.manual_seed(0)
     net, earlier = build_net(space).train(), build_net(space).train()
     images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
-    probe = Probe(
+    probe = BatchProbe(
         net,
         ArchitectureGenerator(space),
         dict(earlier.named_parameters()),

@@ -17,18 +17,18 @@ import torch
 from tests.conftest import TEMPLATES
 from tests.trainer.short_runs import short_run
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.ranks import Ranks
-from trainer.engine.step import micro_batches
-from trainer.recipes.command import check_device, check_world_size
+from trainer.engine.log import read_log
+from trainer.engine.task import micro_batches
+from trainer.job import check_device, check_world_size
+from trainer.ranks import Ranks
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = [
     "epochs=1",
     "generator.pretrain_steps=5",
     "batch_size=16",
-    "steer_images=1110",
+    "held_out_images=1110",
     "evaluate_every=0",
     "tensorboard=false",
     "calibration_batches=1",
@@ -108,7 +108,11 @@ def in_two_processes(folder, runs):
 
 
 def assert_near(one, two, what=""):
-    """Within 1e-5: what is a number, in the same places."""
+    """Within 1e-4: what is a number, in the same places.
+
+    After 20 steps last bits have grown to 7e-6, differently on every processor; a gradient that is
+    summed or averaged wrongly makes 1e-2.
+    """
     if isinstance(one, dict):
         assert one.keys() == two.keys(), what
         for key, value in one.items():
@@ -118,15 +122,15 @@ def assert_near(one, two, what=""):
         for place, value in enumerate(one):
             assert_near(value, two[place], f"{what}[{place}]")
     elif isinstance(one, torch.Tensor):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, msg=lambda m: f"{what}: {m}")
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4, msg=lambda m: f"{what}: {m}")
     elif isinstance(one, float):
-        assert one == pytest.approx(two, rel=1e-5, abs=1e-5), what
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-4), what
     else:
         assert one == two, what
 
 
 def assert_same_run(one, two):
-    """The same budgets and archs in every step; losses and weights within 1e-5."""
+    """The same budgets and archs in every step; losses and weights within 1e-4."""
     logs = [
         [r for r in read_log(folder / "log.jsonl") if r["kind"] in ("step", "groups")]
         for folder in (one, two)
@@ -241,7 +245,7 @@ def test_one_voice_one_end(tmp_path, did):
     assert [of_rank[len(RUNS) :] for of_rank in statuses] == [[143, 2, 2, 2, 2, 130]] * 2, said
     errors = [line for line in said.splitlines() if "error:" in line]
     assert [e.partition("error: ")[2][:30] for e in errors] == [
-        "the loss is no finite number a",
+        "the loss is not a finite number"[:30],
         "2 processes cannot share a bat",
         f"{folder / 'none'} holds no run"[:30],
         "--dry-run tries a recipe in on",

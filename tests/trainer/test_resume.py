@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.engine.algorithms
+import trainer.loop
 import trainer.run
 from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 from trainer.report.run_record import read_run
 from trainer.run import main
 
@@ -67,7 +67,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
     """Stopped in the middle of an epoch and at the end of one, by a signal within a step."""
     chosen = settings(f"sampler={sampler}", f"ema={ema}", "epochs=4", "optimizer.clip_norm=1.0")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    real_step, steps, noise = trainer.engine.algorithms.train_step, [], []
+    real_step, steps, noise = trainer.loop.train_step, [], []
 
     def noisy_step(*arguments, **named):
         # what a step draws from the generators that no checkpoint holds
@@ -77,7 +77,7 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
             os.kill(os.getpid(), number)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", noisy_step)
+    monkeypatch.setattr(trainer.loop, "train_step", noisy_step)
     stops = ()
     assert main([*chosen, "--out", str(whole)]) == 0
     expected_noise = noise.copy()
@@ -102,7 +102,7 @@ def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch)
     monkeypatch.setattr(trainer.report.monitor, "LOG_EVERY_STEPS", 4)
     chosen = settings("epochs=3", "checkpoint_every_s=0", "sampler=sandwich")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    real_step, steps = trainer.engine.algorithms.train_step, []
+    real_step, steps = trainer.loop.train_step, []
 
     def counted(*arguments, **named):
         steps.append(1)
@@ -112,14 +112,14 @@ def test_every_subnet_that_was_trained_is_in_the_log_once(tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", counted)
+    monkeypatch.setattr(trainer.loop, "train_step", counted)
     assert main([*chosen, "--out", str(whole)]) == 0
     assert main(["--resume", str(killed)]) == 128 + signal.SIGTERM
     assert load_checkpoint(killed)["step"] == 11
     assert main(["--resume", str(killed)]) == 0
-    drawn = read_run(whole).drawn()
+    drawn = read_run(whole).trained()
     assert len(drawn) == 4 * 3 * STEPS_PER_EPOCH  # four subnets a step
-    assert read_run(killed).drawn() == drawn
+    assert read_run(killed).trained() == drawn
 
 
 # ------------------------------------------------------------------------------ checkpoint files
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(folder,
     assert main(["--resume", str(folder), *wild]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: the loss ")
-    assert "no finite number at step " in said
+    assert "not a finite number at step " in said
     assert "optimizer.learning_rate" in said
     for tensor in load_checkpoint(folder)["net"].values():
         assert torch.isfinite(tensor).all()

@@ -41,18 +41,20 @@ def test_decoding_as_needed_changes_no_number(tmp_path, capsys):
     for where in ("always", "never"):
         chosen = settings(f"data_in_memory={where}", "epochs=1", "batch_size=256")
         assert main([*chosen, "--out", str(tmp_path / where)]) == 0
-    assert "decoded as they are needed: steer 143, test 359, train 1,295" in capsys.readouterr().err
+    assert (
+        "decoded as they are needed: held-out 143, test 359, train 1,295" in capsys.readouterr().err
+    )
     assert same_weights(tmp_path / "always", tmp_path / "never")
 
 
 def test_a_run_on_tars_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    import trainer.engine.algorithms
+    import trainer.loop
 
     for shard in range(3):
         write_tar(tmp_path / "data" / f"{shard}.tar", samples(range(shard * 40, shard * 40 + 40)))
-    chosen = [*settings(*SMALL, "steer_images=16"), "--data", str(tmp_path / "data")]
+    chosen = [*settings(*SMALL, "held_out_images=16"), "--data", str(tmp_path / "data")]
     assert main([*chosen, "--out", str(tmp_path / "whole")]) == 0
-    real_step, calls = trainer.engine.algorithms.train_step, []
+    real_step, calls = trainer.loop.train_step, []
 
     def step_then_signal(*arguments, **named):
         calls.append(1)
@@ -60,11 +62,11 @@ def test_a_run_on_tars_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", step_then_signal)
+    monkeypatch.setattr(trainer.loop, "train_step", step_then_signal)
     parts = tmp_path / "parts"
     assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
     assert load_checkpoint(parts)["step"] == 13
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", real_step)
+    monkeypatch.setattr(trainer.loop, "train_step", real_step)
     assert main(["--resume", str(parts)]) == 0
     assert same_weights(tmp_path / "whole", parts)
     start = next(record for record in log_of(parts) if record["kind"] == "start")

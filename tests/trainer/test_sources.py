@@ -20,9 +20,9 @@ from tests.trainer.image_data import (
     write_source,
     write_tar,
 )
-from trainer.data.augment import Augment
 from trainer.data.batches import Batches
 from trainer.data.splits import EncodedImages, LabelledImages, stratified_holdout
+from trainer.recipes.settings import Augment
 
 KINDS = ["folder", "parquet", "tar"]
 COUNT = 60
@@ -62,27 +62,27 @@ def test_on_disk_and_in_memory_are_the_same_images(kind, tmp_path):
     disk, memory = load(source), load(source, in_memory="always")
     assert isinstance(disk.train, EncodedImages)
     assert isinstance(memory.train, LabelledImages)
-    for name in ("train", "steer", "test"):
+    for name in ("train", "held_out", "test"):
         one, other = getattr(disk, name), getattr(memory, name)
         fetched = one.fetch(np.arange(len(one)))
         assert torch.equal(fetched.images, other.images)
         assert torch.equal(fetched.labels, other.labels)
     every = list(range(len(disk.train)))
     red = disk.train.fetch(np.array(every)).images[:, 0, 0, 0].tolist()
-    assert [shade % 2 for shade in red] == disk.train.labels.tolist(), "labels are their own"
+    assert [shade % 2 for shade in red] == disk.train.rows.labels.tolist(), "labels are their own"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_that_steer_train_no_weight(kind, tmp_path):
-    splits = load(write_source(kind, tmp_path / "data", COUNT), steer_images=17)
-    assert len(splits.steer) == 17
+def test_held_out_images_train_no_weight(kind, tmp_path):
+    splits = load(write_source(kind, tmp_path / "data", COUNT), held_out_images=17)
+    assert len(splits.held_out) == 17
     trained = batches(splits.train, 4, drop_last=False)
-    steering = batches(splits.steer, 4, drop_last=False)
+    held_out = batches(splits.held_out, 4, drop_last=False)
     for epoch in range(3):
         seen = [shade for batch in trained.epoch(epoch) for shade in shades(batch)]
-        steer = [shade for batch in steering.epoch(epoch) for shade in shades(batch)]
-        assert sorted(seen + steer) == list(range(COUNT)), "each image on one side"
-    assert abs(splits.steer.labels.float().mean() - 0.5) < 0.1, "in proportion to the classes"
+        held = [shade for batch in held_out.epoch(epoch) for shade in shades(batch)]
+        assert sorted(seen + held) == list(range(COUNT)), "each image on one side"
+    assert abs(splits.held_out.rows.labels.mean() - 0.5) < 0.1, "in proportion to the classes"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -172,19 +172,26 @@ def test_workers_leave_torchs_global_generator_alone(tmp_path):
 # -- what is kept in memory ------------------------------------------------------------------------
 
 
-def test_what_fits_is_kept_in_memory_the_steering_images_first(tmp_path, monkeypatch):
+def test_what_fits_is_kept_in_memory_the_held_out_images_first(tmp_path, monkeypatch):
     import trainer.data.reading
 
     source = write_source("folder", tmp_path / "data", COUNT)
     room = 4 * 3 * 8 * 8
-    for images, kept in ((0, ""), (12, "steer"), (14, "steer test"), (62, "steer test train")):
+    for images, kept in (
+        (0, ""),
+        (12, "held_out"),
+        (14, "held_out test"),
+        (62, "held_out test train"),
+    ):
         monkeypatch.setattr(trainer.data.reading, "installed_bytes", lambda n=images: n * room)
         splits = load(source, in_memory="auto")
         names = [
-            n for n in ("steer", "test", "train") if isinstance(getattr(splits, n), LabelledImages)
+            n
+            for n in ("held_out", "test", "train")
+            if isinstance(getattr(splits, n), LabelledImages)
         ]
         assert " ".join(names) == kept
-    assert splits.memory.startswith("in memory: steer 12, test 2, train 48 images of 8x8")
+    assert splits.memory.startswith("in memory: held-out 12, test 2, train 48 images of 8x8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert isinstance(load(source, in_memory="auto").train, EncodedImages), "four share it"
 
@@ -198,7 +205,7 @@ def test_random_crops_are_taken_from_the_whole_image(tmp_path):
                 file.write_bytes(encoded_image(number, size=(size, size)))
         splits = load(tmp_path / name, in_memory="auto", random_crops=True)
         assert isinstance(splits.train, LabelledImages if name == "exact" else EncodedImages)
-        assert isinstance(splits.steer, LabelledImages)
+        assert isinstance(splits.held_out, LabelledImages)
 
 
 # -- broken images ---------------------------------------------------------------------------------
@@ -233,7 +240,8 @@ def test_a_broken_image_is_named(kind, workers, tmp_path):
     assert str(caught.value).startswith(name)
     splits = load(tmp_path / "data")
     loaders = [
-        batches(part, 4, workers=workers, drop_last=False) for part in (splits.train, splits.steer)
+        batches(part, 4, workers=workers, drop_last=False)
+        for part in (splits.train, splits.held_out)
     ]
     with pytest.raises(ValueError, match="13") as caught:
         list(itertools.chain(*loaders))
@@ -247,7 +255,7 @@ def test_broken_images_are_skipped_and_counted_if_asked(kind, in_memory, tmp_pat
     name = break_one(kind, tmp_path / "data")
     splits = load(tmp_path / "data", in_memory=in_memory, skip_broken=True)
     found, seen = list(splits.broken), []
-    for part in (splits.train, splits.steer):
+    for part in (splits.train, splits.held_out):
         loader = batches(part, 4, drop_last=False, workers=1)
         seen += [shade for batch in loader.epoch(0) for shade in shades(batch)]
         found += loader.broken
@@ -306,7 +314,7 @@ def test_a_held_out_number_is_held_out_exactly():
 
 
 @pytest.mark.parametrize("count", [-1, 19, 200])
-def test_more_steering_images_than_there_are(count, tmp_path):
+def test_more_held_out_images_than_there_are(count, tmp_path):
     write_folder(tmp_path / "data", {"cat": 10, "dog": 10})
-    with pytest.raises(ValueError, match=f"steer_images is {count}, of 16 training images"):
-        load(tmp_path / "data", steer_images=count)
+    with pytest.raises(ValueError, match=f"held_out_images is {count}, of 16 training images"):
+        load(tmp_path / "data", held_out_images=count)

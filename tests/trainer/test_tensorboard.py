@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-import trainer.engine.algorithms
+import trainer.loop
 import trainer.report.monitor
 import trainer.run
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 from trainer.report.tensorboard import points
 from trainer.run import main
 
@@ -62,7 +62,7 @@ def test_curves_are_those_of_the_log(tmp_path):
 def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, monkeypatch):
     """Stopped at step 4, then killed at 8 without a checkpoint: 5 to 8 are trained again."""
     folder, killed = tmp_path / "run", tmp_path / "killed"
-    real_step, steps = trainer.engine.algorithms.train_step, []
+    real_step, steps = trainer.loop.train_step, []
 
     def counted(*arguments, **named):
         steps.append(1)
@@ -72,7 +72,7 @@ def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, mo
             shutil.copytree(folder, killed)  # what a kill leaves
         return real_step(*arguments, **named)
 
-    monkeypatch.setattr(trainer.engine.algorithms, "train_step", counted)
+    monkeypatch.setattr(trainer.loop, "train_step", counted)
     assert main([*settings(), "--out", str(folder)]) == 128 + signal.SIGTERM
     assert main(["--resume", str(folder)]) == 0
     assert load_checkpoint(killed)["step"] == 4

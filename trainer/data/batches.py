@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trainer.data.augment import Augment, cutout
+from trainer.data.augment import cutout
 from trainer.data.batch_workers import Failure, Maker, Place, made_by_workers, worker_count
 from trainer.data.draws import Draws, generator_of
 from trainer.data.mixing import mix, random_erase
 from trainer.data.order import shuffled, shuffled_in_runs
 from trainer.data.splits import AbstractSplit, Fetched
+from trainer.recipes.settings import Augment
 
 SHUFFLE_WINDOW = 50_000
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from trainer.data.augment import Policy
 from trainer.data.draws import global_generators_kept, seed_global_generators
+from trainer.recipes.settings import Policy
 
 _ASPECTS = (3 / 4, 4 / 3)
 

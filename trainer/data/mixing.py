@@ -12,8 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from trainer.data.augment import Augment
 from trainer.data.draws import Draws
+from trainer.recipes.settings import Augment
 
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_ASPECT = (0.3, 1 / 0.3)

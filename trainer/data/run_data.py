@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits
-from trainer.engine.ranks import ALONE, Ranks
-from trainer.evaluate import calibration_images, evaluation_batches
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
+
+EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
 class RunData:
     """Batches for each use.
 
-    train: what the weights learn from. steer: held-out images that steer the distribution. Of both
+    train: what the weights learn from. held_out: images that steer the distribution. Of both
     a rank has its own images. decisions: the held-out images in their order, for every decision.
     calibration: training images on which BatchNorm statistics are measured, on the first rank.
     left_out: broken images, found before training.
     """
 
     train: Batches
-    steer: Batches
+    held_out: Batches
     decisions: Batches
     calibration: list[Tensor]
     left_out: tuple[str, ...]
@@ -34,7 +37,7 @@ class RunData:
     def broken(self) -> list[str]:
         """Images that were skipped so far, each with its reason."""
         found = dict.fromkeys(self.left_out)
-        for batches in (self.train, self.steer, self.decisions):
+        for batches in (self.train, self.held_out, self.decisions):
             found |= batches.broken
         return list(found)
 
@@ -43,10 +46,10 @@ def read_splits(recipe: Recipe) -> Splits:
     """The recipe's data set, split as it says. Raises ValueError as ``load_splits`` does."""
     return load_splits(
         recipe.data,
-        steer_share=recipe.steer_share,
+        held_out_share=recipe.held_out_share,
         seed=recipe.seed,
         resolution=recipe.resolution,
-        steer_images=recipe.steer_images,
+        held_out_images=recipe.held_out_images,
         in_memory=recipe.data_in_memory,
         random_crops=recipe.augment.crop_area > 0,
         skip_broken=recipe.skip_broken,
@@ -74,6 +77,29 @@ def batches_of(
     )
 
 
+def evaluation_batches(
+    data: AbstractSplit, mean: Sequence[float], std: Sequence[float], device: str
+) -> Batches:
+    """A split in its own order, without augmentation, on a device."""
+    return Batches(
+        data,
+        min(EVALUATION_BATCH, len(data)),
+        seed=0,
+        mean=mean,
+        std=std,
+        shuffle=False,
+        drop_last=False,
+        channels_last=True,
+        device=device,
+    )
+
+
+def calibration_images(batches: Batches, count: int) -> list[Tensor]:
+    """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
+    # Not on the GPU: they are many, and wait there most of the time.
+    return [batch.images.cpu() for batch in islice(batches.epoch(0, mixed=False), count)]
+
+
 def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
     whole = batches_of(recipe, splits, splits.train, train=True)
@@ -82,8 +108,8 @@ def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
         calibration = calibration_images(whole, recipe.calibration_batches)
     return RunData(
         train=batches_of(recipe, splits, splits.train, ranks, train=True),
-        steer=batches_of(recipe, splits, splits.steer, ranks, train=False),
-        decisions=evaluation_batches(splits.steer, recipe.mean, recipe.std, recipe.device),
+        held_out=batches_of(recipe, splits, splits.held_out, ranks, train=False),
+        decisions=evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device),
         calibration=calibration,
         left_out=(*splits.broken, *whole.broken),
     )

@@ -15,18 +15,18 @@ from typing import TypeVar
 import torch
 
 from models.generator.network import ArchitectureGenerator
-from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from trainer.data.batches import Batch
 from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
-from trainer.engine.algorithms import one_step, probe_of
+from trainer.dry_run.plan import Plan, plan_of
+from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
+from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import StepResult
-from trainer.recipes.plan import Plan, mean_step_flops, plan_of
+from trainer.engine.step import StepResult, train_step
 from trainer.recipes.recipe import Recipe
 
 Result = TypeVar("Result")
@@ -36,8 +36,6 @@ FEWEST_IMAGES = 2
 MOST_FLOPS = 4e10
 """Multiply-adds of a forward pass here. More takes longer and tells no more: half a minute a step
 on a slow core."""
-FORWARDS = 3
-"""What forward and backward pass cost together, in forward passes: the usual estimate."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,13 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
         raise ValueError(f"--dry-run-batch is {images}; BatchNorm needs at least {FEWEST_IMAGES}")
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
-    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
+    here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
     state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
     space = state.generator.space
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
-    means = {m: mean_step_flops(state.sampler, space, masked=m) for m in (True, False)}
+    means = {m: mean_step_flops(state.sampler, masked=m) for m in (True, False)}
     share = plan.masked_steps / plan.total_steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
     usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
@@ -144,22 +142,21 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
             activations=dearest.image_bytes * at_once,
         ),
         epoch_s=plan.epoch_steps * step_s + update_s,
-        training_flops=FORWARDS * plan.total_steps * recipe.batch_size * step_flops,
+        training_flops=FORWARD_AND_BACKWARD * plan.total_steps * recipe.batch_size * step_flops,
     )
 
 
 def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None) -> Trial:
     """A small masked step, to warm up and to see what fits; then what is measured."""
-    relaxed_flops = RelaxedFlops(state.generator.space.flops_rule)
     schedule = schedule_at(0, plan.total_steps, recipe)
 
     def step(batch: Batch, *, masked: bool) -> tuple[StepResult, float, int]:
         return measured(
-            state, lambda: one_step(state, relaxed_flops, batch, recipe, schedule, masked=masked)
+            state, lambda: train_step(state, batch, replace(schedule, masked=masked), recipe)
         )
 
     def update(batch: Batch) -> tuple[float, int]:
-        probe = probe_of(state, batch, recipe, schedule)
+        probe = probe_of(state, batch, schedule, recipe)
         _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
         return seconds, kept
 
@@ -178,8 +175,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     sliced, sliced_s, sliced_bytes = step(batch, masked=False)
     update_cost = None
     if state.sampler.learns:
-        _, few_update_bytes = update(few.steer.batch(0, 0))
-        update_s, update_bytes = update(data.steer.batch(0, 0))
+        _, few_update_bytes = update(few.held_out.batch(0, 0))
+        update_s, update_bytes = update(data.held_out.batch(0, 0))
         update_cost = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,
@@ -217,7 +214,7 @@ def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, 
 
 def random_data(recipe: Recipe, classes: int, images: int) -> RunData:
     """One batch of random images for each use, changed as the recipe says."""
-    return run_data(replace(recipe, batch_size=images), random_splits(recipe, classes, images))
+    return run_data(recipe.replace(batch_size=images), random_splits(recipe, classes, images))
 
 
 def random_splits(recipe: Recipe, classes: int, images: int) -> Splits:

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from models.generator.network import ArchitectureGenerator
+from models.generator.resource_loss import ResourceLoss
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.space.relaxed import RelaxedFlops
 from models.spaces import get_space
 from trainer.data.splits import Splits
 from trainer.engine.average import WeightAverage
 from trainer.engine.checkpoint import State
 from trainer.engine.compiled import CompiledNet
-from trainer.engine.optim import build_generator_optimizer, build_optimizer
+from trainer.engine.optim import (
+    Schedule,
+    build_generator_optimizer,
+    build_optimizer,
+    set_learning_rate,
+)
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
 
@@ -32,12 +39,14 @@ class TrainingState:
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
     next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose
-    gradients overflowed. elapsed_s: of the processes before this one. The place in the data is
+    gradients overflowed. compute: multiply-adds spent (``horizon``). elapsed_s: of the
+    processes before this one. The place in the data is
     ``step``: batches are functions of it.
     """
 
     net: AbstractNet
     generator: ArchitectureGenerator
+    resource_loss: ResourceLoss
     sampler: AbstractSampler
     optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
@@ -50,6 +59,7 @@ class TrainingState:
     drawn: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
     step: int = 0
+    compute: int = 0
     skipped_steps: int = 0
     elapsed_s: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
@@ -64,8 +74,15 @@ class TrainingState:
         """What is evaluated, calibrated and bundled: the average where there is one."""
         return self.net if self.average is None else self.average.net
 
+    def begin(self, schedule: Schedule) -> None:
+        """Set the learning rates of a step, and all gradients to zero."""
+        set_learning_rate(self.optimizer, schedule.learning_rate)
+        set_learning_rate(self.generator_optimizer, schedule.generator_learning_rate)
+        self.optimizer.zero_grad()
+        self.generator_optimizer.zero_grad()
+
     def descend(self, clip_norm: float) -> None:
-        """Move weights and generator along their gradients, but for those that overflowed.
+        """Move weights, generator and average along the gradients, unless these overflowed.
 
         clip_norm: of the weights' gradient, 0 for none.
         """
@@ -81,6 +98,8 @@ class TrainingState:
         self.scaler.update()
         self.skipped_steps += self.scaler.get_scale() < scale
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.net)
 
     def keep_weights(self) -> None:
         """Take the weights of now as those that the next update compares with."""
@@ -91,6 +110,7 @@ class TrainingState:
         """Everything, by name."""
         return {
             "step": self.step,
+            "compute": self.compute,
             "elapsed_s": self.total_s,
             "net": self.net.state_dict(),
             "generator": self.generator.state_dict(),
@@ -125,6 +145,7 @@ class TrainingState:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.sampler.load_state(state["sampler"])
         self.rng.set_state(state["rng"])
+        self.compute = int(state.get("compute", 0))
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.drawn = [(int(flops), float(loss)) for flops, loss in state.get("drawn", ())]
         self.evaluation_due = bool(state.get("evaluation_due", False))
@@ -147,6 +168,12 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
     state = TrainingState(
         net=net,
         generator=generator,
+        resource_loss=ResourceLoss(
+            RelaxedFlops(space.flops_rule),
+            recipe.generator.resource_weight,
+            recipe.generator.resource_batch,
+            recipe.generator.entropy_weight,
+        ),
         sampler=build_sampler(recipe.sampler, space, recipe.sampler_options),
         optimizer=build_optimizer(net, recipe.optimizer),
         generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
@@ -155,7 +182,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
             torch.device(recipe.device).type, enabled=recipe.precision == "fp16"
         ),
         trained_on=(
-            f"{len(splits.train):,} + {len(splits.steer):,} images of {len(splits.labels)} "
+            f"{len(splits.train):,} + {len(splits.held_out):,} images of {len(splits.labels)} "
             f"classes ({splits.labels[0]} to {splits.labels[-1]})"
         ),
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,

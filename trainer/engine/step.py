@@ -1,26 +1,29 @@
-"""One training step: the losses of Algorithm 1 and their gradients. No files, no logging."""
+"""One training step: Algorithm 1 of the paper for one batch. No files, no logging."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.generator.decode import decode
-from models.generator.network import ArchitectureGenerator
 from models.generator.report import policy_of
-from models.generator.resource_loss import ResourceLoss, fit_to_budgets
-from models.nets.elastic import AbstractNet
-from models.nets.view import Share
+from models.generator.resource_loss import fit_to_budgets
+from models.nets.resolution import at_resolution
 from models.space.arch import Arch
-from models.space.relaxed import Relaxed, RelaxedFlops
+from models.space.relaxed import Relaxed
+from trainer.data.batches import Batch
 from trainer.engine.compiled import RunNet
-from trainer.engine.ranks import ALONE, Ranks
-from trainer.evaluate import at_resolution
-from trainer.recipes.recipe import GeneratorOptions, Recipe
+from trainer.engine.horizon import step_compute
+from trainer.engine.optim import Schedule
+from trainer.engine.state import TrainingState
+from trainer.engine.task import MicroBatch, Task, micro_batches
+from trainer.ranks import ALONE, Ranks
+from trainer.recipes.recipe import Recipe
 from trainer.samplers.base import Draw
 
 
@@ -28,7 +31,8 @@ from trainer.samplers.base import Draw
 class StepResult:
     """What a step did: mean task loss, L_RC, and the subnet of the last draw.
 
-    drawn: FLOPs and task loss of every subnet that the step trained.
+    drawn: FLOPs and task loss of every subnet that the step trained. compute: multiply-adds that
+    this took (``trainer.engine.horizon``).
     """
 
     loss: float
@@ -36,59 +40,145 @@ class StepResult:
     flops: int
     budget_flops: float | None
     drawn: tuple[tuple[int, float], ...]
+    compute: int
 
 
-def resource_loss_of(options: GeneratorOptions, relaxed_flops: RelaxedFlops) -> ResourceLoss:
-    """L_RC and the entropy term as a recipe wants them."""
-    return ResourceLoss(
-        relaxed_flops, options.resource_weight, options.resource_batch, options.entropy_weight
-    )
+def train_step(
+    state: TrainingState, batch: Batch, schedule: Schedule, recipe: Recipe, ranks: Ranks = ALONE
+) -> StepResult:
+    """Algorithm 1 on (x, y): b ~ B, a = AG(b), losses, gradients, descent, and the average.
 
-
-def pretrain_generator(
-    generator: ArchitectureGenerator,
-    relaxed_flops: RelaxedFlops,
-    options: GeneratorOptions,
-    rng: torch.Generator,
-) -> None:
-    """Teach the generator to keep budgets before the supernet trains: it needs no image.
-
-    Differs from the paper, where both start together and early draws miss their budgets.
+    batch: this rank's images, on any device. Raises ValueError, before any weight moves, when the
+    loss is not a finite number.
     """
-    fit_to_budgets(
-        generator,
-        resource_loss_of(options, relaxed_flops),
-        steps=options.pretrain_steps,
-        learning_rate=options.pretrain_learning_rate,
-        temperatures=(options.first_temperature, options.last_temperature),
-        rng=rng,
+    state.begin(schedule)
+    result = add_gradients(state, batch, schedule, recipe, ranks)
+    check_finite("loss", (result.loss,), state.step, recipe)
+    state.descend(recipe.optimizer.clip_norm)
+    state.compute += result.compute
+    return result
+
+
+def add_gradients(
+    state: TrainingState, batch: Batch, schedule: Schedule, recipe: Recipe, ranks: Ranks = ALONE
+) -> StepResult:
+    """The gradients of a step: of the supernet's weights and of the generator.
+
+    One generator call serves both its uses: the archs of the drawn budgets, and the resource loss
+    over a batch of budgets across the range. Losses and gradients are those of the batch of all
+    ranks. Gradients are scaled by ``state.scaler``.
+    """
+    space = state.generator.space
+    draws = state.sampler.draw(state.rng, schedule.progress)  # b ~ B
+    budgets = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
+    policies, generator_loss, resource_loss = state.resource_loss(
+        state.generator, budgets, temperature=schedule.temperature, rng=state.rng
+    )
+    is_relaxed = schedule.masked and bool(budgets)
+    state.scaler.scale(generator_loss).backward(retain_graph=is_relaxed)
+
+    subnets = choose_subnets(state, draws, policies, schedule, recipe)  # a = AG(b)
+    images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
+    parts = micro_batches(images, labels, recipe.accumulate, ranks)
+    task = Task(recipe.optimizer.label_smoothing)
+    losses: list[tuple[int, float]] = []
+    for number, (draw, subnet) in enumerate(zip(draws, subnets, strict=True)):
+        more = any(isinstance(later, Relaxed) for later in subnets[number + 1 :])
+        loss = add_subnet_gradients(
+            state, draw, subnet, task, parts, recipe, ranks, keep_graph=more
+        )
+        losses.append((space.flops(arch_of(subnet)), loss))
+    ranks.average_gradients([*state.net.parameters(), *state.generator.parameters()])
+    losses = ranks.mean_losses(losses)
+    return StepResult(
+        loss=sum(loss for _, loss in losses) / len(losses),
+        resource_loss=float(resource_loss.detach()),
+        flops=losses[-1][0],
+        budget_flops=budgets[-1] if budgets else None,
+        drawn=tuple(losses),
+        compute=step_compute(space, subnets, len(images) * ranks.world_size),
     )
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Images that run at once, and their weight in the loss: their share of those here."""
+def choose_subnets(
+    state: TrainingState,
+    draws: Sequence[Draw],
+    policies: dict[str, Tensor],
+    schedule: Schedule,
+    recipe: Recipe,
+) -> list[Arch | Relaxed]:
+    """What the generator answers to each draw: masks with gradients to it, or an arch.
 
-    images: Tensor
-    labels: Tensor
-    share: Share
-    weight: float
+    policies: one row for each draw with a budget, in their order. An arch is what the generator
+    samples, or with probability ``served_share`` what it would serve.
+    """
+    subnets: list[Arch | Relaxed] = []
+    row = 0
+    for draw in draws:
+        if draw.arch is not None:
+            subnets.append(draw.arch)
+            continue
+        assert draw.budget_flops is not None
+        relaxed = state.generator.relaxed(policies, row)
+        row += 1
+        if schedule.masked:
+            subnets.append(relaxed)
+        elif float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
+            log_p = policy_of(state.generator).log_probabilities(draw.budget_flops)
+            subnets.append(decode(state.generator.space, log_p, draw.budget_flops))
+        else:
+            subnets.append(relaxed.arch())
+    return subnets
 
 
-def micro_batches(
-    images: Tensor, labels: Tensor, count: int, ranks: Ranks = ALONE
-) -> list[MicroBatch]:
-    """This rank's images of a batch in ``count`` parts, as even as may be."""
-    found: list[MicroBatch] = []
-    start, size = 0, len(images)
-    for part, its_labels in zip(
-        images.tensor_split(count), labels.tensor_split(count), strict=True
-    ):
-        if len(part):
-            share = ranks.share(start, start + len(part), size)
-            found.append(MicroBatch(part, its_labels, share, len(part) / size))
-            start += len(part)
-    return found
+def add_subnet_gradients(
+    state: TrainingState,
+    draw: Draw,
+    subnet: Arch | Relaxed,
+    task: Task,
+    parts: Sequence[MicroBatch],
+    recipe: Recipe,
+    ranks: Ranks,
+    *,
+    keep_graph: bool,
+) -> float:
+    """Forward and backward pass of one subnet over all parts of a batch; its loss, in nats.
+
+    keep_graph: of the generator, which later subnets need.
+    """
+    is_relaxed = isinstance(subnet, Relaxed)
+    run = runner_of(state, subnet)
+    resolution = state.net.space.resolution(arch_of(subnet))
+    total_loss = 0.0
+    for part in parts:
+        more = part.number + 1 < len(parts)
+        # all parts draw the same numbers, of which each takes its own
+        with same_noise(part.images.device, again=more), autocast(recipe, part.images.device):
+            logits = run(
+                at_resolution(part.images, resolution),
+                subnet,
+                ranks.normalizer,
+                drop_path=recipe.drop_path,
+                share=part.share,
+                recompute=recipe.activation_checkpointing,
+            )
+        loss = task.loss(draw, part, logits) * part.weight
+        state.scaler.scale(loss).backward(retain_graph=is_relaxed and (more or keep_graph))
+        total_loss += float(loss.detach())
+        del logits, loss  # or a graph that was retained would stay while the next is built
+    return total_loss
+
+
+def runner_of(state: TrainingState, subnet: Arch | Relaxed) -> RunNet:
+    """What runs a subnet: the supernet, or its compiled form for masks."""
+    if isinstance(subnet, Relaxed) and state.compiled is not None:
+        return state.compiled
+    return state.net
+
+
+def arch_of(subnet: Arch | Relaxed) -> Arch:
+    """The arch itself."""
+    return subnet.arch() if isinstance(subnet, Relaxed) else subnet
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -97,96 +187,33 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, half, enabled=recipe.precision != "fp32")
 
 
-def train_step(
-    net: AbstractNet,
-    generator: ArchitectureGenerator,
-    relaxed_flops: RelaxedFlops,
-    draws: list[Draw],
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    *,
-    masked: bool,
-    temperature: float,
-    rng: torch.Generator,
-    scaler: torch.amp.GradScaler,
-    ranks: Ranks = ALONE,
-    masked_net: RunNet | None = None,
-) -> StepResult:
-    """Accumulate the gradients of the supernet's weights and of the generator.
-
-    One generator call serves both its uses: the archs of the drawn budgets, and the resource loss
-    over a batch of budgets across the range. images, labels: this rank's; losses and gradients are
-    those of the whole batch. Gradients come scaled by ``scaler``. masked_net: runs masks in place
-    of ``net``, on its parameters (``trainer.engine.compiled``).
-    """
-    space = generator.space
-    drawn = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
-    policies, generator_loss, resource_loss = resource_loss_of(recipe.generator, relaxed_flops)(
-        generator, drawn, temperature=temperature, rng=rng
-    )
-    scaler.scale(generator_loss).backward(retain_graph=masked and bool(drawn))
-
-    # task loss of every drawn subnet
-    parts = micro_batches(images, labels, recipe.accumulate, ranks)
-    drawn_losses: list[tuple[int, float]] = []
-    teachers: list[Tensor] = []
-    row, arch = 0, space.largest
-    for draw in draws:
-        subnet: Arch | Relaxed
-        if draw.arch is not None:
-            subnet = arch = draw.arch
-        else:
-            assert draw.budget_flops is not None
-            relaxed = generator.relaxed(policies, row)
-            arch = relaxed.arch()
-            if not masked and float(torch.rand((), generator=rng)) < recipe.generator.served_share:
-                policy = policy_of(generator)
-                log_p = policy.log_probabilities(draw.budget_flops)
-                arch = decode(space, log_p, draw.budget_flops)
-            subnet = relaxed if masked else arch
-            row += 1
-        run = net if masked_net is None or isinstance(subnet, Arch) else masked_net
-        total_loss = 0.0
-        for place, part in enumerate(parts):
-            more = place + 1 < len(parts)
-            # all parts draw the same numbers, of which each takes its own
-            with same_noise(images.device, again=more), autocast(recipe, images.device):
-                resized = at_resolution(part.images, space.resolution(arch))
-                logits = run(
-                    resized,
-                    subnet,
-                    ranks.normalizer,
-                    drop_path=recipe.drop_path,
-                    share=part.share,
-                    recompute=recipe.activation_checkpointing,
-                )
-            if draw.distil:
-                assert len(teachers) == len(parts), "the first draw of a step is the teacher"
-                loss = F.cross_entropy(logits.float(), teachers[place])
-            else:
-                loss = F.cross_entropy(
-                    logits.float(), part.labels, label_smoothing=recipe.optimizer.label_smoothing
-                )
-                if place == len(teachers):
-                    teachers.append(logits.detach().float().softmax(1))
-            loss = loss * part.weight
-            scaler.scale(loss).backward(retain_graph=masked and (more or row < len(drawn)))
-            total_loss += float(loss.detach())
-            del logits, loss  # or a graph that was retained would stay while the next is built
-        drawn_losses.append((space.flops(arch), total_loss))
-    ranks.average_gradients([*net.parameters(), *generator.parameters()])
-    drawn_losses = ranks.mean_losses(drawn_losses)
-    return StepResult(
-        loss=sum(loss for _, loss in drawn_losses) / len(drawn_losses),
-        resource_loss=float(resource_loss.detach()),
-        flops=space.flops(arch),
-        budget_flops=drawn[-1] if drawn else None,
-        drawn=tuple(drawn_losses),
-    )
-
-
 def same_noise(device: torch.device, *, again: bool) -> AbstractContextManager[None]:
     """With ``again``, what draws from torch's own generators draws the same once more after it."""
     devices = [device] if device.type == "cuda" else []
     return torch.random.fork_rng(devices, enabled=again)
+
+
+def check_finite(what: str, values: Iterable[float | None], step: int, recipe: Recipe) -> None:
+    """Raises ValueError, before a checkpoint is made of it."""
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ValueError(
+            f"the {what} is not a finite number at step {step}; resume the checkpoint with a lower "
+            f"optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}), or with "
+            "optimizer.clip_norm=1"
+        )
+
+
+def pretrain_generator(state: TrainingState, recipe: Recipe) -> None:
+    """Teach the generator to keep budgets before the supernet trains: it needs no image.
+
+    Differs from the paper, where both start together and early draws miss their budgets.
+    """
+    options = recipe.generator
+    fit_to_budgets(
+        state.generator,
+        state.resource_loss,
+        steps=options.pretrain_steps,
+        learning_rate=options.pretrain_learning_rate,
+        temperatures=(options.first_temperature, options.last_temperature),
+        rng=state.rng,
+    )

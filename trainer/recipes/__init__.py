@@ -6,21 +6,13 @@ is a function in a file of its family in this folder, and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from trainer.recipes.cifar10_cnn import cifar10_cnn
-from trainer.recipes.cnn import attentivenas, bignas
-from trainer.recipes.digits import digits
-from trainer.recipes.recipe import Recipe
-from trainer.recipes.vit import vit_base, vit_small, vit_tiny
-
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "digits": digits,
-    "cifar10-cnn": cifar10_cnn,
-    "vit-tiny": vit_tiny,
-    "vit-small": vit_small,
-    "vit-base": vit_base,
-    "bignas": bignas,
-    "attentivenas": attentivenas,
+RECIPES: dict[str, str] = {
+    "digits": "trainer.recipes.digits:digits",
+    "cifar10-cnn": "trainer.recipes.cifar10_cnn:cifar10_cnn",
+    "vit-tiny": "trainer.recipes.vit:vit_tiny",
+    "vit-small": "trainer.recipes.vit:vit_small",
+    "vit-base": "trainer.recipes.vit:vit_base",
+    "bignas": "trainer.recipes.cnn:bignas",
+    "attentivenas": "trainer.recipes.cnn:attentivenas",
 }
-"""Name -> function."""
+"""Name -> ``module:function``; the function takes nothing and gives the recipe."""

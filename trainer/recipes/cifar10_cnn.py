@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import GeneratorOptions, Optimizer, SamplerOptions
 
 
 def cifar10_cnn() -> Recipe:

@@ -21,9 +21,8 @@ it has them on the largest subnet of a sandwich alone, and here most steps train
 
 from __future__ import annotations
 
-from trainer.data.augment import Augment
-from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
 
 
 def bignas() -> Recipe:
@@ -68,7 +67,7 @@ def _cnn(name: str, *, resolution: int, groups: int) -> Recipe:
         augment=Augment(padding=0, crop_area=0.08, policy="autoaugment-imagenet"),
         warm_up_share=50 / 500,
         shift_every=100,
-        steer_images=50_000,
+        held_out_images=50_000,
         evaluate_every=25,
         calibration_batches=4,  # 4,096 images, which stay in memory: 5 GB at 320 pixels
         device="cuda",

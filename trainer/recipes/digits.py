@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.data.augment import Augment
-from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
 
 
 def digits() -> Recipe:

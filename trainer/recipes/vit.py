@@ -19,9 +19,8 @@ GFLOPs instead of 1.28. ``--set space=vit-tiny`` trains without.
 
 from __future__ import annotations
 
-from trainer.data.augment import Augment
-from trainer.recipes.recipe import GeneratorOptions, Optimizer, Recipe
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
 
 
 def vit_tiny() -> Recipe:
@@ -84,7 +83,7 @@ def _vit(name: str, *, groups: int) -> Recipe:
         drop_path=0.1,
         warm_up_share=50 / 500,
         shift_every=100,
-        steer_images=50_000,
+        held_out_images=50_000,
         evaluate_every=25,
         calibration_batches=1,  # there is no BatchNorm
         device="cuda",

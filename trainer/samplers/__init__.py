@@ -6,12 +6,14 @@ import difflib
 import importlib
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import AbstractSampler, SamplerOptions
+from trainer.recipes.settings import SamplerOptions
+from trainer.samplers.base import AbstractSampler
 
 SAMPLERS: dict[str, str] = {
     "shift": "trainer.samplers.shift:Shift",
     "shift-direct": "trainer.samplers.shift_direct:ShiftDirect",
     "uniform-budget": "trainer.samplers.uniform_budget:UniformBudget",
+    "static-tilt": "trainer.samplers.static_tilt:StaticTilt",
     "uniform-arch": "trainer.samplers.uniform_arch:UniformArch",
     "sandwich": "trainer.samplers.sandwich:Sandwich",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,44 +11,11 @@ import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from trainer.recipes.allowed import SHARE, at_least, check_numbers
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
 """Tensors and an optimizer's own state, as torch saves them."""
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """Settings that samplers share; each uses what concerns it.
-
-    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: the
-    most that a logit of the distribution B moves at an update (the paper: 1e-3, for 5,600 updates;
-    fewer updates need more).
-    floor: share of the uniform distribution that is always mixed in, so that no group dies.
-    as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
-    jitter: draw the budget anywhere in the group, not only at its upper end.
-    groups_per_update: how many groups ``shift-direct`` measures at an update.
-    """
-
-    groups: int = 8
-    learning_rate: float = 1e-2
-    floor: float = 0.2
-    as_printed: bool = False
-    jitter: bool = True
-    groups_per_update: int = 4
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "sampler_options.",
-            self,
-            {
-                "groups": at_least(2),
-                "learning_rate": at_least(0),
-                "floor": SHARE,
-                "groups_per_update": at_least(2, "drops are compared"),
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -69,15 +37,41 @@ def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
     return tuple(round(low + (high - low) * (k + 1) / groups) for k in range(groups))
 
 
+def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -> tuple[Arch, ...]:
+    """The subnets of ``SamplerOptions.archs``. Raises ValueError unless their FLOPs rise."""
+    found = tuple(space.arch_from_json(document) for document in documents)
+    flops = [space.flops(arch) for arch in found]
+    if flops != sorted(set(flops)):
+        raise ValueError(f"sampler_options.archs have {flops} FLOPs; list them by rising FLOPs")
+    return found
+
+
 class AbstractSampler(ABC):
     """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2)."""
 
-    space: SearchSpace
-    groups: tuple[int, ...]
+    def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
+        self.space = space
+        self.options = options
+        self.archs = group_archs(space, options.archs)
+        self.groups: tuple[int, ...] = (
+            tuple(space.flops(arch) for arch in self.archs)
+            if self.archs
+            else group_budgets(space, options.groups)
+        )
 
     @abstractmethod
-    def draw(self, rng: torch.Generator) -> list[Draw]:
-        """The subnets of one step, in the order in which they run."""
+    def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
+        """The subnets of one step, in the order in which they run.
+
+        progress: the share of the run that is done, 0 to 1.
+        """
+
+    def draw_in(self, group: int, rng: torch.Generator) -> Draw:
+        """A subnet of a group: its own arch, or a budget for the generator."""
+        if self.archs:
+            return Draw(arch=self.archs[group], group=group)
+        budget = draw_budget(self.space, self.groups, group, self.options.jitter, rng)
+        return Draw(budget_flops=budget, group=group)
 
     @property
     @abstractmethod

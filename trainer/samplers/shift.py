@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 from trainer.samplers.shifting import AbstractShiftingSampler
 

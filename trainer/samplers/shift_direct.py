@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.space.search_space import SearchSpace
-from trainer.samplers.base import SamplerOptions
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 from trainer.samplers.shifting import AbstractShiftingSampler
 
@@ -54,7 +54,7 @@ class ShiftDirect(AbstractShiftingSampler):
             partial(torch.optim.SGD, lr=options.learning_rate, weight_decay=1 / REACH),
         )
         moments = ("drop", "distance", "square", "weight", "squared_weight", "times")
-        self.memory.update({name: torch.zeros(options.groups) for name in moments})
+        self.memory.update({name: torch.zeros(len(self.groups)) for name in moments})
 
     def measure(
         self, probe: Probe, rng: torch.Generator

@@ -1,0 +1,60 @@
+"""Plan: how often what happens in a run, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.spaces import get_space
+from trainer.data.run_data import read_splits
+from trainer.engine.horizon import horizon_of
+from trainer.recipes.recipe import Recipe
+from trainer.samplers import build_sampler
+
+KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
+"""Training images and classes of data sets that need not be there; others are read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often what happens in a run. ``updates``: of the distribution B, after the warm-up."""
+
+    train_images: int
+    held_out_images: int
+    classes: int
+    epoch_steps: int
+    total_steps: int
+    masked_steps: int
+    warm_up_steps: int
+    updates: int
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """Count the steps of a run. Raises ValueError for data that cannot be read or split so."""
+    if recipe.data in KNOWN_DATA:
+        images, classes = KNOWN_DATA[recipe.data]
+        held_out = recipe.held_out_images or round(recipe.held_out_share * images)
+        if held_out > images - classes:
+            raise ValueError(
+                f"held_out_images is {held_out}, of {images} training images: give fewer, or 0 and "
+                "a held_out_share"
+            )
+        images -= held_out
+    else:
+        splits = read_splits(recipe)
+        images, held_out, classes = len(splits.train), len(splits.held_out), len(splits.labels)
+    epoch_steps = images // min(recipe.batch_size, images)
+    space = get_space(recipe.space, classes)
+    sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
+    total = horizon_of(recipe, sampler, epoch_steps).steps
+    warm_up = round(recipe.warm_up_share * total)
+    every = recipe.shift_every
+    return Plan(
+        train_images=images,
+        held_out_images=held_out,
+        classes=classes,
+        epoch_steps=epoch_steps,
+        total_steps=total,
+        masked_steps=-(-total // recipe.generator.masked_every),
+        warm_up_steps=warm_up,
+        updates=total // every - max(warm_up - 1, 0) // every,
+    )

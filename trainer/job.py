@@ -1,0 +1,180 @@
+"""The command line of ``trainer.run``: which recipe, in which folder, from where on."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.spaces import get_space
+from trainer.data.batch_workers import local_processes
+from trainer.engine.checkpoint import has_checkpoint
+from trainer.recipes import RECIPES
+from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
+from trainer.recipes.recipe import Recipe
+
+RECIPE_NAME = "recipe.json"
+DEFAULT_RECIPE = "digits"
+
+FIXED = (
+    "space",
+    "resolution",
+    "batch_size",
+    "held_out_share",
+    "held_out_images",
+    "seed",
+    "mean",
+    "std",
+    "sampler",
+    "sampler_options.groups",
+    "optimizer.name",
+)
+"""Settings that a checkpoint is made of: what is resumed keeps them. All others may change."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: its recipe, its folder, and whether a checkpoint there is its start."""
+
+    recipe: Recipe
+    folder: Path
+    resume: bool
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Its options; see ``--help``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.run",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME or FILE",
+        help=f"one of: {', '.join(RECIPES)} (default: {DEFAULT_RECIPE}); or a run's recipe.json",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's setting"
+    )
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="list the recipe's settings: value, default, what each takes and means",
+    )
+    parser.add_argument(
+        "--data",
+        help="parquet or tar file or folder, image folder, or a data set's name (digits)",
+    )
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take two steps on random images, and report what a run needs",
+    )
+    parser.add_argument(
+        "--dry-run-batch",
+        type=int,
+        metavar="N",
+        help="batch size of the dry run (default: what fits)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    return parser
+
+
+def asked_recipe(options: argparse.Namespace) -> Recipe:
+    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
+    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+
+
+def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
+    """The run that the options ask of so many processes.
+
+    Raises ValueError for a user's mistake; writes nothing.
+    """
+    if options.resume is not None:
+        for option, value in (("--recipe", options.recipe), ("--out", options.out)):
+            if value is not None:
+                raise ValueError(
+                    f"--resume {options.resume} keeps the run's recipe and folder: leave out "
+                    f"{option} {value} (--set changes settings), or leave out --resume"
+                )
+        folder, resume = options.resume, has_checkpoint(options.resume)
+        before = _recipe_of(folder)
+        recipe = with_settings(before, options.set)
+        changed = [name for name in FIXED if value_of(recipe, name) != value_of(before, name)]
+        if resume and changed:
+            raise ValueError(
+                f"a resumed run keeps its {', '.join(changed)}; leave that out, or start a new run "
+                "with --out"
+            )
+    else:
+        recipe = asked_recipe(options)
+        folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
+        if (folder / RECIPE_NAME).exists():
+            raise ValueError(
+                f"{folder} holds a run; resume it with --resume {folder}, or name another"
+            )
+    if options.data is not None:
+        recipe = recipe.replace(data=options.data)
+    get_space(recipe.space)
+    check_world_size(recipe, world_size)
+    if options.dry_run and world_size > 1:
+        raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
+    if not options.dry_run:  # which runs on the CPU too
+        check_device(recipe.device, local_processes())
+    return Job(recipe, folder, resume)
+
+
+def check_world_size(recipe: Recipe, world_size: int) -> None:
+    """Raises ValueError unless so many processes do to each image what one process would.
+
+    Mixed images find their partners in the same process only if it has an even number of them.
+    """
+    least = 2 if recipe.augment.mixes else 1
+    allowed = [n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % (n * least) == 0]
+    if world_size > 1 and world_size not in allowed:
+        mixed = " of mixed images, which takes even shares" if least == 2 else ""
+        raise ValueError(
+            f"{world_size} processes cannot share a batch_size of {recipe.batch_size}{mixed}; "
+            f"start torchrun with {', '.join(map(str, [1, *allowed]))} processes, or set another"
+        )
+
+
+def check_device(device: str, processes: int) -> None:
+    """Raises ValueError unless this machine has a device for each of its processes of the run."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"no device {device!r}; there are: cpu, cuda, cuda:1, ...") from None
+    if asked.type != "cuda":
+        return
+    if asked.index is not None and processes > 1:
+        raise ValueError(
+            f"device is {device}; of several processes each takes its own GPU: set device=cuda"
+        )
+    gpus, needed = torch.cuda.device_count(), processes if asked.index is None else asked.index + 1
+    if gpus < needed:
+        raise ValueError(
+            f"device is {device}; the run needs GPUs on this machine: {needed}, it has {gpus}; set "
+            "device=cpu, or start fewer processes (torchrun --nproc-per-node gpu)"
+        )
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """``parent/name``, or with the first free number behind it."""
+    folder, number = parent / name, 2
+    while folder.exists():
+        folder, number = parent / f"{name}-{number}", number + 1
+    return folder
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run (no recipe.json); start one with --out {folder}")
+    return read_recipe(path)

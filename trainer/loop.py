@@ -1,0 +1,130 @@
+"""The loop: Algorithm 1 of the paper, with Algorithm 2 inside."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from models.generator.network import one_numpy_thread
+from trainer.data.run_data import RunData, run_data
+from trainer.data.splits import Splits
+from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
+from trainer.engine.horizon import horizon_of
+from trainer.engine.interrupt import Interrupt, Stopped
+from trainer.engine.optim import schedule_at
+from trainer.engine.probe import probe_of
+from trainer.engine.seeds import seed_step
+from trainer.engine.state import TrainingState, fresh_state
+from trainer.engine.step import check_finite, pretrain_generator, train_step
+from trainer.evaluate import Abandoned, evaluate
+from trainer.ranks import ALONE, Ranks
+from trainer.recipes.recipe import Recipe
+from trainer.report.monitor import Monitor, Silence
+
+
+def train(
+    recipe: Recipe,
+    splits: Splits,
+    folder: Path,
+    interrupt: Interrupt,
+    *,
+    resume: bool,
+    ranks: Ranks = ALONE,
+) -> None:
+    """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
+
+    All ranks run it, each on its own images; the first evaluates and writes.
+
+    Raises Stopped after a signal, ValueError when the loss is not a number, Ended when another rank
+    is gone.
+    """
+    with ranks.together():
+        state = fresh_state(recipe, splits)
+        sampler = state.sampler
+        data = run_data(recipe, splits, ranks)
+        steps_per_epoch = len(data.train)
+        horizon = horizon_of(recipe, sampler, steps_per_epoch)
+        warm_up_steps = round(recipe.warm_up_share * horizon.steps)
+        if resume:
+            state.load(load_checkpoint(folder))
+        if state.step == 0:
+            pretrain_generator(state, recipe)
+        stream = data.train.stream(*divmod(state.step, steps_per_epoch))
+        monitor: Monitor | Silence = Silence()
+        if ranks.is_first:
+            monitor = Monitor(folder, recipe, splits, state, horizon)
+    ranks.begin_alike(
+        [*state.net.parameters(), *state.generator.parameters(), *state.before.values()]
+    )
+    with interrupt.deferred(), monitor, one_numpy_thread():
+        saved_at = time.monotonic()
+        if state.evaluation_due and ranks.is_first:
+            evaluate_now(state, data, recipe, monitor, interrupt)
+        while not horizon.is_over(state.step, state.compute):
+            # ---- Algorithm 1 -------------------------------------------------------------------
+            seed_step(recipe.seed, state.step)
+            position = horizon.position(state.step, state.compute)
+            schedule = schedule_at(state.step, horizon.steps, recipe, position)
+            with ranks.together():
+                batch = next(stream)  # (x, y)
+            result = train_step(state, batch, schedule, recipe, ranks)  # b ~ B, a = AG(b), descent
+
+            # ---- Algorithm 2, every q steps ----------------------------------------------------
+            if sampler.learns and state.step % recipe.shift_every == 0:
+                drops: list[float | None] | None = None
+                if horizon.position(state.step, state.compute) >= warm_up_steps:
+                    turn = state.step // recipe.shift_every
+                    with ranks.together():
+                        held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
+                    probe = probe_of(state, held_out, schedule, recipe, ranks)
+                    drops = sampler.update(probe, state.rng)
+                    state.compute += probe.compute * ranks.world_size
+                    check_finite("loss on held-out images", drops, state.step, recipe)
+                state.keep_weights()
+                monitor.groups(drops)
+
+            # ---- what one sees, and what is kept -----------------------------------------------
+            is_over = horizon.is_over(state.step, state.compute)
+            if recipe.skip_broken:
+                monitor.broken(ranks.union(data.broken))
+            monitor.step(result, schedule)
+            epoch, index = divmod(state.step, steps_per_epoch)
+            every = recipe.evaluate_every
+            is_evaluated = every > 0 and index == 0 and epoch % every == 0
+            if is_evaluated and not is_over and ranks.is_first:
+                evaluate_now(state, data, recipe, monitor, interrupt)
+            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
+            stop = int(ranks.most(interrupt.signal or 0))
+            if ranks.is_first and (is_due or stop or is_over):
+                save_checkpoint(folder, state.to_checkpoint())
+                saved_at = time.monotonic()
+            if stop:
+                ranks.wait()  # a rank that ends makes torchrun end the others
+                raise Stopped(stop)
+
+
+def evaluate_now(
+    state: TrainingState,
+    data: RunData,
+    recipe: Recipe,
+    monitor: Monitor | Silence,
+    interrupt: Interrupt,
+) -> None:
+    """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
+    started = time.monotonic()
+    try:
+        evaluation = evaluate(
+            state.served_net,
+            state.generator,
+            state.sampler.groups,
+            budgets=recipe.evaluation_budgets,
+            calibration=data.calibration,
+            data=data.decisions,
+            device=recipe.device,
+            stop=lambda: interrupt.signal is not None,
+        )
+    except Abandoned:
+        state.evaluation_due = True
+        return
+    state.evaluation_due = False
+    monitor.evaluation(evaluation, time.monotonic() - started)
