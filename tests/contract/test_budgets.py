@@ -140,7 +140,8 @@ def test_a_budget_that_is_repeated_binds_by_its_smallest_or_is_refused(client, p
     ],
 )
 def test_a_misspelt_budget_is_refused_and_the_right_name_said(client, png, header):
-    body = assert_problem(ask(client, png, **{header: "300000"}), 400, header)
+    answer = client.post("/classify", content=png, headers={**PNG, header: "300000"})
+    body = assert_problem(answer, 400, header)
     right = "Latency-Budget" if "latency" in header.lower() else "FLOPs-Budget"
     assert right in body["detail"]
 
