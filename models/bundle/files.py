@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from models.bundle.manifest import Fields
@@ -54,12 +53,10 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(
-    path: Path, files: Mapping[str, object], space: SearchSpace, left_out: Collection[str] = ()
-) -> None:
+def check_files(path: Path, files: Mapping[str, object], space: SearchSpace) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
     needed = (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []))
-    for name in (one for one in needed if one not in left_out):
+    for name in needed:
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():
@@ -88,45 +85,6 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
         if not np.isfinite(array).all():
             raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")
     return arrays
-
-
-class StoredArrays(Mapping[str, Any]):
-    """The arrays of a safetensors file. One is read when it is indexed by slices, and they alone.
-
-    Use it as a context: the file is open meanwhile.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = safe_open(file, framework="numpy")
-
-    def __enter__(self) -> StoredArrays:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.__exit__(*error)
-
-    def __getitem__(self, name: str) -> Any:
-        return _StoredArray(self._file.get_slice(name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file.keys()  # noqa: SIM118 - it is not a mapping
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
-
-    def __len__(self) -> int:
-        return len(self._file.keys())
-
-
-class _StoredArray:
-    """One array of a file, read as far as it is indexed."""
-
-    def __init__(self, stored: Any) -> None:
-        self._stored = stored
-
-    def __getitem__(self, axes: slice | tuple[slice, ...]) -> np.ndarray:
-        return _widened(self._stored[axes])
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from shiftnas_serve.subnets import read_onnx
 
 import models.bundle.folder
 from models.bundle.disk import advice
@@ -276,7 +275,6 @@ def test_statistics_for_all_archs_are_the_first_of_the_widest(tmp_path):
         np.testing.assert_array_equal(mean, wanted[name][0][: len(mean)])
         np.testing.assert_array_equal(variance, wanted[name][1][: len(mean)])
     onnx.checker.check_model(bundle.build_onnx(arch))
-    assert read_onnx(tmp_path / "bundle", load_bundle(tmp_path / "bundle", weights=False), arch)
 
 
 def test_half_precision_at_rest_is_exact_in_use(tmp_path):
@@ -288,9 +286,6 @@ def test_half_precision_at_rest_is_exact_in_use(tmp_path):
         np.testing.assert_array_equal(whole.weights[name], array)
     sizes = [(tmp_path / b / "supernet.safetensors").stat().st_size for b in ("half", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
-    arch = half.space.largest
-    without = load_bundle(tmp_path / "half", weights=False)
-    assert read_onnx(tmp_path / "half", without, arch) == half.build_onnx(arch).SerializeToString()
 
 
 def test_a_bundle_begins_at_its_smallest_answer(tmp_path):

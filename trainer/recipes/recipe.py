@@ -25,7 +25,9 @@ class Recipe(Settings):
     """Everything that decides a run's numbers; a run keeps it in its folder as recipe.json."""
 
     name: str
-    """Of the recipe, and of the model that it trains."""
+    """Of the recipe."""
+    bundle_name: str = ""
+    """Of the model that it trains; empty is the name of the data's file or folder."""
     space: str
     """The search space."""
     data: str
@@ -61,8 +63,9 @@ class Recipe(Settings):
     """Their standard deviations."""
     warm_up_share: Share = 0.1
     """Part of the steps in which the distribution B stays uniform."""
-    shift_every: Count = 100
-    """Steps between updates of B: q of Algorithm 2."""
+    shift_every: CountOrZero = 0
+    """Steps between updates of B: q of Algorithm 2. 0 fits it to the run: 100, or fewer where the
+    steps after the warm-up are too few for 50 updates."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training images that trains no weight, but moves B and makes every decision."""
     held_out_images: CountOrZero = 0
@@ -110,3 +113,13 @@ class Recipe(Settings):
                 "set one to false"
             )
         return self
+
+    def steps_between_updates(self, total_steps: int) -> int:
+        """q, in a run of so many steps."""
+        after_warm_up = total_steps - round(self.warm_up_share * total_steps)
+        return self.shift_every or min(100, max(1, after_warm_up // 50))
+
+    def updates(self, total_steps: int) -> int:
+        """How often B moves in a run of so many steps: every q, after the warm-up."""
+        every, warm_up = self.steps_between_updates(total_steps), self.warm_up_share * total_steps
+        return total_steps // every - max(round(warm_up) - 1, 0) // every
