@@ -25,7 +25,7 @@ older := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUC
   OPENBLAS_CORETYPE=Nehalem
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train bench test test-numbers test-all check format lint-format lint types contracts image lock clean
+.PHONY: help serve train bench test test-numbers test-browser test-all tests check format lint-format lint types contracts image lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -40,13 +40,20 @@ bench: $(VENV)/.full ## latency against FLOPs of the bundle
 	@exec $(bin)/python -m benchmarks.latency_vs_flops $(ARGS)
 
 test: $(VENV)/.full ## the fast tests, in minutes on two cores
-	$(pytest) -m "not slow and not gpu" $(ARGS)
+	$(pytest) -m "not slow and not gpu and not browser" $(ARGS)
 
 test-numbers: $(VENV)/.full ## the fast tests that compare computed numbers, as on an older processor
-	$(older) $(pytest) -m "numbers and not slow and not gpu" $(ARGS)
+	$(older) $(pytest) -m "numbers and not slow and not gpu and not browser" $(ARGS)
+
+test-browser: $(VENV)/.full ## the page in a real browser: Chromium, from the system's packages
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -m browser $(ARGS)
 
 test-all: $(VENV)/.full ## every test this machine can run
 	$(pytest) $(ARGS)
+
+# Without it make would say that the folder of that name is up to date.
+tests:
+	@echo "error: there is no target 'tests'; run 'make test' (fast), or 'make help' for all" >&2; exit 2
 
 check: $(VENV)/.full ## formatting, lint, types and import contracts; all four, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint-format lint types contracts

@@ -113,7 +113,7 @@ def test_docs_are_ours_and_need_no_network(client):
     assert "cdn." not in page.text
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/info", "/predict", "/shutdown"])
+@pytest.mark.parametrize("path", ["/health", "/info", "/predict", "/shutdown"])
 def test_there_is_nothing_but_what_the_documents_list(alone: Server, path):
     assert alone.get(path).status_code == 404
     assert path not in alone.get("/openapi.json").json()["paths"]
