@@ -52,8 +52,7 @@ class Evaluation:
 
 def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
     """What is served at each budget: the generator's policy, decoded within the budget."""
-    policy = policy_of(generator)
-    return decode_all(generator.space, policy.log_probabilities_of(budgets), budgets)
+    return decode_all(policy_of(generator), budgets)
 
 
 def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:
