@@ -20,6 +20,7 @@ from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.batches import Batch, Batches
 from trainer.engine.log import Record
+from trainer.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
 
@@ -113,23 +114,33 @@ def evaluate(
     data: Batches,
     device: str,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``.
 
-    Raises Abandoned as soon as ``stop`` says so, which it is asked before every batch.
+    All ranks have the same images, and share the budgets out. Raises Abandoned in all of them as
+    soon as ``stop`` says so in one, which it is asked before every batch.
     """
     space = generator.space
-    rows: list[Record] = []
     asked = even_budgets(space, budgets)
-    for budget, arch in zip(asked, answers(generator, asked), strict=True):
-        statistics = calibrated(net, arch, until(stop, calibration), device)
-        right = accuracy(net, arch, statistics, until(stop, data), device)
-        rows.append(
-            {
-                "budget_flops": budget,
-                "flops": space.flops(arch),
-                "val_accuracy": right,
-                "arch": space.arch_to_json(arch),
-            }
-        )
+    archs = answers(generator, asked)
+    right: list[float] = []
+    abandoned = False
+    try:
+        for arch in ranks.shared_out(archs):
+            statistics = calibrated(net, arch, until(stop, calibration), device)
+            right.append(accuracy(net, arch, statistics, until(stop, data), device))
+    except Abandoned:
+        abandoned = True
+    if ranks.most(abandoned):
+        raise Abandoned
+    rows: list[Record] = [
+        {
+            "budget_flops": budget,
+            "flops": space.flops(arch),
+            "val_accuracy": found,
+            "arch": space.arch_to_json(arch),
+        }
+        for budget, arch, found in zip(asked, archs, ranks.gathered(right), strict=True)
+    ]
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)

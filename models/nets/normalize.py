@@ -56,7 +56,7 @@ class FrozenStatistics(AbstractNormalizer):
     """One set of statistics for all archs, which does not move: an arch takes the first channels.
 
     A pretrained network's own, under which its weights go on learning: measured anew on a batch,
-    or on a thousand photos, they cost more than training wins back (docs/experiments.md).
+    or on a thousand photos, they cost more than training wins back (docs/experiments).
     """
 
     def __init__(self, statistics: TensorStatistics) -> None:
