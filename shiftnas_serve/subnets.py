@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle.files import STATISTICS, SUPERNET, StoredArrays
 from models.bundle.folder import Bundle
-from models.bundle.value import statistics_key
+from models.bundle.value import SHARED
 from models.space.arch import Arch
 from shiftnas_serve.planner import Planner, Subnet, describe
 from shiftnas_serve.problem import Problem
@@ -128,11 +129,12 @@ def _download(
 
 def read_onnx(folder: Path, bundle: Bundle, arch: Arch) -> bytes:
     """A subnet of ``bundle``, which has no weights, from its files at ``folder``."""
-    statistics = {}
+    statistics: dict[str, np.ndarray] = {}
     if bundle.space.norms:
         with StoredArrays(folder / STATISTICS) as stored:
-            key = statistics_key(bundle.space, arch, stored)
-            statistics[key] = stored[key][:]
+            names = set(stored)
+            needed = names if SHARED in names else {bundle.space.arch_id(arch)}
+            statistics = {name: stored[name][:] for name in needed}
     with StoredArrays(folder / SUPERNET) as weights:
         model = replace(bundle, weights=weights, statistics=statistics).build_onnx(arch)
     return model.SerializeToString()

@@ -16,7 +16,7 @@ import numpy as np
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics, first_channels
+from models.space.weights import SharedStatistics, Statistics
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
@@ -41,7 +41,7 @@ class Converted:
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
-        return first_channels(self.space, arch, self.statistics)
+        return SharedStatistics(self.statistics).of(self.space, arch, {})
 
 
 def convert(name: str, checkpoint: Path) -> Converted:

@@ -17,7 +17,7 @@ from models.nets.normalize import FrozenStatistics
 from models.onnx.graph import cut_graph
 from models.onnx.graph_template import Template
 from models.onnx.template import export_template
-from models.space.weights import fold_norms, slice_weights
+from models.space.weights import SharedStatistics, fold_norms, slice_weights
 from models.spaces import get_space
 
 
@@ -46,11 +46,7 @@ def converted(reference, tmp_path_factory):
 def loaded(converted):
     net = build_net(converted.space).eval()
     net.load_state_dict({k: torch.from_numpy(v) for k, v in converted.weights.items()})
-    statistics = {
-        name: (torch.from_numpy(mean), torch.from_numpy(variance))
-        for name, (mean, variance) in converted.statistics.items()
-    }
-    return net, FrozenStatistics(statistics)
+    return net, FrozenStatistics(SharedStatistics(converted.statistics))
 
 
 def with_resolution(space, side):
