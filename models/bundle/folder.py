@@ -100,8 +100,9 @@ def save_bundle(
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
 
-    A space with BatchNorm has ``statistics`` of each arch, or ``shared_statistics`` of all. ``half``: store weights in half precision, which
-    has to hold them exactly (``models.bundle.files.halved``).
+    A space with BatchNorm has ``statistics`` of each arch, or ``shared_statistics`` of all.
+    ``half``: store weights in half precision, which has to hold them exactly
+    (``models.bundle.files.halved``).
 
     Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
     """
