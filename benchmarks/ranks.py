@@ -24,8 +24,8 @@ from pathlib import Path
 
 import psutil
 
+from trainer.engine.log import number, read_log
 from trainer.engine.provenance import provenance
-from trainer.report.log import number, read_log
 
 
 def command(ranks: int) -> list[str]:

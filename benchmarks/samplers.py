@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -151,7 +150,7 @@ def measure(
     """Costs, then runs."""
     recipe = with_settings(get_recipe(options.recipe), options.set)
     if options.data:
-        recipe = replace(recipe, data=options.data)
+        recipe = recipe.replace(data=options.data)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     options.out.mkdir(parents=True, exist_ok=True)

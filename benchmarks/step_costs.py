@@ -39,8 +39,8 @@ class Trial:
         self.recipe, splits = recipe, read_splits(recipe)
         self.data, self.state = run_data(recipe, splits), fresh_state(recipe, splits)
         steps = min(recipe.generator.pretrain_steps, 200)
-        few = replace(recipe.generator, pretrain_steps=steps)
-        pretrain_generator(self.state, replace(recipe, generator=few))
+        few = recipe.generator.replace(pretrain_steps=steps)
+        pretrain_generator(self.state, recipe.replace(generator=few))
         self.schedule = schedule_at(0, 2, recipe)
         self.stream = self.data.train.stream(0, 0)
 

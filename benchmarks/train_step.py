@@ -277,8 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(options.threads)
     name, batch = SPACES[options.space]
-    recipe = replace(
-        get_recipe(name),
+    recipe = get_recipe(name).replace(
         space=options.space,
         batch_size=options.batch or batch,
         device=options.device,

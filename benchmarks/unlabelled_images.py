@@ -39,8 +39,9 @@ from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 from trainer.data.reading import load_splits
+from trainer.data.run_data import evaluation_batches
 from trainer.data.splits import AbstractSplit, LabelledImages, Splits
-from trainer.evaluate import accuracy, evaluation_batches
+from trainer.evaluate import accuracy
 
 _KINDS = ("resource loss", "resource loss, longer", "images")
 _CALIBRATION_IMAGES = 1024

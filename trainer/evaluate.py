@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -19,10 +18,7 @@ from models.nets.normalize import TensorStatistics
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.batches import Batch, Batches
-from trainer.data.splits import AbstractSplit
-from trainer.report.log import Record
-
-EVALUATION_BATCH = 500
+from trainer.engine.log import Record
 
 Item = TypeVar("Item")
 
@@ -64,12 +60,6 @@ def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[f
         _, log_probabilities = generator(torch.tensor(groups, dtype=torch.float64))
     each = [-(p.exp() * p).sum(1) for p in log_probabilities.values()]
     return torch.stack(each).sum(0).tolist()
-
-
-def calibration_images(batches: Batches, count: int) -> list[Tensor]:
-    """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
-    # Not on the GPU: they are many, and wait there most of the time.
-    return [batch.images.cpu() for batch in islice(batches.epoch(0, mixed=False), count)]
 
 
 def calibrated(
@@ -132,20 +122,3 @@ def evaluate(
             }
         )
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)
-
-
-def evaluation_batches(
-    data: AbstractSplit, mean: Sequence[float], std: Sequence[float], device: str
-) -> Batches:
-    """A split in its own order, without augmentation, on a device."""
-    return Batches(
-        data,
-        min(EVALUATION_BATCH, len(data)),
-        seed=0,
-        mean=mean,
-        std=std,
-        shuffle=False,
-        drop_last=False,
-        channels_last=True,
-        device=device,
-    )

@@ -21,21 +21,19 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
-from trainer.data.run_data import batches_of
+from trainer.data.run_data import batches_of, calibration_images, evaluation_batches
 from trainer.data.splits import Splits
 from trainer.engine.average import described_weights, served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.disk import write_whole
+from trainer.engine.log import JsonlLog, Record, read_log
 from trainer.engine.provenance import provenance
 from trainer.evaluate import (
     accuracy,
     answers,
     calibrated,
-    calibration_images,
-    evaluation_batches,
 )
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import JsonlLog, Record, read_log
 from trainer.report.report import write_report
 from trainer.samplers import build_sampler
 

@@ -12,11 +12,11 @@ from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
-from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import check_finite, pretrain_generator, train_step
 from trainer.evaluate import Abandoned, evaluate
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.monitor import Monitor, Silence
 

@@ -27,12 +27,12 @@ from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.ranks import Ended, Ranks, ranks_here
+from trainer.engine.log import Record
 from trainer.finish import finish
+from trainer.job import RECIPE_NAME, build_parser, find_job
 from trainer.loop import train
-from trainer.recipes.command import RECIPE_NAME, build_parser, find_job
-from trainer.recipes.config import recipe_to_json
-from trainer.report.log import Record
+from trainer.ranks import Ended, Ranks, ranks_here
+from trainer.recipes.config import listing
 
 DESCRIPTION = (__doc__ or "").split("A run leaves")[0]
 
@@ -57,6 +57,9 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
+            if options.settings:
+                print(listing(recipe))
+                return 0
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             with ranks.connected(recipe.device):
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     splits = read_splits(recipe)
                     if ranks.is_first:
                         folder.mkdir(parents=True, exist_ok=True)
-                        document = json.dumps(recipe_to_json(recipe), indent=2)
+                        document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
                 print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)

@@ -13,7 +13,7 @@ from models.spaces import get_space
 from tests.bundles import template_of
 from trainer.engine.average import WeightAverage
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 from trainer.run import main
 
 SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=4"]

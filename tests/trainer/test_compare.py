@@ -7,8 +7,8 @@ import pytest
 
 import trainer.report.compare_plots
 from models.spaces import get_space
+from trainer.engine.log import JsonlLog
 from trainer.report.compare import main
-from trainer.report.log import JsonlLog
 
 GROUPS = [200_000, 500_000, 900_000]
 

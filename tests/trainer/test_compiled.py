@@ -12,11 +12,11 @@ from tests.trainer.test_resume import assert_same
 from trainer.data.run_data import run_data
 from trainer.dry_run.measure import random_splits
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.log import read_log
 from trainer.engine.optim import Schedule
 from trainer.engine.state import fresh_state
 from trainer.engine.step import train_step
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 VIT = ["space=nano-vit", "optimizer.name=adamw", "optimizer.learning_rate=0.001"]
 MORE = ["drop_path=0.2", "accumulate=2", "ema=0.9", "batch_size=8"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ import trainer.run
 from models.spaces import get_space
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
+from trainer.dry_run.plan import KNOWN_DATA, plan_of
 from trainer.engine.average import WeightAverage
+from trainer.engine.log import read_log
 from trainer.recipes import RECIPES
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.recipes.plan import KNOWN_DATA, plan_of
-from trainer.report.log import read_log
 from trainer.run import main
 
 NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA]
@@ -72,7 +71,7 @@ def test_activations_grow_with_the_batch_and_not_with_the_trial():
     ):
         assert other.image_bytes == pytest.approx(one.image_bytes, rel=0.05)
         assert other.fixed_bytes == pytest.approx(one.fixed_bytes, rel=0.05)
-    doubled = dry_run(replace(recipe, batch_size=128), 16)
+    doubled = dry_run(recipe.replace(batch_size=128), 16)
     assert doubled.memory.activations == pytest.approx(2 * large.memory.activations, rel=0.01)
 
 

@@ -22,13 +22,12 @@ from tests.bundles import template_of
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
-from trainer.data.run_data import read_splits, run_data
+from trainer.data.run_data import calibration_images, read_splits, run_data
 from trainer.data.splits import LabelledImages
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.interrupt import Stopped
-from trainer.evaluate import calibration_images
+from trainer.engine.log import read_log
 from trainer.recipes.config import read_recipe
-from trainer.report.log import read_log
 from trainer.report.run_record import read_run
 from trainer.run import main
 
@@ -142,7 +141,7 @@ def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monke
             seen[window] = calibration_images(batches, count)
             raise Stopped(1)
 
-        recipe = replace(recipe, shuffle_window=window)
+        recipe = recipe.replace(shuffle_window=window)
         monkeypatch.setattr(trainer.finish, "calibration_images", taken)
         with pytest.raises(Stopped):
             trainer.finish.finish(recipe, splits, folder)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainer.report.log import JsonlLog, number, numbers, read_log
+from trainer.engine.log import JsonlLog, number, numbers, read_log
 
 
 def write_steps(path, steps, **options):

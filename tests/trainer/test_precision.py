@@ -13,11 +13,11 @@ from tests.trainer.test_resume import assert_same
 from trainer.data.run_data import run_data
 from trainer.dry_run.measure import random_splits
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.log import read_log
 from trainer.engine.optim import Schedule
 from trainer.engine.state import fresh_state
 from trainer.engine.step import add_gradients
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 SHORT = ["epochs=1", "generator.pretrain_steps=5", "evaluate_every=9", "calibration_batches=1"]
 SHORT += ["space=nano-vit", "batch_size=32", "shift_every=4", "warm_up_share=0", "threads=1"]

@@ -17,11 +17,11 @@ import torch
 from tests.conftest import TEMPLATES
 from tests.trainer.short_runs import short_run
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.ranks import Ranks
+from trainer.engine.log import read_log
 from trainer.engine.task import micro_batches
-from trainer.recipes.command import check_device, check_world_size
+from trainer.job import check_device, check_world_size
+from trainer.ranks import Ranks
 from trainer.recipes.config import get_recipe, with_settings
-from trainer.report.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = [

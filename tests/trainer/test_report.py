@@ -12,8 +12,8 @@ from PIL import Image
 
 import trainer.report.plots
 from models.spaces import get_space
+from trainer.engine.log import JsonlLog
 from trainer.report.arch_plot import arch_rows
-from trainer.report.log import JsonlLog
 from trainer.report.plot_style import running_mean, save
 from trainer.report.plots import frontier_figure, groups_figure
 from trainer.report.report import frontier_table, main, write_report

@@ -19,7 +19,7 @@ import trainer.loop
 import trainer.run
 from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 from trainer.report.run_record import read_run
 from trainer.run import main
 

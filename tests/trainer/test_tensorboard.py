@@ -11,7 +11,7 @@ import trainer.loop
 import trainer.report.monitor
 import trainer.run
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.report.log import read_log
+from trainer.engine.log import read_log
 from trainer.report.tensorboard import points
 from trainer.run import main
 

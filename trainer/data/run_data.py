@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits
-from trainer.engine.ranks import ALONE, Ranks
-from trainer.evaluate import calibration_images, evaluation_batches
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
+
+EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,29 @@ def batches_of(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+
+
+def evaluation_batches(
+    data: AbstractSplit, mean: Sequence[float], std: Sequence[float], device: str
+) -> Batches:
+    """A split in its own order, without augmentation, on a device."""
+    return Batches(
+        data,
+        min(EVALUATION_BATCH, len(data)),
+        seed=0,
+        mean=mean,
+        std=std,
+        shuffle=False,
+        drop_last=False,
+        channels_last=True,
+        device=device,
+    )
+
+
+def calibration_images(batches: Batches, count: int) -> list[Tensor]:
+    """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
+    # Not on the GPU: they are many, and wait there most of the time.
+    return [batch.images.cpu() for batch in islice(batches.epoch(0, mixed=False), count)]
 
 
 def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:

@@ -21,11 +21,11 @@ from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
+from trainer.dry_run.plan import Plan, mean_step_flops, plan_of
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import StepResult, train_step
-from trainer.recipes.plan import Plan, mean_step_flops, plan_of
 from trainer.recipes.recipe import Recipe
 
 Result = TypeVar("Result")
@@ -107,7 +107,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
         raise ValueError(f"--dry-run-batch is {images}; BatchNorm needs at least {FEWEST_IMAGES}")
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
-    here = replace(recipe, device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
+    here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
     state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
     space = state.generator.space
     answer_at_full_resolution(state.generator)
@@ -215,7 +215,7 @@ def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, 
 
 def random_data(recipe: Recipe, classes: int, images: int) -> RunData:
     """One batch of random images for each use, changed as the recipe says."""
-    return run_data(replace(recipe, batch_size=images), random_splits(recipe, classes, images))
+    return run_data(recipe.replace(batch_size=images), random_splits(recipe, classes, images))
 
 
 def random_splits(recipe: Recipe, classes: int, images: int) -> Splits:

@@ -19,8 +19,8 @@ from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.data.batches import Batch
 from trainer.engine.optim import Schedule
-from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.state import TrainingState
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.samplers.probe import Probe
 

@@ -19,9 +19,9 @@ from models.space.relaxed import Relaxed
 from trainer.data.batches import Batch
 from trainer.engine.compiled import RunNet
 from trainer.engine.optim import Schedule
-from trainer.engine.ranks import ALONE, Ranks
 from trainer.engine.state import TrainingState
 from trainer.engine.task import MicroBatch, Task, micro_batches
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.samplers.base import Draw
 

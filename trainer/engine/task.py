@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.nets.view import Share
-from trainer.engine.ranks import ALONE, Ranks
+from trainer.ranks import ALONE, Ranks
 from trainer.samplers.base import Draw
 
 

@@ -1,18 +1,22 @@
-"""Changing a recipe from the command line, and keeping it beside the run."""
+"""Changing a recipe from the command line, reading one from a file, and listing its settings."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any
+
+from pydantic import ValidationError
 
 from trainer.recipes import RECIPES
 from trainer.recipes.recipe import Recipe
-from trainer.report.log import Record
+
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+"""Of a number, by its name in a JSON schema."""
 
 
 def get_recipe(name: str) -> Recipe:
@@ -24,8 +28,7 @@ def get_recipe(name: str) -> Recipe:
             f"no recipe {name!r}; {hint}there are: {', '.join(RECIPES)}; or name a .json file"
         )
     module, _, function = RECIPES[name].partition(":")
-    recipe: Recipe = getattr(importlib.import_module(module), function)()
-    return recipe
+    return getattr(importlib.import_module(module), function)()
 
 
 def find_recipe(name: str) -> Recipe:
@@ -43,137 +46,119 @@ def read_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; name another recipe") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); restore it, or name another") from None
+        raise ValueError(f"{path} is not JSON ({error}); restore it, or name another") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{path} holds no recipe; give settings by name, as a run's recipe.json")
+        raise ValueError(f"{path} is not a recipe; give settings by name, as a run's recipe.json")
     try:
         return recipe_from_json(document)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def recipe_from_json(document: Mapping[str, object]) -> Recipe:
+    """A recipe from JSON values. Raises ValueError, in one line, for the first that is wrong."""
+    try:
+        return Recipe.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from None
+
+
 def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """Apply ``key=value`` settings; a dot goes into a part: ``optimizer.learning_rate=0.05``.
 
-    Values are JSON, or a bare word. Raises ValueError for an unknown key (naming the nearest), a
-    value of the wrong type, and whatever the recipe itself refuses.
+    Values are JSON, or a bare word. Raises ValueError, in one line, for an unknown key (naming the
+    nearest) and for a value that the recipe does not allow.
     """
+    document = recipe.model_dump(mode="json")
+    schemas = _schemas()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set {setting!r} has no value; write key=value, like epochs=10")
-        keys = setting_keys(recipe)
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
-            near += [k for k in keys if k.rpartition(".")[2] == key and k not in near]
-            known = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(keys)}"
-            raise ValueError(f"no setting {key!r}; {known}")
-        changed = _replace(recipe, key.split("."), text, key)
-        assert isinstance(changed, Recipe)
-        recipe = changed
-    return recipe
+        if key not in schemas:
+            raise ValueError(_unknown(key))
+        part = document
+        *path, name = key.split(".")
+        for step in path:
+            part = part[step]
+        is_text = schemas[key].get("type") == "string" and "enum" not in schemas[key]
+        part[name] = text if is_text else _parsed(text)
+    return recipe_from_json(document)
 
 
-def setting_keys(part: object, prefix: str = "") -> list[str]:
-    """What ``--set`` takes for this recipe: ``epochs``, ``optimizer.learning_rate``, ..."""
-    assert dataclasses.is_dataclass(part)
-    keys: list[str] = []
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
-            keys += setting_keys(value, f"{prefix}{field.name}.")
+def setting_keys() -> list[str]:
+    """What ``--set`` takes: ``epochs``, ``optimizer.learning_rate``, ..."""
+    return list(_schemas())
+
+
+def listing(recipe: Recipe) -> str:
+    """Every setting with its value in this recipe, its default, what it takes and its meaning."""
+    lines: list[str] = []
+    for key, schema in _schemas().items():
+        value = json.dumps(value_of(recipe, key))
+        default = f", default {json.dumps(schema['default'])}" if "default" in schema else ""
+        lines.append(f"{key} = {value}    ({_takes(schema)}{default})")
+        meaning = " ".join(schema["description"].split())
+        lines += textwrap.wrap(meaning, 96, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    """Of a setting, by its key."""
+    value: object = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schema of every setting, by its key."""
+    document = Recipe.model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    for name, schema in document["properties"].items():
+        _, _, part = schema.get("$ref", "").rpartition("/")
+        if part:
+            parts = document["$defs"][part]["properties"]
+            found |= {f"{name}.{key}": its_schema for key, its_schema in parts.items()}
         else:
-            keys.append(f"{prefix}{field.name}")
-    return keys
+            found[name] = schema
+    return found
 
 
-def recipe_to_json(recipe: Recipe) -> Record:
-    """The recipe as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
-
-
-def recipe_from_json(document: Mapping[str, object]) -> Recipe:
-    """The reverse. Raises ValueError for a field that this version does not know."""
-    recipe = _build(Recipe, document, "")
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def _replace(part: object, path: list[str], text: str, key: str) -> object:
-    assert dataclasses.is_dataclass(part)
-    assert not isinstance(part, type)
-    name, *rest = path
-    if rest:
-        return dataclasses.replace(part, **{name: _replace(getattr(part, name), rest, text, key)})
-    return dataclasses.replace(part, **{name: _parse(text, get_type_hints(type(part))[name], key)})
-
-
-def _parse(text: str, hint: object, key: str) -> object:
-    if hint is str:
-        return text
+def _parsed(text: str) -> object:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError:
-        value = {"True": True, "False": False, "None": None, "none": None}.get(text, text)
-    if isinstance(value, list):
-        value = tuple(value)
-    if not _fits(value, hint):
-        raise ValueError(f"{key} takes {_in_words(hint)}, not {text!r}")
-    wants_float = hint is float or float in get_args(hint)
-    return float(value) if wants_float and type(value) is int else value
+        return {"True": True, "False": False, "None": None, "none": None}.get(text, text)
 
 
-def _fits(value: object, hint: object) -> bool:
-    """Whether a value is of a field's type: a plain one, a Literal, a union or a fixed tuple."""
-    options = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in options and isinstance(value, str)
-    if get_origin(hint) is tuple:
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(options)
-            and all(_fits(v, option) for v, option in zip(value, options, strict=True))
-        )
-    if options:
-        return any(_fits(value, option) for option in options)
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
+def _unknown(key: str) -> str:
+    keys = setting_keys()
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
+    near += [k for k in keys if k.rpartition(".")[2] == key and k not in near]
+    known = f"nearest: {', '.join(near)}" if near else "--settings lists those there are"
+    return f"no setting {key!r}; {known}"
 
 
-def _in_words(hint: object) -> str:
-    options = get_args(hint)
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(options)}"
-    if get_origin(hint) is tuple:
-        return f"{len(options)} values like {json.dumps([0.5] * len(options))}"
-    if options:
-        return " or ".join(_in_words(option) for option in options)
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a word"}
-    return "none" if hint is type(None) else words[hint]  # type: ignore[index]
+def _in_words(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    first = error.errors(include_url=False)[0]
+    parts = [part if isinstance(part, str) else f"[{part}]" for part in first["loc"]]
+    key = ".".join(parts).replace(".[", "[")
+    if first["type"] == "extra_forbidden":
+        return _unknown(key)
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    return f"{key} is {json.dumps(first['input'])}; {first['msg'].replace('Input', 'it', 1)}"
 
 
-def _build(cls: type, document: Mapping[str, object], prefix: str) -> object:
-    hints = get_type_hints(cls)
-    values: dict[str, object] = {}
-    for name, value in document.items():
-        key = f"{prefix}{name}"
-        if name not in hints:
-            raise ValueError(f"no setting {key}; this version has none such")
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            if not isinstance(value, dict):
-                raise ValueError(f"{key} takes settings by name, not {value!r}")
-            values[name] = _build(hint, value, f"{key}.")
-            continue
-        if isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, hint):
-            raise ValueError(f"{key} takes {_in_words(hint)}, not {value!r}")
-        values[name] = value
-    for field in dataclasses.fields(cls):
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and field.name not in values:
-            raise ValueError(f"{prefix}{field.name} is missing")
-    return cls(**values)
+def _takes(schema: Mapping[str, Any]) -> str:
+    """The values that a setting takes, in short."""
+    kinds = [kind.get("type") for kind in schema.get("anyOf", [schema])]
+    words = [word for kind in schema.get("anyOf", [schema]) for word in kind.get("enum", ())]
+    if words:
+        return ", ".join([*words, *(["none"] if "null" in kinds else [])])
+    bounds = [f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema]
+    return " ".join([kinds[0], " and ".join(bounds)]).strip()

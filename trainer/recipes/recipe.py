@@ -1,106 +1,109 @@
-"""Recipe: everything that decides a training run's numbers, as frozen values."""
+"""Recipe: everything that decides a training run's numbers."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from trainer.recipes.allowed import NOT_ALL, SHARE, SOME, Allowed, at_least, check_numbers
-from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
+from pydantic import Field, model_validator
+
+from trainer.recipes.settings import (
+    AboveZero,
+    AtLeastZero,
+    Augment,
+    Count,
+    CountOrZero,
+    GeneratorOptions,
+    Optimizer,
+    SamplerOptions,
+    Settings,
+    Share,
+    ShareBelowOne,
+)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run's numbers.
-
-    drop_path: probability with which training leaves out the last residual branch; it falls evenly
-    to 0 at the first. ema: decay of the moving average of the weights that is evaluated and
-    bundled in their place, 0 for none (``average.py``). warm_up_share: part of the steps
-    in which B stays uniform. shift_every: q, steps between updates of B. held_out_share: part of
-    the training images that trains no weight, but steers B and every decision; held_out_images: so
-    many instead, if not 0. evaluate_every: epochs between evaluations on them, 0 for none before
-    the end. data_in_memory: decode images once ("always"), as they are needed ("never"), or as
-    fits ("auto"). data_workers: processes that decode and augment; -1 is up to 8 where images are
-    handled one by one. skip_broken: leave out images that cannot be decoded, and count them.
-    shuffle_window: images over which a source that is read in sequence (tars) is mixed; 0 reads
-    it in any order. batch_size: of all processes together. accumulate: parts of a process's images
-    of a batch, which run one after another to need less memory. precision: of the supernet in
-    training; fp16 scales its gradients. activation_checkpointing: keep only what goes into blocks
-    and run them again for their gradients, for less memory. compile: run masked steps through
-    torch.compile (``trainer.engine.compiled``). tensorboard: also write the log as
-    TensorBoard's curves.
-    """
+class Recipe(Settings):
+    """Everything that decides a run's numbers; a run keeps it in its folder as recipe.json."""
 
     name: str
+    """Of the recipe, and of the model that it trains."""
     space: str
+    """The search space."""
     data: str
-    resolution: int
-    epochs: int
-    batch_size: int
+    """A parquet or tar file or folder, an image folder, or a data set's name."""
+    resolution: Count
+    """Side of the images in pixels."""
+    epochs: Count
+    """How often training sees all images."""
+    batch_size: Count
+    """Images of a step, of all processes together."""
     sampler: str = "shift"
-    sampler_options: SamplerOptions = field(default_factory=SamplerOptions)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
-    augment: Augment = field(default_factory=Augment)
-    drop_path: float = 0.0
-    ema: float = 0.0
+    """What draws the subnets of a step."""
+    sampler_options: SamplerOptions = SamplerOptions()
+    """What samplers have in common."""
+    optimizer: Optimizer = Optimizer()
+    """Of the supernet's weights."""
+    generator: GeneratorOptions = GeneratorOptions()
+    """Of the architecture generator."""
+    augment: Augment = Augment()
+    """Random changes of images."""
+    drop_path: ShareBelowOne = 0.0
+    """Probability with which training leaves out the last residual branch; it falls evenly to 0 at
+    the first."""
+    ema: ShareBelowOne = 0.0
+    """Decay, like 0.999, of the moving average of the weights that is evaluated and bundled in
+    their place; 0 for none."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    warm_up_share: float = 0.1
-    shift_every: int = 100
-    held_out_share: float = 0.1
-    held_out_images: int = 0
-    evaluate_every: int = 10
-    evaluation_budgets: int = 8
-    calibration_batches: int = 16
-    answer_budgets: int = 128
+    """Of the three channels, on images scaled to 0..1."""
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
+    """Their standard deviations."""
+    warm_up_share: Share = 0.1
+    """Part of the steps in which the distribution B stays uniform."""
+    shift_every: Count = 100
+    """Steps between updates of B: q of Algorithm 2."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Part of the training images that trains no weight, but moves B and makes every decision."""
+    held_out_images: CountOrZero = 0
+    """So many images instead; 0 is held_out_share of them."""
+    evaluate_every: CountOrZero = 10
+    """Epochs between evaluations on held-out images; 0 is none before the end."""
+    evaluation_budgets: Count = 8
+    """Budgets at which the run is evaluated, even over the range."""
+    calibration_batches: Count = 16
+    """Batches of training images from which BatchNorm statistics are measured."""
+    answer_budgets: Annotated[int, Field(ge=2)] = 128
+    """Budgets that the generator is asked at the end, for what the bundle serves."""
     data_in_memory: Literal["auto", "always", "never"] = "auto"
-    data_workers: int = -1
+    """Decode images once (always), as they are needed (never), or as memory allows (auto)."""
+    data_workers: Annotated[int, Field(ge=-1)] = -1
+    """Processes that decode and change images ahead; -1 is as many as help."""
     skip_broken: bool = False
-    shuffle_window: int = 50_000
-    seed: int = 0
-    threads: int = 0
+    """Leave out images that cannot be decoded, and count them."""
+    shuffle_window: CountOrZero = 50_000
+    """Images over which a source that is read in sequence (tars) is mixed; 0 is any order."""
+    seed: CountOrZero = 0
+    """Of every random number."""
+    threads: CountOrZero = 0
+    """Of torch in each process; 0 is as many as torch takes."""
     device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = 1
+    """Of the supernet in training; fp16 scales its gradients."""
+    accumulate: Count = 1
+    """Parts of a process's images of a batch, which run one after another to need less memory."""
     activation_checkpointing: bool = False
+    """Keep only what goes into blocks and run them again for their gradients, for less memory."""
     compile: bool = False
-    checkpoint_every_s: float = 120.0
+    """Run masked steps through torch.compile."""
+    checkpoint_every_s: AtLeastZero = 120.0
+    """Seconds between checkpoints; 0 is after every step."""
     tensorboard: bool = True
+    """Also write the log as TensorBoard's curves."""
 
-    def __post_init__(self) -> None:
-        check_numbers(
-            "",
-            self,
-            {
-                "resolution": at_least(1),
-                "epochs": at_least(1),
-                "batch_size": at_least(1),
-                "drop_path": NOT_ALL,
-                "ema": Allowed("a decay below 1, like 0.999, or 0 for none", NOT_ALL.holds),
-                "warm_up_share": SHARE,
-                "shift_every": at_least(1, "sampler=uniform-budget never moves B"),
-                "held_out_share": SOME,
-                "held_out_images": at_least(0, "0 is a held_out_share of them"),
-                "evaluate_every": at_least(0, "0 is never before the end"),
-                "evaluation_budgets": at_least(1),
-                "calibration_batches": at_least(1),
-                "answer_budgets": at_least(2),
-                "data_workers": at_least(-1, "-1 is as many as help"),
-                "shuffle_window": at_least(0, "0 is any order"),
-                "seed": at_least(0),
-                "threads": at_least(0, "0 is as many as torch takes"),
-                "accumulate": at_least(1),
-                "checkpoint_every_s": at_least(0, "0 is after every step"),
-            },
-        )
-        if not all(math.isfinite(value) for value in self.mean):
-            raise ValueError(f"mean is {list(self.mean)}; it takes three numbers, like 0.5")
-        if not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ValueError(f"std is {list(self.std)}; it takes three numbers above 0")
+    @model_validator(mode="after")
+    def _keeps_activations_one_way(self) -> Self:
         if self.compile and self.activation_checkpointing:
             raise ValueError(
                 "compile and activation_checkpointing both choose which activations are kept: "
                 "set one to false"
             )
+        return self

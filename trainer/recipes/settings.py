@@ -1,11 +1,20 @@
-"""The parts of a recipe, each a group of settings with a name in front of theirs."""
+"""The parts of a recipe, and what all settings have in common: frozen, typed, checked at once.
+
+The text under a setting says what it means; ``python -m trainer.run --settings`` lists them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
-from trainer.recipes.allowed import ABOVE_ZERO, NOT_ALL, SHARE, at_least, check_numbers
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+AtLeastZero = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 
 Border = Literal["reflect", "zero"]
 Policy = Literal[
@@ -18,148 +27,107 @@ Policy = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """Of the supernet's weights: one cosine cycle with a linear warm-up.
+class Settings(BaseModel):
+    """A frozen group of settings. Raises ValueError for a value that is not allowed."""
 
-    name: "sgd" (Nesterov, momentum 0.9) or "adamw". weight_decay is not applied to norms and
-    biases. clip_norm: of the gradient, 0 for none.
-    """
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with some settings changed, and checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+
+class Optimizer(Settings):
+    """Of the supernet's weights: a linear warm-up, then one cosine to zero."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    warm_up_share: float = 0.1
-    clip_norm: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "optimizer.",
-            self,
-            {
-                "learning_rate": at_least(0),
-                "weight_decay": at_least(0),
-                "warm_up_share": SHARE,
-                "clip_norm": at_least(0, "0 is no clipping"),
-                "label_smoothing": NOT_ALL,
-            },
-        )
+    """sgd is Nesterov's, with momentum 0.9."""
+    learning_rate: AtLeastZero = 0.1
+    """At its peak."""
+    weight_decay: AtLeastZero = 5e-4
+    """Of matrices and kernels, not of norms and biases."""
+    warm_up_share: Share = 0.1
+    """Part of the steps in which the learning rate rises."""
+    clip_norm: AtLeastZero = 0.0
+    """Largest norm of the gradient; 0 is no clipping."""
+    label_smoothing: ShareBelowOne = 0.0
+    """Share of a label that goes to all classes alike."""
 
 
-@dataclass(frozen=True)
-class GeneratorOptions:
-    """Of the architecture generator and its losses.
+class GeneratorOptions(Settings):
+    """Of the architecture generator (AG) and its losses."""
 
-    resource_weight: lambda of L_RC = ((FLOPs - budget) / range)^2. resource_batch: budgets over
-    which L_RC is taken every step. masked_every: every m-th step runs masks and sends the task
-    loss to the generator too; the others run sliced subnets, which are faster. 1 is the paper;
-    at equal time 4 to 128 did better on digits (docs/experiments.md), 16 is among them.
-    temperature: of the Gumbel softmax, linear from first to last. entropy_weight: keeps it from
-    settling before the supernet can tell archs apart. pretrain_steps: on the resource loss alone,
-    before the supernet's first step, at pretrain_learning_rate.
-    """
-
-    learning_rate: float = 1e-3
-    resource_weight: float = 20.0
-    resource_batch: int = 16
-    masked_every: int = 16
-    first_temperature: float = 1.0
-    last_temperature: float = 0.3
-    entropy_weight: float = 1e-3
-    pretrain_steps: int = 0
-    served_share: float = 0.5
-    pretrain_learning_rate: float = 3e-3
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "generator.",
-            self,
-            {
-                "learning_rate": at_least(0),
-                "resource_weight": at_least(0),
-                "resource_batch": at_least(1),
-                "masked_every": at_least(1, "1 masks every step, a large number the first alone"),
-                "first_temperature": ABOVE_ZERO,
-                "last_temperature": ABOVE_ZERO,
-                "entropy_weight": at_least(0),
-                "pretrain_steps": at_least(0),
-                "served_share": SHARE,
-                "pretrain_learning_rate": at_least(0),
-            },
-        )
+    learning_rate: AtLeastZero = 1e-3
+    """Of Adam, at the start; it falls to a tenth."""
+    resource_weight: AtLeastZero = 20.0
+    """Lambda of L_RC = ((FLOPs - budget) / range)^2."""
+    resource_batch: Count = 16
+    """Budgets over which L_RC is taken in every step."""
+    masked_every: Count = 16
+    """Every how many steps subnets run as masks, through which the task loss reaches the generator.
+    Other steps run slices, which are faster. 1 is the paper; at equal time 4 to 128 did better on
+    digits (docs/experiments)."""
+    first_temperature: AboveZero = 1.0
+    """Of the Gumbel softmax at the first step; it moves linearly to the last."""
+    last_temperature: AboveZero = 0.3
+    """Of the Gumbel softmax at the last step."""
+    entropy_weight: AtLeastZero = 1e-3
+    """Keeps the generator from settling before the supernet can tell archs apart."""
+    pretrain_steps: CountOrZero = 0
+    """Steps on L_RC alone, before the supernet's first step."""
+    served_share: Share = 0.5
+    """Share of sliced steps that train what would be served at the budget, not a sample."""
+    pretrain_learning_rate: AtLeastZero = 3e-3
+    """Of Adam in those first steps."""
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Which random changes an image gets, in this order.
+class Augment(Settings):
+    """Which random changes an image gets, in this order; cutout and erase after normalization."""
 
-    crop_area: a random part of the image, of at least this share of its area and of sides 3:4 to
-    4:3, becomes the image (0.08 for ImageNet); 0 for none. padding: instead, the image moves by
-    up to this many pixels on both axes; what enters is its mirror image (border "reflect") or
-    black ("zero"). flip: mirror left-right with probability 1/2; not for digits or text.
-    policy: a policy of torchvision or timm, image by image (0.1 ms and more an image at 32x32,
-    2 ms at 224x224), or None. "rand-m9-mstd0.5-inc1" is timm's, of DeiT's and AutoFormer's
-    recipes: torchvision's "randaugment" has fewer operations and other strengths.
-
-    After normalization: cutout: side in pixels of a square of zeros (the mean colour) at a random
-    centre; 0 for none (arXiv 1708.04552). erase: probability that a rectangle of 2 % to 33 % of
-    the image becomes noise (arXiv 1708.04896, noise per pixel as in DeiT).
-
-    mixup, cutmix: alpha of the Beta distribution by which two images share (arXiv 1710.09412,
-    1905.04899); 0 for none. With both, cutmix_share of the images get CutMix and the others
-    Mixup. mix_probability: share of the images that are mixed at all. Labels become shares of
-    classes then; label smoothing is the loss's and composes with them.
-
-    repeats: how many changed copies of an image a global batch holds (repeated augmentation,
-    arXiv 1902.05509; 3 in DeiT). An epoch has as many steps as ever, so it sees 1 / repeats of
-    the images.
-
-    Raises ValueError for a value that is not allowed.
-    """
-
-    padding: int = 4
+    padding: CountOrZero = 4
+    """The image moves by up to this many pixels on both axes."""
     border: Border = "reflect"
+    """What enters then: the image's mirror image, or black."""
     flip: bool = True
-    cutout: int = 0
+    """Mirror left-right with probability 1/2; not for digits or text."""
+    cutout: CountOrZero = 0
+    """Side in pixels of a square of the mean colour at a random centre (arXiv 1708.04552)."""
     policy: Policy | None = None
-    crop_area: float = 0.0
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    cutmix_share: float = 0.5
-    mix_probability: float = 1.0
-    repeats: int = 1
+    """A policy of torchvision or timm, image by image. rand-m9-mstd0.5-inc1 is timm's, of DeiT's
+    and AutoFormer's recipes; torchvision's randaugment has fewer operations and other strengths."""
+    crop_area: Share = 0.0
+    """A random part, of at least this share of the image's area and of sides 3:4 to 4:3, becomes
+    the image (0.08 for ImageNet); 0 for none. Needs padding=0."""
+    erase: Share = 0.0
+    """Probability that a rectangle of 2 % to 33 % of the image becomes noise (arXiv 1708.04896,
+    noise per pixel as in DeiT)."""
+    mixup: AtLeastZero = 0.0
+    """Alpha of the Beta distribution by which two images share, like 0.8; 0 for none
+    (arXiv 1710.09412). Labels become shares of classes."""
+    cutmix: AtLeastZero = 0.0
+    """The same for CutMix (arXiv 1905.04899)."""
+    cutmix_share: Share = 0.5
+    """With both, the share of images that get CutMix; the others get Mixup."""
+    mix_probability: Share = 1.0
+    """Share of the images that are mixed at all."""
+    repeats: Count = 1
+    """Changed copies of an image in a global batch (repeated augmentation, arXiv 1902.05509; 3 in
+    DeiT). An epoch has as many steps as ever, so it sees 1 / repeats of the images."""
 
-    def __post_init__(self) -> None:
-        check_numbers(
-            "augment.",
-            self,
-            {
-                "padding": at_least(0, "in pixels"),
-                "cutout": at_least(0, "in pixels"),
-                "crop_area": SHARE,
-                "erase": SHARE,
-                "mixup": at_least(0, "alpha, like 0.8; 0 is none"),
-                "cutmix": at_least(0, "alpha, like 0.8; 0 is none"),
-                "cutmix_share": SHARE,
-                "mix_probability": SHARE,
-                "repeats": at_least(1),
-            },
-        )
-        if self.border not in get_args(Border):
-            raise ValueError(
-                f"augment.border {self.border!r}: allowed are {', '.join(get_args(Border))}"
-            )
-        if self.policy is not None and self.policy not in get_args(Policy):
-            raise ValueError(
-                f"augment.policy {self.policy!r}: allowed are {', '.join(get_args(Policy))}, none"
-            )
+    @model_validator(mode="after")
+    def _crops_once(self) -> Self:
         if self.crop_area and self.padding:
             raise ValueError(
-                f"augment.crop_area {self.crop_area} and padding {self.padding} both crop: "
+                f"augment.crop_area {self.crop_area} and augment.padding {self.padding} both crop: "
                 "set one to 0"
             )
+        return self
 
     @property
     def mixes(self) -> bool:
@@ -167,34 +135,19 @@ class Augment:
         return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
-@dataclass(frozen=True)
-class SamplerOptions:
-    """Settings that samplers share; each uses what concerns it.
+class SamplerOptions(Settings):
+    """What samplers have in common; each uses what concerns it."""
 
-    groups: number of FLOPs groups between the smallest and the largest subnet. learning_rate: the
-    most that a logit of the distribution B moves at an update (the paper: 1e-3, for 5,600 updates;
-    fewer updates need more).
-    floor: share of the uniform distribution that is always mixed in, so that no group dies.
-    as_printed: the sign of Algorithm 2 as the paper prints it, against its prose.
-    jitter: draw the budget anywhere in the group, not only at its upper end.
-    groups_per_update: how many groups ``shift-direct`` measures at an update.
-    """
-
-    groups: int = 8
-    learning_rate: float = 1e-2
-    floor: float = 0.2
+    groups: Annotated[int, Field(ge=2)] = 8
+    """FLOPs groups between the smallest and the largest subnet."""
+    learning_rate: AtLeastZero = 1e-2
+    """The most that a logit of the distribution B moves at an update. The paper: 1e-3, for 5,600
+    updates; fewer updates need more."""
+    floor: Share = 0.2
+    """Share of the uniform distribution that is always mixed in, so that no group dies."""
     as_printed: bool = False
+    """The sign of Algorithm 2 as the paper prints it, against its prose."""
     jitter: bool = True
-    groups_per_update: int = 4
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            "sampler_options.",
-            self,
-            {
-                "groups": at_least(2),
-                "learning_rate": at_least(0),
-                "floor": SHARE,
-                "groups_per_update": at_least(2, "drops are compared"),
-            },
-        )
+    """Draw the budget anywhere in the group, not only at its upper end."""
+    groups_per_update: Annotated[int, Field(ge=2)] = 4
+    """Groups that shift-direct measures at an update; drops are compared."""

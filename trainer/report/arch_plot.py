@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 
 from models.space.arch import Choice
 from models.spaces import SPACES, get_space
+from trainer.engine.log import Record, number
 from trainer.report.flops_text import flops_unit
-from trainer.report.log import Record, number
 from trainer.report.plot_style import GRID, PAPER
 
 _GAP = 0.5  # between kinds of decisions, in rows

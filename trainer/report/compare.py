@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.engine.disk import writing
+from trainer.engine.log import JsonValue, Record, number
 from trainer.report.display import format_duration
 from trainer.report.html import facts, figure, page, table
-from trainer.report.log import JsonValue, Record, number
 from trainer.report.page import accuracy_cells, flat, status
 from trainer.report.report import markdown_table, text_table
 from trainer.report.run_record import RunRecord, read_run

@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trainer.engine.log import Record, number, numbers
 from trainer.report.flops_text import flops_unit
-from trainer.report.log import Record, number, numbers
 from trainer.report.plot_style import (
     SERIES,
     STYLE,

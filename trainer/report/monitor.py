@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Self
 
 from trainer.data.splits import Splits
+from trainer.engine.log import JsonlLog, JsonValue, Record, number
 from trainer.engine.optim import Schedule
 from trainer.engine.provenance import provenance
 from trainer.engine.state import TrainingState
 from trainer.engine.step import StepResult
 from trainer.evaluate import Evaluation
-from trainer.recipes.config import recipe_to_json
 from trainer.recipes.recipe import Recipe
 from trainer.report.display import Display
-from trainer.report.log import JsonlLog, JsonValue, Record, number
 from trainer.report.tensorboard import TensorBoard
 
 LOG_EVERY_STEPS = 20
@@ -57,7 +56,7 @@ class Monitor:
             "start",
             step=self._state.step,
             total_steps=self._total_steps,
-            recipe=recipe_to_json(self._recipe),
+            recipe=self._recipe.model_dump(mode="json"),
             data=splits.name,
             images=[len(splits.train), len(splits.held_out), len(splits.test)],
             **provenance(),

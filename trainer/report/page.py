@@ -7,10 +7,10 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from trainer.engine.log import JsonValue, Record, number
 from trainer.report.display import format_duration
 from trainer.report.flops_text import format_flops
 from trainer.report.html import bullets, facts, figure, folded, page, table, tiles
-from trainer.report.log import JsonValue, Record, number
 from trainer.report.run_record import RunRecord, rows_of
 
 if TYPE_CHECKING:

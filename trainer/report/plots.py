@@ -9,10 +9,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trainer.engine.log import Record, number, numbers
 from trainer.report.arch_plot import arch_figure
 from trainer.report.draw_plots import group_loss_figure, histogram_figure, uniform_arch_flops
 from trainer.report.flops_text import flops_unit, format_flops
-from trainer.report.log import Record, number, numbers
 from trainer.report.plot_style import (
     BLUE,
     GREY,

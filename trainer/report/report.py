@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.engine.disk import writing
-from trainer.report.log import Record
+from trainer.engine.log import Record
 from trainer.report.page import HEAD, SPLITS, frontier_cells, report_page, status
 from trainer.report.run_record import RunRecord, read_run
 

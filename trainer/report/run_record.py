@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from models.spaces import SPACES, get_space
-from trainer.report.log import JsonValue, Record, number, numbers, read_log
+from trainer.engine.log import JsonValue, Record, number, numbers, read_log
 
 LOG_NAME = "log.jsonl"
 RECIPE_NAME = "recipe.json"

@@ -14,8 +14,8 @@ from matplotlib.patches import FancyBboxPatch
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
+from trainer.engine.log import Record, number
 from trainer.report.flops_text import format_flops
-from trainer.report.log import Record, number
 from trainer.report.plot_style import BLUE, DIM, GRID, INK
 
 MOST_COLUMNS = 8

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trainer.engine.disk import writing
+from trainer.engine.log import JsonValue, Record, read_log
 from trainer.report.flops_text import format_flops
-from trainer.report.log import JsonValue, Record, read_log
 from trainer.report.run_record import rows_of
 
 FOLDER_NAME = "tensorboard"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.engine.checkpoint import has_checkpoint
 from trainer.recipes import RECIPES
-from trainer.recipes.config import find_recipe, read_recipe, with_settings
+from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
 
 RECIPE_NAME = "recipe.json"
@@ -59,6 +59,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's setting"
     )
     parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="list the recipe's settings: value, default, what each takes and means",
+    )
+    parser.add_argument(
         "--data",
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
     )
@@ -96,7 +101,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
-        changed = [name for name in FIXED if _setting(recipe, name) != _setting(before, name)]
+        changed = [name for name in FIXED if value_of(recipe, name) != value_of(before, name)]
         if resume and changed:
             raise ValueError(
                 f"a resumed run keeps its {', '.join(changed)}; leave that out, or start a new run "
@@ -110,7 +115,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 f"{folder} holds a run; resume it with --resume {folder}, or name another"
             )
     if options.data is not None:
-        recipe = replace(recipe, data=options.data)
+        recipe = recipe.replace(data=options.data)
     get_space(recipe.space)
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
@@ -161,13 +166,6 @@ def free_folder(parent: Path, name: str) -> Path:
     while folder.exists():
         folder, number = parent / f"{name}-{number}", number + 1
     return folder
-
-
-def _setting(recipe: Recipe, name: str) -> object:
-    value: object = recipe
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _recipe_of(folder: Path) -> Recipe:
