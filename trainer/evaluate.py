@@ -14,7 +14,7 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
-from models.nets.normalize import TensorStatistics
+from models.nets.normalize import BatchStatistics, TensorStatistics
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.batches import Batch, Batches
@@ -74,7 +74,7 @@ def calibrated(
 def accuracy(
     net: AbstractNet,
     arch: Arch,
-    statistics: TensorStatistics,
+    statistics: BatchStatistics,
     data: Iterable[Batch],
     device: str,
 ) -> float:
@@ -98,12 +98,14 @@ def evaluate(
     groups: Sequence[int],
     *,
     budgets: int,
-    calibration: Sequence[Tensor],
+    statistics_of: Callable[[Arch], BatchStatistics],
     data: Batches,
     device: str,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``.
+    """What is served at so many even budgets, and how often it is right on ``data``.
+
+    ``statistics_of``: BatchNorm's, of an arch.
 
     Raises Abandoned as soon as ``stop`` says so, which it is asked before every batch.
     """
@@ -111,8 +113,7 @@ def evaluate(
     rows: list[Record] = []
     asked = even_budgets(space, budgets)
     for budget, arch in zip(asked, answers(generator, asked), strict=True):
-        statistics = calibrated(net, arch, until(stop, calibration), device)
-        right = accuracy(net, arch, statistics, until(stop, data), device)
+        right = accuracy(net, arch, statistics_of(arch), until(stop, data), device)
         rows.append(
             {
                 "budget_flops": budget,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -9,25 +10,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, save_bundle
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
-from models.images.preprocess import Preprocess
 from models.nets import build_net
-from models.nets.normalize import TensorStatistics
+from models.nets.elastic import AbstractNet
+from models.nets.normalize import BatchStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
-from trainer.data.run_data import batches_of, calibration_images, evaluation_batches
+from trainer.data.run_data import (
+    batches_of,
+    calibration_images,
+    evaluation_batches,
+    preprocess_of,
+)
 from trainer.data.splits import Splits
 from trainer.engine.average import described_weights, served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.log import JsonlLog, Record, read_log
 from trainer.engine.provenance import provenance
+from trainer.engine.state import frozen_of
 from trainer.evaluate import (
     accuracy,
     answers,
@@ -36,10 +44,6 @@ from trainer.evaluate import (
 from trainer.recipes.recipe import Recipe
 from trainer.report.report import write_report
 from trainer.samplers import build_sampler
-
-DOMINATED_BY = 0.005
-"""Accuracy by which a smaller answer must be better for a larger one to be dropped: about one
-standard error on 5,000 held-out images."""
 
 
 def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
@@ -55,38 +59,43 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     space = get_space(recipe.space, len(splits.labels))
     net = build_net(space).to(recipe.device)
     net.load_state_dict(served_weights(state))
+    frozen = frozen_of(state, recipe.device)
+    if recipe.half:
+        round_to_half(net)
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
     asked = answers(generator, even_budgets(space, recipe.answer_budgets))
+    asked += resolutions_alone(space)
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
     images = calibration_images(train, recipe.calibration_batches)
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
-    measured: dict[Arch, TensorStatistics] = {}
+    measured: dict[Arch, BatchStatistics] = {}
     val_accuracy: dict[Arch, float] = {}
     for number, (_, arch) in enumerate(candidates, start=1):
-        measured[arch] = calibrated(net, arch, images, recipe.device)
+        measured[arch] = frozen or calibrated(net, arch, images, recipe.device)
         val_accuracy[arch] = accuracy(net, arch, measured[arch], held_out, recipe.device)
         if number % 25 == 0 or number == len(candidates):
             print(
                 f"calibrated and evaluated {number} of {len(candidates)} answers", file=sys.stderr
             )
-    grid_answers = undominated(candidates, val_accuracy, DOMINATED_BY)
-    measured = {arch: measured[arch] for _, arch in grid_answers}
+    grid_answers = undominated(candidates, val_accuracy, recipe.dominated_by)
+    least = space.flops(grid_answers[0][1])
     rows = []
-    for budget in even_budgets(space, recipe.evaluation_budgets):
+    for budget in np.linspace(least, space.max_flops, recipe.evaluation_budgets).tolist():
         arch = _served(grid_answers, budget)
         right = accuracy(net, arch, measured[arch], test, recipe.device)
         sizes = space.flops(arch), space.params(arch)
         rows.append(FrontierRow(budget, arch, *sizes, val_accuracy[arch], right))
 
-    statistics: dict[Arch, Statistics] = {
-        arch: {name: (m.cpu().numpy(), v.cpu().numpy()) for name, (m, v) in values.items()}
-        for arch, values in measured.items()
-    }
+    statistics: dict[Arch, Statistics] = {}
+    for _, arch in grid_answers if frozen is None else ():
+        values = measured[arch]
+        assert isinstance(values, Mapping)
+        statistics[arch] = {n: (m.cpu().numpy(), v.cpu().numpy()) for n, (m, v) in values.items()}
     report = report_generator(generator)
     with JsonlLog(folder / "log.jsonl", resume_step=int(state["step"])) as log:
         log.write(
@@ -105,14 +114,16 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         folder / "bundle",
         name=recipe.name,
         space=space,
-        preprocess=Preprocess(mean=recipe.mean, std=recipe.std),
+        preprocess=preprocess_of(recipe),
         labels=splits.labels,
         groups=build_sampler(recipe.sampler, space, recipe.sampler_options).groups,
         frontier=rows,
         answers=[(float(flops), arch) for flops, arch in grid_answers],
         weights={name: p.detach().cpu().numpy() for name, p in net.named_parameters()},
         generator={name: np.asarray(p) for name, p in generator.state_dict().items()},
-        statistics=statistics,
+        statistics=statistics if frozen is None else None,
+        shared_statistics=None if frozen is None else frozen.shared,
+        half=recipe.half,
         template=export_template(space),
         provenance={
             "recipe": recipe.name,
@@ -122,6 +133,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "val_images": len(splits.held_out),
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
+            "start": recipe.start or None,
             "weights": described_weights(state),
             "training_s": max(seconds, default=None),
             "answers_asked": len(candidates),
@@ -148,6 +160,21 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
     }
+
+
+def resolutions_alone(space: SearchSpace) -> list[Arch]:
+    """The largest subnet at each resolution: what the other decisions have to beat."""
+    names = space.resolution.decisions
+    choices = itertools.product(*(space.decision[name].choices for name in names))
+    largest = dict(space.largest)
+    return [space.arch(largest | dict(zip(names, some, strict=True))) for some in choices]
+
+
+@torch.no_grad()
+def round_to_half(net: AbstractNet) -> None:
+    """Every weight to the nearest that half precision holds."""
+    for parameter in net.parameters():
+        parameter.copy_(parameter.half())
 
 
 def _answer_rows(

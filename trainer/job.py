@@ -20,6 +20,8 @@ DEFAULT_RECIPE = "digits"
 
 FIXED = (
     "space",
+    "start",
+    "statistics",
     "resolution",
     "batch_size",
     "held_out_share",
@@ -66,6 +68,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="NAME, FILE or BUNDLE",
+        help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such, or a bundle",
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
@@ -114,6 +121,12 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
             raise ValueError(
                 f"{folder} holds a run; resume it with --resume {folder}, or name another"
             )
+    if options.start is not None:
+        if options.resume is not None:
+            raise ValueError(
+                f"--start {options.start}: a resumed run has its weights; leave it out"
+            )
+        recipe = recipe.replace(start=options.start)
     if options.data is not None:
         recipe = recipe.replace(data=options.data)
     get_space(recipe.space)

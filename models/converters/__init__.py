@@ -33,11 +33,14 @@ class Converted:
     weights: float32, every weight of the space at the supernet's size.
     statistics: BatchNorm's as the checkpoint stores them, of the widest channels; empty for
     spaces without BatchNorm. They were not measured for any one arch (``models.nets.calibration``).
+    part: the arch that the checkpoint is, where it does not fill the supernet; weights and
+    statistics are of its size then.
     """
 
     space: SearchSpace
     weights: Mapping[str, np.ndarray]
     statistics: Statistics
+    part: Arch | None = None
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""

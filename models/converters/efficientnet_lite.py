@@ -61,18 +61,22 @@ def packaged_weights() -> Path:
 
 
 def convert_efficientnet_lite0(checkpoint: Path) -> Converted:
-    """Read the public network's weights, with as many classes as they have.
+    """Read the public network's weights from a file, as ``fit_efficientnet_lite0`` does."""
+    return fit_efficientnet_lite0(read_checkpoint(checkpoint), "efficientnet-lite0")
+
+
+def fit_efficientnet_lite0(tensors: Mapping[str, np.ndarray], space_name: str) -> Converted:
+    """The public network's weights in a space of its blocks, with as many classes as they have.
 
     Raises ValueError naming a tensor that is missing, has another shape, or cannot be carried.
     """
-    tensors = read_checkpoint(checkpoint)
     timm = "conv_stem.weight" in tensors
     bias = tensors.get("classifier.bias" if timm else "_fc.bias")
     if bias is None or bias.ndim != 1:
         raise ValueError(
-            f"{checkpoint} is not EfficientNet-Lite0: it has neither _fc.bias nor classifier.bias"
+            "the checkpoint is not EfficientNet-Lite0: it has neither _fc.bias nor classifier.bias"
         )
-    space = get_space("efficientnet-lite0", len(bias))
+    space = get_space(space_name, len(bias))
     assert isinstance(space.layout, MBConvLayout)
     names = theirs(space.layout.blocks, timm=timm)
     wanted = {}

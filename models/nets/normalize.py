@@ -67,6 +67,8 @@ class FrozenStatistics(AbstractNormalizer):
     """
 
     def __init__(self, shared: SharedStatistics, device: str | torch.device = "cpu") -> None:
+        self.shared = shared
+
         def here(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.array(array)).to(device)
 

@@ -53,7 +53,13 @@ def read_splits(recipe: Recipe) -> Splits:
         in_memory=recipe.data_in_memory,
         random_crops=recipe.augment.crop_area > 0,
         skip_broken=recipe.skip_broken,
+        preprocess=preprocess_of(recipe),
     )
+
+
+def preprocess_of(recipe: Recipe) -> Preprocess:
+    """How images become what subnets read, in training and in the bundle."""
+    return Preprocess(recipe.mean, recipe.std, crop_ratio=recipe.crop_ratio)
 
 
 def batches_of(

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.generator.network import ArchitectureGenerator
 from models.nets.elastic import AbstractNet
+from models.nets.normalize import FrozenStatistics
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
@@ -31,7 +32,8 @@ class BatchProbe(Probe):
 
     BatchNorm normalizes by the batch in both, and nothing is updated by asking. images, labels:
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
-    them that run one after another. recompute: as in ``AbstractNet``.
+    them that run one after another. recompute: as in ``AbstractNet``. frozen: statistics by which
+    BatchNorm normalizes instead.
     """
 
     net: AbstractNet
@@ -44,6 +46,7 @@ class BatchProbe(Probe):
     accumulate: int = 1
     recompute: bool = False
     ranks: Ranks = ALONE
+    frozen: FrozenStatistics | None = None
 
     def generate(self, budget_flops: Tensor) -> Relaxed:
         """The arch that the generator samples for a budget (a scalar tensor), with gradients."""
@@ -72,7 +75,7 @@ class BatchProbe(Probe):
     def _loss(self, arch: Arch | Relaxed, before: bool, images: Tensor, labels: Tensor) -> Tensor:
         chosen = arch.arch() if isinstance(arch, Relaxed) else arch
         images = at_resolution(images, self.net.space.resolution(chosen))
-        asked = (images, arch, self.ranks.normalizer)
+        asked = (images, arch, self.frozen or self.ranks.normalizer)
         how = {"recompute": self.recompute}
         if before:
             logits = functional_call(self.net, dict(self.before), asked, how)
@@ -96,4 +99,5 @@ def probe_of(
         accumulate=recipe.accumulate,
         recompute=recipe.activation_checkpointing,
         ranks=ranks,
+        frozen=state.frozen,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,13 +16,16 @@ from models.generator.resource_loss import fit_to_budgets
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
+from models.space.search_space import SearchSpace
 from trainer.data.batches import Batch
 from trainer.engine.compiled import RunNet
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.engine.task import MicroBatch, Task, micro_batches
+from trainer.engine.teacher import LARGEST
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Distillation
 from trainer.samplers.base import Draw
 
 
@@ -65,7 +68,7 @@ def add_gradients(
     ranks. Gradients are scaled by ``state.scaler``.
     """
     space = state.generator.space
-    draws = state.sampler.draw(state.rng)  # b ~ B
+    draws = taught_draws(state.sampler.draw(state.rng), space, recipe.distillation)  # b ~ B
     budgets = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
     policies, generator_loss, resource_loss = state.resource_loss(
         state.generator, budgets, temperature=schedule.temperature, rng=state.rng
@@ -76,7 +79,9 @@ def add_gradients(
     subnets = choose_subnets(state, draws, policies, schedule, recipe)  # a = AG(b)
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
-    task = Task(recipe.optimizer.label_smoothing)
+    task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
+    if state.teacher is not None:
+        task.taught = {part.number: task.taken(state.teacher(part.images)) for part in parts}
     losses: list[tuple[int, float]] = []
     for number, (draw, subnet) in enumerate(zip(draws, subnets, strict=True)):
         more = any(isinstance(later, Relaxed) for later in subnets[number + 1 :])
@@ -93,6 +98,20 @@ def add_gradients(
         budget_flops=budgets[-1] if budgets else None,
         drawn=tuple(losses),
     )
+
+
+def taught_draws(
+    draws: Sequence[Draw], space: SearchSpace, distillation: Distillation
+) -> Sequence[Draw]:
+    """The draws of a step as a recipe's distillation changes them.
+
+    The largest subnet as the teacher comes first, and learns from the labels alone. A sampler that
+    distils by itself (sandwich) does so already.
+    """
+    if not distillation.teacher or any(draw.distil for draw in draws):
+        return draws
+    taught = [replace(draw, distil=True) for draw in draws]
+    return taught if distillation.teacher != LARGEST else [Draw(arch=space.largest), *taught]
 
 
 def choose_subnets(
@@ -152,7 +171,7 @@ def add_subnet_gradients(
             logits = run(
                 at_resolution(part.images, resolution),
                 subnet,
-                ranks.normalizer,
+                state.frozen or ranks.normalizer,
                 drop_path=recipe.drop_path,
                 share=part.share,
                 recompute=recipe.activation_checkpointing,

@@ -1,0 +1,82 @@
+"""Begin a training at weights that are there already, and say what was taken."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.nets.elastic import AbstractNet
+from models.nets.normalize import FrozenStatistics
+from models.space.weights import weight_slices
+from trainer.engine.average import WeightAverage
+from trainer.engine.state import TrainingState
+from trainer.ranks import Ranks
+from trainer.recipes.recipe import Recipe
+from trainer.start.order import centred, in_order
+from trainer.start.source import Source, find_source
+
+CLASSIFIER = "classifier."
+
+
+def begin(state: TrainingState, recipe: Recipe, labels: Sequence[str], ranks: Ranks) -> None:
+    """Put the recipe's start into a fresh state. labels: the classes of the data.
+
+    Raises ValueError for a start that is not there or does not fit, and for statistics that it does
+    not have.
+    """
+    source = find_source(recipe.start, recipe.space)
+    if recipe.statistics == "start" and source.statistics is None:
+        raise ValueError(
+            f"start {source.name} has no BatchNorm statistics that hold for all archs: "
+            "set statistics=arch"
+        )
+    weights, statistics = source.weights, source.statistics
+    if not source.is_supernet and source.arch == source.space.largest:
+        weights, statistics = in_order(source.space, weights, statistics)
+        if statistics is not None:
+            statistics = centred(source.space, weights, statistics)
+    told = place(state.net, source, weights, labels)
+    if recipe.statistics == "start" and statistics is not None:
+        state.frozen = FrozenStatistics(statistics, recipe.device)
+        told += "; BatchNorm keeps its statistics"
+    if state.average is not None:
+        state.average = WeightAverage(state.net, recipe.ema)
+    state.keep_weights()
+    if ranks.is_first:
+        print(f"start {source.name}: {told}", file=sys.stderr)
+
+
+@torch.no_grad()
+def place(
+    net: AbstractNet, source: Source, weights: dict[str, np.ndarray], labels: Sequence[str]
+) -> str:
+    """Copy weights into a supernet, where they belong; tells what was taken, left and made new.
+
+    The classifier is taken only if it has as many classes and, where they have names, the same.
+    """
+    same = len(labels) == source.space.num_classes and source.labels in (None, tuple(labels))
+    slices = weight_slices(source.space, source.arch)
+    taken, total = 0, sum(p.numel() for p in net.parameters())
+    for name, parameter in net.named_parameters():
+        if name not in weights or (name.startswith(CLASSIFIER) and not same):
+            continue
+        part = parameter[slices[name]]
+        part.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+        taken += part.numel()
+    told = f"{taken:,} of {total:,} weights taken"
+    if not same:
+        left = sum(math.prod(weights[n].shape) for n in weights if n.startswith(CLASSIFIER))
+        told += (
+            f"; left: its classifier of {source.space.num_classes} classes ({left:,}); "
+            f"new: one of {len(labels)}"
+        )
+    new = total - taken - (0 if same else _classifier(net))
+    return told + (f"; new beside it: {new:,}" if new else "")
+
+
+def _classifier(net: AbstractNet) -> int:
+    return sum(p.numel() for name, p in net.named_parameters() if name.startswith(CLASSIFIER))
