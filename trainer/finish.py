@@ -128,7 +128,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         provenance={
             "recipe": recipe.name,
             "seed": recipe.seed,
-            "data": splits.name,
+            "data": splits.title,
             "train_images": len(splits.train),
             "val_images": len(splits.held_out),
             "test_images": len(splits.test),

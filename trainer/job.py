@@ -93,6 +93,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def asked_recipe(options: argparse.Namespace) -> Recipe:
+    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
+    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+
+
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     """The run that the options ask of so many processes.
 
@@ -115,7 +120,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 "with --out"
             )
     else:
-        recipe = with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+        recipe = asked_recipe(options)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
@@ -124,7 +129,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     if options.start is not None:
         if options.resume is not None:
             raise ValueError(
-                f"--start {options.start}: a resumed run has its weights; leave it out"
+                f"--start {options.start}: a run that is resumed has begun; leave it out"
             )
         recipe = recipe.replace(start=options.start)
     if options.data is not None:

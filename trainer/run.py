@@ -23,13 +23,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record
 from trainer.finish import finish
-from trainer.job import RECIPE_NAME, build_parser, find_job
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
 from trainer.ranks import Ended, Ranks, ranks_here
 from trainer.recipes.config import listing
@@ -52,14 +53,14 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     folder: Path | None = None
     result: Record = {}
     try:
+        if options.settings:
+            print(listing(asked_recipe(options)))
+            return 0
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
-            if options.settings:
-                print(listing(recipe))
-                return 0
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             with ranks.connected(recipe.device):
@@ -69,7 +70,10 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                         folder.mkdir(parents=True, exist_ok=True)
                         document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
-                print(f"{recipe.name} in {folder}; images {splits.memory}", file=sys.stderr)
+                print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
+                for line in splits.passed_over:
+                    print(f"passed over: {line}", file=sys.stderr)
+                print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
             if ranks.is_first:
                 result = finish(recipe, splits, folder)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from models.images.files import SUFFIXES, visible_files
 from models.images.header import ImageError
 from models.images.preprocess import Preprocess
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +40,7 @@ def find_photos(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one with JPEG, PNG or WebP images in it")
-    found = [
-        Path(inside, name)
-        for inside, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
+    found = [folder / name for name in visible_files(folder) if name.lower().endswith(SUFFIXES)]
     if not found:
         raise ValueError(f"{folder} holds no images; give a folder with JPEG, PNG or WebP files")
     return sorted(found)

@@ -258,7 +258,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(workers):
     ("options", "words"),
     [
         ({"crop_area": 0.08}, "padding"),
-        ({"crop_area": 1.5, "padding": 0}, "crop_area is 1.5"),
+        ({"crop_area": 1.5, "padding": 0}, "crop_area"),
         ({"erase": -0.1}, "erase"),
         ({"mixup": -1.0}, "mixup"),
         ({"cutmix_share": 2.0}, "cutmix_share"),

@@ -179,7 +179,7 @@ def test_a_policy_leaves_torchs_global_generator_alone(policy):
     [
         ({"padding": -1}, "padding"),
         ({"cutout": -2}, "cutout"),
-        ({"border": "mirror"}, "reflect, zero"),
+        ({"border": "mirror"}, "'reflect' or 'zero'"),
         ({"policy": "rand"}, "randaugment"),
     ],
 )

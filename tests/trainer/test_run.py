@@ -51,8 +51,8 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
     cases = [
         (["--recipe", "digit"], "did you mean 'digits'"),
         (["--set", "epoch=1"], "nearest: epochs"),
-        (["--set", "epochs=many"], "epochs takes an integer"),
-        (["--set", "epochs=0"], "at least 1"),
+        (["--set", "epochs=many"], 'epochs is "many"; it should be a valid integer'),
+        (["--set", "epochs=0"], "epochs is 0; it should be greater than or equal to 1"),
         (["--set", "sampler=shfit", "--out", str(tmp_path / "a")], "did you mean 'shift'"),
         (["--data", str(tmp_path / "none")], "does not exist"),
         (["--out", str(finished)], "resume it with"),
@@ -67,7 +67,7 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
 def test_a_broken_recipe_is_named(tmp_path, capsys):
     (tmp_path / "recipe.json").write_text("{")
     assert main(["--resume", str(tmp_path)]) == 2
-    assert "recipe.json is no JSON" in capsys.readouterr().err
+    assert "recipe.json is not JSON" in capsys.readouterr().err
 
 
 def test_answers_that_a_smaller_one_clearly_beats_are_dropped():

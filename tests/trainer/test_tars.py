@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.image_data import encoded_image, load, samples, write_source, write_tar
-from trainer.data.tars import RUN_LENGTH, read_tars
+from trainer.data.reading import read_source
+from trainer.data.tars import RUN_LENGTH
 
 COUNT = 60
 
@@ -28,7 +29,7 @@ def test_long_names_other_members_and_other_orders_are_read(tmp_path):
     members = [("readme.txt", b"hello"), (f"{long}/1.cls", b"1\n"), ("2.json", b"{}")]
     members += [("2.cls", b" 0"), ("2.PNG", encoded_image(2)), (f"{long}/1.png", encoded_image(1))]
     write_tar(tmp_path / "a.tar", members)
-    rows = read_tars(tmp_path).train
+    rows = read_source(str(tmp_path)).train
     assert rows.labels.tolist() == [0, 1]
     assert rows.read(1) == encoded_image(1)
     assert rows.where(1).endswith(f"a.tar, {long}/1.png")
@@ -37,7 +38,7 @@ def test_long_names_other_members_and_other_orders_are_read(tmp_path):
 def test_many_shards_are_indexed_by_several_processes(tmp_path):
     for shard in range(17):
         write_tar(tmp_path / f"{shard:02d}.tar", samples(range(shard * 4, shard * 4 + 4)))
-    rows = read_tars(tmp_path).train
+    rows = read_source(str(tmp_path)).train
     assert len(rows) == 68
     assert rows.read(67) == encoded_image(67)
     assert len(np.unique(rows.images.runs())) == 17
@@ -48,7 +49,7 @@ def test_long_shards_have_several_runs(tmp_path):
         tmp_path / "a.tar",
         ((f"{i}.{kind}", b"1" if i % 2 else b"0") for i in range(600) for kind in ("png", "cls")),
     )
-    runs = read_tars(tmp_path / "a.tar").train.images.runs()
+    runs = read_source(str(tmp_path / "a.tar")).train.images.runs()
     assert np.bincount(runs).tolist() == [RUN_LENGTH, RUN_LENGTH, 600 - 2 * RUN_LENGTH]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.data.augment import crop_and_flip
 from trainer.data.draws import Draws, generator_of
 from trainer.data.image_policies import apply_policy
-from trainer.data.splits import AbstractSplit, Fetched, LabelledImages, RandomCrops
+from trainer.data.splits import AbstractSplit, Fetched, LabelledImages, RandomCrops, cores
 from trainer.recipes.settings import Augment
 
 _PIXELS = 1
@@ -137,8 +137,7 @@ def worker_count(data: AbstractSplit, augment: Augment | None) -> int:
     one_by_one = augment is not None and (augment.policy is not None or augment.crop_area > 0)
     if isinstance(data, LabelledImages) and (not one_by_one or data.device.type != "cpu"):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(0, min(_MOST_WORKERS, (cores or 1) // local_processes() - 1))
+    return max(0, min(_MOST_WORKERS, cores() // local_processes() - 1))
 
 
 def local_processes() -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.images.header import ImageError
-from trainer.data.sources import AbstractImages, Rows, Source, check_labels, files_by_split
+from trainer.data.sources import AbstractImages, Classes, Rows, check_labels
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,38 +21,65 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _GROUPS_KEPT = 4
 
 
-def read_parquet(path: Path) -> Source:
-    """A parquet file, or a folder of them, with images as Hugging Face stores them.
+def read_parquet(files: Sequence[Path], classes: Classes | None) -> tuple[Classes, Rows | int]:
+    """One split of a data set, in parquet files with images as Hugging Face stores them.
 
     Columns: an image (a struct with `bytes`, or plain bytes) and an integer label, named
-    `label`, `labels` or `fine_label`; class names come from the file's features. In a folder,
-    a word of the file names that starts with train, test, or val says which split they are;
-    without a test split (or with one whose labels are all negative, that is unpublished) val is
-    the test split. Other columns are ignored. No image is read yet.
+    `label`, `labels` or `fine_label`; class names come from the file's features. Other columns are
+    ignored. No image is read yet. classes: of the training images, None if these are those.
+    Answers the classes and the images; or how many there are, if they are not for training and
+    have no labels, or negative ones, which is how unpublished labels are written.
     Raises ValueError naming the file and what is wrong with it.
     """
-    if path.is_file():
-        classes, rows = _read_split([path])
-        return Source(path.stem, classes, rows, None)
-    groups = files_by_split(path, parquet_files(path))
-    classes, train = _read_split(groups["train"])
-    for split in ("test", "val"):
-        if split in groups:
-            test_classes, test = _read_split(groups[split], classes, unlabelled=split == "test")
-            if len(test) == 0:
-                continue
-            if test_classes != classes[: len(test_classes)]:
-                raise ValueError(
-                    f"{groups[split][0]} has other classes than {groups['train'][0]}: "
-                    f"{_few(test_classes)} against {_few(classes)}"
-                )
-            return Source(path.name, classes, train, test)
-    return Source(path.name, classes, train, None)
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import ClassLabel, Features
 
-
-def parquet_files(folder: Path) -> list[Path]:
-    """The .parquet files in a folder and in its subfolders (data/, as Hugging Face lays it out)."""
-    return sorted([*folder.glob("*.parquet"), *folder.glob("*/*.parquet")])
+    labels: list[np.ndarray | None] = []
+    groups: list[tuple[int, int, int]] = []
+    names: Classes | None = None
+    image_column = ""
+    for number, file in enumerate(files):
+        try:
+            with pyarrow.parquet.ParquetFile(file) as opened:
+                schema, metadata = opened.schema_arrow, opened.metadata
+                found, label_column = _columns(file, schema, needs_label=classes is None)
+                table = None if label_column is None else opened.read(columns=[label_column])
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a readable parquet file: {_line(error)}") from error
+        if number and found != image_column:
+            raise ValueError(f"{file} calls its images {found!r}, {files[0]} does not")
+        image_column = found
+        groups += [
+            (number, group, metadata.row_group(group).num_rows)
+            for group in range(metadata.num_row_groups)
+        ]
+        column = None if table is None else table.column(label_column)
+        if column is None or (classes is not None and column.null_count == len(column)):
+            labels.append(None)
+            continue
+        labels.append(_integer_labels(file, column))
+        label_feature = Features.from_arrow_schema(schema)[label_column]
+        if isinstance(label_feature, ClassLabel):
+            if names is not None and names != tuple(label_feature.names):
+                raise ValueError(f"{file} has other class names than {files[0]}")
+            names = tuple(label_feature.names)
+    images = ParquetImages(
+        files, image_column, np.array(groups, dtype=np.int64).reshape(len(groups), 3)
+    )
+    known = [part for part in labels if part is not None]
+    if classes is not None and all(part.max(initial=-1) < 0 for part in known):
+        return classes, len(images)
+    if len(known) < len(labels):
+        raise ValueError(f"{files[labels.index(None)]} has no labels, other files have some")
+    joined = np.concatenate(known)
+    checked = check_labels(joined, names or classes, images)
+    if classes is not None and checked != classes[: len(checked)]:
+        raise ValueError(
+            f"{files[0]} has other classes than the training images: "
+            f"{_few(checked)} against {_few(classes)}"
+        )
+    return checked, Rows.of(images, joined)
 
 
 class ParquetImages(AbstractImages):
@@ -149,54 +176,8 @@ def _arrow_copy(files: Sequence[Path], column: str) -> Dataset:
     return data
 
 
-def _read_split(
-    files: list[Path], classes: tuple[str, ...] | None = None, *, unlabelled: bool = False
-) -> tuple[tuple[str, ...], Rows]:
-    """Class names and rows of files that hold one split.
-
-    classes: their names if the files have none. unlabelled: negative labels are allowed if all
-    are negative; then there are no rows.
-    """
-    import pyarrow
-    import pyarrow.parquet
-    from datasets import ClassLabel, Features
-
-    labels: list[np.ndarray] = []
-    groups: list[tuple[int, int, int]] = []
-    names: tuple[str, ...] | None = None
-    columns = set()
-    for number, file in enumerate(files):
-        try:
-            with pyarrow.parquet.ParquetFile(file) as opened:
-                schema, metadata = opened.schema_arrow, opened.metadata
-                image_column, label_column = _columns(file, schema)
-                table = opened.read(columns=[label_column])
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is not a readable parquet file: {_line(error)}") from error
-        columns.add(image_column)
-        if len(columns) > 1:
-            raise ValueError(f"{file} calls its images {image_column!r}, {files[0]} does not")
-        label_feature = Features.from_arrow_schema(schema)[label_column]
-        if isinstance(label_feature, ClassLabel):
-            if names is not None and names != tuple(label_feature.names):
-                raise ValueError(f"{file} has other class names than {files[0]}")
-            names = tuple(label_feature.names)
-        groups += [
-            (number, group, metadata.row_group(group).num_rows)
-            for group in range(metadata.num_row_groups)
-        ]
-        labels.append(_integer_labels(file, table.column(label_column)))
-    images = ParquetImages(
-        files, columns.pop(), np.array(groups, dtype=np.int64).reshape(len(groups), 3)
-    )
-    joined = np.concatenate(labels)
-    if unlabelled and len(joined) and joined.max() < 0:
-        return names or (), Rows.of(images, joined).take(np.arange(0))
-    return check_labels(joined, names or classes, images), Rows.of(images, joined)
-
-
-def _columns(file: Path, schema: pyarrow.Schema) -> tuple[str, str]:
-    """The names of the image column and of the label column."""
+def _columns(file: Path, schema: pyarrow.Schema, *, needs_label: bool) -> tuple[str, str | None]:
+    """The names of the image column and of the label column, which may be None if allowed."""
     import pyarrow
 
     images = [
@@ -211,13 +192,13 @@ def _columns(file: Path, schema: pyarrow.Schema) -> tuple[str, str]:
         )
     ]
     labels = [name for name in _LABEL_COLUMNS if name in schema.names]
-    if not images or not labels:
+    if not images or (needs_label and not labels):
         missing = "no image column" if not images else "no column named label"
         raise ValueError(
             f"{file} has {missing}, only {_few(schema.names)}: "
             "it needs image (bytes) and label (an integer)"
         )
-    return images[0], labels[0]
+    return images[0], labels[0] if labels else None
 
 
 def _bytes_of(column: pyarrow.Array) -> pyarrow.Array:

@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from models.images.header import ImageError
 from models.images.image import sniff_format
 from models.images.preprocess import Preprocess
 from trainer.data.batch_workers import local_processes
-from trainer.data.decoding import decode_images, installed_bytes, own_side
-from trainer.data.parquet import parquet_files, read_parquet
-from trainer.data.sources import Rows, Source, read_digits, read_image_folder
+from trainer.data.folders import read_image_folder
+from trainer.data.layout import Files, by_split, find_files, printable, split_of, split_of_shard
+from trainer.data.parquet import read_parquet
+from trainer.data.sources import Classes, Rows, Source, read_digits, read_groups
 from trainer.data.splits import (
     AbstractSplit,
     EncodedImages,
-    LabelledImages,
     Splits,
+    installed_bytes,
+    side_of,
     stratified_holdout,
 )
-from trainer.data.tars import read_tars, tar_files
+from trainer.data.tars import CLASSES_NAME, class_names, read_tars
 
 DATA_FOLDER_VARIABLE = "SHIFTNAS_DATA"
 
@@ -50,15 +51,15 @@ _FASHION_MNIST = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
 )  # fmt: skip
-_TITLES: dict[tuple[str, ...], str] = {_CIFAR10: "CIFAR-10", _FASHION_MNIST: "Fashion-MNIST"}
+_TITLES: dict[Classes, str] = {_CIFAR10: "CIFAR-10", _FASHION_MNIST: "Fashion-MNIST"}
 
 
 def load_splits(
     source: str,
     *,
+    resolution: int,
     held_out_share: float,
     seed: int,
-    resolution: int | None = None,
     preprocess: Preprocess = AS_SERVED,
     held_out_images: int = 0,
     in_memory: InMemory = "auto",
@@ -67,29 +68,22 @@ def load_splits(
 ) -> Splits:
     """Read and split a data set. Nothing is downloaded.
 
-    source: "digits" (embedded); a parquet file or a folder of them; a tar or a folder of them
-    (WebDataset); an image folder; or the name of a data set that lies as such a file or folder in
-    $SHIFTNAS_DATA. held_out_share: share of each class of the training images that is held out,
-    between 0 and 1; `seed` draws them. held_out_images: that many in all instead, if not 0.
-    resolution: side in pixels that images are cropped and resized to; None is the side they have,
-    if they are square and of one size. preprocess: how they are cropped and resized, as the
-    bundle will tell the server (its mean and std are not used here).
+    source: as ``read_source``. resolution: side in pixels that images are cropped and resized to.
+    held_out_share: share of each class of the training images that is held out, between 0 and 1;
+    `seed` draws them. held_out_images: that many in all instead, if not 0. preprocess: how images
+    are cropped and resized, as the bundle will tell the server (its mean and std are not used).
 
-    in_memory: "always" decodes all images once, "never" decodes as they are needed; "auto" keeps
-    in memory what fits in a quarter of it (shared by the processes of a machine): held-out first,
-    which is gone over most often, then `test`, then `train`. random_crops: training images will
-    be cropped at random (Augment.crop_area), so "auto" keeps them only if nothing was cut off.
+    in_memory: "always" decodes all images once, "never" decodes as they are needed; "auto"
+    keeps in memory what fits in a quarter of it (shared by the processes of a machine): held-out
+    first, which is gone over most often, then `test`, then `train`. random_crops: training images
+    will be cropped at random (Augment.crop_area), so "auto" keeps them only if nothing was cut off.
     skip_broken: leave out images that cannot be decoded; Splits and batches name them.
     Raises ValueError, in one line, for a source that is not there or not usable: no images, a
     broken image (named), labels that are no integers or have no name, one class only, fewer
     training images than classes.
     """
     if not 0 < held_out_share < 1:
-        raise ValueError(
-            f"held_out_share is {held_out_share}: give a share between 0 and 1, like 0.1"
-        )
-    if resolution is not None and resolution < 1:
-        raise ValueError(f"resolution is {resolution}: give 1 pixel or more")
+        raise ValueError(f"held_out_share is {held_out_share}: give a share between 0 and 1")
     found = read_source(source)
     train, test = found.train, found.test
     _check(found, source)
@@ -106,73 +100,108 @@ def load_splits(
     if not (len(held_out) and len(test)):
         raise ValueError(f"{source} has too few images to hold any out: give more per class")
     rows = {"held-out": held_out, "test": test, "train": train}
-    side = own_side(train, preprocess) if resolution is None else resolution
-    cut_off = random_crops and not _has_side(train, side, preprocess)
-    kept_names = _kept_in_memory(rows, side, in_memory, cut_off=cut_off)
+    cut_off = random_crops and side_of(train, preprocess) != resolution
+    kept_names = _kept_in_memory(rows, resolution, in_memory, cut_off=cut_off)
     splits: dict[str, AbstractSplit] = {}
     broken: list[str] = []
     for name, part in rows.items():
-        if name not in kept_names:
-            splits[name] = EncodedImages.of(part, side, preprocess, skip_broken=skip_broken)
-            continue
-        splits[name], reasons = _decode(part, resolution, preprocess, skip_broken=skip_broken)
-        broken += reasons
-        if splits[name].resolution != side:
-            raise ValueError(
-                f"{source}: {name} images are {splits[name].resolution} pixels wide, training "
-                f"images {side}: give a resolution to resize them to"
-            )
+        encoded = EncodedImages(part, resolution, preprocess, skip_broken)
+        if name in kept_names:
+            splits[name], reasons = encoded.decoded()
+            broken += reasons
+        else:
+            splits[name] = encoded.for_random_access()
     return Splits(
         train=splits["train"],
         held_out=splits["held-out"],
         test=splits["test"],
         labels=found.classes,
-        name=_title(found),
-        memory=_memory_line(rows, kept_names, side),
+        name=found.name,
+        title=_title(found),
+        has_own_test=found.test is not None,
+        passed_over=found.passed_over,
+        memory=_memory_line(rows, kept_names, resolution),
         broken=tuple(broken),
     )
 
 
 def read_source(source: str) -> Source:
-    """Find a data set by path or name and read all but the pixels. Raises ValueError."""
+    """Find a data set and read all but the pixels.
+
+    source: "digits" (embedded); a parquet file or a folder of them; a tar or a folder of them
+    (WebDataset); an image folder; or the name of a data set that lies as such a file or folder in
+    $SHIFTNAS_DATA. Raises ValueError, in one line.
+    """
     if source in _EMBEDDED:
         return _EMBEDDED[source]()
-    path = _path_of(source)
+    path = find_data(source)
     if path.is_dir():
-        if parquet_files(path):
-            return read_parquet(path)
-        if tar_files(path):
-            return read_tars(path)
-        return read_image_folder(path)
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    if path.suffix == ".tar":
-        return read_tars(path)
-    raise ValueError(
-        f"{path} is no data set: give a .parquet or .tar file, a folder of them, or an image folder"
+        root, files = path, find_files(path)
+    else:
+        root, files = path.parent, Files()
+        kinds = {".parquet": files.parquet, ".tar": files.tars}
+        if path.suffix not in kinds:
+            raise ValueError(
+                f"{path} is no data set: give a .parquet or .tar file, a folder of them, or an "
+                "image folder"
+            )
+        kinds[path.suffix].append(path.name)
+    shards = files.parquet or files.tars
+    unread = [*files.other, *(files.images if shards else ())]
+    unread += files.tars if files.parquet else []
+    if not shards:
+        return read_image_folder(root, files, _passed_over(unread))
+    groups = by_split(root, [split_of_shard(name) for name in shards], shards)
+    if path.is_file():  # whatever its name says, it is all there is
+        groups = {"train": shards}
+
+    def read(names: list[str], classes: Classes | None) -> tuple[Classes, Rows | int]:
+        paths = [root / name for name in names]
+        if files.parquet:
+            return read_parquet(paths, classes)
+        known = class_names(root / CLASSES_NAME) or classes
+        return read_tars(paths, known, unread, labelled=classes is None)
+
+    name = path.name if path.is_dir() else path.stem
+    if path.is_file() and split_of(name):
+        name = path.resolve().parent.name
+    found = read_groups(printable(name), groups, read)
+    return Source(
+        found.name,
+        found.classes,
+        found.train,
+        found.test,
+        (*_passed_over(unread), *found.passed_over),
     )
 
 
-def _path_of(source: str) -> Path:
+def find_data(source: str) -> Path:
+    """The path of a data set that is not embedded. Raises ValueError."""
     path = Path(source).expanduser()
     if path.exists():
         return path
     if path.name != source or path.suffix:
         raise ValueError(
-            f"{source} does not exist: give a parquet or tar file, a folder of them, an image "
-            f"folder, or a name ({', '.join(_EMBEDDED)})"
+            f"{path.absolute()} does not exist: give --data again, a parquet or tar file, a folder "
+            f"of them, an image folder, or a name ({', '.join(_EMBEDDED)})"
         )
     folder = os.environ.get(DATA_FOLDER_VARIABLE)
     if folder:
-        for candidate in _candidates(Path(folder), source):
-            if candidate.exists():
-                return candidate
+        for name in (source, f"{source}.parquet", f"{source}.tar"):
+            if (Path(folder) / name).exists():
+                return Path(folder) / name
     place = f"{folder} ({DATA_FOLDER_VARIABLE})" if folder else f"no {DATA_FOLDER_VARIABLE} is set"
     raise ValueError(
-        f"no data set {source!r} here ({place}): pass --data PATH (parquet or tar file or folder, "
-        f"image folder), set {DATA_FOLDER_VARIABLE} to the folder that holds {source}, or use "
-        f"{', '.join(_EMBEDDED)}, which is embedded"
+        f"no data set {source!r} in {Path.cwd()}, nor in the data folder ({place}): pass --data "
+        f"PATH (parquet or tar file or folder, image folder), set {DATA_FOLDER_VARIABLE} to the "
+        f"folder that holds {source}, or use {', '.join(_EMBEDDED)}, which is embedded"
     )
+
+
+def _passed_over(names: list[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"{len(names):,} files of kinds that are not read here, like {printable(names[0])}",)
 
 
 def _check(found: Source, source: str) -> None:
@@ -180,7 +209,10 @@ def _check(found: Source, source: str) -> None:
         raise ValueError(f"no images in {source}")
     if len(np.unique(found.train.labels)) < 2:
         only = found.classes[int(found.train.labels[0])]
-        raise ValueError(f"{source} has one class only ({only}): there is nothing to tell apart")
+        raise ValueError(
+            f"{source} has one class only ({only}): there is nothing to tell apart; if classes are "
+            f"folders of {only}, give that one"
+        )
     if len(found.train) < len(found.classes):
         raise ValueError(
             f"{source} has {len(found.train)} training images for {len(found.classes)} classes: "
@@ -188,37 +220,13 @@ def _check(found: Source, source: str) -> None:
         )
 
 
-def _decode(
-    rows: Rows, resolution: int | None, preprocess: Preprocess, *, skip_broken: bool
-) -> tuple[LabelledImages, list[str]]:
-    """Decoded images without the broken ones, and why those are."""
-    images, broken = decode_images(rows, preprocess, resolution, skip_broken=skip_broken)
-    decoded = LabelledImages(images, torch.from_numpy(rows.labels.copy()))
-    if not broken:
-        return decoded, []
-    if len(broken) == len(rows):
-        raise ValueError(f"all {len(rows)} images are broken; the first is {broken[0]}")
-    whole = np.delete(np.arange(len(rows)), list(broken))
-    return decoded.take(torch.from_numpy(whole)), list(broken.values())
-
-
-def _has_side(rows: Rows, side: int, preprocess: Preprocess) -> bool:
-    """Whether decoding once at this side cuts nothing off, by the first image."""
-    try:
-        return own_side(rows, preprocess) == side
-    except ValueError:
-        return False
-
-
-def _kept_in_memory(
-    rows: dict[str, Rows], side: int, in_memory: InMemory, *, cut_off: bool
-) -> set[str]:
+def _kept_in_memory(rows: dict[str, Rows], side: int, mode: InMemory, *, cut_off: bool) -> set[str]:
     """Which splits are decoded once; `rows` in the order in which they come into question."""
-    if in_memory == "always":
-        return set(rows)
     installed = installed_bytes()
-    if in_memory == "never" or installed is None:
-        return set() if in_memory == "never" else set(rows)
+    if mode == "never":
+        return set()
+    if mode == "always" or installed is None:
+        return set(rows)
     room = installed // _SHARE_OF_MEMORY // local_processes()
     kept = set()
     for name, part in rows.items():
@@ -252,7 +260,3 @@ def _title(found: Source) -> str:
     except (ImageError, OSError):
         is_jpeg = False
     return f"{title} (JPEG)" if is_jpeg else title
-
-
-def _candidates(folder: Path, name: str) -> tuple[Path, ...]:
-    return folder / name, folder / f"{name}.parquet", folder / f"{name}.tar"

@@ -8,6 +8,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from models.images.preprocess import Preprocess
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits

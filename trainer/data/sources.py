@@ -1,4 +1,4 @@
-"""Where images come from: image folders, the embedded digits (parquet.py, tars.py).
+"""What every kind of data set is before decoding: encoded images, labels, names of classes.
 
 A source only says which encoded image has which label and what its publisher keeps apart for
 testing; decoding and splitting are the same for all of them.
@@ -7,18 +7,13 @@ testing; decoding and splitting are the same for all of them.
 from __future__ import annotations
 
 import io
-import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-_TEST_NAMES = ("test", "validation", "valid", "val")  # the first that is there
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_SPLITS = ("train", "test", "val")
+from trainer.data.layout import class_name
 
 
 class AbstractImages(ABC):
@@ -46,22 +41,6 @@ class AbstractImages(ABC):
     def runs(self) -> np.ndarray | None:
         """(N,) the run of neighbours on disk that each image lies in; None: order is no matter."""
         return None
-
-
-class Files(AbstractImages):
-    """One file per image."""
-
-    def __init__(self, files: Sequence[str]) -> None:
-        self._names = np.array([os.fsencode(file) for file in files])
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, row: int) -> bytes:
-        return Path(self.where(row)).read_bytes()
-
-    def where(self, row: int) -> str:
-        return os.fsdecode(bytes(self._names[row]))
 
 
 class Contents(AbstractImages):
@@ -114,86 +93,64 @@ class Rows:
         return Rows(self.images, self.rows[indices], self.labels[indices])
 
 
+Classes = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Source:
-    """A data set before decoding. test is None where its publisher made no such split."""
+    """A data set before decoding. test is None where its publisher made no such split.
+
+    passed_over: what lies there and is not used, a line each.
+    """
 
     name: str
-    classes: tuple[str, ...]
+    classes: Classes
     train: Rows
     test: Rows | None
+    passed_over: tuple[str, ...] = ()
 
 
-def read_digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits: 8x8, 17 shades of grey (UCI, CC BY 4.0).
+def read_groups(
+    name: str,
+    groups: Mapping[str, list[str]],
+    read: Callable[[list[str], Classes | None], tuple[Classes, Rows | int]],
+    passed_over: Sequence[str] = (),
+) -> Source:
+    """A source whose files are known by split.
 
-    They become PNG files, so that from here on they are images like any other, and a digit
-    posted to the server is the same digit.
+    read: files of one split, and the classes of the training images once those are known; answers
+    the classes and the images, or how many there are if none has a label. The test split is
+    `test`, or `val` where that has no labels or is not there.
     """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    shades, labels = load_digits(return_X_y=True)
-    grey = np.rint(shades.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    encoded = []
-    for image in grey:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, format="PNG", compress_level=1)
-        encoded.append(file.getvalue())
-    rows = Rows.of(Contents("digit", encoded), np.asarray(labels, dtype=np.int64))
-    return Source("digits", tuple(str(digit) for digit in range(10)), rows, None)
-
-
-def read_image_folder(path: Path) -> Source:
-    """A folder with one subfolder of images per class, or with train/ and test/ (val/) of those.
-
-    Images are .jpg, .jpeg, .png or .webp; classes are numbered in alphabetical order of train/.
-    Raises ValueError for no images, an empty class, or a class that only test has.
-    """
-    folders = {folder.name.lower(): folder for folder in _subfolders(path)}
-    test = next((folders[name] for name in _TEST_NAMES if name in folders), None)
-    if "train" not in folders:
-        if test is not None:
-            raise ValueError(f"{path} has {test.name}/ but no train/")
-        classes, rows = _read_class_folders(path, None)
-        return Source(path.name, classes, rows, None)
-    classes, train = _read_class_folders(folders["train"], None)
-    test_rows = None if test is None else _read_class_folders(test, classes)[1]
-    return Source(path.name, classes, train, test_rows)
+    classes, train = read(groups["train"], None)
+    assert not isinstance(train, int), "training images without labels are refused by their name"
+    lines = list(passed_over)
+    test: Rows | None = None
+    for split in ("test", "val"):
+        files = groups.get(split, [])
+        if files and test is not None:
+            lines.append(f"{split} is not read: test is there ({files[0]} and the like)")
+        elif files:
+            _, found = read(files, classes)
+            if isinstance(found, int):
+                lines.append(f"{found:,} images in {split} have no labels ({files[0]} ...)")
+            else:
+                test = found
+    return Source(name, classes, train, test, tuple(lines))
 
 
-def files_by_split(path: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files of a folder by the split that a word of their names says: "train", "test", "val".
-
-    All are under "train" if no name says anything. Raises ValueError if some do and others do
-    not, or if none is for training.
-    """
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        words = re.split(r"[^a-z]+", file.stem.lower())
-        found = (split for word in words for split in _SPLITS if word.startswith(split))
-        groups.setdefault(next(found, ""), []).append(file)
-    if set(groups) == {""}:
-        return {"train": groups[""]}
-    if "" in groups:
-        raise ValueError(
-            f"cannot tell which split {groups[''][0]} belongs to: "
-            "let its name start with train, test or val, or move it away"
-        )
-    if "train" not in groups:
-        raise ValueError(f"no train*{files[0].suffix} in {path}, only {files[0].name} and the like")
-    return groups
-
-
-def check_labels(
-    labels: np.ndarray, classes: tuple[str, ...] | None, where: AbstractImages
-) -> tuple[str, ...]:
+def check_labels(labels: np.ndarray, classes: Classes | None, where: AbstractImages) -> Classes:
     """Class names for labels: those given, or the numbers from 0 to the highest label.
 
     Raises ValueError, naming an image, for a negative label, one beyond the names given, and,
     where none are given, for numbers that no image has: labels that count from 1, or one that
-    went astray.
+    went astray; and for two names that are spelt alike.
     """
+    if classes is not None:
+        classes = tuple(map(class_name, classes))
+        if len(set(classes)) < len(classes):
+            twice = next(name for name in classes if classes.count(name) > 1)
+            raise ValueError(f"two classes are called {twice!r}: give each its own name")
     if len(labels) == 0:
         return classes or ()
     lowest, highest = int(labels.argmin()), int(labels.argmax())
@@ -216,35 +173,21 @@ def check_labels(
     return classes
 
 
-def _read_class_folders(
-    path: Path, classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], Rows]:
-    """Class names and rows of path/CLASS/**/IMAGE; `classes` are those allowed, if not None."""
-    from torchvision.datasets.folder import make_dataset
+def read_digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits: 8x8, 17 shades of grey (UCI, CC BY 4.0).
 
-    found = tuple(folder.name for folder in _subfolders(path))
-    if not found:
-        raise ValueError(f"no images in {path}: it needs one subfolder of images per class")
-    if classes is None:
-        classes = found
-    unknown = [name for name in found if name not in classes]
-    if unknown:
-        raise ValueError(f"{path / unknown[0]} is a class that the training images do not have")
-    numbers = {name: classes.index(name) for name in found}
-    samples = make_dataset(str(path), numbers, extensions=_IMAGE_SUFFIXES, allow_empty=True)
-    labels = np.array([label for _, label in samples], dtype=np.int64)
-    if len(samples) == 0:
-        raise ValueError(f"no images in {path}: allowed are {', '.join(_IMAGE_SUFFIXES)}")
-    present = set(labels.tolist())
-    empty = [name for name, label in numbers.items() if label not in present]
-    if empty:
-        raise ValueError(
-            f"{path / empty[0]} has no images: allowed are {', '.join(_IMAGE_SUFFIXES)}; "
-            "remove the folder if it is no class"
-        )
-    return classes, Rows.of(Files([file for file, _ in samples]), labels)
+    They become PNG files, so that from here on they are images like any other, and a digit
+    posted to the server is the same digit.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
 
-
-def _subfolders(path: Path) -> list[Path]:
-    """Sorted by name; without the hidden ones that editors and file managers leave."""
-    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    shades, labels = load_digits(return_X_y=True)
+    grey = np.rint(shades.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    encoded = []
+    for image in grey:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG", compress_level=1)
+        encoded.append(file.getvalue())
+    rows = Rows.of(Contents("digit", encoded), np.asarray(labels, dtype=np.int64))
+    return Source("digits", tuple(str(digit) for digit in range(10)), rows, None)

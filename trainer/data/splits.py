@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from models.images.header import ImageError
+from models.images.image import decode_image
 from models.images.preprocess import Preprocess
-from trainer.data.decoding import decode_for, decode_whole
 from trainer.data.image_policies import random_resized_crop, to_image, to_tensor
 from trainer.data.sources import Rows
 
 _LONGEST_BROKEN_STRETCH = 100
+_CHUNK = 256  # images per task: enough that the pool's own work does not show
+_MAX_PIXELS = 200_000_000  # training images are the user's own: refuse bombs, not panoramas
 
 
 @dataclass(frozen=True)
@@ -121,17 +127,14 @@ class EncodedImages(AbstractSplit):
     side: int
     preprocess: Preprocess
     skip_broken: bool
-    labels: torch.Tensor
 
-    @staticmethod
-    def of(rows: Rows, side: int, preprocess: Preprocess, *, skip_broken: bool) -> EncodedImages:
-        """From rows of a source, which may have to be made ready for reading in any order."""
-        rows = Rows(rows.images.for_random_access(), rows.rows, rows.labels)
-        labels = torch.from_numpy(rows.labels.copy())
-        return EncodedImages(rows, side, preprocess, skip_broken, labels)
+    def for_random_access(self) -> EncodedImages:
+        """The same, made ready for reading in any order."""
+        images = self.rows.images.for_random_access()
+        return replace(self, rows=Rows(images, self.rows.rows, self.rows.labels))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
     @property
     def resolution(self) -> int:
@@ -155,12 +158,13 @@ class EncodedImages(AbstractSplit):
                 index = candidate % len(self)
                 try:
                     images.append(self._decode(index, crops, place))
-                    labels.append(int(self.labels[index]))
+                    labels.append(int(self.rows.labels[index]))
                     break
                 except (ImageError, OSError) as error:
                     message = f"{self.rows.where(index)}: {error}"
                     if not self.skip_broken:
-                        raise ValueError(message) from error
+                        advice = "remove it, or set skip_broken=true to leave such images out"
+                        raise ValueError(f"{message}; {advice}") from error
                     broken.append(message)
             else:
                 if fill:
@@ -169,13 +173,74 @@ class EncodedImages(AbstractSplit):
         pixels = torch.stack(images) if images else torch.empty(shape, dtype=torch.uint8)
         return Fetched(pixels, torch.tensor(labels, dtype=torch.int64), tuple(broken))
 
+    def decoded(self) -> tuple[LabelledImages, tuple[str, ...]]:
+        """All of them in memory, decoded by a pool of threads; and the broken ones.
+
+        Raises ValueError naming the first image that is broken, if those are not skipped, or if all
+        of them are; and where the memory of this machine does not take them.
+        """
+        count, side = len(self), self.side
+        needed, installed = count * 3 * side * side, installed_bytes()
+        if installed is not None and needed > installed:
+            # The system would grant the memory now and kill the run later.
+            raise ValueError(
+                f"{count:,} images of {side}x{side} take {needed / 1e9:.1f} GB, this machine has "
+                f"{installed / 1e9:.1f} GB: set data_in_memory=auto"
+            )
+        images = torch.empty(count, 3, side, side, dtype=torch.uint8)
+        labels = torch.empty(count, dtype=torch.int64)
+        broken: list[str] = []
+        at = 0
+        chunks = [np.arange(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+        pool = ThreadPoolExecutor(cores())
+        try:
+            # map() raises in the order of the rows, so the same broken image is named every time.
+            for part in pool.map(partial(self.fetch, fill=False), chunks):
+                end = at + len(part.labels)
+                images[at:end], labels[at:end] = part.images, part.labels
+                broken += part.broken
+                at = end
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if not at:
+            raise ValueError(f"all {count} images are broken; the first is {broken[0]}")
+        return LabelledImages(images[:at], labels[:at]), tuple(broken)
+
     def _decode(self, index: int, crops: RandomCrops | None, place: int) -> torch.Tensor:
         content = self.rows.read(index)
         if crops is not None:
-            whole = decode_whole(content, self.preprocess)
+            whole = _whole(content, self.preprocess)
             return to_tensor(random_resized_crop(whole, self.side, crops.area, crops.seeds[place]))
-        image = decode_for(self.side, content, self.preprocess)
+        image = self.preprocess.decode(content, self.side, _MAX_PIXELS)
         return torch.from_numpy(self.preprocess.pixels(image, self.side).transpose(2, 0, 1).copy())
+
+
+def side_of(rows: Rows, preprocess: Preprocess) -> int | None:
+    """The side of the first image that can be decoded; None if that one is not square."""
+    for row in range(min(len(rows), _LONGEST_BROKEN_STRETCH)):
+        try:
+            image = _whole(rows.read(row), preprocess)
+        except (ImageError, OSError):
+            continue
+        return image.width if image.width == image.height else None
+    return None
+
+
+def _whole(content: bytes, preprocess: Preprocess) -> Image.Image:
+    """Decoded at its own size."""
+    return decode_image(content, background=preprocess.background, max_pixels=_MAX_PIXELS)
+
+
+def installed_bytes() -> int | None:
+    """The memory of this machine; None where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -184,9 +249,10 @@ class Splits:
 
     train: what the weights learn from. held_out: of the training images; steers the
     sampling distribution and is used for every decision. test: reported, never used to decide.
-    labels: class names, in label order. name: what to write beside a figure. memory: one line on
-    what is kept in memory. broken: images left out, each with its reason, found when decoding
-    what is in memory.
+    labels: class names, in label order. name: of the file or folder. title: what to write beside a
+    figure. has_own_test: its publisher made the test split. passed_over: what lies there and is not
+    used, a line each. memory: one line on what is kept in memory. broken: images left out, each
+    with its reason, found when decoding what is in memory.
     """
 
     train: AbstractSplit
@@ -194,13 +260,20 @@ class Splits:
     test: AbstractSplit
     labels: tuple[str, ...]
     name: str
+    title: str = ""
+    has_own_test: bool = True
+    passed_over: tuple[str, ...] = ()
     memory: str = ""
     broken: tuple[str, ...] = ()
 
-    @property
-    def resolution(self) -> int:
-        """Side of the (square) images, in pixels."""
-        return self.train.resolution
+    def __str__(self) -> str:
+        """One line: what was understood."""
+        own = "" if self.has_own_test else " (a fifth of all: no test split is there)"
+        shown = " … ".join(dict.fromkeys((self.labels[0], self.labels[-1])))
+        return (
+            f"train {len(self.train):,}, held-out {len(self.held_out):,}, test {len(self.test):,} "
+            f"images{own}; {len(self.labels)} classes: {shown}"
+        )
 
 
 def stratified_holdout(

@@ -20,16 +20,17 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from trainer.data.sources import AbstractImages, Rows, Source, check_labels, files_by_split
+from models.images.files import SUFFIXES, is_hidden
+from trainer.data.layout import is_other_image, printable
+from trainer.data.sources import AbstractImages, Classes, Rows, check_labels
 
 CLASSES_NAME = "classes.txt"
 RUN_LENGTH = 256
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _BLOCK = 512
 _OPEN_FILES = 128
 _SHARDS_FOR_A_POOL = 16
@@ -37,37 +38,48 @@ _SHARDS_FOR_A_POOL = 16
 
 @dataclass(frozen=True)
 class Shard:
-    """The images of one tar, in its order: names, where their bytes begin, sizes, labels."""
+    """The images of one tar, in its order: names, where their bytes begin, sizes, labels.
+
+    A label is -1 where there is none. other: images of kinds that are not read, or beside the one
+    of a sample.
+    """
 
     names: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray
+    other: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def read_tars(path: Path) -> Source:
-    """A .tar, or a folder of them; a word of a shard's name may say train, test or val.
+def read_tars(
+    files: Sequence[Path], classes: Classes | None, passed_over: list[str], *, labelled: bool
+) -> tuple[Classes, Rows | int]:
+    """One split of a data set, in tars.
 
-    Samples are pairs of members KEY.jpg (.jpeg, .png, .webp) and KEY.cls, which holds the label
-    as a number; other members are ignored. classes.txt beside the tars, if it is there, names
-    the classes, one a line; else they are called by their numbers.
+    Samples are pairs of members KEY.jpg (or another image) and KEY.cls, which holds the label
+    as a number; other members are ignored. classes: names if they are known; else they are called
+    by their numbers. Answers the classes and the images; or how many there are, if they need not be
+    labelled and none is. passed_over: takes the images that are not read, each with its tar.
     Raises ValueError naming the tar, and the member, and what is wrong with it.
     """
-    folder = path if path.is_dir() else path.parent
-    names = _class_names(folder / CLASSES_NAME)
-    groups = files_by_split(path, tar_files(path)) if path.is_dir() else {"train": [path]}
-    classes, train = _read_split(groups["train"], names)
-    test_files = groups.get("test") or groups.get("val")
-    test = _read_split(test_files, classes)[1] if test_files else None
-    return Source(path.name if path.is_dir() else path.stem, classes, train, test)
-
-
-def tar_files(folder: Path) -> list[Path]:
-    """The .tar files in a folder and in its subfolders."""
-    return sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")])
+    if len(files) < _SHARDS_FOR_A_POOL:
+        shards = [read_shard(file) for file in files]
+    else:
+        with ProcessPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
+            shards = list(pool.map(read_shard, files))
+    for file, shard in zip(files, shards, strict=True):
+        passed_over += [f"{file}, {printable(name)}" for name in shard.other]
+    images = TarImages(files, shards)
+    labels = np.concatenate([shard.labels for shard in shards])
+    if not labelled and len(labels) and labels.max() < 0:
+        return classes or (), len(labels)
+    if len(labels) and labels.min() < 0:
+        row = int(labels.argmin())
+        raise ValueError(f"{images.where(row)}: no label; a .cls member with its number is missing")
+    return check_labels(labels, classes, images), Rows.of(images, labels)
 
 
 class TarImages(AbstractImages):
@@ -103,7 +115,8 @@ class TarImages(AbstractImages):
         return content
 
     def where(self, row: int) -> str:
-        return f"{self._files[self._shard[row]]}, {os.fsdecode(bytes(self._names[row]))}"
+        name = printable(os.fsdecode(bytes(self._names[row])))
+        return f"{self._files[self._shard[row]]}, {name}"
 
     def runs(self) -> np.ndarray:
         return self._runs
@@ -142,21 +155,23 @@ def read_shard(file: Path) -> Shard:
     """Where a tar's images are, and their labels. Raises ValueError naming what is wrong."""
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, tuple[str, bytes]] = {}
+    other: list[str] = []
     end = 0
     try:
         with tarfile.open(file, "r:") as archive, file.open("rb") as contents:
             for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}"
+                key, suffix = os.path.splitext(member.name)  # noqa: PTH122 - of no file
+                suffix = suffix.lower()
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if not member.isreg():
+                if not member.isreg() or any(map(is_hidden, PurePosixPath(member.name).parts)):
                     continue
-                if suffix.lower() in _IMAGE_SUFFIXES:
+                if suffix in SUFFIXES and key not in images:
                     images[key] = (member.name, member.offset_data, member.size)
-                elif suffix.lower() == "cls":
+                elif suffix == ".cls":
                     contents.seek(member.offset_data)
                     labels[key] = (member.name, contents.read(min(member.size, 32)))
+                elif suffix in SUFFIXES or is_other_image(suffix):
+                    other.append(member.name)
             contents.seek(end)
             is_whole = contents.read(_BLOCK) == bytes(_BLOCK)
     except (tarfile.TarError, OSError) as error:
@@ -164,11 +179,13 @@ def read_shard(file: Path) -> Shard:
     if not is_whole:
         # Python's reader takes a file that ends between two members for a whole one.
         raise ValueError(f"{file} was cut short (no end mark): fetch it again")
-    for key, (name, _, _) in images.items():
-        if key not in labels:
-            raise ValueError(f"{file}, {name}: no label; a .cls member with its number is missing")
+    for key, (name, _, _) in list(images.items()):
+        # WebDataset's key ends at the first dot: 7.depth.png is another part of sample 7.
+        if key not in labels and _sample(key) != key and _sample(key) in images:
+            other.append(name)
+            del images[key]
     rows = [
-        (name, offset, size, _label(file, *labels[key]))
+        (name, offset, size, _label(file, *labels[key]) if key in labels else -1)
         for key, (name, offset, size) in images.items()
     ]
     return Shard(
@@ -176,20 +193,13 @@ def read_shard(file: Path) -> Shard:
         offsets=np.array([row[1] for row in rows], dtype=np.int64),
         sizes=np.array([row[2] for row in rows], dtype=np.int64),
         labels=np.array([row[3] for row in rows], dtype=np.int64),
+        other=tuple(other),
     )
 
 
-def _read_split(
-    files: Sequence[Path], names: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], Rows]:
-    if len(files) < _SHARDS_FOR_A_POOL:
-        shards = [read_shard(file) for file in files]
-    else:
-        with ProcessPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
-            shards = list(pool.map(read_shard, files))
-    images = TarImages(files, shards)
-    labels = np.concatenate([shard.labels for shard in shards])
-    return check_labels(labels, names, images), Rows.of(images, labels)
+def _sample(key: str) -> str:
+    folder, slash, name = key.rpartition("/")
+    return folder + slash + name.partition(".")[0]
 
 
 def _label(file: Path, member: str, content: bytes) -> int:
@@ -199,11 +209,15 @@ def _label(file: Path, member: str, content: bytes) -> int:
     return int(text)
 
 
-def _class_names(file: Path) -> tuple[str, ...] | None:
+def class_names(file: Path) -> Classes | None:
+    """The classes that a file names, one a line; None if it is not there. Raises ValueError."""
     if not file.is_file():
         return None
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8: save it so") from None
     names = names[: max((i + 1 for i, name in enumerate(names) if name), default=0)]
     if not names or not all(names) or len(set(names)) != len(names):
         raise ValueError(f"{file} must name each class once, one a line, without empty lines")
-    return names
+    return tuple(names)

@@ -40,7 +40,8 @@ class TrainingState:
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
     the weights, where the recipe has one. compiled: runs masks on the net's weights, where the
     recipe compiles. frozen: BatchNorm's statistics that do not move, where the recipe keeps those
-    of its start. teacher: a network that does not learn. rng: every random number that decides a subnet comes from this CPU generator.
+    of its start. teacher: a network that does not learn. rng: every random number that decides a
+    subnet comes from this CPU generator.
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
     next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose

@@ -53,7 +53,7 @@ class Task:
     """
 
     label_smoothing: float = 0.0
-    distillation: Distillation = Distillation()
+    distillation: Distillation = field(default_factory=Distillation)
     taught: dict[int, Tensor] = field(default_factory=dict)
 
     def loss(self, draw: Draw, part: MicroBatch, logits: Tensor) -> Tensor:

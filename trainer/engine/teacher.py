@@ -39,13 +39,8 @@ def open_teacher(recipe: Recipe, labels: Sequence[str]) -> Teacher | None:
     if (path / MANIFEST).is_file():
         bundle = load_bundle(path)
         described = bundle.describe(bundle.space.largest)
-        return _onnx_teacher(
-            name,
-            bundle.build_onnx(bundle.space.largest).SerializeToString(),
-            described,
-            recipe,
-            labels,
-        )
+        model = bundle.build_onnx(bundle.space.largest).SerializeToString()
+        return _onnx_teacher(name, model, described, recipe, labels)
     if path.suffix == ".onnx" and path.is_file():
         return _onnx_teacher(name, path.read_bytes(), None, recipe, labels)
     raise ValueError(
@@ -109,9 +104,8 @@ def _timm_teacher(name: str, recipe: Recipe, labels: Sequence[str]) -> Teacher:
         raise ValueError(
             f"teacher timm:{name} tells {net.num_classes} classes apart, the data {len(labels)}"
         )
-    config = net.pretrained_cfg
-    mean, std = (tuple(config[key]) for key in ("mean", "std"))
-    seen = _seen_by(Preprocess(mean, std), config["input_size"][-1], recipe)
+    config = timm.data.resolve_data_config(model=net)
+    seen = _seen_by(Preprocess(config["mean"], config["std"]), config["input_size"][-1], recipe)
     net.to(recipe.device)
 
     @torch.no_grad()

@@ -141,8 +141,9 @@ def _unknown(key: str) -> str:
 
 
 def _in_words(error: ValidationError) -> str:
-    """The first mistake, in one line."""
-    first = error.errors(include_url=False)[0]
+    """The first mistake, in one line: a name that does not exist before what is missing."""
+    mistakes = error.errors(include_url=False)
+    first = min(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")
     parts = [part if isinstance(part, str) else f"[{part}]" for part in first["loc"]]
     key = ".".join(parts).replace(".[", "[")
     if first["type"] == "extra_forbidden":

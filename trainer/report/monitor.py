@@ -37,7 +37,7 @@ class Monitor:
         self._recipe, self._splits, self._state = recipe, splits, state
         self._total_steps = total_steps
         self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
-        self._display = Display(f"{recipe.name}: {recipe.space} on {splits.name}")
+        self._display = Display(f"{recipe.name}: {recipe.space} on {splits.title}")
         self._measured_at, self._measured_step = time.monotonic(), state.step
         self._broken: set[str] = set()
         self._board: TensorBoard | None = None
@@ -57,7 +57,7 @@ class Monitor:
             step=self._state.step,
             total_steps=self._total_steps,
             recipe=self._recipe.model_dump(mode="json"),
-            data=splits.name,
+            data=splits.title,
             images=[len(splits.train), len(splits.held_out), len(splits.test)],
             **provenance(),
         )

@@ -1,1 +1,1 @@
-"""Where training starts: pretrained weights or a bundle, in order of importance, into a supernet."""
+"""Where training starts: pretrained weights or a bundle, the most important channels first."""
