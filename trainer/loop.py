@@ -50,7 +50,7 @@ def train(
         if resume:
             state.load(load_checkpoint(folder))
         elif recipe.start:
-            begin(state, recipe, splits.labels, ranks)
+            begin(state, recipe, splits, ranks)
         if state.step == 0:
             pretrain_generator(state, recipe)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))

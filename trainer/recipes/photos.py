@@ -5,7 +5,6 @@ from __future__ import annotations
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import (
     Augment,
-    Distillation,
     GeneratorOptions,
     Optimizer,
     SamplerOptions,
@@ -31,7 +30,6 @@ def photos() -> Recipe:
         batch_size=32,
         sampler="uniform-budget",
         sampler_options=SamplerOptions(groups=8),
-        distillation=Distillation(teacher="largest", weight=1.0),
         optimizer=Optimizer(learning_rate=0.01, weight_decay=1e-4, clip_norm=5.0),
         generator=GeneratorOptions(pretrain_steps=500, masked_every=1_000_000),
         augment=Augment(padding=0, crop_area=0.35),
@@ -41,5 +39,6 @@ def photos() -> Recipe:
         half=True,
         dominated_by=0.0,
         evaluate_every=0,
+        answer_budgets=24,
         threads=1,
     )

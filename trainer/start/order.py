@@ -11,8 +11,9 @@ answers changes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -149,8 +150,12 @@ def _is_elastic(space: SearchSpace, size: Size) -> bool:
     return len({size.rule(*some) for some in itertools.product(*choices)}) > 1
 
 
-_ACTIVATIONS = {
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "silu": lambda x: x / (1 + np.exp(-x)),
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": partial(np.clip, a_min=0, a_max=None),
+    "relu6": partial(np.clip, a_min=0, a_max=6),
+    "silu": _silu,
 }
