@@ -21,7 +21,6 @@ from models.space.weights import SharedStatistics, Statistics
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
     "autoformer": "models.converters.autoformer:convert_autoformer",
-    "efficientnet-lite0": "models.converters.efficientnet_lite:convert_efficientnet_lite0",
 }
 """Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
 

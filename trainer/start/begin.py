@@ -93,7 +93,7 @@ def place(
 
 
 def has_classes_of(source: Source, labels: Sequence[str]) -> bool:
-    """Whether a start tells the same classes apart: as many, and by the same names if it has any."""
+    """Whether a start has the same classes: as many, and of the same names if it has any."""
     same_names = source.labels is None or source.labels == tuple(labels)
     return len(labels) == source.space.num_classes and same_names
 

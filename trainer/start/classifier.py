@@ -21,7 +21,7 @@ from trainer.data.batches import Batch
 
 IMAGES = 5_000
 """At most so many are looked at."""
-DECAY = 1e-3
+DECAY = 1e-2
 """Of squared weights of the classifier, on features of about unit size."""
 _ITERATIONS = 60
 
