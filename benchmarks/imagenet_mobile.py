@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
-    original = fit_efficientnet_lite0(read_checkpoint(packaged_weights()), SPACE)
+    original = fit_efficientnet_lite0(read_checkpoint(packaged_weights()).tensors, SPACE)
     space = original.space
     net = build_net(space)
     candidates = resolutions_alone(space)

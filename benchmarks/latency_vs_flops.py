@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 

@@ -184,9 +184,12 @@ def _processor_s(process: Path) -> float:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], ready_path: str, core: int | None) -> Iterator[Server]:
+def serving(
+    command: Sequence[str], ready_path: str, core: int | None, checkout: Path | None = None
+) -> Iterator[Server]:
     """Run a server (``command`` and ``--port``) on a core while the block runs.
 
+    ``checkout``: another checkout of this repository, whose code runs.
     Raises ValueError if it does not come up.
     """
     with socket.socket() as probe:
@@ -196,6 +199,7 @@ def serving(command: Sequence[str], ready_path: str, core: int | None) -> Iterat
     process = subprocess.Popen(
         [*pin, sys.executable, *command, "--port", str(port)],
         stderr=subprocess.DEVNULL,
+        cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )

@@ -23,9 +23,9 @@ from benchmarks.plot import Panel, draw_panels
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
-from shiftnas_serve.engine import Engine
+from shiftnas_serve.engine.sessions import Sessions
+from shiftnas_serve.library import release_memory
 from shiftnas_serve.runtimes import build_runtime
-from shiftnas_serve.worker_process import release_memory
 
 
 def pss_bytes() -> int:
@@ -71,7 +71,7 @@ def resident(bundle: Bundle, archs: list[Arch]) -> tuple[dict[str, float], list[
 
     Also along the way: [subnets, megabytes], some twenty times.
     """
-    engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**15)
+    engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**15)
     before, way, said = pss_bytes(), [[0.0, 0.0]], 0
     places = {_FIRST, *np.linspace(_FIRST, len(archs), 20).astype(int).tolist()}
     for count, arch in enumerate(archs, start=1):
@@ -101,7 +101,7 @@ def cycle(bundle: Bundle, archs: list[Arch], cycles: int) -> tuple[list[float], 
     As they are, and without what the allocator keeps for later: how much that is goes up and down
     with the order of sizes, and would hide a leak or feign one.
     """
-    engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 1)
+    engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 1)
     archs = archs[: max(cycles // 10, 1)]
     rounds = max(cycles // len(archs), 1)
     seen: list[float] = []

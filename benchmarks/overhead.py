@@ -26,7 +26,7 @@ from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
-from shiftnas_serve.engine import Engine
+from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 
 _IN_A_ROW = 25
@@ -45,7 +45,7 @@ def large_photo(size_bytes: int, seed: int) -> bytes:
 
 
 def in_turn(
-    bundle: Bundle, engine: Engine, server: Server, data: bytes, rounds: int
+    bundle: Bundle, engine: Sessions, server: Server, data: bytes, rounds: int
 ) -> dict[str, float]:
     """Milliseconds, medians: raw, over HTTP, and what is between them; also of processor time.
 
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with chosen_bundle(options) as folder:
             bundle = load_bundle(folder)
-            engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+            engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
             command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
             with serving(command, "/readyz", options.server_core) as server:
                 found = {

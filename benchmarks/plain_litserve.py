@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import Request
 
 from models.bundle.folder import load_bundle
-from shiftnas_serve.engine import Engine
+from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
@@ -31,7 +31,7 @@ class GroupedApi(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         self.bundle = load_bundle(self.folder)
-        self.engine = Engine(self.bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+        self.engine = Sessions(self.bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
         for arch in self.bundle.archs():
             self.engine.session(arch)
 

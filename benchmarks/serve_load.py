@@ -2,6 +2,7 @@
 
     python -m benchmarks.serve_load --server-core 0 --load-core 1 --rounds 5 --plot serve_load.png
     python -m benchmarks.serve_load --space vit-tiny --budgets 16 256 --concurrency 32 --seconds 15
+    python -m benchmarks.serve_load --against ../an-older-checkout
 
 Budgets follow a Zipf law over so many distinct ones. Beside this server: a bare loop that decodes
 and runs what is asked for with perfect knowledge of what waits (no HTTP, one process), and plain
@@ -20,18 +21,19 @@ import os
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.load import Sample, closed_loop, http_request, serving
+from benchmarks.load import Sample, Server, closed_loop, http_request, serving
 from benchmarks.plot import Panel, draw_panels
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
-from shiftnas_serve.engine import Engine
+from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 
 _STREAM = 2048
@@ -57,7 +59,7 @@ def zipf_budgets(bundle: Bundle, distinct: int, count: int, seed: int) -> list[f
 
 
 def bare_loop(
-    bundle: Bundle, engine: Engine, data: bytes, budgets: list[float], window: int, seconds: float
+    bundle: Bundle, engine: Sessions, data: bytes, budgets: list[float], window: int, seconds: float
 ) -> tuple[float, float]:
     """Without HTTP: of each window of requests, one batch a subnet.
 
@@ -106,6 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="its server, too, in turn with this one"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="of this server and that one")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,6 +149,14 @@ def print_tables(bundle: Bundle, rows: list[dict[str, float]], rounds: int) -> N
             f"{ours:23} {row['base64_per_s']:8.0f} {row['litserve_per_s']:10.0f} "
             f"{row['raw_over_bare']:13.2f} {row['base64_over_litserve']:19.2f}"
         )
+    for row in rows:
+        if "against_per_s" in row:
+            print(
+                f"the other checkout, {row['budgets']:.0f} budgets, {row['concurrency']:.0f} at "
+                f"once: {row['against_per_s']:.0f} ({row['against_p50_ms']:.1f}, "
+                f"{row['against_p99_ms']:.1f}), {row['against_cpu_us']:.0f} us; this over it: "
+                f"{row['raw_over_against']:.2f}"
+            )
     print("processor time of an image, microseconds")
     print("budgets  at once   bare loop   this server     base64   LitServe   LitServe / base64")
     for row in rows:
@@ -185,16 +199,21 @@ def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[d
     load_cores = own if options.load_core is None else {options.load_core}
     data = photo(options.photo_side, options.seed)
     text = base64.b64encode(data).decode()
-    engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+    engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
     ours = ["-m", "shiftnas_serve", "--bundle", str(folder), "--max-batch", str(_MAX_BATCH)]
+    ours += ["--workers", str(options.workers), "--max-waiting", "1000"]
     plain = ["-m", "benchmarks.plain_litserve", "--bundle", str(folder)]
     rows = []
-    with (
-        serving([*ours, "--max-waiting", "1000"], "/readyz", options.server_core) as ours_running,
-        serving(plain, "/health", options.server_core) as plain_running,
-    ):
-        for server in (ours_running, plain_running):
+    with ExitStack() as stack:
+
+        def start(command: list[str], ready: str, checkout: Path | None = None) -> Server:
+            running = serving(command, ready, options.server_core, checkout)
+            server = stack.enter_context(running)
             server.pause()
+            return server
+
+        ours_running, plain_running = start(ours, "/readyz"), start(plain, "/health")
+        against = start(ours, "/readyz", options.against) if options.against is not None else None
         for distinct in options.budgets:
             budgets = zipf_budgets(bundle, distinct, _STREAM, options.seed)
             named = [{"FLOPs-Budget": str(int(budget))} for budget in budgets]
@@ -210,6 +229,8 @@ def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[d
             ]
             systems = {"raw": (ours_running, raw), "base64": (ours_running, base64s)}
             systems["litserve"] = (plain_running, plains)
+            if against is not None:
+                systems["against"] = (against, raw)
             for concurrency in options.concurrency:
                 seen: dict[str, list[float]] = {}
                 for _ in range(options.rounds):
@@ -232,6 +253,8 @@ def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[d
                         found = {**figures(samples, seconds), "cpu_us": cpu_us}
                         one |= {f"{name}_{key}": value for key, value in found.items()}
                     one["raw_over_bare"] = one["raw_per_s"] / one["bare_per_s"]
+                    if against is not None:
+                        one["raw_over_against"] = one["raw_per_s"] / one["against_per_s"]
                     one["base64_over_litserve"] = one["base64_per_s"] / one["litserve_per_s"]
                     for key, value in one.items():
                         seen.setdefault(key, []).append(value)

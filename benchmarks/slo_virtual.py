@@ -4,8 +4,8 @@
     python -m benchmarks.slo_virtual --bundle BUNDLE --loads 1 2 4 --cv2 1 8
 
 ``benchmarks.slo`` asks the same of a real server, and gets what the machine does meanwhile into the
-bargain. Here jobs go through the worker's own queue and choice of subnets (``waiting``,
-``selection``, ``latency``), and time passes as the subnets' measured latencies say, with 8 % of
+bargain. Here images go through the server's own queue and choice of subnets (``scheduling.turns``,
+``planning.planner``), and time passes as the subnets' measured latencies say, with 8 % of
 noise and ``--http-ms`` for each request, also on a machine that slows down now and then
 (``--unsteady``). Fixed subnets go through the same queue.
 """
@@ -17,8 +17,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 
@@ -27,21 +30,22 @@ from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
-from shiftnas_serve.engine import Engine
-from shiftnas_serve.frames import Job, arch_key
+from shiftnas_serve.engine.model import Model, measure_latency
+from shiftnas_serve.engine.result import Result
+from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.planner import Planner
+from shiftnas_serve.planning.planner import Plan, Planner, Subnet, describe
 from shiftnas_serve.runtimes import build_runtime
-from shiftnas_serve.selection import Selection
-from shiftnas_serve.waiting import Waiting
-from shiftnas_serve.worker import latency_archs, measure_latency
+from shiftnas_serve.scheduling.arrivals import Arrivals
+from shiftnas_serve.scheduling.backlog import Line
+from shiftnas_serve.scheduling.pending import Pending
+from shiftnas_serve.scheduling.turns import next_group
 
 _NOISE = 0.08
 _STEADY_S = 2.0
 _MAX_BATCH = 16
 # Refusing takes no inference, but it is not free.
 _REFUSED_S = 0.0003
-_PIXELS = np.zeros((1, 1, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,16 @@ def unsteady(seed: int, seconds: float) -> Callable[[float], float]:
     return lambda now_s: float(factors[np.searchsorted(ends_s, now_s, "right")])
 
 
-class Expected(dict[bytes, float]):
-    """Accuracy by a subnet's key, worked out once."""
+class Expected(dict[Subnet, float]):
+    """Accuracy by subnet, worked out once."""
 
-    def __init__(self, selection: Selection, accuracy: Mapping[int, float]) -> None:
+    def __init__(self, accuracy: Mapping[int, float]) -> None:
         super().__init__()
-        self._selection, self._accuracy = selection, dict(accuracy)
+        self._accuracy = dict(accuracy)
 
-    def __missing__(self, key: bytes) -> float:
-        self[key] = expected_accuracy(self._accuracy, self._selection.flops(key))
-        return self[key]
+    def __missing__(self, subnet: Subnet) -> float:
+        self[subnet] = expected_accuracy(self._accuracy, subnet.flops)
+        return self[subnet]
 
 
 def simulate(
@@ -96,43 +100,54 @@ def simulate(
     fixed: Arch | None = None,
     seed: int = 0,
 ) -> Outcome:
-    """One worker. ``fixed``: the subnet that all requests ask for, in place of a latency budget."""
+    """One thread. ``fixed``: the subnet that all requests ask for, in place of a latency budget."""
     rng = np.random.default_rng(seed)
-    selection = Selection(bundle, latency_archs(bundle), core.table)
-    largest = bundle.answer(bundle.max_flops) if fixed is None else fixed
-    key = arch_key(bundle.space.indices(largest).tolist())
-    expected = Expected(selection, accuracy)
-    least = key if fixed is not None else selection.within(key, 0.0)
-    planner = Planner(bundle, None)
-    queue, now_s, at, in_time, right, shed = Waiting(), 0.0, 0, 0, 0.0, 0
-    while at < len(arrivals_s) or len(queue):
-        if not len(queue):
+    planner = Planner(bundle, None, core.table)
+    # All that the queue asks of a model.
+    model = cast("Model", SimpleNamespace(planner=planner))
+    expected, own = Expected(accuracy), None if fixed is None else describe(bundle, fixed)
+    nobody: Future[Result] = Future()
+    line, coming = Line(1), Arrivals()
+    now_s, at, in_time, right, shed = 0.0, 0, 0, 0.0, 0
+
+    def image(at_s: float) -> Pending:
+        one = Pending(model, {}, 0, at_s, at_s + slo_ms / 1000, nobody)
+        if own is None:
+            one.plan, one.aim_s = planner.plan({"latency_ms": slo_ms}, 0.0), one.deadline_s
+        else:
+            one.plan = Plan(own, {}, degraded=False, shrinks=False)
+        one.least_ms = planner.least_ms(one.plan)
+        return one
+
+    while at < len(arrivals_s) or len(line):
+        if not len(line):
             now_s = max(now_s, arrivals_s[at])
         while at < len(arrivals_s) and arrivals_s[at] <= now_s:
-            due_s, aim_s = arrivals_s[at] + slo_ms / 1000, None
-            # As in ``classify``: refused where not even the smallest would be in time.
-            if fixed is None:
-                planner.latency, aim_s = selection.latency, due_s
-                key = planner.plan({"latency_ms": slo_ms}, 0.0).subnet.key
-            least_s = (len(queue) + 1) * selection.cost_ms(least) / 1000
-            if len(queue) and now_s + least_s > due_s:
+            one = image(arrivals_s[at])
+            # As ``Backlog`` does: refused where not even the smallest would be in time.
+            least_s = (len(line) + 1) * one.least_ms / 1000
+            if len(line) and now_s + least_s > one.deadline_s:
                 shed += 1
             else:
-                queue.add("client", Job(at, key, _PIXELS, arrivals_s[at], due_s, aim_s))
+                assert one.plan is not None
+                coming.came(one.came_s, one.plan)
+                line.add(one, one.least_ms)
             at += 1
-        group = queue.take(now_s, selection, _MAX_BATCH)
-        if group is None:
+        if not len(line):
             continue
-        if group.late:
-            now_s += _REFUSED_S * len(group.waiters)
+        group = next_group(line.images(), now_s, coming, _MAX_BATCH, 1)
+        line.remove(group.images)
+        count = len(group.images)
+        if group.subnet is None:
+            now_s += _REFUSED_S * count
             continue
-        count, flops = len(group.waiters), selection.flops(group.key)
+        flops = group.subnet.flops
         image_ms = core.ms(flops, now_s) * max(1 + _NOISE * rng.standard_normal(), 0.5)
         now_s += count * image_ms / 1000
-        done = sum(waiter.deadline_s >= now_s for waiter in group.waiters)
+        done = sum(one.deadline_s >= now_s for one in group.images)
         in_time += done
-        right += done * expected[group.key]
-        selection.latency = selection.latency.observed(flops, image_ms, images=count)
+        right += done * expected[group.subnet]
+        planner.latency = planner.latency.observed(flops, image_ms, images=count)
     total = len(arrivals_s)
     return Outcome(in_time / total, right / total, shed / total)
 
@@ -173,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if options.latency_ms is None:
-            engine = Engine(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+            engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
             points = measure_latency(bundle, engine)
         else:
             low_ms, high_ms = options.latency_ms

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trainer.data.run_data import read_splits, run_data
+from trainer.data.splits import Splits
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import fresh_state
@@ -35,8 +36,8 @@ class Trial:
     The generator is taught its budgets first, so that steps are as large as in training.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, splits = recipe, read_splits(recipe)
+    def __init__(self, recipe: Recipe, splits: Splits | None = None) -> None:
+        self.recipe, splits = recipe, splits or read_splits(recipe)
         self.data, self.state = run_data(recipe, splits), fresh_state(recipe, splits)
         steps = min(recipe.generator.pretrain_steps, 200)
         few = recipe.generator.replace(pretrain_steps=steps)

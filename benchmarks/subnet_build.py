@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from benchmarks.timing import machine, time_in_turn
 from benchmarks.untrained import write_untrained
 from models.bundle.folder import Bundle, load_bundle
 from models.onnx.graph import cut_graph_apart, graph_weights
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from models.space.weights import weight_slices
 from shiftnas_serve.runtimes.base import AbstractSession

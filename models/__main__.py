@@ -90,7 +90,7 @@ def convert(options: argparse.Namespace) -> dict[str, object]:
     deployment = importlib.import_module("models.converters.deployment")
     write: Callable[..., dict[str, object]] = deployment.convert_to_bundle
     where = options.converter, options.checkpoint, options.out
-    return write(*where, data=options.data, minutes=options.minutes)
+    return write(*where, data=options.data, entry=options.entry)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,11 +132,8 @@ def parser() -> argparse.ArgumentParser:
         "them",
     )
     one.add_argument(
-        "--minutes",
-        type=float,
-        default=0.0,
-        help="let the generator learn from --data, too, for at most so long; not shown to help, so "
-        "0 by default (docs/experiments.md)",
+        "--entry",
+        help="take this entry of the checkpoint, e.g. model_ema; the output says which was taken",
     )
     one.set_defaults(run=convert)
     return made

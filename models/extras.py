@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "torchvision",
         "accelerate",
         "datasets",
+        "jinja2",
         "matplotlib",
         "onnx_ir",
         "onnxscript",

@@ -1,77 +1,29 @@
-"""The server's command line: ``python -m shiftnas_serve --help``."""
+"""``python -m shiftnas_serve``: see ``command``."""
 
-from __future__ import annotations
-
-import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, get_args, get_origin
-
-from shiftnas_serve.runtimes import RUNTIMES
-from shiftnas_serve.settings import PREFIX, Settings, load_settings
-
-_DESCRIPTION = f"""\
-Serve a bundle: POST an image to /classify with the header FLOPs-Budget, and the subnet that fits
-the budget answers.
-
-  python -m shiftnas_serve                                    the bundle in this repository
-  python -m shiftnas_serve --bundle runs/digits/bundle --port 9000
-  curl -T docs/images/ship.jpg -H 'FLOPs-Budget: 4M' localhost:8000/classify
-
-Every setting can also stand in a JSON file (--config) or in the environment ({PREFIX}PORT=9000);
-the command line wins over the environment, the environment over the file."""
+from types import FrameType
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options are the fields of ``Settings``, with their descriptions and defaults."""
-    made = argparse.ArgumentParser(
-        prog="python -m shiftnas_serve",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--config", type=Path, help="JSON file of settings")
-    for name, field in Settings.model_fields.items():
-        allowed = _allowed(name, field.annotation)
-        default = "" if field.default in (None, ()) else f" (default: {_as_typed(field.default)})"
-        made.add_argument(
-            f"--{name.replace('_', '-')}",
-            dest=name,
-            metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
-            help=f"{field.description}{default}".replace("%", "%%"),
-        )
-    return made
+def obey_while_it_starts() -> None:
+    """A signal ends a server that has not begun to serve; a hangup is not one to it."""
 
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(128 + number)
 
-def _allowed(name: str, annotation: object) -> tuple[str, ...]:
-    """The values a setting can have, where they can be listed."""
-    if name == "runtime":
-        return tuple(RUNTIMES)
-    if name == "device":
-        return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
-    if annotation is bool:
-        return "true", "false"
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
-
-
-def _as_typed(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 stopped in order, 2 a mistake of the user's."""
-    options = vars(parser().parse_args(arguments))
-    config = options.pop("config")
-    try:
-        settings = load_settings(options, config=config)
-        from shiftnas_serve.host import serve
-
-        serve(settings)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    obey_while_it_starts()  # before anything is imported that takes its time
+    from shiftnas_serve.command import main
+    from shiftnas_serve.log import finish
+
+    status = main()
+    finish()
+    sys.stdout.flush()
+    os._exit(status)  # and not by and by: threads may still be at work in libraries

@@ -1,164 +1,174 @@
-"""App: what a request passes first, /classify, and the routes beside it.
+"""App: the server as one ASGI application, for any host.
 
-LitServe's FastAPI app comes after ``Front``: its layers cost a request more than the inference of a
-small subnet, and /classify needs none of them. What belongs to a version of the bundle is routed by
-``complete_revision``, the server's own by ``install_routes``.
+    uvicorn --factory shiftnas_serve.app:create_app      # with SHIFTNAS_* in the environment
+
+It loads its bundle when it starts, answers until it is shut down, and needs nothing of its host but
+ASGI. ``hosts`` run it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
-from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.bundle.folder import Bundle, FrontierRow
-from shiftnas_serve.admin import admin_route
-from shiftnas_serve.metrics import Metrics
-from shiftnas_serve.oip import oip_routes
-from shiftnas_serve.openapi import openapi_document
-from shiftnas_serve.problem import (
-    Problem,
-    answering_problems,
-    install_problem_handlers,
-    problem_response,
-)
-from shiftnas_serve.reload import Reloader
-from shiftnas_serve.request_context import RequestContext
-from shiftnas_serve.revisions import Revision, RevisionRoute, Revisions
-from shiftnas_serve.settings import Settings
-from shiftnas_serve.subnets import Downloads, subnet_route
-from shiftnas_serve.workers import Workers
+from shiftnas_serve.http.about import about_routes
+from shiftnas_serve.http.admin import admin_route
+from shiftnas_serve.http.answers import problem_response, unknown_problem
+from shiftnas_serve.http.classify import Counted, classify_endpoint
+from shiftnas_serve.http.context import RequestContext
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.http.subnets import subnet_route
+from shiftnas_serve.library import Engine
+from shiftnas_serve.log import configure_log, say
+from shiftnas_serve.oip.routes import oip_routes
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings, load_settings
 
-
-class CloseWhenDraining:
-    """While the server drains, answers tell clients to connect anew: to another replica."""
-
-    def __init__(self, app: ASGIApp, revisions: Revisions) -> None:
-        self._app, self._revisions = app, revisions
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        await self._app(scope, receive, send_and_close if self._revisions.draining else send)
+WEDGED = 70
+"""Exit status of a process whose inference stands still (EX_SOFTWARE)."""
+# So long /livez says so first.
+_LAST_S = 2.0
 
 
-class Front:
-    """One path by the shortest way, all others through ``rest``."""
+class App:
+    """``state`` is what it serves with; ``failure`` why it cannot.
 
-    def __init__(self, path: str, first: ASGIApp, rest: ASGIApp) -> None:
-        self._path, self._first, self._rest = path, first, rest
+    ``waits``: whether its start ends when the bundle is loaded, as hosts expect. Else it answers
+    /livez meanwhile, and calls ``failed`` if the bundle is not good.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        waits: bool = True,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings, self.state = settings, ServerState(settings)
+        self.failure: str | None = None
+        self._waits, self._failed = waits, failed
+        self._app = assemble(self.state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and scope["path"] == self._path
-        await (self._first if ours else self._rest)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._app(scope, receive, send)
 
+    async def _live(self, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        loaded = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
-def install_routes(
-    app: FastAPI,
-    revisions: Revisions,
-    reloader: Reloader,
-    numbers: Metrics,
-    settings: Settings,
-) -> ASGIApp:
-    """Everything that the HTTP interface has: ``app`` behind what all requests pass first."""
-    install_problem_handlers(app)
-    app.openapi = lambda: dict(revisions.current.document or {})  # type: ignore[method-assign]  (FastAPI's own way to replace it)
+        def load() -> None:
+            self._load()
+            with suppress(RuntimeError):  # it has been stopped meanwhile
+                loop.call_soon_threadsafe(loaded.set)
+                if self.failure is not None:
+                    loop.call_soon_threadsafe(self._failed)
 
-    async def classify(request: Request) -> ASGIApp:
-        if request.method not in ("POST", "PUT"):
-            raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
-        revision = revisions.current
-        revision.users += 1  # kept while a request needs it
+        # Not of an executor: those are waited for, however long that takes.
+        threading.Thread(target=load, name="load", daemon=True).start()
+        if self._waits:
+            await loaded.wait()
+        if self._waits and self.failure is not None:
+            await send({"type": "lifespan.startup.failed", "message": self.failure})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        if self.state.engine is not None:
+            self.state.engine.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _load(self) -> None:
         try:
-            return await revision.classifier(request)
-        finally:
-            revision.users -= 1
+            self.state.engine = Engine(self.settings, end_soon)
+        except ValueError as error:
+            self.failure = str(error)
+        # Whatever it is, a server that never becomes ready must not run on.
+        except Exception as error:  # noqa: BLE001
+            self.failure = repr(error)
 
-    async def livez(request: Request) -> Response:
-        return JSONResponse({"status": "alive"})
 
-    async def readyz(request: Request) -> Response:
-        if revisions.draining or not revisions.ready:
-            status = "has no worker in every HTTP process" if revisions.started else "is starting"
-            status = "is draining" if revisions.draining else status
-            problem = Problem(503, f"the server {status}", headers={"Retry-After": "1"})
-            return problem_response(problem, request)
-        current = revisions.current
-        body = {"status": "ready", "model": current.model, "runtime": current.workers.runtime}
-        return JSONResponse(body)
+def create_app(settings: Settings | None = None) -> App:
+    """The server. ``settings``: by default from the environment."""
+    if settings is None:
+        settings = load_settings({})
+        configure_log(settings.log_level, settings.log_format)
+    return App(settings)
 
-    async def metrics(request: Request) -> Response:
-        text = await asyncio.to_thread(numbers.text, revisions.current.model)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    own: list[BaseRoute] = [RevisionRoute(revisions)]
-    for path, endpoint in {"/livez": livez, "/readyz": readyz, "/metrics": metrics}.items():
-        own.append(Route(path, endpoint, methods=["GET"]))
-    app.router.redirect_slashes = False  # to where the client's Host header says
-    app.router.routes[:0] = [*own, admin_route(reloader, settings)]
+def end_soon(reason: str) -> None:
+    """An inference stands still: end this process, so that who supervises it starts another."""
 
-    front: ASGIApp = Front("/classify", answering_problems(classify), app)
-    if settings.cors_origins:
-        front = CORSMiddleware(
-            front,
-            allow_origins=settings.cors_origins,
+    def end() -> None:
+        time.sleep(_LAST_S)
+        os._exit(WEDGED)
+
+    say(f"error: {reason}; this process ends with status {WEDGED}")
+    threading.Thread(target=end, name="end", daemon=True).start()
+
+
+def assemble(state: ServerState) -> ASGIApp:
+    """All routes, behind what every request passes first."""
+    routes: list[BaseRoute] = [
+        *about_routes(state),
+        subnet_route(state),
+        admin_route(state),
+        *oip_routes(state),
+    ]
+    # (a redirect would go to where the client's Host header says)
+    rest = Problems(Router(routes, redirect_slashes=False, default=_nothing))
+    classify = Counted(classify_endpoint(state), state)
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        await (classify if scope["path"] == "/classify" else rest)(scope, receive, send)
+
+    app: ASGIApp = front
+    if state.settings.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=state.settings.cors_origins,
             allow_methods=["GET", "POST", "PUT"],
             allow_headers=["*"],
             expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
         )
-    return RequestContext(CloseWhenDraining(front, revisions))
+    return RequestContext(app, lambda: state.draining)
 
 
-def complete_revision(revision: Revision, revisions: Revisions, downloads: Downloads) -> None:
-    """Give a revision its routes and its documentation."""
-    bundle, workers = revision.bundle, revision.workers
-    classifier = revision.classifier
-
-    async def budgets(request: Request) -> Response:
-        classifier.admission.keys.check(request.state.headers)
-        return JSONResponse({**describe_budgets(bundle, workers), "resident": workers.resident()})
-
-    revision.routes = [
-        Route("/budgets", budgets, methods=["GET"]),
-        subnet_route(revision, downloads),
-        *oip_routes(bundle, workers, classifier, revisions),
-    ]
-    revision.document = openapi_document(bundle)
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Problem(404, f"there is no {scope['path']:.200} here; /docs lists what there is")
 
 
-def describe_budgets(bundle: Bundle, workers: Workers) -> dict[str, object]:
-    """What may be asked for, and what one may expect."""
-    ready = workers.ready
+class Problems:
+    """Middleware: every error is a problem, those of the router included."""
 
-    def row(entry: FrontierRow) -> dict[str, object]:
-        latency_ms = workers.latency.infer_ms(entry.flops) if ready else None
-        return {
-            "budget_flops": entry.budget_flops,
-            "subnet": bundle.space.arch_id(entry.arch),
-            "flops": entry.flops,
-            "params": entry.params,
-            "val_accuracy": entry.val_accuracy,
-            "test_accuracy": entry.test_accuracy,
-            "infer_ms": latency_ms,
-        }
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    return {
-        "model": {"name": bundle.name, "version": bundle.version, "space": bundle.space.name},
-        "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
-        "latency_ms": {
-            "min": workers.latency.answer_ms(bundle.min_flops) if ready else None,
-            "largest_subnet": workers.latency.answer_ms(bundle.max_flops) if ready else None,
-        },
-        "frontier": [row(entry) for entry in bundle.frontier],
-        "subnets": len(bundle.archs()),
-        "labels": list(bundle.labels),
-    }
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Response
+        scope["app"] = self  # for the router: it raises what it would else answer as text
+        try:
+            await self._app(scope, receive, send)
+            return
+        except Problem as problem:
+            answer = problem_response(problem, scope)
+        except HTTPException as error:
+            detail = f"{scope['method']} is not for {scope['path']:.200}"
+            headers = dict(error.headers or {})
+            answer = problem_response(Problem(error.status_code, detail, headers=headers), scope)
+        except Exception:
+            await problem_response(unknown_problem(), scope)(scope, receive, send)
+            raise
+        await answer(scope, receive, send)

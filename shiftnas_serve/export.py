@@ -10,16 +10,17 @@ from pathlib import Path
 
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
+from models.onnx import OPSET
 from models.space.arch import Arch
 from models.space.describe import read_arch
 from models.space.quantity import parse_flops
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Write one subnet of a bundle to a file that needs neither the bundle nor this project to run.
 
   python -m shiftnas_serve.export models/zoo/cifar10-cnn --flops 4M --format onnx --out 4m.onnx
 
-onnx      self-contained ONNX model: images float32 (batch, 3, side, side), normalized -> logits
+onnx      self-contained ONNX model, opset {OPSET}: images float32 (batch, 3, side, side) -> logits
 tensorrt  serialized TensorRT engine for this machine's GPU (needs TensorRT and a GPU)
 torch     torch.export program, .pt2 (needs torch)
 
@@ -27,9 +28,13 @@ The ONNX model (in metadata_props) and the torch program (in extra_files) say ho
 flops, params, arch, model, labels in the order of the logits, and preprocess, all as JSON. --json
 prints the same, which a TensorRT engine needs beside it.
 
-To prepare an image: put it on background, where it is transparent; resize the centred square of
-crop_ratio times the shorter side (null: the whole image) to arch.resolution with Pillow's
-interpolation of that name; divide by 255, subtract mean, divide by std."""
+To prepare an image as the server does, with Pillow and the numbers of preprocess:
+  1. open it; draft("RGB", (decode_side, decode_side)), which makes a large JPEG small
+  2. turn it upright (ImageOps.exif_transpose); lay it on background, where it is transparent
+  3. resize((resolution, resolution), interpolation, box, reducing_gap), where box is the centred
+     square of crop_ratio times the shorter side (null: the whole image)
+  4. divide by 255, subtract mean, divide by std
+docs/export.md has a program of 40 lines that does this and runs the model."""
 
 
 def export_onnx(bundle: Bundle, arch: Arch) -> bytes:

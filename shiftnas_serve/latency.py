@@ -1,7 +1,7 @@
 """LatencyTable: how long a subnet of so many FLOPs takes on this machine.
 
-Measured by a worker when it starts, for a handful of subnets, one image at a time; corrected while
-the server runs by what answers really took.
+Measured when a bundle is loaded, for a handful of subnets, one image at a time; corrected while
+it is served by what answers really took.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LatencyTable:
 
     ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
     multiplies the measured milliseconds, ``more_overhead_ms`` adds to the overhead: both follow
-    what is observed. So do a worker's table and an HTTP process's, each from what it sees.
+    what is observed.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -96,15 +96,8 @@ class LatencyTable:
         last_flops, last_ms = self.points[-1]
         return last_flops * ms / last_ms  # as infer_ms goes on beyond what was measured
 
-    def observed(
-        self,
-        flops: float,
-        infer_ms: float,
-        overhead_ms: float | None = None,
-        *,
-        images: int = 1,
-    ) -> LatencyTable:
-        """The table, a step closer to what an image took, and to the overhead if it is known.
+    def observed(self, flops: float, infer_ms: float, *, images: int = 1) -> LatencyTable:
+        """The table, a step closer to what an image took.
 
         ``images``: how many took so long each. The more time an observation covers, the more it
         counts: a machine that is slow is so for a while, whatever runs on it.
@@ -114,13 +107,15 @@ class LatencyTable:
         low, high = _CORRECTION_RANGE
         step = 1 - math.exp(-infer_ms * images / _MEMORY_MS)
         moved = self.correction + step * (min(max(target, low), high) - self.correction)
-        if overhead_ms is None:
-            return LatencyTable(self.points, self.overhead_ms, moved, self.more_overhead_ms)
+        return LatencyTable(self.points, self.overhead_ms, moved, self.more_overhead_ms)
+
+    def answered(self, overhead_ms: float) -> LatencyTable:
+        """The table, a step closer to what an answer cost beside decoding, waiting, inference."""
         # As with inference, one hold-up must not make every prediction absurd.
         seen_ms = min(max(overhead_ms, 0.0), _OVERHEAD_RANGE * self.overhead_ms)
         more_ms = seen_ms - self.overhead_ms
         more_ms = self.more_overhead_ms + _STEP * (more_ms - self.more_overhead_ms)
-        return LatencyTable(self.points, self.overhead_ms, moved, more_ms)
+        return LatencyTable(self.points, self.overhead_ms, self.correction, more_ms)
 
 
 def measure_ms(

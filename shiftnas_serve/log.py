@@ -1,16 +1,90 @@
 """Log: one line an event on standard error, for people (text) or for machines (json).
 
-Lines of libraries (uvicorn, LitServe) go the same way.
+Lines of libraries go the same way. Nobody who logs waits for who reads: lines lie in a queue for a
+thread that writes them. Where it is full they are lost, counted, and said.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import sys
+import threading
 from typing import Literal
 
 import structlog
 from structlog.typing import Processor
+
+_MOST_LINES = 1_000
+# At the end a reader that is slow is waited for, one that does not read is not.
+_END_S = 1.0
+
+
+class LineWriter(logging.Handler):
+    """Writes to a file descriptor, in a thread of its own."""
+
+    def __init__(self, descriptor: int, most_lines: int = _MOST_LINES) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes | None] = queue.Queue(most_lines)
+        self.lost = 0
+        self._said = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self.put(self.format(record))
+
+    def put(self, line: str) -> None:
+        """Never waits, never raises."""
+        try:
+            self._lines.put_nowait((line + "\n").encode("utf-8", "replace"))
+        except queue.Full:
+            self.lost += 1
+
+    def finish(self) -> None:
+        """Let what is there be written, if that takes no longer than a moment."""
+        try:
+            self._lines.put(None, timeout=_END_S)
+            self._thread.join(_END_S)
+        except queue.Full:
+            pass
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            if self.lost > self._said:
+                line += b"%d lines of the log were lost: nobody took them in time\n" % (
+                    self.lost - self._said
+                )
+                self._said = self.lost
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:  # whoever read has gone
+                self.lost += 1
+
+
+_writers: list[LineWriter] = []
+"""Of this process; one, once ``configure_log`` was called."""
+
+
+def say(line: str) -> None:
+    """A line as it is, for people."""
+    for writer in _writers:
+        writer.put(line)
+
+
+def finish() -> None:
+    """Let what was said be written."""
+    for writer in _writers:
+        writer.finish()
+
+
+def lost_lines() -> int:
+    """How many lines nobody took in time."""
+    return sum(writer.lost for writer in _writers)
 
 
 def configure_log(level: str, form: Literal["text", "json"]) -> None:
@@ -36,23 +110,15 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
         if form == "json"
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
+    if not _writers:
+        _writers.append(LineWriter(2))
+    _writers[0].setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_writers[0]]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
-    adopt_litserve()
-
-
-def adopt_litserve() -> None:
-    """Send LitServe's lines where ours go: it gives its logger a handler whenever it runs."""
-    litserve = logging.getLogger("litserve")
-    litserve.handlers.clear()
-    litserve.setLevel(logging.NOTSET)
-    litserve.propagate = True

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.images.header import MAX_PIXELS
 from models.space.quantity import parse_flops
 from shiftnas_serve.runtimes import RUNTIMES, check_runtime
 
@@ -32,30 +33,16 @@ _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP|SCTP)
 """What the kubelet calls the variables of a Service."""
 
 
-class Settings(BaseModel):
-    """Everything that can be set. The descriptions are the command line's help."""
+class EngineSettings(BaseModel):
+    """What concerns the engine, with HTTP or without (``shiftnas_serve.load``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
-    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
-        "127.0.0.1",
-        description="address to listen on; 0.0.0.0 and :: can be reached from other machines",
+    workers: int = Field(
+        1, ge=1, le=64, description="threads that run subnets, with one copy of the weights"
     )
-    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
-    http_processes: int = Field(
-        1, ge=1, le=64, description="processes that answer HTTP and decode images"
-    )
-    workers: int = Field(1, ge=1, le=64, description="processes that run subnets")
-    worker_nice: int = Field(
-        5,
-        ge=0,
-        le=19,
-        description="how much lower the priority of workers is than that of HTTP processes, in "
-        "steps of nice: on a shared core, requests that come together are then all read before the "
-        "first one runs, and run as one batch",
-    )
-    threads: int = Field(1, ge=1, le=256, description="threads of each worker's runtime")
+    threads: int = Field(1, ge=1, le=256, description="threads of the runtime for each of them")
     runtime: str = Field("onnxruntime", description="what runs subnets")
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
     engine_cache: Path | None = Field(
@@ -70,29 +57,59 @@ class Settings(BaseModel):
     )
     max_batch: int = Field(16, ge=1, le=256, description="largest batch")
     max_waiting: int = Field(
-        128,
-        ge=1,
-        description="images that an HTTP process has in hand at once; more are refused with 429",
+        128, ge=1, description="images that are worked on at once; more are refused with 429"
     )
     max_waiting_bytes: int = Field(
         100_000_000,
         ge=1,
-        description="bytes of bodies that an HTTP process has in hand at once; more are refused "
-        "with 429",
+        description="bytes of bodies that are worked on at once; more are refused with 429",
     )
-    max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
-    max_pixels: int = Field(25_000_000, ge=1, description="larger images are refused with 413")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are refused with 413")
     timeout_s: float = Field(
-        30.0, gt=0, description="seconds until a request is given up, with 504"
+        30.0, gt=0, le=86_400, description="seconds until a request is given up, with 504"
     )
     stall_s: float = Field(
         10.0,
         gt=0,
-        description="seconds until a worker or HTTP process that does not respond is replaced",
+        le=86_400,
+        description="seconds until an inference that does not come back ends the process",
     )
     session_bytes: int = Field(
-        512_000_000, ge=1, description="memory of each worker for resident subnets (an estimate)"
+        512_000_000, ge=1, description="memory for resident subnets (an estimate)"
     )
+    pinned_flops: tuple[float, ...] = Field(
+        (),
+        description="budgets, separated by commas, whose subnets are built first and stay "
+        "(default: none)",
+    )
+    prebuild: bool = Field(True, description="build the subnets of all answers while idle")
+
+    @field_validator("default_flops", "pinned_flops", mode="before")
+    @classmethod
+    def _read_budgets(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) and info.field_name == "pinned_flops":
+            value = [part for part in value.split(",") if part.strip()]
+        if isinstance(value, (list, tuple)):
+            return tuple(parse_flops(one) if isinstance(one, str) else one for one in value)
+        return parse_flops(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _runtime_can_do_it(self) -> EngineSettings:
+        check_runtime(self.runtime, self.device, self.engine_cache)
+        return self
+
+
+class Settings(EngineSettings):
+    """Everything that can be set. The descriptions are the command line's help."""
+
+    server: str = Field("uvicorn", description="what runs the server")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; 0.0.0.0 and :: can be reached from other machines",
+    )
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    processes: int = Field(1, ge=1, le=64, description="processes on the port, each a whole server")
+    max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
     api_keys: tuple[SecretStr, ...] = Field(
         (),
         description="keys with which to send requests, separated by commas; better set as "
@@ -107,7 +124,8 @@ class Settings(BaseModel):
     rate_per_s: float | None = Field(
         None,
         gt=0,
-        description="images a second for each key; more are refused with 429 (default: no limit)",
+        description="images a second for each key and process; more are refused with 429 (default: "
+        "no limit)",
     )
     rate_burst: int = Field(
         100, ge=1, description="images that a key may send at once within its --rate-per-s"
@@ -117,15 +135,10 @@ class Settings(BaseModel):
         description="web pages that may send requests from a browser, separated by commas, like "
         "https://example.org; * for all (default: none)",
     )
-    pinned_flops: tuple[float, ...] = Field(
-        (),
-        description="budgets, separated by commas, whose subnets are built first and stay "
-        "(default: none)",
-    )
-    prebuild: bool = Field(True, description="build the subnets of all answers while idle")
     drain_s: float = Field(
         0.0,
         ge=0,
+        le=86_400,
         description="seconds after SIGTERM in which /readyz is 503 and requests are still taken",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
@@ -141,15 +154,6 @@ class Settings(BaseModel):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
 
-    @field_validator("default_flops", "pinned_flops", mode="before")
-    @classmethod
-    def _read_budgets(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str) and info.field_name == "pinned_flops":
-            value = [part for part in value.split(",") if part.strip()]
-        if isinstance(value, (list, tuple)):
-            return tuple(parse_flops(one) if isinstance(one, str) else one for one in value)
-        return parse_flops(value) if isinstance(value, str) else value
-
     @field_validator("api_keys", "admin_keys")
     @classmethod
     def _keys_can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -163,11 +167,6 @@ class Settings(BaseModel):
         every = {key.get_secret_value() for key in self.api_keys}
         if any(key.get_secret_value() in every for key in self.admin_keys):
             raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
-        return self
-
-    @model_validator(mode="after")
-    def _runtime_can_do_it(self) -> Settings:
-        check_runtime(self.runtime, self.device, self.engine_cache)
         return self
 
     @model_validator(mode="after")
@@ -210,6 +209,19 @@ def load_settings(
         own = first["type"] == "value_error" or "_keys" in name
         given = "" if own else f", not {first['input']!r:.60}"
         raise ValueError(f"{name}: {message}{given}") from None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """What is set, as the variables that a process started later reads."""
+
+    def text(value: object) -> str:
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        return ",".join(map(text, value)) if isinstance(value, tuple) else str(value)
+
+    return {
+        PREFIX + name.upper(): text(getattr(settings, name)) for name in settings.model_fields_set
+    }
 
 
 def _read(config: Path) -> dict[str, object]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-
 from shiftnas_serve.decoding import _THREADS
+
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,8 +54,7 @@ def start(environment: dict[str, str], *command: str) -> subprocess.CompletedPro
     ("command", "extra"),
     [
         ("trainer.run", "train"),
-        ("trainer.report.report runs/digits", "train"),
-        ("trainer.report.compare runs/a runs/b", "train"),
+        ("trainer.report runs/digits", "train"),
         ("trainer.evaluate --help", "train"),
         ("models convert autoformer FILE --out DIR", "train"),
         ("shiftnas_serve.export models/zoo/cifar10-cnn --flops 4M --format torch --out X", "train"),

@@ -35,8 +35,7 @@ BENCHMARKS = sorted(
 ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
-    "trainer.report": ["--json"],
-    "trainer.report.compare": ["--json", "--html"],
+    "trainer.report": ["--json", "--out"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},

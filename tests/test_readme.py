@@ -8,13 +8,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from shiftnas_serve.answer import AnswerWriter, Classified, softmax
+from shiftnas_serve.frames import Done
+from shiftnas_serve.planner import Planner
 
 from models.bundle.folder import load_bundle
-from shiftnas_serve.answer import AnswerWriter, Classified, softmax
 from shiftnas_serve.budgets import FlopsBudget
-from shiftnas_serve.frames import Done
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.planner import Planner
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 

@@ -43,6 +43,7 @@ from trainer.evaluate import (
 )
 from trainer.recipes.recipe import Recipe
 from trainer.report.report import write_report
+from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
 
 
@@ -144,12 +145,12 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     )
     table = [frontier_row_to_json(space, row) for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
-    files = write_report(folder)
+    page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows), file=sys.stderr)
     print(
         f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
         f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
-        f"report: {files[0]}\n"
+        f"report: {page}\n"
         f"serve it: python -m shiftnas_serve --bundle {folder / 'bundle'}",
         file=sys.stderr,
     )

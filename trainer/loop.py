@@ -11,6 +11,7 @@ from models.space.arch import Arch
 from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import Splits
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
+from trainer.engine.horizon import horizon_of
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
@@ -45,8 +46,8 @@ def train(
         sampler = state.sampler
         data = run_data(recipe, splits, ranks)
         steps_per_epoch = len(data.train)
-        total_steps = recipe.epochs * steps_per_epoch
-        warm_up_steps = round(recipe.warm_up_share * total_steps)
+        horizon = horizon_of(recipe, sampler, steps_per_epoch)
+        warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
         elif recipe.start:
@@ -56,7 +57,7 @@ def train(
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()
         if ranks.is_first:
-            monitor = Monitor(folder, recipe, splits, state, total_steps=total_steps)
+            monitor = Monitor(folder, recipe, splits, state, horizon)
     ranks.begin_alike(
         [*state.net.parameters(), *state.generator.parameters(), *state.before.values()]
     )
@@ -64,10 +65,11 @@ def train(
         saved_at = time.monotonic()
         if state.evaluation_due and ranks.is_first:
             evaluate_now(state, data, recipe, monitor, interrupt)
-        while state.step < total_steps:
+        while not horizon.is_over(state.step, state.compute):
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
-            schedule = schedule_at(state.step, total_steps, recipe)
+            position = horizon.position(state.step, state.compute)
+            schedule = schedule_at(state.step, horizon.steps, recipe, position)
             with ranks.together():
                 batch = next(stream)  # (x, y)
             result = train_step(state, batch, schedule, recipe, ranks)  # b ~ B, a = AG(b), descent
@@ -75,28 +77,30 @@ def train(
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and state.step % recipe.shift_every == 0:
                 drops: list[float | None] | None = None
-                if state.step >= warm_up_steps:
+                if horizon.position(state.step, state.compute) >= warm_up_steps:
                     turn = state.step // recipe.shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
                     probe = probe_of(state, held_out, schedule, recipe, ranks)
                     drops = sampler.update(probe, state.rng)
+                    state.compute += probe.compute * ranks.world_size
                     check_finite("loss on held-out images", drops, state.step, recipe)
                 state.keep_weights()
                 monitor.groups(drops)
 
             # ---- what one sees, and what is kept -----------------------------------------------
+            is_over = horizon.is_over(state.step, state.compute)
             if recipe.skip_broken:
                 monitor.broken(ranks.union(data.broken))
             monitor.step(result, schedule)
             epoch, index = divmod(state.step, steps_per_epoch)
             every = recipe.evaluate_every
             is_evaluated = every > 0 and index == 0 and epoch % every == 0
-            if is_evaluated and state.step < total_steps and ranks.is_first:
+            if is_evaluated and not is_over and ranks.is_first:
                 evaluate_now(state, data, recipe, monitor, interrupt)
             is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
             stop = int(ranks.most(interrupt.signal or 0))
-            if ranks.is_first and (is_due or stop or state.step == total_steps):
+            if ranks.is_first and (is_due or stop or is_over):
                 save_checkpoint(folder, state.to_checkpoint())
                 saved_at = time.monotonic()
             if stop:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from models.bundle.manifest import Fields
@@ -78,48 +77,16 @@ def check_files(
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, half precision as float32.
 
-    Raises ValueError naming a file that is none.
+    Raises ValueError naming a file that is none, or an array with what is not a number.
     """
     try:
-        return {name: _widened(array) for name, array in load_file(file).items()}
+        arrays = {name: _widened(array) for name, array in load_file(file).items()}
     except SafetensorError as error:
         raise ValueError(f"{file.name} is no safetensors file: {error}") from None
-
-
-class StoredArrays(Mapping[str, Any]):
-    """The arrays of a safetensors file. One is read when it is indexed by slices, and they alone.
-
-    Use it as a context: the file is open meanwhile.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = safe_open(file, framework="numpy")
-
-    def __enter__(self) -> StoredArrays:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.__exit__(*error)
-
-    def __getitem__(self, name: str) -> Any:
-        return _StoredArray(self._file.get_slice(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
-
-    def __len__(self) -> int:
-        return len(self._file.keys())
-
-
-class _StoredArray:
-    """One array of a file, read as far as it is indexed."""
-
-    def __init__(self, stored: Any) -> None:
-        self._stored = stored
-
-    def __getitem__(self, axes: slice | tuple[slice, ...]) -> np.ndarray:
-        return _widened(self._stored[axes])
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")
+    return arrays
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

@@ -132,16 +132,16 @@ class Bundle:
     def describe(self, arch: Arch) -> dict[str, object]:
         """All that is needed to use a subnet without this project, for JSON.
 
-        ``preprocess``: the centred square of ``crop_ratio`` times the shorter side (null: the whole
-        image) is resized to ``arch.resolution`` with Pillow's ``interpolation``; then pixels / 255,
-        minus ``mean``, over ``std``. ``background`` is what lies behind transparent pixels.
-        ``labels``: of the logits, in their order.
+        ``preprocess``: all numbers of the way from a file to what it reads (``Preprocess.steps``,
+        ``docs/export.md``). ``labels``: of the logits, in their order.
         """
+        resolution = self.space.resolution
+        steps = self.preprocess.steps(resolution(arch), resolution(self.space.largest))
         return {
             **describe_arch(self.space, arch),
             "model": {"name": self.name, "version": self.version},
             "labels": list(self.labels),
-            "preprocess": self.preprocess.to_json(),
+            "preprocess": steps,
         }
 
     def metadata(self, arch: Arch) -> dict[str, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
     "autoformer": "models.converters.autoformer:convert_autoformer",
 }
-"""Name -> ``module:function``; the function takes a checkpoint's path and gives ``Converted``."""
+"""Name -> ``module:function``; the function takes a ``Checkpoint`` and gives ``Converted``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,24 +34,32 @@ class Converted:
     spaces without BatchNorm. They were not measured for any one arch (``models.nets.calibration``).
     part: the arch that the checkpoint is, where it does not fill the supernet; weights and
     statistics are of its size then.
+    taken: which part of the file, in words.
     """
 
     space: SearchSpace
     weights: Mapping[str, np.ndarray]
     statistics: Statistics
     part: Arch | None = None
+    taken: str = "the whole file"
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
         return SharedStatistics(self.statistics).of(self.space, arch, {})
 
 
-def convert(name: str, checkpoint: Path) -> Converted:
-    """Read a public checkpoint. Raises ValueError naming what is not as it should be."""
+def convert(name: str, checkpoint: Path, entry: str | None = None) -> Converted:
+    """Read a public checkpoint. Raises ValueError naming what is not as it should be.
+
+    ``entry``: which of the networks to take, where the file has several.
+    """
     if name not in CONVERTERS:
         near = difflib.get_close_matches(name, CONVERTERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no converter {name!r}; {hint}there are: {', '.join(sorted(CONVERTERS))}")
     module, _, function = CONVERTERS[name].partition(":")
-    read: Callable[[Path], Converted] = getattr(importlib.import_module(module), function)
-    return read(checkpoint)
+    read = importlib.import_module("models.converters.checkpoint").read_checkpoint
+    carry = getattr(importlib.import_module(module), function)
+    read_from = read(checkpoint, entry)
+    converted: Converted = carry(read_from)
+    return replace(converted, taken=read_from.taken)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from models.converters import Converted
-from models.converters.checkpoint import named, read_checkpoint, take
+from models.converters.checkpoint import Checkpoint, named, take
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from models.spaces.mbconv import MBConvLayout
@@ -39,16 +38,17 @@ UNREAD = re.compile(
 """Stored there and never read in evaluation. First blocks' shortcuts are taken before this."""
 
 
-def convert_attentivenas(checkpoint: Path) -> Converted:
+def convert_attentivenas(checkpoint: Checkpoint) -> Converted:
     """Read a supernet's checkpoint, with as many classes as it has.
 
     Raises ValueError naming a tensor that is missing, has another shape, or cannot be carried.
     """
-    tensors = read_checkpoint(checkpoint)
+    tensors = checkpoint.tensors
     bias = tensors.get("classifier.linear.linear.bias")
     if bias is None or bias.ndim != 1:
         raise ValueError(
-            f"{checkpoint} is no AttentiveNAS supernet: it has no classifier.linear.linear.bias"
+            f"{checkpoint.path} is no AttentiveNAS supernet: it has no "
+            "classifier.linear.linear.bias"
         )
     space = get_space("attentivenas", len(bias))
     names = {weight.name: theirs(space, weight.name) for weight in space.weights}

@@ -15,12 +15,11 @@ Three things are laid out differently there:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from models.converters import Converted
-from models.converters.checkpoint import named, read_checkpoint, take
+from models.converters.checkpoint import Checkpoint, named, take
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
 
@@ -54,22 +53,24 @@ PACKED = ("query", "key", "value")
 """In the order of their rows."""
 
 
-def convert_autoformer(checkpoint: Path) -> Converted:
+def convert_autoformer(checkpoint: Checkpoint) -> Converted:
     """Read a supernet's checkpoint, with as many classes as it has.
 
     Raises ValueError naming a tensor that is missing, has another shape, or cannot be carried.
     """
-    tensors = read_checkpoint(checkpoint)
+    tensors = checkpoint.tensors
     patches, bias = tensors.get("patch_embed_super.proj.bias"), tensors.get("head.bias")
     if patches is None or bias is None or bias.ndim != 1 or patches.ndim != 1:
         raise ValueError(
-            f"{checkpoint} is no AutoFormer supernet: it should have patch_embed_super.proj.bias "
-            "and head.bias"
+            f"{checkpoint.path} is no AutoFormer supernet: it should have "
+            "patch_embed_super.proj.bias and head.bias"
         )
     allocated = len(patches)
     if allocated not in SPACE_OF_WIDTH:
         widths = ", ".join(f"{width} ({name})" for width, name in SPACE_OF_WIDTH.items())
-        raise ValueError(f"{checkpoint} is {allocated} wide; AutoFormer's supernets are: {widths}")
+        raise ValueError(
+            f"{checkpoint.path} is {allocated} wide; AutoFormer's supernets are: {widths}"
+        )
     space = get_space(f"{SPACE_OF_WIDTH[allocated]}-autoformer", len(bias))
     shapes = checkpoint_shapes(space, allocated)
     taken = take(tensors, {name: (name, shape) for name, shape in shapes.items()})

@@ -6,7 +6,9 @@ import argparse
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,36 +16,63 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-WRAPPERS = ("state_dict", "model", "net")
-"""Entries under which training scripts put a network's tensors, beside optimizers and counters."""
+ENTRIES = ("state_dict", "model", "net", "state_dict_ema", "model_ema", "ema")
+"""Under which training scripts put a network's tensors, beside optimizers and counters; the first
+that a file has is taken unless another is asked for."""
+
+_WRAPPER = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""What data-parallel training and torch.compile put before every name, in any order."""
 
 
-def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """A network's tensors by name, from a ``.safetensors`` file or one written by ``torch.save``.
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A network's tensors by name, floating point as float32.
 
-    Floating point comes back as float32. Takes the entry ``state_dict``, ``model`` or ``net`` if
-    there is one, beside which there may be the arguments of the training script, and removes a
-    ``module.`` before every name (data-parallel training). Raises ValueError if the file is
-    missing, cut off, holds objects other than tensors, or holds no tensors.
+    entry: under which the file has them; empty if they are at its top. others: entries that it has
+    as well, and that were not taken.
+    """
+
+    path: Path
+    tensors: Mapping[str, np.ndarray]
+    entry: str
+    others: tuple[str, ...]
+
+    @property
+    def taken(self) -> str:
+        """Which entry was taken, for a person."""
+        beside = f"; it also has {', '.join(self.others)}" if self.others else ""
+        return (f"entry {self.entry!r}" if self.entry else "the whole file") + beside
+
+
+def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
+    """Read a ``.safetensors`` file (whatever its name) or one written by ``torch.save``.
+
+    ``entry``: which of ``ENTRIES`` to take. Beside it there may be numbers, NumPy's too, and the
+    arguments of the training script. Raises ValueError if the file is missing, cut off, holds
+    objects other than tensors, holds no tensors, or lacks the entry.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}; give a .safetensors file or one of torch.save")
     document = _load(path)
-    for wrapper in WRAPPERS:
-        inner = document.get(wrapper)
-        if isinstance(inner, Mapping):
-            document = inner
-            break
-    tensors = {str(k): value for k, value in document.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(document):
-        strange = [str(name) for name, value in document.items() if not isinstance(value, Tensor)]
+    there = [name for name in ENTRIES if isinstance(document.get(name), Mapping)]
+    if entry is not None and entry not in there:
+        raise ValueError(f"{path} has no entry {entry!r}; it has: {', '.join(there) or 'none'}")
+    taken = entry or next(iter(there), "")
+    named_values = document[taken] if taken else document
+    assert isinstance(named_values, Mapping)
+    tensors = {str(k): value for k, value in named_values.items() if isinstance(value, Tensor)}
+    plain = (Tensor, bool, int, float, str, np.generic)
+    strange = [str(n) for n, value in named_values.items() if not isinstance(value, plain)]
+    if not tensors or strange:
         raise ValueError(
             f"{path} is no network's checkpoint: it should hold tensors by name, at the top or "
-            f"under {' / '.join(WRAPPERS)}; it has {named(strange) or 'nothing'}"
+            f"under {' / '.join(ENTRIES)}; it has {named(strange or named_values) or 'nothing'}"
         )
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return {name: _array(value) for name, value in tensors.items()}
+    bare = {_WRAPPER.sub("", name): value for name, value in tensors.items()}
+    if len(bare) < len(tensors):
+        raise ValueError(f"{path} has names that differ only in module. or _orig_mod. before them")
+    arrays = {name: _array(value) for name, value in bare.items()}
+    return Checkpoint(path, arrays, taken, tuple(name for name in there if name != taken))
 
 
 def named(names: Iterable[str], at_most: int = 3) -> str:
@@ -81,13 +110,15 @@ def take(
 
 
 def _load(path: Path) -> Mapping[str, object]:
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or (start[8:] == b"{" and not start.startswith(b"PK")):
         try:
             return {str(name): tensor for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file: {error}") from None
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_values()):
             warnings.simplefilter("ignore")  # of other pickle protocols
             document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - bytes that are no pickle raise whatever they hit
@@ -106,5 +137,14 @@ def _load(path: Path) -> Mapping[str, object]:
     return {str(name): value for name, value in document.items()}
 
 
+def _values() -> list[Any]:
+    """What may stand beside tensors: a script's arguments, and NumPy's numbers."""
+    made, _ = np.float64(0).__reduce__()
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # NumPy 1, NumPy 2
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [argparse.Namespace, np.dtype, *kinds, *((made, name) for name in names)]
+
+
 def _array(tensor: Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    plain = tensor.detach()
+    return (plain.float() if plain.is_floating_point() else plain).numpy()

@@ -1,25 +1,23 @@
 """From a public checkpoint to a bundle, without an image or with a folder of some. Uses torch.
 
 Weights come from the checkpoint. The generator learns to keep budgets from the resource loss alone
-(Eq. 10); with images and time given it also learns from them (``distillation.py``), which has
-not been shown to help and is off by default. BatchNorm takes the statistics that the checkpoint
-stores; with images they are measured for each arch. The bundle's provenance says which.
+(Eq. 10). BatchNorm takes the statistics that the checkpoint stores, which serve any arch; with
+images they are measured for each arch that is answered. The bundle's provenance says which.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.bundle.folder import FrontierRow, Json, save_bundle
 from models.converters import Converted, convert
-from models.converters.distillation import Distillation, ask_largest, calibration_batches, distil
 from models.converters.progress import Progress
 from models.generator.decode import decode_all
 from models.generator.network import ArchitectureGenerator
@@ -34,20 +32,19 @@ from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics
+from models.space.weights import SharedStatistics, Statistics
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.875)
 """What both public projects evaluate with."""
 
 GENERATOR_STEPS = 600
-IMAGE_STEPS = 200
 
 _BUDGETS_A_STEP = 32
 _CANDIDATES = 400
 _CALIBRATED_CANDIDATES = 96
 """Where every answer is calibrated, which takes seconds each."""
 _PHOTOS, _LEAST_PHOTOS = 256, 32
-_CALIBRATION_PHOTOS = 128
+_CALIBRATION_PHOTOS, _CALIBRATION_BATCH = 128, 32
 
 
 def convert_to_bundle(
@@ -56,50 +53,41 @@ def convert_to_bundle(
     out: Path,
     *,
     data: Path | None = None,
-    minutes: float = 0.0,
     steps: int = GENERATOR_STEPS,
-    image_steps: int = IMAGE_STEPS,
+    entry: str | None = None,
 ) -> dict[str, object]:
     """Write a bundle that answers as the checkpoint's subnets do; tells what it holds.
 
     ``steps``: of the generator on the resource loss. ``data``: a folder of images, which need no
-    labels; the generator learns from them for ``image_steps``, or as many as ``minutes`` allow.
+    labels, on which BatchNorm is measured.
+    ``entry``: which network of the checkpoint, where it holds several.
     The bundle's labels are the class numbers: a checkpoint has no names. Raises ValueError if
     ``out`` exists or cannot be made, for a checkpoint that cannot be carried over, and for a folder
     without images.
     """
     _refuse_out(out)
-    if not 0 <= minutes < math.inf:
-        raise ValueError(f"--minutes {minutes:g}: give 0 or more")
-    if minutes and data is None:
-        raise ValueError("--minutes: the generator learns from images; give a folder with --data")
     files = None if data is None else find_photos(data)
-    converted = convert(converter, checkpoint)
+    converted = convert(converter, checkpoint, entry)
     space = converted.space
+    if files is not None and not space.norms:
+        raise ValueError(f"--data: {space.name} has no BatchNorm to measure; leave it out")
     with Progress() as progress:
-        progress.message(f"{checkpoint} fits {space.name}")
+        progress.message(f"{checkpoint}, {converted.taken}: fits {space.name}")
         photos = None if files is None else _read(files, space, progress)
         generator = fit_generator(space, steps, progress=progress)
         told: dict[str, Json] = {
+            "taken": converted.taken,
             "generator": f"resource loss, {steps} steps",
             "batch_norm": "the checkpoint's own statistics" if space.norms else None,
             "images": None,
         }
-        net = None
+        ladder = _answers(generator, few=photos is not None)
+        measured: Mapping[Arch, Statistics] | None = None
         if photos is not None:
-            net = _net_of(converted)
-            if minutes:
-                made = _teach(generator, net, photos, image_steps, minutes, progress)
-                told["generator"] = f"resource loss, {steps} steps; then on images, {made} steps"
+            measured = _measure(_net_of(converted), ladder, photos, progress)
             told["images"] = {"read": len(photos), "broken": len(photos.broken)}
-        ladder = _answers(generator, few=bool(space.norms) and photos is not None)
-        statistics: Mapping[Arch, Statistics] = {}
-        if space.norms and photos is not None and net is not None:
-            statistics = _measure(net, ladder, photos, progress)
             count = min(len(photos), _CALIBRATION_PHOTOS)
             told["batch_norm"] = f"measured for each arch on {count} images"
-        elif space.norms:
-            statistics = {arch: converted.arch_statistics(arch) for arch in ladder}
         progress.message("exporting the graph")
         template = export_template(space)
     rows = ladder[:: max(len(ladder) // 8, 1)]
@@ -114,7 +102,8 @@ def convert_to_bundle(
         answers=[(float(space.flops(arch)), arch) for arch in ladder] if space.norms else [],
         weights=converted.weights,
         generator={name: p.detach().numpy() for name, p in generator.state_dict().items()},
-        statistics=statistics,
+        statistics=measured,
+        shared_statistics=SharedStatistics(converted.statistics) if measured is None else None,
         template=template,
         provenance={"converted_from": converter, "checkpoint": checkpoint.name, **told},
     )
@@ -189,30 +178,6 @@ def _net_of(converted: Converted) -> AbstractNet:
     return net.requires_grad_(False)
 
 
-def _teach(
-    generator: ArchitectureGenerator,
-    net: AbstractNet,
-    photos: Photos,
-    steps: int,
-    minutes: float,
-    progress: Progress,
-) -> int:
-    """The generator learns from photos; how many steps were made."""
-    progress.message("asking the largest subnet")
-    teacher = ask_largest(net, photos)
-    return distil(
-        generator,
-        net.train(),
-        teacher,
-        _resource_loss(generator.space),
-        Distillation(),
-        steps=steps,
-        seconds=60 * minutes,
-        rng=torch.Generator().manual_seed(1),
-        track=lambda every: progress.track(every, "generator, images", len(every)),
-    )
-
-
 def _answers(generator: ArchitectureGenerator, *, few: bool) -> list[Arch]:
     """What is answered over the range, each once, by FLOPs."""
     space = generator.space
@@ -231,6 +196,13 @@ def _measure(
         found = calibrate(net, arch, calibration_batches(photos, side, _CALIBRATION_PHOTOS))
         measured[arch] = {n: (mean.numpy(), var.numpy()) for n, (mean, var) in found.items()}
     return measured
+
+
+def calibration_batches(photos: Photos, resolution: int, count: int) -> Iterable[Tensor]:
+    """The first ``count`` photos, as ``models.nets.calibration`` wants them."""
+    for start in range(0, min(count, len(photos)), _CALIBRATION_BATCH):
+        rows = slice(start, min(start + _CALIBRATION_BATCH, count))
+        yield torch.from_numpy(photos.batch(rows, resolution))
 
 
 def _row(space: SearchSpace, arch: Arch) -> FrontierRow:

@@ -7,6 +7,12 @@ from typing import NamedTuple
 from models.images.orientation import UPRIGHT
 
 MAX_PIXELS = 25_000_000
+"""How many are decoded: 100 MB as Pillow keeps them, and a copy."""
+
+REDUCED_JPEG = 3
+"""A JPEG may have so many times more, because it is decoded at a fraction of its size."""
+
+_COEFFICIENTS = 6
 
 
 class ImageError(ValueError):
@@ -45,6 +51,18 @@ class ImageHeader(NamedTuple):
 def damaged(kind: str, reason: str) -> ImageError:
     """What is raised for a file of this format that is not as it should be."""
     return ImageError(f"damaged {kind} file: {reason}", 422)
+
+
+def most_pixels(header: ImageHeader, max_pixels: int) -> int:
+    """How many the file may have, where at most ``max_pixels`` are decoded.
+
+    Of a JPEG with several scans libjpeg keeps two bytes for each pixel and colour, whatever the
+    size that is asked for.
+    """
+    if header.format != "JPEG":
+        return max_pixels
+    most = REDUCED_JPEG * max_pixels
+    return min(most, _COEFFICIENTS * max_pixels // header.colours) if header.scans_at else most
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -16,8 +16,15 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from models.images.header import MAX_PIXELS, ImageError, ImageHeader, check_size, damaged
-from models.images.jpeg import check_scans, jpeg_alone, read_jpeg_header
+from models.images.header import (
+    MAX_PIXELS,
+    ImageError,
+    ImageHeader,
+    check_size,
+    damaged,
+    most_pixels,
+)
+from models.images.jpeg import END, check_scans, jpeg_alone, read_jpeg_header
 from models.images.orientation import UPRIGHT, exif_orientation, xmp_orientation
 from models.images.png import SIGNATURE, png_alone, read_png_header
 from models.images.webp import read_webp_header
@@ -60,7 +67,10 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """What these bytes announce, in microseconds. Raises ImageError for what is never decoded."""
+    """What these bytes announce, in microseconds. Raises ImageError for what is never decoded.
+
+    ``max_pixels``: that are decoded; the file may have ``most_pixels`` of them.
+    """
     announced = sniff_format(data)
     if announced is None:
         if not data:
@@ -76,7 +86,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     except (struct.error, IndexError):
         raise damaged(announced, "it ends within its header") from None
     if header.pixels > max_pixels:
-        check_size(header.width, header.height, max_pixels)
+        check_size(header.width, header.height, most_pixels(header, max_pixels))
     if header.pixels == 0:
         raise damaged(announced, f"it has {header.width} x {header.height} pixels")
     return header
@@ -97,7 +107,8 @@ def decode_image(
         background: the colour behind transparent pixels.
         min_side: sides longer than this need not be kept: a large JPEG is then decoded at 1/2, 1/4
             or 1/8 of its size, several times faster.
-        max_pixels: more are refused before they are decoded.
+        max_pixels: more are never decoded; a larger JPEG is refused unless ``min_side`` allows a
+            fraction of its size.
         header: of ``data``, if it has been read.
 
     Raises:
@@ -108,9 +119,9 @@ def decode_image(
     check_scans(data, header, max_pixels)
     try:
         image = Image.open(io.BytesIO(_alone(data, header)), formats=(header.format,))
-        check_size(*image.size, max_pixels)
         if min_side is not None:
             image.draft("RGB", (min_side, min_side))
+        check_size(*image.size, max_pixels)
         image.load()
         return _upright(_to_rgb(image, background), _orientation(image, header))
     except ImageError:
@@ -135,6 +146,8 @@ def decode_plain_jpeg(
     """
     if header.colours not in (1, 3) or header.orientation != UPRIGHT:
         return None
+    if header.pixels > max_pixels:
+        return None
     if min_side is not None and min(header.width, header.height) >= 2 * min_side:
         return None
     check_scans(data, header, max_pixels)
@@ -147,11 +160,26 @@ def decode_plain_jpeg(
 def _alone(data: bytes, header: ImageHeader) -> bytes:
     match header.format:
         case "JPEG":
-            return jpeg_alone(data)
+            return _ended(jpeg_alone(data))
         case "PNG":
             return png_alone(data)
         case _:
             return data  # Pillow reads none of what is beside the picture
+
+
+def _ended(jpeg: bytes) -> bytes:
+    """With the marker at the end that some writers leave out.
+
+    What else is missing would become grey, so a file without it is decoded by a library that says
+    so; one that has lost more stays as it is, and is refused.
+    """
+    if END in jpeg:
+        return jpeg
+    try:
+        simplejpeg.decode_jpeg(jpeg + END, "GRAY", min_height=1, min_width=1)
+    except ValueError:
+        return jpeg
+    return jpeg + END
 
 
 def _orientation(image: Image.Image, header: ImageHeader) -> int:

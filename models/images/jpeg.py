@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from models.images.header import MAX_PIXELS, ImageError, ImageHeader, damaged
 from models.images.orientation import UPRIGHT, exif_orientation, xmp_orientation
 
+END = b"\xff\xd9"
+"""The marker at the end of a file; these two bytes cannot stand within a scan."""
+
 # Before the first scan: so many segments, and one more for so many bytes. A profile or a packet of
 # XMP that is larger than 64 kB comes in several.
 _SEGMENTS, _SEGMENT_BYTES = 64, 4096

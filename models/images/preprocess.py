@@ -3,8 +3,10 @@
 Both sides call the same functions, so an image scores the same in the evaluation and in an answer.
 No torch here.
 
-What happens to a photo, in this order: it is decoded (``image``); the largest centred square (or
-``crop_ratio`` of it) is resized to the subnet's resolution; channels are normalized.
+What happens to a photo, in this order: it is decoded (``image``), a large JPEG at a fraction of its
+size; the largest centred square (or ``crop_ratio`` of it) is resized to the subnet's resolution;
+channels are normalized. Each step is a documented call of Pillow, which a script can repeat:
+``Preprocess.steps`` has the numbers for it, ``docs/export.md`` the script.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+_REDUCING_GAP = 3.0
+"""Pillow's: a large photo is first averaged down to so many times the target. Much faster."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,26 @@ class Preprocess:
         except ValueError as error:
             raise ValueError(f"preprocess: {error}") from None
 
+    def steps(self, resolution: int, largest: int) -> dict[str, object]:
+        """All numbers of the way from a file to what a subnet reads, for JSON.
+
+        ``resolution``: the subnet's; ``largest``: of the space's resolutions, for which a photo is
+        decoded whatever subnet it is for.
+        """
+        return {
+            **self.to_json(),
+            "resolution": resolution,
+            "decode_side": self.decode_side(largest),
+            "reducing_gap": self._reducing_gap,
+        }
+
+    def decode_side(self, resolution: int) -> int:
+        """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides stay this long.
+
+        Twice what the crop needs, so that the last reduction is still a proper resampling.
+        """
+        return math.ceil(2 * resolution / (self.crop_ratio or 1.0))
+
     def decode(
         self,
         data: bytes,
@@ -100,8 +125,7 @@ class Preprocess:
         """
         if header is None:
             header = read_header(data, max_pixels)
-        # Twice what the crop needs, so that the last reduction is still a proper resampling.
-        min_side = math.ceil(2 * resolution / (self.crop_ratio or 1.0))
+        min_side = self.decode_side(resolution)
         plain = decode_plain_jpeg(data, header, min_side, max_pixels)
         if plain is not None:
             return plain
@@ -132,8 +156,7 @@ class Preprocess:
             (resolution, resolution),
             self._filter,
             box=box,
-            # Large photos are first averaged down to 3x the target: same picture, much faster.
-            reducing_gap=None if self.interpolation == "nearest" else 3.0,
+            reducing_gap=self._reducing_gap,
         )
         return np.asarray(resized)
 
@@ -162,6 +185,10 @@ class Preprocess:
     @property
     def _filter(self) -> Image.Resampling:
         return _INTERPOLATIONS[self.interpolation]
+
+    @property
+    def _reducing_gap(self) -> float | None:
+        return None if self.interpolation == "nearest" else _REDUCING_GAP
 
     @cached_property
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:

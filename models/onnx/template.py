@@ -13,12 +13,12 @@ import math
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.extract import extract_folded
+from models.onnx import OPSET
 from models.onnx.generalize import BATCH, TemplateError, generalize
 from models.onnx.graph import (
     applied,
@@ -35,6 +35,7 @@ from models.onnx.graph_template import (
     PERMUTATIONS_KEY,
     Template,
 )
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 
@@ -87,6 +88,7 @@ def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
         net,
         (torch.zeros(2, 3, side, side),),
         dynamo=True,
+        opset_version=OPSET,
         dynamic_shapes=(dims,),
         input_names=[INPUT],
         output_names=[OUTPUT],

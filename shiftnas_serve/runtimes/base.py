@@ -16,12 +16,15 @@ class AbstractSession(abc.ABC):
     size_bytes: int
     """An estimate of the memory that it alone holds; eviction counts it."""
     made: str = "built"
-    """How it came to be, for answers that had to wait for it: one of ``frames.SOURCES``, whose
-    members alone can go over the wire. ``built`` unless it shares what others have."""
+    """How it came to be, for answers that had to wait for it: ``built``, or ``universal`` where it
+    shares what others have."""
 
     @abc.abstractmethod
     def run(self, images: np.ndarray) -> np.ndarray:
-        """float32 (batch, 3, side, side), any batch from 1 -> logits, float32 (batch, classes)."""
+        """float32 (batch, 3, side, side), any batch from 1 -> logits, float32 (batch, classes).
+
+        Called from several threads at once.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -36,7 +39,7 @@ class AbstractRuntime(abc.ABC):
     """
 
     build_limit_s: float = 5.0
-    """A worker that builds for longer, and longer than ``stall_s``, stands still."""
+    """What builds for longer, and longer than ``stall_s``, stands still."""
 
     @abc.abstractmethod
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from models.bundle.folder import Bundle
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.universal import Universal
@@ -76,12 +77,17 @@ class OnnxRuntime(AbstractRuntime):
             onnxruntime.preload_dlls()
         self._universal: Universal | None = None
         self._of_bundle: Bundle | None = None
+        self._lock = Lock()
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
         if self._device == "cpu" and not bundle.space.norms:
-            if self._universal is None or self._of_bundle is not bundle:
-                self._universal, self._of_bundle = Universal(bundle, self._create_shared), bundle
-            return self._universal.bind(arch)
+            with self._lock:
+                if self._universal is None or self._of_bundle is not bundle:
+                    self._universal, self._of_bundle = (
+                        Universal(bundle, self._create_shared),
+                        bundle,
+                    )
+                return self._universal.bind(arch)
         return self.build_own(bundle, arch)
 
     def build_own(self, bundle: Bundle, arch: Arch) -> AbstractSession:

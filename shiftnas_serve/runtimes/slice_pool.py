@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
-import onnxruntime
 
 from models.bundle.folder import Bundle
 from models.onnx.graph_template import Template
+from models.onnx.ort import onnxruntime
 from models.space.search_space import SearchSpace
 
 Shape = tuple[int, ...]

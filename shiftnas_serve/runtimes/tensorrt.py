@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,14 @@ class TensorRtSession(AbstractSession):
             raise RuntimeError("TensorRT does not take the engine; its log above says why")
         self._context = self._engine.create_execution_context()
         self._num_classes = num_classes
+        # A context is for one thread at a time. (TensorRT's bindings release the GIL meanwhile.)
+        self._lock = Lock()
         self.size_bytes = len(serialized)
 
     def run(self, images: np.ndarray) -> np.ndarray:
         assert self._context is not None, "this session was closed"
-        parts = [self._run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
+        with self._lock:
+            parts = [self._run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
         return np.concatenate(parts)
 
     def _run(self, images: np.ndarray) -> np.ndarray:

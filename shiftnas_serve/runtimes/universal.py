@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from models.bundle.folder import Bundle
+from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractSession
 from shiftnas_serve.runtimes.slice_pool import Columns, SlicePool

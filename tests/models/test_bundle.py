@@ -24,7 +24,6 @@ from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
-from shiftnas_serve.subnets import read_onnx
 from tests.bundles import make_bundle, template_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,7 +290,6 @@ def test_statistics_for_all_archs_are_the_first_of_the_widest(tmp_path):
         mean, wanted.norms["stages.1.0.project.norm"][0][:rows] + moved, rtol=1e-5
     )
     onnx.checker.check_model(bundle.build_onnx(arch))
-    assert read_onnx(tmp_path / "bundle", load_bundle(tmp_path / "bundle", weights=False), arch)
 
 
 def test_half_precision_at_rest_is_exact_in_use(tmp_path):
@@ -303,9 +301,6 @@ def test_half_precision_at_rest_is_exact_in_use(tmp_path):
         np.testing.assert_array_equal(whole.weights[name], array)
     sizes = [(tmp_path / b / "supernet.safetensors").stat().st_size for b in ("half", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
-    arch = half.space.largest
-    without = load_bundle(tmp_path / "half", weights=False)
-    assert read_onnx(tmp_path / "half", without, arch) == half.build_onnx(arch).SerializeToString()
 
 
 def test_a_bundle_begins_at_its_smallest_answer(tmp_path):

@@ -74,10 +74,52 @@ def test_other_numbers_of_classes_are_read(tmp_path):
     assert convert("attentivenas", tmp_path / "seven.pth").space.num_classes == 7
 
 
-def test_safetensors_are_read(tmp_path):
-    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+@pytest.mark.parametrize("name", ["other.safetensors", "other.pth", "other"])
+def test_safetensors_are_read_whatever_their_name(tmp_path, name):
+    save_file({"weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(ValueError, match=f"it has no {BIAS}"):
-        convert("attentivenas", tmp_path / "other.safetensors")
+        convert("attentivenas", tmp_path / name)
+
+
+def test_half_precision_is_read(tmp_path):
+    tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in hollow().items()}
+    torch.save(tensors, tmp_path / "a.pth")
+    weights = convert("attentivenas", tmp_path / "a.pth").weights
+    assert {array.dtype for array in weights.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "before", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+)
+def test_what_wrappers_put_before_names_is_taken_off(tmp_path, before):
+    torch.save({before + k: v for k, v in hollow().items()}, tmp_path / "a.pth")
+    assert convert("attentivenas", tmp_path / "a.pth").taken == "the whole file"
+
+
+def test_names_that_become_the_same_are_refused(tmp_path):
+    refused(tmp_path / "a.pth", hollow() | {f"module.{BIAS}": torch.zeros(7)}, "differ only in mod")
+
+
+def test_numbers_of_numpy_stand_beside_the_weights(tmp_path):
+    numbers = {"acc": np.float64(76.1), "epoch": np.int64(3), "lr": np.float32(0.1), "best": True}
+    for document in ({"state_dict": hollow(), **numbers}, hollow() | numbers):
+        torch.save(document, tmp_path / "a.pth")
+        assert convert("attentivenas", tmp_path / "a.pth").space.num_classes == 1000
+
+
+def test_which_of_several_networks_is_taken_is_said_and_may_be_chosen(tmp_path):
+    seven = {BIAS: [7], "classifier.linear.linear.weight": [7, 1984]}
+    torch.save({"model_ema": hollow(**seven), "model": hollow(), "epoch": 3}, tmp_path / "a.pth")
+    first = convert("attentivenas", tmp_path / "a.pth")
+    assert first.taken == "entry 'model'; it also has model_ema"
+    assert first.space.num_classes == 1000
+    asked = convert("attentivenas", tmp_path / "a.pth", "model_ema")
+    assert asked.taken == "entry 'model_ema'; it also has model"
+    assert asked.space.num_classes == 7
+    with pytest.raises(ValueError, match="no entry 'ema'; it has: model, model_ema"):
+        convert("attentivenas", tmp_path / "a.pth", "ema")
+    torch.save({"model_ema": hollow()}, tmp_path / "b.pth")
+    assert convert("attentivenas", tmp_path / "b.pth").taken == "entry 'model_ema'"
 
 
 def test_what_has_no_place_is_refused_by_name(tmp_path):

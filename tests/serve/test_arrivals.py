@@ -7,29 +7,28 @@ import math
 import numpy as np
 import pytest
 
-from shiftnas_serve.arrivals import Arrivals
-from shiftnas_serve.frames import Job
-from shiftnas_serve.pace import Pace
-from shiftnas_serve.waiting import Waiting
-from tests.serve.test_waiting import LARGEST, PIXELS, SMALLEST, Sizes
+from shiftnas_serve.planning.planner import Plan
+from shiftnas_serve.scheduling.arrivals import Arrivals
+from shiftnas_serve.scheduling.pace import Pace
+from tests.serve.test_turns import LARGEST
 
 TEN_MS = 10.0
 
 
-def least_ms(key: bytes) -> float:
+def least_ms(plan: Plan) -> float:
     return TEN_MS
 
 
-def job(sent_s: float, *, shrinks: bool = True, key: bytes = LARGEST) -> Job:
-    return Job(0, key, PIXELS, sent_s, sent_s + 0.3, sent_s + 0.3 if shrinks else None)
+def plan(*, shrinks: bool = True) -> Plan:
+    return Plan(LARGEST, {}, degraded=False, shrinks=shrinks)
 
 
 def kept_ms(moments_s: list[float], later_s: float = 0.0, *, shrinks: bool = True) -> float:
     arrivals = Arrivals()
     for moment_s in moments_s:
-        arrivals.came(job(moment_s, shrinks=shrinks))
+        arrivals.came(moment_s, plan(shrinks=shrinks))
         arrivals.reserve_ms(moment_s, least_ms)
-    arrivals.came(job(max(moments_s) + later_s, shrinks=shrinks))
+    arrivals.came(max(moments_s) + later_s, plan(shrinks=shrinks))
     return arrivals.reserve_ms(max(moments_s) + later_s + 1, least_ms)
 
 
@@ -55,15 +54,13 @@ def test_the_pace_is_what_there_is_time_for_in_the_long_run():
 
 def test_the_pace_counts_every_arrival_once():
     arrivals, pace = Arrivals(), Pace()
-    assert arrivals.pace_ms(0.0, lambda key: 1.0) == math.inf
+    assert arrivals.pace_ms(0.0, lambda plan: 1.0) == math.inf
     for number in range(200):
-        one = job(0.02 * number, shrinks=number % 2 == 0)
-        arrivals.came(one)
-        pace.came(one.sent_s, None if number % 2 == 0 else 7.0)
+        at_s = 0.02 * number
+        arrivals.came(at_s, plan(shrinks=number % 2 == 0))
+        pace.came(at_s, None if number % 2 == 0 else 7.0)
         if number % 3 == 0:
-            assert arrivals.pace_ms(one.sent_s, lambda key: 7.0) == pytest.approx(
-                pace.share_ms(one.sent_s)
-            )
+            assert arrivals.pace_ms(at_s, lambda plan: 7.0) == pytest.approx(pace.share_ms(at_s))
 
 
 def test_nothing_is_kept_before_much_has_come_and_for_a_steady_load():
@@ -87,21 +84,3 @@ def test_what_came_long_before_is_forgotten():
 
 def test_jobs_without_a_latency_budget_wait_and_need_no_room():
     assert kept_ms(bursts(40), shrinks=False) == 0.0
-
-
-def test_the_first_of_a_burst_makes_room_for_those_that_will_come():
-    def first_of_the_next(moments_s: list[float]) -> bytes:
-        waiting = Waiting()
-        for number, moment_s in enumerate(moments_s):
-            one = Job(number, LARGEST, PIXELS, moment_s, moment_s + 0.3, moment_s + 0.3)
-            waiting.add("client", one)
-            waiting.take(moment_s, Sizes(10.0), 1)
-        now_s = max(moments_s) + 2
-        waiting.forget("client")
-        waiting.add("client", Job(9999, LARGEST, PIXELS, now_s, now_s + 0.3, now_s + 0.3))
-        group = waiting.take(now_s, Sizes(10.0), 1)
-        assert group is not None
-        return group.key
-
-    assert first_of_the_next(np.arange(0, 8, 0.1).tolist()) == LARGEST
-    assert first_of_the_next(bursts(40)) == SMALLEST

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle.folder import Bundle
-from shiftnas_serve import classify
+from shiftnas_serve import library
 from shiftnas_serve.budgets import (
     BUDGET_KINDS,
     AbstractBudgetKind,
@@ -22,7 +23,7 @@ from shiftnas_serve.budgets import (
     may_degrade,
 )
 from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.planner import Planner, describe
+from shiftnas_serve.planning.planner import Planner, Subnet
 from shiftnas_serve.problem import Problem
 
 
@@ -50,13 +51,12 @@ def test_what_is_long_or_no_ascii_is_no_budget(kind, text):
 
 def test_long_texts_of_budgets_are_not_remembered(monkeypatch):
     seen = []
-    kinds = [("flops", "flops-budget", lambda text: seen.append(text) or 1.0)]
-    monkeypatch.setattr(classify, "_BUDGETS", kinds)
+    monkeypatch.setitem(library._PARSERS, "flops", lambda text: seen.append(text) or 1.0)
     for text in ("4" * 41, " " * 100_000 + "4M"):
         with pytest.raises(Problem, match="longer than 40") as refused:
-            classify.read_budgets({"flops-budget": text})
+            library.parse_budgets({"flops": text})
         assert refused.value.status == 400
-    classify.read_budgets({"flops-budget": "4" * 40})
+    library.parse_budgets({"flops": "4" * 40})
     assert seen == ["4" * 40]
 
 
@@ -158,7 +158,7 @@ class Soon(AbstractBudgetKind):
 
 def test_any_kind_that_degrades_does_it_and_any_deadline_counts(bundle: Bundle, monkeypatch):
     from shiftnas_serve import budgets
-    from shiftnas_serve import planner as planning
+    from shiftnas_serve.planning import planner as planning
 
     kinds = (*BUDGET_KINDS, Soon())
     monkeypatch.setattr(budgets, "BUDGET_KINDS", kinds)
@@ -166,24 +166,20 @@ def test_any_kind_that_degrades_does_it_and_any_deadline_counts(bundle: Bundle, 
     plan = planner(bundle).plan({"soon": 2.0}, 0)
     assert plan.shrinks
     assert plan.degraded
-    settings = SimpleNamespace(timeout_s=30.0)
-    classifier = SimpleNamespace(_settings=settings)
-    for asked, due_s in (({"soon": 2.0}, 12.0), ({"soon": 99.0}, 35.0), ({}, 35.0)):
-        assert classify.Classifier._deadline_s(classifier, asked, 5.0, 10.0) == due_s
+    assert earliest_deadline_s({"soon": 2.0}, 10.0) == 12.0
 
 
-def planner(bundle: Bundle, default: float | None = None) -> Planner:
-    made = Planner(bundle, default)
+def planner(bundle: Bundle, default: float | None = None, **more) -> Planner:
     low, high = float(bundle.min_flops), float(bundle.max_flops)
-    made.latency = LatencyTable(((low, 1.0), (high, 10.0)), overhead_ms=1.0)
-    return made
+    table = LatencyTable(((low, 1.0), (high, 10.0)), overhead_ms=1.0)
+    return Planner(bundle, default, table, **more)
 
 
 def test_a_flops_budget_alone_is_never_degraded(bundle: Bundle):
     plan = planner(bundle).plan({"flops": 1e6}, elapsed_ms=10_000)
     assert not plan.degraded
     assert not plan.shrinks
-    assert plan.subnet.arch == bundle.answer(1e6)
+    assert plan.subnet.value == bundle.answer(1e6)
 
 
 def test_a_latency_budget_takes_the_time_spent_into_account(bundle: Bundle):
@@ -198,15 +194,24 @@ def test_a_latency_budget_takes_the_time_spent_into_account(bundle: Bundle):
     assert later.shrinks
 
 
-def test_an_answer_names_the_subnet_that_ran(bundle: Bundle):
+def test_what_answers_is_known_by_its_id(bundle: Bundle):
     plans = planner(bundle)
-    plan = plans.plan({"latency_ms": 20}, elapsed_ms=0)
-    assert plans.served(plan, plan.subnet.key) == plan
-    smaller = describe(bundle, bundle.answer(bundle.min_flops))
-    served = plans.served(plan, smaller.key)
-    assert served.subnet == smaller
-    assert served.degraded
-    assert plans.subnet(smaller.id) == smaller
+    for arch in bundle.archs():
+        assert plans.by_id(bundle.space.arch_id(arch)).value == arch
+    assert plans.by_id("unknown") is None
+
+
+def test_asking_the_generator_is_told_from_looking_up(bundle: Bundle, vit: Bundle):
+    assert planner(bundle).is_quick({"flops": 1e6})
+    vit = replace(vit, answers=())
+    plans = planner(vit)
+    budget = {"flops": (vit.min_flops + vit.max_flops) / 2 + 1.5}
+    assert not plans.is_quick(budget)
+    plans.plan(budget, 0.0)
+    assert plans.is_quick(budget)
+    assert plans.is_quick({"latency_ms": 20.0})
+    with pytest.raises(OutOfRange):
+        plans.is_quick({"flops": 1.0})
 
 
 def test_a_bundle_whose_largest_answer_is_no_step_still_answers_it(bundle: Bundle):
@@ -261,18 +266,17 @@ def test_what_fits_into_a_time_takes_that_time(flops, correction):
 
 def test_overhead_follows_what_is_observed_and_one_hold_up_moves_it_little():
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)), overhead_ms=1.0)
-    assert table.observed(1e6, 1.0, 1000.0).answer_ms(1e6) < 2.5
+    assert table.answered(1000.0).answer_ms(1e6) < 2.5
     for _ in range(200):
-        table = table.observed(1e6, 1.0, 0.5)
+        table = table.answered(0.5)
     assert table.answer_ms(1e6) == pytest.approx(1.5, rel=0.01)
     assert table.observed(1e6, 1.0).answer_ms(1e6) == table.answer_ms(1e6)
 
 
 def test_a_busy_server_does_not_call_a_budget_impossible(bundle: Bundle):
     plans = planner(bundle)
-    assert plans.latency is not None
     for _ in range(200):
-        plans.latency = plans.latency.observed(bundle.max_flops, 40.0, 50.0)
+        plans.latency = plans.latency.observed(bundle.max_flops, 40.0).answered(50.0)
     assert plans.plan({"latency_ms": 3}, 0).subnet.flops == bundle.min_flops
 
 
@@ -293,11 +297,11 @@ def test_latency_follows_what_is_observed():
 def test_no_observation_makes_a_prediction_absurd(observations, images):
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)), overhead_ms=1.0)
     for flops, infer_ms, overhead_ms in observations:
-        table = table.observed(flops, infer_ms, overhead_ms, images=images)
+        table = table.observed(flops, infer_ms, images=images).answered(overhead_ms)
         assert 0.5 <= table.infer_ms(1e6) <= 4.0
         assert 0.0 <= table.after_ms <= 10.0
     for _ in range(3000):
-        table = table.observed(2e6, 2.0, 1.0)
+        table = table.observed(2e6, 2.0).answered(1.0)
     assert table.answer_ms(1e6) == pytest.approx(2.0, rel=0.01)
 
 
@@ -305,3 +309,43 @@ def test_one_image_that_took_long_counts_as_long_as_it_took():
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
     assert table.observed(1e6, 3.0).infer_ms(1e6) < 1.05
     assert table.observed(1e6, 3.0, images=200).infer_ms(1e6) > 2.5
+
+
+def test_the_choice_is_the_largest_in_time_and_never_above_the_bound(bundle: Bundle):
+    plans = planner(bundle)
+    for bound in bundle.archs():
+        subnet = plans.by_id(bundle.space.arch_id(bound))
+        assert plans.within(subnet, 1000.0) is subnet
+        assert plans.within(subnet, 0.0).flops == bundle.min_flops
+        times_ms = np.linspace(0.5, 12, 50)
+        chosen = [plans.within(subnet, ms) for ms in times_ms]
+        flops = [one.flops for one in chosen]
+        assert max(flops) <= subnet.flops
+        assert flops == sorted(flops)
+        for ms, one in zip(times_ms, chosen, strict=True):
+            assert plans.cost_ms(one) <= max(ms, 1.0)
+
+
+def test_while_others_wait_a_resident_subnet_answers_for_one_that_is_not_built(bundle: Bundle):
+    resident = set()
+    plans = planner(bundle, is_resident=resident.__contains__)
+    plans.latency = LatencyTable(((bundle.min_flops, 10.0), (bundle.max_flops, 100.0)))
+    some = sorted((plans.by_id(bundle.space.arch_id(a)) for a in bundle.archs()), key=flops_of)
+    resident.update({some[0].value, some[3].value})
+    largest = some[-1]
+    assert plans.within(largest, 1000.0) is some[3]
+    assert plans.within(some[2], 1000.0) is some[0]
+    assert plans.within(largest, 1000.0, alone=True) is largest
+    # 20 ms of building would make the largest late, not a smaller one, which is still larger than
+    # what is there
+    alone = plans.within(largest, 1.1 * 110.0, alone=True)
+    assert some[3].flops < alone.flops < largest.flops
+    for _ in range(50):
+        plans.built(100.0)
+    assert plans.within(largest, 1.1 * 110.0, alone=True) is some[3]
+    resident.clear()
+    assert plans.within(largest, 1.1 * 50.0) not in (largest, some[0])
+
+
+def flops_of(subnet: Subnet) -> int:
+    return subnet.flops

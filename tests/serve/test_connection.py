@@ -9,11 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
-from shiftnas_serve import connection
 from shiftnas_serve.connection import (
     MAX_HEAD_BYTES,
     MAX_PIPELINED,
@@ -21,6 +16,11 @@ from shiftnas_serve.connection import (
     Connection,
     connection_limit,
 )
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from shiftnas_serve import connection
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"

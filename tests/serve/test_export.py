@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -14,9 +20,28 @@ from PIL import Image
 from models.__main__ import main as models_main
 from models.bundle.folder import Bundle
 from shiftnas_serve.export import main
+from tests.pictures import encoded
 from tests.serve.conftest import PNG
 
+ROOT = Path(__file__).resolve().parents[2]
+(PROGRAM,) = re.findall(
+    r"^```python\n(.*?)^```$",
+    (ROOT / "docs" / "export.md").read_text(encoding="utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
 MEMBERS = {"id", "flops", "params", "arch", "model", "labels", "preprocess"}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def test_the_help_names_the_opset_that_is_written(bundle: Bundle, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    (written,) = bundle.build_onnx(bundle.space.smallest).opset_import
+    assert f"opset {written.version}:" in capsys.readouterr().out
 
 
 def metadata_of(data: bytes) -> dict:
@@ -24,21 +49,14 @@ def metadata_of(data: bytes) -> dict:
     return {key: text if key == "id" else json.loads(text) for key, text in told.items()}
 
 
-def probabilities_by(data: bytes, picture: bytes) -> dict[str, float]:
-    """Of each label, by an exported file and its metadata; nothing of this project."""
-    told = metadata_of(data)
-    how, side = told["preprocess"], told["arch"]["resolution"]
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    cut = min(image.size) * how["crop_ratio"]
-    left, top = ((length - cut) / 2 for length in image.size)
-    interpolation = Image.Resampling[how["interpolation"].upper()]
-    box = (left, top, left + cut, top + cut)
-    pixels = np.asarray(image.resize((side, side), interpolation, box=box)) / 255
-    given = ((pixels - how["mean"]) / how["std"]).transpose(2, 0, 1)[None].astype(np.float32)
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    logits = np.asarray(session.run(None, {"images": given})[0])[0]
-    powers = np.exp(logits - logits.max())
-    return dict(zip(told["labels"], (powers / powers.sum()).tolist(), strict=True))
+def probabilities_by(model: Path, picture: Path, folder: Path) -> dict[str, float]:
+    """Of each label, by the program that the documentation shows; nothing of this project."""
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    with patch.object(sys, "argv", [str(program), str(model), str(picture)]):
+        found = runpy.run_path(str(program))
+    shares = found["powers"] / found["powers"].sum()
+    return dict(zip(found["labels"], shares.tolist(), strict=True))
 
 
 def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
@@ -56,15 +74,82 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     assert main([str(bundle_folder), "--flops", "1M", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     path, form = f"/subnets/{answer['subnet']['id']}", {"format": "onnx"}
-    for data in (out.read_bytes(), server.client.get(path, params=form).content):
+    (tmp_path / "noise.png").write_bytes(picture)
+    downloaded = tmp_path / "downloaded.onnx"
+    sent = server.client.get(path, params=form)
+    assert sent.status_code == 200, sent.text
+    downloaded.write_bytes(sent.content)
+    for file in (out, downloaded):
+        data = file.read_bytes()
         told = metadata_of(data)
         assert told.keys() == MEMBERS
         assert {name: printed[name] for name in MEMBERS} == told
         assert {name: told[name] for name in answer["subnet"]} == answer["subnet"]
         assert told["model"] == answer["model"]
-        found = probabilities_by(data, picture)
+        found = probabilities_by(file, tmp_path / "noise.png", tmp_path)
         for one in answer["predictions"]:
             assert found[one["label"]] == pytest.approx(one["probability"], abs=1e-4)
+
+
+def photos() -> dict[str, bytes]:
+    """One of every kind that a camera, a scanner or a browser makes."""
+
+    def made(kind: str, width: int, height: int, mode: str = "RGB", **options: object) -> bytes:
+        rng = np.random.default_rng(width)
+        rough = rng.integers(0, 256, (height // 9 + 2, width // 9 + 2, 4), np.uint8)
+        image = Image.fromarray(rough, "RGBA").resize((width, height), Image.Resampling.BICUBIC)
+        return encoded(image.convert("RGB" if mode == "P" else mode).convert(mode), kind, **options)
+
+    def turned(orientation: int) -> Image.Exif:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        return exif
+
+    grey = np.random.default_rng(0).integers(0, 65536, (50, 70)).astype(np.uint16)
+    return {
+        "small": made("JPEG", 33, 41),
+        "tiny": made("PNG", 5, 3),
+        "its own size": made("PNG", 16, 16),
+        "odd": made("JPEG", 127, 301),
+        "large": made("JPEG", 1999, 1501),
+        "large, turned": made("JPEG", 1601, 1203, exif=turned(6)),
+        **{f"turned {n}": made("JPEG", 90, 60, exif=turned(n)) for n in range(2, 9)},
+        "turned png": made("PNG", 70, 50, exif=turned(8)),
+        "turned webp": made("WEBP", 70, 50, exif=turned(3)),
+        "progressive": made("JPEG", 800, 600, progressive=True, subsampling="4:4:4"),
+        "grey": made("JPEG", 640, 480, "L"),
+        "cmyk": made("JPEG", 300, 200, "CMYK"),
+        "panorama": made("JPEG", 2400, 150),
+        "large png": made("PNG", 900, 700),
+        "transparent": made("PNG", 200, 120, "RGBA"),
+        "transparent grey": made("PNG", 60, 60, "LA"),
+        "palette": made("PNG", 100, 80, "P"),
+        "clear in a palette": made("PNG", 100, 80, "P", transparency=3),
+        "1 bit": made("PNG", 64, 48, "1"),
+        "16 bit": encoded(Image.fromarray(grey)),
+        "webp": made("WEBP", 500, 333),
+        "clear webp": made("WEBP", 120, 100, "RGBA"),
+    }
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"crop_ratio": 0.875, "interpolation": "bilinear"}, {"crop_ratio": None}]
+)
+def test_the_documented_program_gives_the_servers_answer_for_any_photo(
+    bundle: Bundle, tmp_path, how
+):
+    bundle = replace(bundle, preprocess=replace(bundle.preprocess, background=(9, 99, 199), **how))
+    arch, model = bundle.space.smallest, tmp_path / "subnet.onnx"
+    model.write_bytes(bundle.build_onnx(arch).SerializeToString())
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    side, largest = (bundle.space.resolution(a) for a in (arch, bundle.space.largest))
+    for name, data in photos().items():
+        photo = bundle.preprocess.decode(data, largest)  # as the server does
+        images = bundle.preprocess.array(photo, side)[None]
+        logits = np.asarray(session.run(None, {"images": images})[0])[0]
+        (tmp_path / "photo").write_bytes(data)
+        found = probabilities_by(model, tmp_path / "photo", tmp_path)
+        assert [*found.values()] == pytest.approx(softmax(logits).tolist(), abs=1e-3), name
 
 
 def test_a_torch_program_says_the_same(bundle_folder, bundle: Bundle, tmp_path, capsys):

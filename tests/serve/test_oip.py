@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shiftnas_serve.classify import Classifier
+from shiftnas_serve.oip_wire import MAX_IMAGES, parse_request, respond
+from shiftnas_serve.planner import Planner
 from starlette.requests import Request
 from starlette.types import Message
 from tritonclient.http import (
@@ -22,11 +25,8 @@ from tritonclient.http import (
 )
 
 from models.bundle.folder import Bundle
-from shiftnas_serve.classify import Classifier
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.oip import oip_routes
-from shiftnas_serve.oip_wire import MAX_IMAGES, parse_request, respond
-from shiftnas_serve.planner import Planner
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings
 from tests.serve.conftest import RunningServer, encoded, picture

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from shiftnas_serve.planner import Planner, describe
+from shiftnas_serve.subnets import Downloads, find_subnet, read_onnx, subnet_route
 from starlette.requests import Request
 from starlette.types import Message
 
 from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve import subnets
-from shiftnas_serve.planner import Planner, describe
 from shiftnas_serve.problem import Problem
-from shiftnas_serve.subnets import Downloads, find_subnet, read_onnx, subnet_route
 
 
 def text_of(bundle: Bundle, arch: Any) -> str:

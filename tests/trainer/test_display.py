@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from trainer.report.display import Display, format_duration, merge_groups
-from trainer.report.flops_text import flops_unit, format_flops
+from trainer.report.display import Display, merge_groups
+from trainer.report.words import flops_unit, format_duration, format_flops
 
 
 class Clock:

@@ -1,10 +1,8 @@
 """A report needs nothing but what the run left in its folder."""
 
-import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,13 +11,12 @@ from PIL import Image
 import trainer.report.plots
 from models.spaces import get_space
 from trainer.engine.log import JsonlLog
-from trainer.report.arch_plot import arch_rows
-from trainer.report.plot_style import running_mean, save
-from trainer.report.plots import frontier_figure, groups_figure
-from trainer.report.report import frontier_table, main, write_report
-from trainer.report.run_record import read_run
+from trainer.report.page import frontier_cells
+from trainer.report.plots import archs_figure, frontier_figure, groups_figure, running_mean
+from trainer.report.report import main, write_report
+from trainer.report.run_record import read_run, read_runs
+from trainer.report.subnet_plot import parts
 
-ROOT = Path(__file__).parents[2]
 GROUPS = [200_000, 500_000, 900_000]
 
 
@@ -66,50 +63,66 @@ def finished_run(tmp_path):
         for arch, accuracy in zip(archs, (0.9, 0.95), strict=True)
     ]
     (run / "frontier.json").write_text(json.dumps(rows))
-    (run / "recipe.json").write_text(json.dumps({"space": "nano-cnn"}))
+    (run / "recipe.json").write_text(
+        json.dumps({"space": "nano-cnn", "sampler": "shift", "seed": 1})
+    )
     return run
 
 
-PLOTS = {"frontier", "probabilities", "archs", "generator", "evaluations", "loss"}
+PLOTS = {
+    *("frontier", "probabilities", "histogram", "subnets", "archs", "generator"),
+    *("evaluations", "loss", "group-loss", "progress"),
+}
 
 
-def test_a_finished_run_gets_a_table_and_every_plot(finished_run):
-    files = write_report(finished_run)
+def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
+    assert main([str(finished_run)]) == 0
     report = finished_run / "report"
-    assert files[0] == report / "report.md"
-    text = files[0].read_text()
-    assert "90.00%" in text
-    assert "95.00%" in text
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-12] == str(report / "report.html")
+    text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text
+        assert f'<section id="{name}">' in page
         with Image.open(report / f"{name}.png") as image:
             assert image.width > 400
-        assert (report / f"{name}.svg") in files
-    assert set(report.iterdir()) == set(files)
+    for said in (printed, text, page):
+        assert "90.00%" in said
+        assert "95.00%" in said
+    assert {file.stem for file in report.iterdir()} == {"report", *PLOTS}
+    assert not re.search(r'(src|href)="(?!data:image)', page), "nothing is loaded from elsewhere"
 
 
-def test_the_same_rows_give_the_same_files(finished_run, tmp_path):
-    rows = read_run(finished_run).frontier
-    one, other = (save(frontier_figure(rows), tmp_path / name) for name in ("a", "b"))
-    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other]
+def test_the_same_run_gives_the_same_page(finished_run, tmp_path):
+    runs = read_runs([finished_run])
+    one, other = (write_report(runs, tmp_path / name)[0] for name in ("a", "b"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_run_under_way_gets_the_plots_it_has_data_for(tmp_path):
     with JsonlLog(tmp_path / "log.jsonl") as log:
         log.write("step", step=1, loss=1.0)
-    files = write_report(tmp_path)
+    files = write_report(read_runs([tmp_path]), tmp_path / "report")
     assert {file.stem for file in files} == {"report", "loss"}
-    assert "no frontier yet" in files[0].read_text()
+    assert "No frontier and no test accuracy yet" in files[0].read_text()
+
+
+def test_what_words_come_from_others_is_text_in_the_page(finished_run):
+    recipe = json.loads((finished_run / "recipe.json").read_text())
+    (finished_run / "recipe.json").write_text(json.dumps(recipe | {"name": "<b>bold</b>"}))
+    page = write_report(read_runs([finished_run]), finished_run / "report")[0].read_text()
+    assert "&lt;b&gt;bold" in page
+    assert "<b>bold" not in page
 
 
 def test_the_frontier_shows_the_numbers_of_the_rows(finished_run):
-    rows = read_run(finished_run).frontier
-    axes = frontier_figure(rows[::-1]).axes[0]
+    run = read_run(finished_run)
+    axes = frontier_figure([run]).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     test = lines["test images"]
     assert list(test.get_ydata()) == [0.9, 0.95]
     scale = 1e6 if "MFLOPs" in axes.get_xlabel() else 1e3
-    assert np.allclose(np.array(test.get_xdata()) * scale, [row["flops"] for row in rows])
+    assert np.allclose(np.array(test.get_xdata()) * scale, [row["flops"] for row in run.frontier])
     assert list(lines["held-out training images"].get_ydata()) == pytest.approx([0.91, 0.96])
 
 
@@ -124,41 +137,36 @@ def test_the_probabilities_show_every_group_over_time_and_the_last_state(finishe
     assert heights == pytest.approx([1 / 3 - 0.1, 1 / 3, 1 / 3 + 0.1])
 
 
-def test_the_table_has_a_row_per_budget_from_the_smallest():
+def test_the_table_leaves_blank_what_a_row_lacks():
     rows = [
-        {"budget_flops": 2e6, "flops": 1.9e6, "params": 12345, "val_accuracy": 0.5},
         {"budget_flops": 1e6, "flops": 1e6, "val_accuracy": 0.25, "test_accuracy": 0.2},
+        {"budget_flops": 2e6, "flops": 1.9e6, "params": 12345, "val_accuracy": 0.5},
     ]
-    small, large = frontier_table(rows)[2:]
-    assert small == "| 1M | 1M | 100.0% |  | 25.00% | 20.00% |"
-    assert large == "| 2M | 1.9M | 95.0% | 12,345 | 50.00% |  |"
+    small, large = frontier_cells(rows)
+    assert small == ["1M", "1M", "100.0%", "", "25.00%", "20.00%"]
+    assert large == ["2M", "1.9M", "95.0%", "12,345", "50.00%", ""]
 
 
-def test_arch_rows_leave_out_what_is_no_choice_and_blank_dropped_blocks():
-    space = get_space("nano-vit")
-    archs = [space.arch_to_json(space.smallest), space.arch_to_json(space.largest)]
-    rows = {row.label: row for row in arch_rows(archs, "nano-vit")}
+@pytest.mark.parametrize("name", ["nano-vit", "nano-cnn"])
+def test_archs_are_drawn_without_what_is_not_a_choice_and_without_dropped_blocks(name):
+    space = get_space(name)
+    archs = [
+        ({"budget_flops": space.flops(a), "flops": 1}, a) for a in (space.smallest, space.largest)
+    ]
+    axes = archs_figure(archs, space).axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
     assert len(rows) == sum(len(decision.choices) > 1 for decision in space.decisions)
+    ranks = axes.images[0].get_array()
     for decision in space.decisions:
         if len(decision.choices) == 1:
             continue
-        words = decision.kind.replace("_", " ")
-        row = rows[words if decision.index is None else f"{words} {decision.index}"]
-        assert row.cells[1] == (decision.choices[-1], 1.0)
+        small, large = ranks[rows.index(decision.name.replace("_", " ").replace(".", " "))]
+        assert large == 1
         dropped = decision.block is not None and not decision.block.present(space.smallest)
-        assert row.cells[0] == (None if dropped else (decision.choices[0], 0.0))
-    kinds = [row.kind for row in arch_rows(archs, "nano-vit")]
-    assert len(set(kinds)) == 1 + sum(a != b for a, b in itertools.pairwise(kinds))
-
-
-def test_archs_of_an_unknown_space_are_drawn_from_their_json():
-    archs = [{"depth": 1, "width": [8]}, {"depth": 2, "width": [8, 16]}]
-    rows = {row.label: row.cells for row in arch_rows(archs, None)}
-    assert rows == {
-        "depth": ((1, 0.0), (2, 1.0)),
-        "width 0": ((8, 0.0), (8, 0.0)),
-        "width 1": (None, (16, 1.0)),
-    }
+        assert small is np.ma.masked if dropped else small == 0
+    dropped = [part for part in parts(space, space.smallest).values() if part is None]
+    assert len(dropped) > 0
+    assert None not in parts(space, space.largest).values()
 
 
 def test_running_mean_looks_back_only():
@@ -167,18 +175,60 @@ def test_running_mean_looks_back_only():
     assert running_mean(values, 10).tolist() == [1, 2, 3, 4]
 
 
-# -- the command -----------------------------------------------------------------------------------
+# ------------------------------------------------------------------------ runs over one another
 
 
-def test_the_command_prints_one_json_object(finished_run, capsys, monkeypatch):
-    draw = trainer.report.plots.draw
-    monkeypatch.setattr(
-        trainer.report.plots, "draw", lambda *given: itertools.islice(draw(*given), 1)
-    )
-    assert main([str(finished_run), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert len(document["frontier"]) == 2
-    assert all(Path(file).is_file() for file in document["files"])
+def copies(run, tmp_path, **changes):
+    """Two runs of one name: as it is, and with another recipe and accuracy."""
+    other = tmp_path / "other" / run.name
+    shutil.copytree(run, other)
+    recipe = json.loads((run / "recipe.json").read_text())
+    (other / "recipe.json").write_text(json.dumps(recipe | changes))
+    rows = json.loads((run / "frontier.json").read_text())
+    lower = [row | {"test_accuracy": row["test_accuracy"] - 0.1} for row in rows]
+    (other / "frontier.json").write_text(json.dumps(lower))
+    return [str(run), str(other)]
+
+
+def test_runs_are_laid_over_one_another(finished_run, tmp_path, capsys):
+    runs = copies(finished_run, tmp_path, seed=2)
+    assert main([*runs, "--out", str(tmp_path / "compared")]) == 0
+    printed = capsys.readouterr().out
+    page = (tmp_path / "compared" / "report.html").read_text()
+    for run, mean in zip(runs, ("92.50%", "82.50%"), strict=True):
+        (row,) = [line for line in printed.splitlines() if line.startswith(f"| {run} ")]
+        assert mean in row
+        assert run in page
+    assert "| 90.00% | 80.00% |" in printed
+    assert re.findall('<section id="(.*)">', page) == [
+        *("frontier", "loss", "probabilities", "generator"),
+    ]
+    told = page.partition("What differs")[2].partition("</table>")[0]
+    assert "seed" in told
+    assert "space" not in told
+    drawn = frontier_figure(read_runs([finished_run, tmp_path / "other" / "digits"]))
+    assert [line.get_label() for line in drawn.axes[0].lines] == runs
+
+
+def test_without_a_folder_runs_are_a_table_or_json(finished_run, tmp_path, capsys):
+    runs = copies(finished_run, tmp_path, seed=2)
+    (tmp_path / "other" / "digits" / "frontier.json").unlink()
+    assert main(runs) == 0
+    assert "Not finished" in capsys.readouterr().out
+    assert main([*runs, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == []
+    assert [len(run["frontier"]) for run in told["runs"]] == [2, 0]
+    assert [run["mean_test_accuracy"] for run in told["runs"]] == ["92.50%", None]
+
+
+def test_what_cannot_be_compared_is_one_line(finished_run, tmp_path, capsys):
+    assert main(copies(finished_run, tmp_path, space="nano-vit")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be compared: space nano-cnn and nano-vit" in line
+
+
+# ----------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -186,8 +236,8 @@ def test_the_command_prints_one_json_object(finished_run, capsys, monkeypatch):
     [
         (lambda run: (run / "log.jsonl").unlink(), "log.jsonl does not exist"),
         (lambda run: (run / "log.jsonl").write_text("x\n"), "line 1"),
-        (lambda run: (run / "frontier.json").write_text("{"), "frontier.json is no JSON"),
-        (lambda run: (run / "frontier.json").write_text("[1]"), "list of rows"),
+        (lambda run: (run / "frontier.json").write_text("{"), "frontier.json is not JSON"),
+        (lambda run: (run / "frontier.json").write_text("[1]"), "list of objects"),
         (lambda run: (run / "frontier.json").write_text('[{"flops": 1}]'), "budget_flops"),
     ],
 )
@@ -201,34 +251,12 @@ def test_a_broken_run_is_one_line_and_status_2(finished_run, capsys, spoil, word
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("option", ["--out", "--html", "--pdf"])
-def test_what_cannot_be_written_is_one_line(finished_run, tmp_path, capsys, monkeypatch, option):
+def test_what_cannot_be_written_is_one_line(finished_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
     (tmp_path / "file").touch()
     refused = tmp_path / "file" / "inside"
-    assert main([str(finished_run), option, str(refused)]) == 2
+    assert main([str(finished_run), "--out", str(refused)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line in {
         f"error: cannot write {refused}: {said}" for said in ("Not a directory", "File exists")
     }
-
-
-@pytest.mark.parametrize("option", ["--html", "--pdf"])
-def test_a_folder_for_all_files_and_one_file_exclude_each_other(finished_run, capsys, option):
-    assert main([str(finished_run), "--out", "all", option, "one"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: --out all is a folder for all files; leave it out, or ")
-
-
-def test_help_and_a_missing_folder_as_a_program(tmp_path):
-    def program(*arguments):
-        command = [sys.executable, "-m", "trainer.report", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    shown = program("--help")
-    assert shown.returncode == 0
-    assert "--json" in shown.stdout
-    failed = program(str(tmp_path / "nowhere"))
-    assert failed.returncode == 2
-    assert "Traceback" not in failed.stderr
-    assert failed.stderr.count("\n") == 1

@@ -21,7 +21,8 @@ from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
-from trainer.dry_run.plan import Plan, mean_step_flops, plan_of
+from trainer.dry_run.plan import Plan, plan_of
+from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
@@ -35,8 +36,6 @@ FEWEST_IMAGES = 2
 MOST_FLOPS = 4e10
 """Multiply-adds of a forward pass here. More takes longer and tells no more: half a minute a step
 on a slow core."""
-FORWARDS = 3
-"""What forward and backward pass cost together, in forward passes: the usual estimate."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
-    means = {m: mean_step_flops(state.sampler, space, masked=m) for m in (True, False)}
+    means = {m: mean_step_flops(state.sampler, masked=m) for m in (True, False)}
     share = plan.masked_steps / plan.total_steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
     usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
@@ -143,7 +142,7 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
             activations=dearest.image_bytes * at_once,
         ),
         epoch_s=plan.epoch_steps * step_s + update_s,
-        training_flops=FORWARDS * plan.total_steps * recipe.batch_size * step_flops,
+        training_flops=FORWARD_AND_BACKWARD * plan.total_steps * recipe.batch_size * step_flops,
     )
 
 

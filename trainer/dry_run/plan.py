@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from models.space.search_space import SearchSpace
+from models.spaces import get_space
 from trainer.data.run_data import read_splits
+from trainer.engine.horizon import horizon_of
 from trainer.recipes.recipe import Recipe
-from trainer.samplers.base import AbstractSampler
+from trainer.samplers import build_sampler
 
 KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
 """Training images and classes of data sets that need not be there; others are read."""
-DRAWS = 1000
-"""Draws of the sampler over which the FLOPs of a step are averaged."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,9 @@ def plan_of(recipe: Recipe) -> Plan:
         splits = read_splits(recipe)
         images, held_out, classes = len(splits.train), len(splits.held_out), len(splits.labels)
     epoch_steps = images // min(recipe.batch_size, images)
-    total = recipe.epochs * epoch_steps
+    space = get_space(recipe.space, classes)
+    sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
+    total = horizon_of(recipe, sampler, epoch_steps).steps
     warm_up = round(recipe.warm_up_share * total)
     every = recipe.shift_every
     return Plan(
@@ -59,21 +58,3 @@ def plan_of(recipe: Recipe) -> Plan:
         warm_up_steps=warm_up,
         updates=total // every - max(warm_up - 1, 0) // every,
     )
-
-
-def mean_step_flops(sampler: AbstractSampler, space: SearchSpace, *, masked: bool) -> float:
-    """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
-
-    A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
-    its budget, which the generator learns to use up.
-    """
-    rng = torch.Generator().manual_seed(0)
-    total = 0.0
-    for _ in range(DRAWS):
-        for draw in sampler.draw(rng):
-            if draw.arch is not None:
-                total += space.flops(draw.arch)
-            else:
-                assert draw.budget_flops is not None
-                total += space.max_flops if masked else draw.budget_flops
-    return total / DRAWS

@@ -8,8 +8,7 @@ import sys
 from trainer.dry_run.measure import Cost, DryRun, Trial, dry_run
 from trainer.engine.provenance import provenance
 from trainer.recipes.recipe import Recipe
-from trainer.report.display import format_duration
-from trainer.report.flops_text import format_flops
+from trainer.report.words import format_duration, format_flops
 
 EXAMPLE_PROCESSES = 8
 """The paper's number of GPUs."""

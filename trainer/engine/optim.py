@@ -36,8 +36,8 @@ def build_generator_optimizer(
     return torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
 
 
-def learning_rate_at(step: int, total_steps: int, options: Optimizer) -> float:
-    """Of step ``step`` of ``total_steps``, counted from 0."""
+def learning_rate_at(step: float, total_steps: int, options: Optimizer) -> float:
+    """At step ``step`` of ``total_steps``, counted from 0."""
     warm_up = options.warm_up_share * total_steps
     if step < warm_up:
         return options.learning_rate * (step + 1) / warm_up
@@ -52,26 +52,35 @@ def linear(first: float, last: float, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What depends on the number of a step alone.
+    """What depends on how far a run is.
 
     temperature: of the Gumbel noise. masked: whether subnets that the generator answers run as
-    masks, through which the task loss reaches it, or as slices, which is faster.
+    masks, through which the task loss reaches it, or as slices, which is faster. progress: the
+    share of the run that is done, 0 to 1.
     """
 
     learning_rate: float
     generator_learning_rate: float
     temperature: float
     masked: bool
+    progress: float = 0.0
 
 
-def schedule_at(step: int, total_steps: int, recipe: Recipe) -> Schedule:
-    """Of step ``step`` of ``total_steps``, counted from 0."""
-    options, progress = recipe.generator, step / total_steps
+def schedule_at(
+    step: int, total_steps: int, recipe: Recipe, position: float | None = None
+) -> Schedule:
+    """At step ``step`` of ``total_steps``, counted from 0.
+
+    position: the step that everything gradual takes it for, where steps differ in what they cost.
+    """
+    position = step if position is None else position
+    options, progress = recipe.generator, position / total_steps
     return Schedule(
-        learning_rate=learning_rate_at(step, total_steps, recipe.optimizer),
+        learning_rate=learning_rate_at(position, total_steps, recipe.optimizer),
         generator_learning_rate=linear(options.learning_rate, options.learning_rate / 10, progress),
         temperature=linear(options.first_temperature, options.last_temperature, progress),
         masked=step % options.masked_every == 0,
+        progress=progress,
     )
 
 

@@ -19,6 +19,7 @@ from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.data.batches import Batch
+from trainer.engine.horizon import FORWARD_AND_BACKWARD, pass_flops
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.ranks import ALONE, Ranks
@@ -26,14 +27,15 @@ from trainer.recipes.recipe import Recipe
 from trainer.samplers.probe import Probe
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchProbe(Probe):
     """Losses on one batch that no weight is trained on, with w_t and with w_{t-1}.
 
     BatchNorm normalizes by the batch in both, and nothing is updated by asking. images, labels:
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
     them that run one after another. recompute: as in ``AbstractNet``. frozen: statistics by which
-    BatchNorm normalizes instead.
+    BatchNorm normalizes instead. compute: multiply-adds spent by asking, on this rank's images
+    (``trainer.engine.horizon``).
     """
 
     net: AbstractNet
@@ -47,6 +49,7 @@ class BatchProbe(Probe):
     recompute: bool = False
     ranks: Ranks = ALONE
     frozen: FrozenStatistics | None = None
+    compute: int = 0
 
     def generate(self, budget_flops: Tensor) -> Relaxed:
         """The arch that the generator samples for a budget (a scalar tensor), with gradients."""
@@ -56,6 +59,8 @@ class BatchProbe(Probe):
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
+        passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
+        self.compute += passes * pass_flops(self.net.space, arch) * len(self.images)
         run = self._loss
         if self.accumulate > 1:
             # keeps nothing of a part, and runs it again for its gradients

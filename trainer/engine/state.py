@@ -45,7 +45,8 @@ class TrainingState:
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
     next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose
-    gradients overflowed. elapsed_s: of the processes before this one. The place in the data is
+    gradients overflowed. compute: multiply-adds spent (``horizon``). elapsed_s: of the
+    processes before this one. The place in the data is
     ``step``: batches are functions of it.
     """
 
@@ -66,6 +67,7 @@ class TrainingState:
     drawn: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
     step: int = 0
+    compute: int = 0
     skipped_steps: int = 0
     elapsed_s: float = 0.0
     started_at: float = field(default_factory=time.monotonic)
@@ -116,6 +118,7 @@ class TrainingState:
         """Everything, by name."""
         return {
             "step": self.step,
+            "compute": self.compute,
             "elapsed_s": self.total_s,
             "net": self.net.state_dict(),
             "generator": self.generator.state_dict(),
@@ -151,6 +154,7 @@ class TrainingState:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.sampler.load_state(state["sampler"])
         self.rng.set_state(state["rng"])
+        self.compute = int(state.get("compute", 0))
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.drawn = [(int(flops), float(loss)) for flops, loss in state.get("drawn", ())]
         self.evaluation_due = bool(state.get("evaluation_due", False))

@@ -18,6 +18,7 @@ from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.data.batches import Batch
 from trainer.engine.compiled import RunNet
+from trainer.engine.horizon import step_compute
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.engine.task import MicroBatch, Task, micro_batches
@@ -31,7 +32,8 @@ from trainer.samplers.base import Draw
 class StepResult:
     """What a step did: mean task loss, L_RC, and the subnet of the last draw.
 
-    drawn: FLOPs and task loss of every subnet that the step trained.
+    drawn: FLOPs and task loss of every subnet that the step trained. compute: multiply-adds that
+    this took (``trainer.engine.horizon``).
     """
 
     loss: float
@@ -39,6 +41,7 @@ class StepResult:
     flops: int
     budget_flops: float | None
     drawn: tuple[tuple[int, float], ...]
+    compute: int
 
 
 def train_step(
@@ -53,6 +56,7 @@ def train_step(
     result = add_gradients(state, batch, schedule, recipe, ranks)
     check_finite("loss", (result.loss,), state.step, recipe)
     state.descend(recipe.optimizer.clip_norm)
+    state.compute += result.compute
     return result
 
 
@@ -66,7 +70,7 @@ def add_gradients(
     ranks. Gradients are scaled by ``state.scaler``.
     """
     space = state.generator.space
-    draws = state.sampler.draw(state.rng)  # b ~ B
+    draws = state.sampler.draw(state.rng, schedule.progress)  # b ~ B
     budgets = [draw.budget_flops for draw in draws if draw.budget_flops is not None]
     policies, generator_loss, resource_loss = state.resource_loss(
         state.generator, budgets, temperature=schedule.temperature, rng=state.rng
@@ -103,6 +107,7 @@ def add_gradients(
         flops=losses[-1][0],
         budget_flops=budgets[-1] if budgets else None,
         drawn=tuple(losses),
+        compute=step_compute(space, subnets, len(images) * ranks.world_size),
     )
 
 

@@ -35,6 +35,9 @@ class Recipe(Settings):
     """Side of the images in pixels."""
     epochs: Count
     """How often training sees all images."""
+    compute: AtLeastZero = 0.0
+    """Multiply-adds that training may spend, in place of epochs; 0 is what those take. A backward
+    pass counts as two forward ones, a masked pass as the whole supernet."""
     batch_size: Count
     """Images of a step, of all processes together."""
     start: str = ""

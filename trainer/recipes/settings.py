@@ -165,3 +165,10 @@ class SamplerOptions(Settings):
     """Draw the budget anywhere in the group, not only at its upper end."""
     groups_per_update: Annotated[int, Field(ge=2)] = 4
     """Groups that shift-direct measures at an update; drops are compared."""
+    tilt: tuple[float, float] = (0.0, 0.0)
+    """Of static-tilt: the logarithm of how much more often the largest group is drawn than the
+    smallest, at the start and at the end of the run."""
+    bend: AtLeastZero = 0.0
+    """Of static-tilt: above 0 the smallest and the largest groups are drawn more often."""
+    archs: tuple[dict[str, Any], ...] = ()
+    """The groups are these subnets, by rising FLOPs, in place of the generator's answers."""

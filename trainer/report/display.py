@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer.report.flops_text import format_flops
+from trainer.report.words import format_duration, format_flops
 
 Groups = Sequence[tuple[int, float]]
 
@@ -176,16 +176,6 @@ def merge_groups(groups: Groups, max_rows: int) -> list[tuple[str, float]]:
             label = f"{label}-{format_flops(members[-1][0])}"
         rows.append((label, sum(probability for _, probability in members)))
     return rows
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as 45s, 3:20 or 1:02:03."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _percent(step: int, total_steps: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from trainer.data.splits import Splits
+from trainer.engine.horizon import Horizon
 from trainer.engine.log import JsonlLog, JsonValue, Record, number
 from trainer.engine.optim import Schedule
 from trainer.engine.provenance import provenance
@@ -31,11 +32,10 @@ class Monitor:
         recipe: Recipe,
         splits: Splits,
         state: TrainingState,
-        *,
-        total_steps: int,
+        horizon: Horizon,
     ) -> None:
-        self._recipe, self._splits, self._state = recipe, splits, state
-        self._total_steps = total_steps
+        self._folder, self._recipe, self._splits, self._state = folder, recipe, splits, state
+        self._horizon = horizon
         self._log = JsonlLog(folder / "log.jsonl", resume_step=state.step)
         self._display = Display(f"{recipe.name}: {recipe.space} on {splits.title}")
         self._measured_at, self._measured_step = time.monotonic(), state.step
@@ -47,7 +47,7 @@ class Monitor:
         with ExitStack() as opening:
             opening.enter_context(self._log)
             if self._recipe.tensorboard:
-                self._board = TensorBoard(self._log.path, self._state.total_s)
+                self._board = TensorBoard(self._folder, self._state.step, self._state.total_s)
                 opening.enter_context(closing(self._board))
             opening.enter_context(self._display)
             self._open = opening.pop_all()
@@ -55,7 +55,7 @@ class Monitor:
         self._write(
             "start",
             step=self._state.step,
-            total_steps=self._total_steps,
+            total_steps=self._horizon.steps,
             recipe=self._recipe.model_dump(mode="json"),
             data=splits.title,
             images=[len(splits.train), len(splits.held_out), len(splits.test)],
@@ -75,17 +75,19 @@ class Monitor:
         """After every step; of most only the subnets are kept, for the next record and the last."""
         state = self._state
         state.drawn += result.drawn
-        if state.step % LOG_EVERY_STEPS and state.step < self._total_steps:
+        is_over = self._horizon.is_over(state.step, state.compute)
+        if state.step % LOG_EVERY_STEPS and not is_over:
             return
         seconds = time.monotonic() - self._measured_at
         images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
         self._restart_throughput()
-        epoch = state.step * self._recipe.epochs / self._total_steps
+        epoch = state.step / self._horizon.steps_per_epoch
         self._write(
             "step",
             step=state.step,
             epoch=epoch,
             elapsed_s=state.total_s,
+            compute=state.compute,
             loss=result.loss,
             resource_loss=result.resource_loss,
             lr=schedule.learning_rate,
@@ -105,7 +107,7 @@ class Monitor:
         }
         groups, probabilities = state.sampler.groups, state.sampler.probabilities()
         shown = list(zip(groups, probabilities, strict=True)) if probabilities else None
-        self._display.update(state.step, self._total_steps, metrics, shown)
+        self._display.update(state.step, self._horizon.steps, metrics, shown)
 
     def broken(self, images: Sequence[str]) -> None:
         """After every step: all images skipped so far, each with its reason."""
@@ -146,7 +148,7 @@ class Monitor:
             evaluation_s=seconds,
         )
         accuracies = " ".join(f"{100 * number(row, 'val_accuracy'):.1f}" for row in evaluation.rows)
-        epoch = step * self._recipe.epochs // self._total_steps
+        epoch = step // self._horizon.steps_per_epoch
         self._display.message(
             f"epoch {epoch}: held-out accuracy % from the smallest budget to the largest: "
             f"{accuracies}; AG error {100 * report.mean_error:.1f} %"

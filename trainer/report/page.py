@@ -1,125 +1,173 @@
-"""A run as one page: what it reached, how it went, what it is made of."""
+"""What a report says of runs in words and tables; ``page.html`` is its form."""
 
 from __future__ import annotations
 
+import base64
+import io
+import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from jinja2 import Environment
 
 from trainer.engine.log import JsonValue, Record, number
-from trainer.report.display import format_duration
-from trainer.report.flops_text import format_flops
-from trainer.report.html import bullets, facts, figure, folded, page, table, tiles
+from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of
+from trainer.report.words import format_duration, format_flops, markdown_table
 
-if TYPE_CHECKING:
-    from trainer.report.plot_style import Plot
-
-HEAD = ("budget", "FLOPs", "of budget", "parameters", "held-out accuracy", "test accuracy")
+FRONTIER = ("budget", "FLOPs", "of budget", "parameters", "held-out accuracy", "test accuracy")
+SUMMARY = ("run", "sampler", "seed", "steps", "training", "mean test accuracy", "AG error", "state")
 SPLITS = (
-    "Held-out: training images on which no weight was trained; they steer the distribution B and "
+    "Held-out: training images on which no weight was trained; they move the distribution B and "
     "decide what is served (val_accuracy in files). Test: reported, decides nothing; in a data set "
     "without a test split these are its val images, or a fifth of all."
 )
-_LOG_FIELDS = ("kind", "step", "total_steps", "recipe", "data", "images", "groups")
+_NOT_PROVENANCE = ("kind", "step", "total_steps", "recipe")
+
+Table = tuple[str, Sequence[str], list[list[str]]]
+"""Heading, names of the columns, rows."""
 
 
-def report_page(run: RunRecord, plots: Sequence[Plot], baselines: Sequence[RunRecord]) -> str:
-    """The whole document."""
-    by_name = {plot.name: figure(plot) for plot in plots}
-    body = [f"<h1>{escape(run.name)}</h1>", f'<p class="dim">{escape(status(run))}</p>']
-    body.append(tiles(_tiles(run)))
-    body.append(by_name.pop("frontier", ""))
-    if run.frontier:
-        body.append(table(HEAD, frontier_cells(run.frontier)))
-        body.append(f'<p class="dim">{escape(SPLITS)}</p>')
-    if baselines:
-        body += ["<h2>Against the baselines</h2>", _baseline_table(run, baselines)]
-    body += by_name.values()
-    remarks = [*negative_facts(run), *missing_parts(run, baselines)]
-    if remarks:
-        body += ["<h2>To know before quoting this</h2>", bullets(remarks)]
-    body += ["<h2>Recipe</h2>", folded("All settings", facts(flat(run.recipe)))]
-    changes = changes_at_resume(run)
-    if changes:
-        body += ["<p>Changed when the run was resumed:</p>", bullets(changes)]
-    body += ["<h2>Where it comes from</h2>", *_provenance(run)]
-    return page(f"{run.name}: training report", [part for part in body if part])
+def report_page(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
+    """The whole document: no script, no font and no image from elsewhere."""
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    first = runs[0]
+    facts = [("What differs", differences(runs))]
+    if not runs[1:]:
+        facts += [("Changed when the run was resumed", changes_at_resume(first))]
+    facts += [("Recipe", flat(first.recipe)), ("Where it comes from", _provenance(first))]
+    return (
+        Environment(autoescape=True, trim_blocks=True)
+        .from_string(text)
+        .render(
+            title="Runs compared" if runs[1:] else first.name,
+            status="" if runs[1:] else status(first),
+            tiles=[] if runs[1:] else _tiles(first),
+            tables=tables(runs),
+            splits=SPLITS,
+            plots=[(plot, _encoded(plot)) for plot in plots],
+            remarks=remarks(runs),
+            facts=facts,
+        )
+    )
+
+
+def report_text(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
+    """The tables and the plots, by file name, as Markdown."""
+    lines = [f"# {'Runs compared' if runs[1:] else runs[0].name}", ""]
+    if not runs[1:]:
+        lines += [status(runs[0]), ""]
+    for heading, head, rows in tables(runs):
+        if rows:
+            lines += [f"## {heading}", "", *markdown_table(head, rows), ""]
+    lines += [SPLITS, ""]
+    for plot in plots:
+        lines += [f"## {plot.title}", "", f"![{plot.title}]({plot.name}.png)", ""]
+    return "\n".join(lines)
+
+
+def tables(runs: Sequence[RunRecord]) -> list[Table]:
+    """Of one run its accuracy per budget; of several also their summaries, side by side."""
+    if not runs[1:]:
+        return [("Accuracy per budget", FRONTIER, frontier_cells(runs[0].frontier))]
+    names = [run.name for run in runs]
+    rows = [
+        [run.name, *(_text(value) for value in list(summary(run).values())[1:])] for run in runs
+    ]
+    return [
+        ("Runs", SUMMARY, rows),
+        ("Test accuracy per budget", ["budget", *names], _accuracy_cells(runs)),
+    ]
+
+
+def summary(run: RunRecord) -> dict[str, str | None]:
+    """A run in a few figures, in the order of ``SUMMARY``; None for what it has not come to."""
+    accuracies = [
+        number(row, "test_accuracy") for row in run.frontier if row.get("test_accuracy") is not None
+    ]
+    reports = [*run.of_kind("generator"), *run.of_kind("answers")]
+    return {
+        "name": run.name,
+        "sampler": run.setting("sampler"),
+        "seed": run.setting("seed"),
+        "steps": f"{run.step:,}",
+        "training": None if run.seconds is None else format_duration(run.seconds),
+        "mean_test_accuracy": f"{statistics.mean(accuracies):.2%}" if accuracies else None,
+        "generator_mean_error": f"{number(reports[-1], 'mean_error'):.2%}" if reports else None,
+        "state": status(run).partition(":")[0],
+    }
 
 
 def status(run: RunRecord) -> str:
     """How far the run is, in words."""
-    total = run.total_steps
-    words = f"step {run.step:,}" + (f" of {total:,}" if total else "")
-    if run.frontier and run.frontier_step is not None and run.step > run.frontier_step:
-        words = f"Goes on: {words}; the table is of step {run.frontier_step:,}"
-    elif run.frontier:
-        words = f"Finished: {words}"
+    words = f"step {run.step:,}" + (f" of {run.total_steps:,}" if run.total_steps else "")
+    answers = run.of_kind("answers")
+    if run.frontier and answers and run.step > number(answers[-1], "step"):
+        words = f"Goes on: {words}; the table is of step {int(number(answers[-1], 'step')):,}"
     else:
-        words = f"Not finished: {words}; no frontier yet"
+        words = f"Finished: {words}" if run.frontier else f"Not finished: {words}"
     resumes = len(run.of_kind("start")) - 1
-    if resumes > 0:
-        words += f"; resumed {resumes} time{'s' if resumes > 1 else ''}"
-    return words + "."
+    return f"{words}; resumed {resumes} times." if resumes > 0 else f"{words}."
 
 
 def frontier_cells(frontier: Sequence[Record]) -> list[list[str]]:
-    """A row per budget, ascending, as text. One multiply-add is one FLOP."""
-    rows = []
-    for row in sorted(frontier, key=lambda row: number(row, "budget_flops")):
-        budget, flops = number(row, "budget_flops"), number(row, "flops")
-        rows.append(
-            [
-                format_flops(budget),
-                format_flops(flops),
-                f"{flops / budget:.1%}",
-                f"{int(number(row, 'params')):,}" if row.get("params") is not None else "",
-                _accuracy(row, "val_accuracy"),
-                _accuracy(row, "test_accuracy"),
-            ]
-        )
-    return rows
+    """A row per budget, as text. One multiply-add is one FLOP."""
+    return [
+        [
+            format_flops(number(row, "budget_flops")),
+            format_flops(number(row, "flops")),
+            f"{number(row, 'flops') / number(row, 'budget_flops'):.1%}",
+            f"{int(number(row, 'params')):,}" if "params" in row else "",
+            _accuracy(row, "val_accuracy"),
+            _accuracy(row, "test_accuracy"),
+        ]
+        for row in frontier
+    ]
 
 
-def accuracy_cells(runs: Sequence[RunRecord]) -> list[list[str]]:
+def _accuracy_cells(runs: Sequence[RunRecord]) -> list[list[str]]:
     """Test accuracy: a row per budget of the first run, a column per run, as text."""
-    rows = []
+    rows: list[list[str]] = []
     for row in runs[0].frontier:
         budget = number(row, "budget_flops")
-        cells = [format_flops(budget), _accuracy(row, "test_accuracy")]
-        for other in runs[1:]:
-            within = [r for r in other.frontier if number(r, "budget_flops") <= budget * (1 + 1e-9)]
+        cells = [format_flops(budget)]
+        for run in runs:
+            within = [r for r in run.frontier if number(r, "budget_flops") <= budget * (1 + 1e-9)]
             cells.append(_accuracy(within[-1], "test_accuracy") if within else "none so small")
         rows.append(cells)
     return rows
 
 
-def negative_facts(run: RunRecord) -> list[str]:
-    """What did not work out, as far as the log tells."""
-    lines = []
+def differences(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Settings in which the recipes differ, and what each run has."""
+    each = [dict(flat(run.recipe)) for run in runs]
+    keys = dict.fromkeys(key for settings in each for key in settings)
+    rows = [[key, *(settings.get(key, "–") for settings in each)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def remarks(runs: Sequence[RunRecord]) -> list[str]:
+    """What did not work out, and what the report lacks."""
+    if runs[1:]:
+        return [f"{run.name} has no frontier yet." for run in runs if not run.frontier]
+    run = runs[0]
+    lines: list[str] = []
     answers = run.of_kind("answers")
     if answers:
         rows = rows_of(answers[-1])
-        dropped = [row for row in rows if not row.get("served")]
+        dropped = [format_flops(number(row, "flops")) for row in rows if not row.get("served")]
         if dropped:
-            sizes = ", ".join(format_flops(number(row, "flops")) for row in dropped[:8])
-            more = f" and {len(dropped) - 8} more" if len(dropped) > 8 else ""
+            sizes = ", ".join(dropped[:8]) + (", ..." if dropped[8:] else "")
             lines.append(
                 f"{len(dropped)} of {len(rows)} archs that the generator answers are not served: a "
-                f"smaller one is clearly better on held-out images ({sizes}{more} FLOPs)."
+                f"smaller one is clearly better on held-out images ({sizes} FLOPs)."
             )
-        else:
-            lines.append(f"None of the generator's {len(rows)} answers had to be dropped.")
-    wasted = [
-        row for row in run.frontier if number(row, "flops") < 0.9 * number(row, "budget_flops")
-    ]
-    if wasted:
-        budgets = ", ".join(format_flops(number(row, "budget_flops")) for row in wasted)
-        lines.append(f"More than a tenth of the budget is left unused at {budgets}.")
-    for small, large in pairwise(run.frontier):
-        if small.get("test_accuracy") is None or large.get("test_accuracy") is None:
-            continue
+    for row in run.frontier:
+        budget = format_flops(number(row, "budget_flops"))
+        if number(row, "flops") < 0.9 * number(row, "budget_flops"):
+            lines.append(f"More than a tenth of the budget is left unused at {budget}.")
+    for small, large in pairwise(row for row in run.frontier if row.get("test_accuracy")):
         lost = number(small, "test_accuracy") - number(large, "test_accuracy")
         if lost > 0.005:
             lines.append(
@@ -127,128 +175,75 @@ def negative_facts(run: RunRecord) -> list[str]:
                 f"{100 * lost:.1f} points worse on test images than the one at "
                 f"{format_flops(number(small, 'budget_flops'))}."
             )
-    return lines
-
-
-def missing_parts(run: RunRecord, baselines: Sequence[RunRecord]) -> list[str]:
-    """What this page lacks, and why."""
-    lines = []
     if not run.frontier:
-        lines.append("No frontier and no test accuracy: they are measured when the run ends.")
+        lines.append("No frontier and no test accuracy yet: they are measured when the run ends.")
     if not run.of_kind("groups"):
-        name = f"the sampler {run.sampler}" if run.sampler else "this run's sampler"
-        lines.append(f"No probabilities over time: {name} shifts none, or no update came yet.")
-    if not run.of_kind("generator"):
-        lines.append("No error of the generator, no entropy: no evaluation came yet.")
-    if not run.of_kind("answers") and run.frontier:
-        lines.append("Which answers were dropped is not in this log; archs are those of the table.")
-    if run.drawn() and not run.has_every_draw:
-        lines.append(
-            "Losses per group and the FLOPs histogram are of one subnet in every logged step."
-        )
-    if not baselines:
-        lines.append(
-            "No baselines: nothing here says that the sampler helps. Give other runs with "
-            "--baseline."
-        )
-    if run.recipe.get("seed") is not None:
-        lines.append("One seed: differences of a few standard errors mean nothing yet.")
+        lines.append("No probabilities over time: the sampler moves none, or no update came yet.")
+    lines.append(
+        "One run, one seed: nothing here says that the sampler helps, and differences of a few "
+        "standard errors mean nothing. Name other runs too."
+    )
     return lines
 
 
-def changes_at_resume(run: RunRecord) -> list[str]:
-    """Settings and commits that a later process had otherwise than the one before."""
-    lines = []
-    starts = run.of_kind("start")
-    for before, after in pairwise(starts):
-        step = int(number(after, "step"))
-        old, new = (dict(flat(_mapping(start.get("recipe")))) for start in (before, after))
-        changed = [
-            f"{key} {old.get(key, 'unset')} → {new.get(key, 'unset')}"
+def changes_at_resume(run: RunRecord) -> list[list[str]]:
+    """Settings that a later process had otherwise than the one before."""
+    rows: list[list[str]] = []
+    for before, after in pairwise(run.of_kind("start")):
+        old, new = (
+            dict(flat(recipe if isinstance(recipe := start.get("recipe"), Mapping) else {}))
+            for start in (before, after)
+        )
+        rows += [
+            [f"from step {int(number(after, 'step')):,}", key, f"{old.get(key)} → {new.get(key)}"]
             for key in {**old, **new}
             if old.get(key) != new.get(key)
         ]
-        changed += [
-            f"{key} {before.get(key)} → {after.get(key)}"
-            for key in ("commit", "total_steps", "torch", "machine")
-            if before.get(key) != after.get(key)
-        ]
-        lines.append(f"Step {step:,}: " + (", ".join(changed) if changed else "nothing") + ".")
-    return lines
+    return rows
 
 
-def flat(document: Mapping[str, JsonValue], prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as (dotted name, text)."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in document.items():
+def flat(settings: Mapping[str, JsonValue], prefix: str = "") -> list[list[str]]:
+    """Settings by dotted name, as text."""
+    rows: list[list[str]] = []
+    for key, value in settings.items():
         if isinstance(value, Mapping):
-            pairs += flat(value, f"{prefix}{key}.")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            pairs.append((prefix + key, ", ".join(str(entry) for entry in value)))
+            rows += flat(value, f"{prefix}{key}.")
         else:
-            pairs.append((prefix + key, "–" if value is None else str(value)))
-    return pairs
+            rows.append([prefix + key, _text(value)])
+    return rows
 
 
 def _tiles(run: RunRecord) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    for row, words in ((run.frontier[:1], "smallest"), (run.frontier[-1:], "largest")):
-        if row and row[0].get("test_accuracy") is not None:
-            size = format_flops(number(row[0], "flops"))
-            text = f"{number(row[0], 'test_accuracy'):.1%}"
-            pairs.append((text, f"test accuracy, {words} ({size} FLOPs)"))
-    if run.space:
-        pairs.append((run.space, "search space"))
-    if run.sampler:
-        pairs.append((run.sampler, "sampler"))
-    pairs.append((f"{run.step:,}", "steps"))
-    if run.seconds is not None:
-        pairs.append((format_duration(run.seconds), "of training, evaluations included"))
-    reports = [*run.of_kind("generator"), *run.of_kind("answers")]
-    if reports and reports[-1].get("mean_error") is not None:
-        pairs.append(
-            (f"{number(reports[-1], 'mean_error'):.1%}", "error of the generator (argmax)")
-        )
-    return pairs
-
-
-def _baseline_table(run: RunRecord, baselines: Sequence[RunRecord]) -> str:
-    """Test accuracy per budget, a column per run."""
-    head = ["budget", run.name, *(other.name for other in baselines)]
-    rows = accuracy_cells([run, *baselines])
-    if not rows:
-        return "<p>The run itself has no frontier yet.</p>"
-    return table(head, rows) + (
-        '<p class="dim">Test accuracy. How the runs differ in steps, seeds and time is in their '
-        "own reports.</p>"
-    )
-
-
-def _provenance(run: RunRecord) -> list[str]:
-    starts = run.of_kind("start")
-    if not starts:
-        return ["<p>The log does not say.</p>"]
-    pairs = [
-        (key.replace("_", " "), str(value))
-        for key, value in starts[-1].items()
-        if key not in _LOG_FIELDS and value is not None
+    found = summary(run)
+    tiles = [
+        (_accuracy(row, "test_accuracy"), f"test accuracy, {format_flops(number(row, 'flops'))}")
+        for row in [*run.frontier[:1], *run.frontier[1:][-1:]]
     ]
-    seed = run.recipe.get("seed")
-    pairs.append(("seed", "unknown" if seed is None else str(seed)))
-    if starts[-1].get("data") is not None:
-        pairs.append(("data", str(starts[-1]["data"])))
-    answers = run.of_kind("answers")
-    if answers and answers[-1].get("weights") is not None:
-        pairs.append(("weights", str(answers[-1]["weights"])))
-    images = starts[-1].get("images")
-    if isinstance(images, Sequence) and len(images) == 3:
-        train, held_out, test = images
-        pairs.append(("images", f"{train} train, {held_out} held out, {test} test"))
-    return [facts(pairs)]
+    names = {"sampler": "sampler", "steps": "steps", "training": "of training, with evaluations"}
+    names["generator_mean_error"] = "error of the generator (argmax)"
+    tiles += [(found[key] or "", name) for key, name in names.items()]
+    return [(value, name) for value, name in [*tiles, (run.setting("space"), "space")] if value]
 
 
-def _mapping(value: JsonValue) -> Mapping[str, JsonValue]:
-    return value if isinstance(value, Mapping) else {}
+def _provenance(run: RunRecord) -> list[list[str]]:
+    """What the last process wrote when it started."""
+    starts, answers = run.of_kind("start"), run.of_kind("answers")
+    start = starts[-1] if starts else {}
+    rows = [[k.replace("_", " "), _text(v)] for k, v in start.items() if k not in _NOT_PROVENANCE]
+    return rows + [["weights", _text(record.get("weights"))] for record in answers[-1:]]
+
+
+def _encoded(plot: Plot) -> str:
+    """The figure as SVG, for a data URL; the same data gives the same bytes."""
+    buffer = io.BytesIO()
+    plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _text(value: JsonValue) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _accuracy(row: Record, field: str) -> str:

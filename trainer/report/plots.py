@@ -1,210 +1,201 @@
-"""The plots of a run, each a function from its log to one figure."""
+"""The plots of a report, each a function from what runs logged to one figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib.style
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.spaces import SPACES, get_space
 from trainer.engine.log import Record, number, numbers
-from trainer.report.arch_plot import arch_figure
-from trainer.report.draw_plots import group_loss_figure, histogram_figure, uniform_arch_flops
-from trainer.report.flops_text import flops_unit, format_flops
-from trainer.report.plot_style import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    PAPER,
-    PURPLE,
-    SERIES,
-    STYLE,
-    Plot,
-    colour_bar,
-    percent_axis,
-    running_mean,
-    shades,
-    spread_labels,
-    step_axis,
-    thin,
-)
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
+from trainer.report.words import flops_unit, format_flops
 
-Baselines = Mapping[str, Sequence[Record]]
-"""Frontier rows of other runs, by name."""
+STYLE = Path(__file__).with_name("report.mplstyle")
+BLUE, ORANGE, PURPLE, GREY, INK = "#2f74c0", "#d9772b", "#8d62c9", "#8c8c8e", "#222223"
+# Groups have an order. Hue moves one way; every colour stands out from white.
+ORDERED = LinearSegmentedColormap.from_list(
+    "groups", ["#23998c", "#2f74c0", "#8d62c9", "#cf4d8f", "#dd7f2e"]
+)
+UNIFORM_ARCHS = 4000
+"""Drawn at random, to show what a run's subnets are compared with."""
+BINS = 40
+MOST_POINTS = 800
+"""Of a line: more only make the page large."""
 
 
-def draw(run: RunRecord, baselines: Baselines | None = None) -> Iterator[Plot]:
-    """Each plot that there is data for. Raises ValueError for a record that lacks a field."""
-    steps, groups = run.of_kind("step"), run.of_kind("groups")
-    generator, evaluations = run.of_kind("generator"), run.of_kind("evaluation")
-    with rc_context(STYLE):
-        if run.frontier:
+@dataclass(frozen=True)
+class Plot:
+    """A figure. name: of its file. caption: what it shows, also for screen readers."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def draw(runs: Sequence[RunRecord]) -> Iterator[Plot]:
+    """Each plot that there is data for: of one run, or what can be laid over one another.
+
+    Raises ValueError for a record that lacks a field.
+    """
+    with matplotlib.style.context(STYLE):
+        if any(run.frontier for run in runs):
             yield Plot(
                 "frontier",
                 "Accuracy against FLOPs",
-                "Top-1 accuracy of the subnet that answers each budget, on test images and on the "
-                "training images held out for decisions"
-                + (", and of the baselines on test images." if baselines else "."),
-                frontier_figure(run.frontier, baselines or {}),
+                "Top-1 accuracy of the subnet that answers each budget, on test images"
+                + ("." if runs[1:] else " and on the training images held out for decisions."),
+                frontier_figure(runs),
             )
-        if groups:
-            last = numbers(groups[-1], "probabilities")
-            top = int(np.argmax(last))
-            upper = numbers(groups[-1], "groups")
-            yield Plot(
-                "probabilities",
-                "Sampling probability per FLOPs group",
-                "The distribution from which training draws budgets, over time and where it ended "
-                f"(the paper's Fig. 5). Most likely at the end: the group up to "
-                f"{format_flops(upper[top])} FLOPs, {last[top]:.1%} "
-                f"(uniform: {1 / len(last):.1%}).",
-                groups_figure(groups),
-            )
-        drawn = run.drawn()
-        if drawn:
-            yield Plot(
-                "histogram",
-                "FLOPs of the subnets that were trained",
-                (
-                    "Every trained subnet"
-                    if run.has_every_draw
-                    else "The last subnet of every logged step"
-                )
-                + " of this run, against archs drawn uniformly over every decision's choices, "
-                "which pile up in the middle of the range (the paper's Fig. 2).",
-                histogram_figure(
-                    [flops for _, flops, _ in drawn], uniform_arch_flops(run.space), run.groups
-                ),
-            )
-        answers = run.group_answers()
-        if answers:
-            what = (
-                "each FLOPs group's upper end"
-                if run.of_kind("answers") and run.groups
-                else "evenly spaced budgets"
-            )
-            subnets = subnets_figure(answers, run.space)
-            if subnets is not None:
-                yield Plot(
-                    "subnets",
-                    "What the generator answers",
-                    f"The subnet at {what}, layer by layer from the image (top) to the classes "
-                    "(the paper's Fig. 10). A bar is as wide as the block's inner width, its dark "
-                    "part as wide as what the block passes on; where a block is missing, it was "
-                    "dropped.",
-                    subnets,
-                )
-            yield Plot(
-                "archs",
-                "The same, decision by decision",
-                f"The choice of every decision at {what}; darker is larger, grey where the block "
-                "was dropped. Decisions with one choice are left out.",
-                arch_figure(answers, run.space),
-            )
-        if generator:
-            yield Plot(
-                "generator",
-                "How well the generator keeps to budgets",
-                "Over 100 budgets across the range: how far the plain argmax is off, how much of "
-                "the budget the decoded answers use (they never exceed it), and the entropy of the "
-                f"policy per group. At step {int(number(generator[-1], 'step')):,}: "
-                f"error {number(generator[-1], 'mean_error'):.1%}, "
-                f"use {number(generator[-1], 'mean_use'):.1%}.",
-                generator_figure(generator),
-            )
-        if evaluations:
-            yield Plot(
-                "evaluations",
-                "Accuracy during training",
-                "Accuracy of what is served at fixed budgets, on the held-out training images.",
-                evaluations_figure(evaluations),
-            )
-        if steps:
-            yield Plot(
-                "loss",
-                "Training loss",
-                "Task loss and resource loss of the logged steps, and their running means. The "
-                "task loss is that of whichever subnet was drawn, so it is noisy by nature.",
-                loss_figure(steps),
-            )
-        if any(loss is not None for _, _, loss in drawn) and len(run.groups) > 1:
-            yield Plot(
-                "group-loss",
-                "Training loss per FLOPs group",
-                "Mean task loss of the subnets of each group, over windows of steps.",
-                group_loss_figure(drawn, run.groups, run.group_of),
-            )
-        if any(record.get("lr") is not None for record in steps):
-            yield Plot(
-                "progress",
-                "Learning rate and throughput",
-                "The schedule of the supernet's learning rate, and images trained per second.",
-                progress_figure(steps),
-            )
+        yield from _draw_several(runs) if runs[1:] else _draw_one(runs[0])
 
 
-def frontier_figure(frontier: Sequence[Record], baselines: Baselines | None = None) -> Figure:
-    """Accuracy of the subnet that answers each budget, on test and held-out images."""
-    rows = sorted(frontier, key=lambda row: number(row, "flops"))
-    scale, unit = flops_unit(number(rows[-1], "flops"))
-    flops = [number(row, "flops") / scale for row in rows]
-    figure = Figure(figsize=(7.6 if baselines else 6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    for field, label, colour, style in (
-        ("val_accuracy", "held-out training images", GREY, "o--"),
-        ("test_accuracy", "test images", BLUE, "o-"),
-    ):
-        if all(row.get(field) is not None for row in rows):
-            accuracy = [number(row, field) for row in rows]
-            face = colour if field == "test_accuracy" else PAPER
-            axes.plot(
-                flops, accuracy, style, color=colour, markerfacecolor=face, lw=1.6, ms=5,
-                label=label, zorder=3,
-            )  # fmt: skip
-            if field == "test_accuracy":
-                for place in {0, len(rows) - 1}:
-                    axes.annotate(
-                        f"{accuracy[place]:.1%}", (flops[place], accuracy[place]),
-                        textcoords="offset points", xytext=(0, -14), ha="center", color=colour,
-                    )  # fmt: skip
-    _draw_baselines(axes, baselines or {}, scale)
-    axes.margins(x=0.06, y=0.14)
+def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
+    losses = {run.name: _points(run.of_kind("step"), "loss") for run in runs}
+    if any(len(x) for x, _ in losses.values()):
+        smooth = {name: (x, running_mean(y, len(y) // 25)) for name, (x, y) in losses.items()}
+        yield Plot(
+            "loss",
+            "Training loss",
+            "Running mean of the task loss of whichever subnet was drawn: it is lower where larger "
+            "subnets are drawn.",
+            _lines_figure(smooth, "task loss (nats)"),
+        )
+    if any(run.groups for run in runs):
+        yield Plot(
+            "probabilities",
+            "Sampling probability per FLOPs group",
+            "The distribution from which training draws budgets, at each run's last update. Runs "
+            "without one are left out.",
+            _last_probabilities_figure(runs),
+        )
+    errors = {run.name: _points(run.of_kind("generator"), "mean_error") for run in runs}
+    if any(len(x) for x, _ in errors.values()):
+        yield Plot(
+            "generator",
+            "Error of the generator",
+            "How far the FLOPs of its plain argmax are off the budget, on average over 100 "
+            "budgets across the range.",
+            _lines_figure(errors, "mean error (argmax)", percent_axis, "o-"),
+        )
+
+
+def _draw_one(run: RunRecord) -> Iterator[Plot]:
+    steps, groups, generator = (run.of_kind(kind) for kind in ("step", "groups", "generator"))
+    space = get_space(run.setting("space")) if run.setting("space") in SPACES else None
+    trained = run.trained()
+    if groups:
+        last = numbers(groups[-1], "probabilities")
+        top = int(np.argmax(last))
+        yield Plot(
+            "probabilities",
+            "Sampling probability per FLOPs group",
+            "The distribution from which training draws budgets, over time and where it ended (the "
+            f"paper's Fig. 5). Most likely at the end: the group up to "
+            f"{format_flops(run.groups[top])} FLOPs, {last[top]:.1%} (uniform: "
+            f"{1 / len(last):.1%}).",
+            groups_figure(groups),
+        )
+    if trained:
+        yield Plot(
+            "histogram",
+            "FLOPs of the subnets that were trained",
+            "The trained subnets that the log tells of, against archs drawn uniformly over every "
+            "decision's choices, which pile up in the middle of the range (the paper's Fig. 2).",
+            histogram_figure([flops for _, flops, _ in trained], space, run.groups),
+        )
+    answers = run.group_answers()
+    if answers and space is not None:
+        archs = [(row, space.arch_from_json(_mapping(row["arch"]))) for row in answers]
+        yield Plot(
+            "subnets",
+            "What the generator answers",
+            "The subnet at each FLOPs group's upper end, or at evaluated budgets, layer by layer "
+            "from the image (top) to the classes (the paper's Fig. 10). A bar is as wide as the "
+            "block's inner width, its dark part as wide as what the block passes on; where a block "
+            "is missing, it was dropped.",
+            subnets_figure(archs, space),
+        )
+        yield Plot(
+            "archs",
+            "The same, decision by decision",
+            "The choice of every decision; darker is larger, blank where the block was dropped. "
+            "Decisions with one choice are left out.",
+            archs_figure(archs, space),
+        )
+    if generator:
+        yield Plot(
+            "generator",
+            "How well the generator keeps to budgets",
+            "Over 100 budgets across the range: how far the plain argmax is off, how much of the "
+            "budget the decoded answers use (they never exceed it), and the entropy of the policy "
+            f"per group. At the end: error {number(generator[-1], 'mean_error'):.1%}, use "
+            f"{number(generator[-1], 'mean_use'):.1%}.",
+            generator_figure(generator),
+        )
+    if run.of_kind("evaluation"):
+        yield Plot(
+            "evaluations",
+            "Accuracy during training",
+            "Accuracy of what is served at fixed budgets, on the held-out training images.",
+            evaluations_figure(run.of_kind("evaluation")),
+        )
+    if steps:
+        yield Plot(
+            "loss",
+            "Training loss",
+            "Task loss and resource loss of the logged steps, and their running means. The task "
+            "loss is that of whichever subnet was drawn, so it is noisy by nature.",
+            _noisy_figure(steps, {"loss": "task loss (nats)", "resource_loss": "resource loss"}),
+        )
+    if len(run.groups) > 1 and any(loss is not None for _, _, loss in trained):
+        yield Plot(
+            "group-loss",
+            "Training loss per FLOPs group",
+            "Mean task loss of the subnets of each group, over windows of steps.",
+            group_loss_figure(trained, run.groups),
+        )
+    if any("lr" in record for record in steps):
+        yield Plot(
+            "progress",
+            "Learning rate and throughput",
+            "The schedule of the supernet's learning rate, and images trained per second.",
+            _noisy_figure(steps, {"lr": "learning rate", "images_per_s": "images per second"}),
+        )
+
+
+# ---------------------------------------------------------------------------------- the figures
+
+
+def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
+    """Accuracy of the subnet that answers each budget: of one run also on held-out images."""
+    scale, unit = flops_unit(max(number(row, "flops") for run in runs for row in run.frontier))
+    fields = {"test_accuracy": "o-"} if runs[1:] else {"val_accuracy": "o--", "test_accuracy": "o-"}
+    words = {"val_accuracy": "held-out training images", "test_accuracy": "test images"}
+    figure, axes = _one_axes()
+    for run in runs:
+        for field, style in fields.items():
+            x, y = _points(run.frontier, field, "flops")
+            if len(x):
+                label = run.name if runs[1:] else words[field]
+                axes.plot(x / scale, y, style, label=label, ms=4)
     axes.set_xlabel(f"{unit}FLOPs (multiply-adds) of the subnet")
     axes.set_ylabel("top-1 accuracy")
     percent_axis(axes)
-    if axes.lines:
-        axes.legend(loc="lower right")
+    axes.legend(loc="lower right")
     return figure
-
-
-def _draw_baselines(axes: Axes, baselines: Baselines, scale: float) -> None:
-    """Test accuracy of other runs, each named at its right end."""
-    ends: list[tuple[float, float, str, str]] = []
-    for (name, frontier), colour in zip(
-        baselines.items(), (*SERIES[1:], *SERIES[1:]), strict=False
-    ):
-        rows = [row for row in frontier if row.get("test_accuracy") is not None]
-        if not rows:
-            continue
-        rows.sort(key=lambda row: number(row, "flops"))
-        x = [number(row, "flops") / scale for row in rows]
-        y = [number(row, "test_accuracy") for row in rows]
-        axes.plot(x, y, "s-", color=colour, lw=1.1, ms=3, alpha=0.9)
-        ends.append((x[-1], y[-1], name, colour))
-    if not ends:
-        return
-    low, high = axes.get_ylim()
-    places = spread_labels([y for _, y, _, _ in ends], 0.05 * (high - low))
-    for (x_end, _, name, colour), place in zip(ends, places, strict=True):
-        axes.annotate(
-            name, (x_end, place), textcoords="offset points", xytext=(8, 0), va="center",
-            color=colour, fontsize=9, annotation_clip=False,
-        )  # fmt: skip
 
 
 def groups_figure(records: Sequence[Record]) -> Figure:
@@ -215,67 +206,97 @@ def groups_figure(records: Sequence[Record]) -> Figure:
     scale, unit = flops_unit(flops.max())
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     over_time, at_end = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    colours, scale_of = shades(flops / scale)
-    kept = thin(len(steps))
-    for group in range(len(flops)):
-        over_time.plot(
-            steps[kept], shares[kept, group], color=colours[group], lw=1.4,
-            drawstyle="steps-post",
-        )  # fmt: skip
-    step_axis(over_time)
+    ordered_lines(
+        over_time, flops / scale, f"{unit}FLOPs of the group", [(steps, y) for y in shares.T]
+    )
     over_time.set_ylabel("sampling probability")
-    colour_bar(figure, scale_of, over_time, f"{unit}FLOPs of the group")
     width = 0.8 * (np.diff(flops).min() / scale if len(flops) > 1 else 1.0)
-    at_end.bar(flops / scale, shares[-1], width, color=colours)
-    at_end.axhline(1 / len(flops), color=INK, lw=1, ls="--")
-    at_end.annotate(
-        "uniform", (1, 1 / len(flops)), xycoords=("axes fraction", "data"), ha="right",
-        xytext=(0, 4), textcoords="offset points", fontsize=9,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )  # fmt: skip
+    at_end.bar(flops / scale, shares[-1], width, color=ORDERED(np.linspace(0, 1, len(flops))))
+    at_end.axhline(1 / len(flops), color=INK, lw=1, ls="--", label="uniform")
+    at_end.legend()
     at_end.set_xlabel(f"{unit}FLOPs of the group")
     at_end.set_ylabel(f"probability at step {int(steps[-1]):,}")
-    at_end.grid(visible=False, axis="x")
+    step_axis(over_time)
     for axes in (over_time, at_end):
         axes.set_ylim(bottom=0)
         percent_axis(axes)
     return figure
 
 
+def histogram_figure(
+    trained: Sequence[float], space: SearchSpace | None, groups: Sequence[float]
+) -> Figure:
+    """Share of the subnets by FLOPs: what was trained, and uniform archs behind it."""
+    uniform: list[float] = []
+    if space is not None:
+        rng = np.random.default_rng(0)
+        uniform = [float(space.flops(space.random_arch(rng))) for _ in range(UNIFORM_ARCHS)]
+    everything = [*trained, *uniform, *groups]
+    scale, unit = flops_unit(max(everything))
+    edges = np.linspace(min(everything), max(everything), BINS + 1) / scale
+    figure, axes = _one_axes()
+    for values, label, colour in (
+        (uniform, "uniform archs (simulated)", GREY),
+        (trained, "this run", BLUE),
+    ):
+        if len(values):
+            shares = np.histogram(np.array(values) / scale, edges)[0] / len(values)
+            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.4, label=label)
+    for upper in groups[:-1]:
+        axes.axvline(upper / scale, color=GREY, lw=0.6, ls=":")
+    axes.set_xlabel(f"{unit}FLOPs of the subnet" + (" (dotted: ends of groups)" if groups else ""))
+    axes.set_ylabel("share of the subnets")
+    percent_axis(axes)
+    axes.legend()
+    return figure
+
+
+def archs_figure(archs: Sequence[tuple[Record, Arch]], space: SearchSpace) -> Figure:
+    """Heat map: a column for each arch, a row for each decision that has a choice."""
+    decisions = [decision for decision in space.decisions if len(decision.choices) > 1]
+    decisions.sort(key=lambda decision: [d.kind for d in space.decisions].index(decision.kind))
+    ranks = np.full((len(decisions), len(archs)), np.nan)
+    size = (1.8 + 0.55 * len(archs), 0.9 + 0.24 * len(decisions))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    for row, decision in enumerate(decisions):
+        for column, (_, arch) in enumerate(archs):
+            if decision.block is None or decision.block.present(arch):
+                choice = arch[decision.name]
+                rank = decision.choices.index(choice) / (len(decision.choices) - 1)
+                ranks[row, column] = rank
+                ink = "white" if rank > 0.6 else INK
+                axes.text(column, row, f"{choice:g}", ha="center", va="center", color=ink, size=8)
+    axes.imshow(ranks, cmap="Blues", vmin=-0.15, vmax=1.1, aspect="auto")
+    axes.set_yticks(range(len(decisions)), [_label(d.name) for d in decisions], fontsize=8)
+    budgets = [format_flops(number(row, "budget_flops")) for row, _ in archs]
+    axes.set_xticks(range(len(archs)), budgets, fontsize=8)
+    axes.set_xlabel("budget (FLOPs)")
+    axes.grid(visible=False)
+    return figure
+
+
 def generator_figure(records: Sequence[Record]) -> Figure:
     """Mean error and mean use of the budget, and the entropy of the policy, over time."""
-    has_entropy = records[-1].get("entropy") is not None
-    figure = Figure(figsize=(9.6 if has_entropy else 7.0, 3.2), layout="constrained")
-    panels = figure.subplots(1, 3 if has_entropy else 2)
-    steps = np.array([number(record, "step") for record in records])
-    kept = thin(len(steps))
-    style = "o-" if len(steps) < 30 else "-"
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    error, use, entropy = figure.subplots(1, 3)
     for axes, field, label in (
-        (panels[0], "mean_error", "mean error of the FLOPs (argmax)"),
-        (panels[1], "mean_use", "mean use of the budget (decoded)"),
+        (error, "mean_error", "mean error of the FLOPs (argmax)"),
+        (use, "mean_use", "mean use of the budget (decoded)"),
     ):
-        values = np.array([number(record, field) for record in records])
-        axes.plot(steps[kept], values[kept], style, ms=3, color=BLUE, lw=1.6)
-        axes.annotate(
-            f"{values[-1]:.1%}", (steps[-1], values[-1]), textcoords="offset points",
-            xytext=(0, 6), ha="right", color=BLUE,
-        )  # fmt: skip
+        axes.plot(*_points(records, field), "o-", ms=3, color=BLUE)
         axes.set_ylabel(label)
         percent_axis(axes)
-    panels[0].set_ylim(bottom=0)
+    error.set_ylim(bottom=0)
     # Not zoomed in on: use is within a percent of the same value for most of a run.
-    panels[1].set_ylim(min(0.9, panels[1].get_ylim()[0]), 1)
-    if has_entropy:
-        entropy = np.array([numbers(record, "entropy") for record in records])
-        colours, scale_of = shades(np.arange(1, entropy.shape[1] + 1))
-        for group in range(entropy.shape[1]):
-            panels[2].plot(
-                steps[kept], entropy[kept, group], style, ms=2.5, color=colours[group], lw=1.2
-            )
-        panels[2].set_ylabel("entropy of the policy (nats)")
-        colour_bar(figure, scale_of, panels[2], "FLOPs group, smallest first")
-        panels[2].set_ylim(bottom=0)
-    for axes in panels:
+    use.set_ylim(min(0.9, use.get_ylim()[0]), 1)
+    steps = np.array([number(record, "step") for record in records])
+    values = np.array([numbers(record, "entropy") for record in records])
+    groups = np.arange(1, values.shape[1] + 1)
+    ordered_lines(entropy, groups, "FLOPs group, smallest first", [(steps, y) for y in values.T])
+    entropy.set_ylabel("entropy of the policy (nats)")
+    entropy.set_ylim(bottom=0)
+    for axes in (error, use, entropy):
         step_axis(axes)
     return figure
 
@@ -289,61 +310,151 @@ def evaluations_figure(records: Sequence[Record]) -> Figure:
             lines.setdefault(number(row, "budget_flops"), []).append(point)
     budgets = sorted(lines)
     scale, unit = flops_unit(budgets[-1])
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    colours, scale_of = shades(np.array(budgets) / scale)
-    for budget, colour in zip(budgets, colours, strict=True):
-        steps, accuracy = zip(*lines[budget], strict=True)
-        axes.plot(steps, accuracy, "o-", ms=3, lw=1.4, color=colour)
-    colour_bar(figure, scale_of, axes, f"budget ({unit}FLOPs)")
+    figure, axes = _one_axes()
+    points = [tuple(np.array(lines[budget]).T) for budget in budgets]
+    ordered_lines(axes, np.array(budgets) / scale, f"budget ({unit}FLOPs)", points)
     step_axis(axes)
     axes.set_ylabel("accuracy on held-out training images")
     percent_axis(axes)
     return figure
 
 
-def loss_figure(records: Sequence[Record]) -> Figure:
-    """Task loss of every logged step with its running mean; L_RC below if it was logged."""
-    has_resource = any(record.get("resource_loss") is not None for record in records)
-    figure = Figure(figsize=(6.4, 4.6 if has_resource else 3.4), layout="constrained")
-    panels = figure.subplots(2 if has_resource else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _noisy_line(panels[0], records, "loss", BLUE)
-    panels[0].set_ylabel("task loss (nats)")
-    if has_resource:
-        _noisy_line(panels[1], records, "resource_loss", ORANGE)
-        panels[1].set_ylabel("resource loss $L_{RC}$")
-        panels[1].set_yscale("log", nonpositive="mask")
-    step_axis(panels[-1])
+def group_loss_figure(
+    trained: Sequence[tuple[float, float, float | None]], groups: Sequence[float]
+) -> Figure:
+    """Mean task loss of each group's subnets over windows of steps."""
+    known = [(step, flops, loss) for step, flops, loss in trained if loss is not None]
+    steps, flops, losses = np.array(known).T
+    members = np.searchsorted(groups, flops)
+    edges = np.linspace(0, steps.max(), BINS + 1)
+    scale, unit = flops_unit(max(groups))
+    lines = []
+    for group in range(len(groups)):
+        mine = members == group
+        count, _ = np.histogram(steps[mine], edges)
+        total, _ = np.histogram(steps[mine], edges, weights=losses[mine])
+        full = count > 0  # windows without a subnet of the group are bridged
+        lines.append((edges[1:][full], total[full] / count[full]))
+    figure, axes = _one_axes()
+    ordered_lines(axes, np.array(groups) / scale, f"{unit}FLOPs of the group", lines)
+    axes.set_ylabel("mean task loss (nats)")
+    axes.set_ylim(bottom=0)
+    step_axis(axes)
     return figure
 
 
-def progress_figure(records: Sequence[Record]) -> Figure:
-    """Learning rate and images per second over the steps."""
-    figure = Figure(figsize=(8.6, 2.8), layout="constrained")
-    rate, throughput = figure.subplots(1, 2)
-    points = [(number(r, "step"), number(r, "lr")) for r in records if r.get("lr") is not None]
-    steps, values = np.array(points).T
-    kept = thin(len(steps))
-    rate.plot(steps[kept], values[kept], color=PURPLE, lw=1.6)
-    rate.set_ylabel("learning rate")
-    _noisy_line(throughput, records, "images_per_s", BLUE)
-    throughput.set_ylabel("images per second")
-    for axes in (rate, throughput):
-        axes.set_ylim(bottom=0)
+def _noisy_figure(records: Sequence[Record], fields: Mapping[str, str]) -> Figure:
+    """A panel for each field: what every logged step had, and its running mean."""
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    for axes, (field, label) in zip(figure.subplots(1, len(fields)), fields.items(), strict=True):
+        x, y = _points(records, field)
+        kept = thin(len(x))
+        axes.plot(x[kept], y[kept], color=BLUE, lw=0.7, alpha=0.3)
+        axes.plot(x[kept], running_mean(y, len(y) // 50)[kept], color=BLUE)
+        axes.set_ylabel(label)
+        if field == "resource_loss":
+            axes.set_yscale("log", nonpositive="mask")
         step_axis(axes)
     return figure
 
 
-def _noisy_line(axes: Axes, records: Sequence[Record], field: str, colour: str) -> None:
-    points = [
-        (number(record, "step"), number(record, field))
-        for record in records
-        if record.get(field) is not None
-    ]
-    if not points:
-        return
-    steps, values = np.array(points).T
-    smooth = running_mean(values, max(len(values) // 50, 1))
-    kept = thin(len(steps), 800)
-    axes.plot(steps[kept], values[kept], color=colour, lw=0.7, alpha=0.3)
-    axes.plot(steps[kept], smooth[kept], color=colour, lw=1.8)
+def _last_probabilities_figure(runs: Sequence[RunRecord]) -> Figure:
+    scale, unit = flops_unit(max(flops for run in runs for flops in run.groups))
+    figure, axes = _one_axes()
+    for run in runs:
+        if run.groups:
+            last = numbers(run.of_kind("groups")[-1], "probabilities")
+            axes.plot(np.array(run.groups) / scale, last, "s-", ms=3.5, label=run.name)
+    axes.set_xlabel(f"{unit}FLOPs of the group")
+    axes.set_ylabel("sampling probability")
+    percent_axis(axes)
+    axes.legend()
+    return figure
+
+
+def _lines_figure(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    label: str,
+    dress: Callable[[Axes], None] | None = None,
+    style: str = "-",
+) -> Figure:
+    """A line for each run over the steps."""
+    figure, axes = _one_axes()
+    for name, (x, y) in lines.items():
+        kept = thin(len(x))
+        axes.plot(x[kept], y[kept], style, ms=3.5, label=name)
+    axes.set_ylabel(label)
+    step_axis(axes)
+    if dress is not None:
+        dress(axes)
+    axes.legend()
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+def ordered_lines(
+    axes: Axes,
+    values: np.ndarray,
+    label: str,
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """A line for each of some ordered values, coloured by it, with the scale beside the axes."""
+    low, high = float(values.min()), float(values.max())
+    scale = ScalarMappable(Normalize(low, high if high > low else low + 1), ORDERED)
+    for value, (x, y) in zip(values, lines, strict=True):
+        kept = thin(len(x))
+        axes.plot(x[kept], y[kept], color=scale.to_rgba(value))
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.colorbar(scale, ax=axes, label=label, pad=0.02).outline.set_visible(False)
+
+
+def step_axis(axes: Axes) -> None:
+    """Training steps along x, with thousands set apart."""
+    axes.set_xlabel("training step")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.locator_params(axis="x", nbins=4)
+
+
+def percent_axis(axes: Axes) -> None:
+    """Shares along y, as per cent."""
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+
+
+def thin(count: int) -> np.ndarray:
+    """Places of at most ``MOST_POINTS`` of ``count`` points, the first and the last among them."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, MOST_POINTS)).astype(np.int64))
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and those before it, at most ``window`` of them: (N,) float64."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - max(window, 1), 0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def _points(
+    records: Sequence[Record], field: str, over: str = "step"
+) -> tuple[np.ndarray, np.ndarray]:
+    """X and y of the records that have a field, (N,) each, by x."""
+    known = [r for r in records if r.get(field) is not None]
+    points = sorted((number(r, over), number(r, field)) for r in known)
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _one_axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.8, 3.8), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").replace(".", " ")
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    assert isinstance(value, Mapping)
+    return value

@@ -1,25 +1,23 @@
-"""RunRecord: what a training run left on disk, read once for reports and comparisons."""
+"""RunRecord: what a training run left on disk, read once for reports."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from models.spaces import SPACES, get_space
 from trainer.engine.log import JsonValue, Record, number, numbers, read_log
 
 LOG_NAME = "log.jsonl"
 RECIPE_NAME = "recipe.json"
 FRONTIER_NAME = "frontier.json"
-_FRONTIER_PLACES = (FRONTIER_NAME, f"bundle/{FRONTIER_NAME}")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Log records, and frontier rows (none before the run's end).
+    """Log records, and frontier rows by budget (none before the run's end).
 
     recipe: of the last process of the run; empty if the run has no recipe.json.
     """
@@ -33,87 +31,55 @@ class RunRecord:
         """The records of one kind, in the order they were written."""
         return [record for record in self.records if record["kind"] == kind]
 
-    @property
-    def space(self) -> str | None:
-        """Name of the search space."""
-        return self._word("space")
+    def setting(self, name: str) -> str:
+        """Of the recipe, as text; empty where it is not known."""
+        return str(self.recipe.get(name, ""))
 
-    @property
-    def sampler(self) -> str | None:
-        """Name of the sampler."""
-        return self._word("sampler")
+    def start(self, field: str) -> JsonValue:
+        """What the first process of the run wrote when it started."""
+        return next((record.get(field) for record in self.of_kind("start")), None)
 
     @cached_property
     def step(self) -> int:
         """The last step that the log knows of."""
-        steps = [record["step"] for record in self.records if isinstance(record.get("step"), int)]
-        return max((int(str(step)) for step in steps), default=0)
+        steps = [number(record, "step") for record in self.records if "step" in record]
+        return int(max(steps, default=0))
 
-    @cached_property
+    @property
     def total_steps(self) -> int | None:
         """Steps of the whole schedule, as the last process had it."""
-        totals = [record.get("total_steps") for record in self.of_kind("start")]
-        return totals[-1] if totals and isinstance(totals[-1], int) else None
+        starts = self.of_kind("start")
+        return int(number(starts[-1], "total_steps")) if starts else None
 
-    @cached_property
-    def frontier_step(self) -> int | None:
-        """The step whose weights the frontier measured; None if the log does not say."""
-        answers = self.of_kind("answers")
-        return int(number(answers[-1], "step")) if answers else None
-
-    @cached_property
+    @property
     def seconds(self) -> float | None:
         """From the first step to the last logged one, evaluations included; resumes are not."""
-        steps = self.of_kind("step")
-        has_time = steps and steps[-1].get("elapsed_s") is not None
-        return number(steps[-1], "elapsed_s") if has_time else None
+        steps = [record for record in self.of_kind("step") if "elapsed_s" in record]
+        return number(steps[-1], "elapsed_s") if steps else None
 
-    @cached_property
+    @property
     def groups(self) -> list[float]:
-        """Upper ends of the FLOPs groups, ascending; empty if nothing tells them."""
-        for kind in ("groups", "start"):
-            for record in reversed(self.of_kind(kind)):
-                if record.get("groups"):
-                    return numbers(record, "groups")
-        options = self.recipe.get("sampler_options")
-        count = options.get("groups") if isinstance(options, Mapping) else None
-        if self.space not in SPACES or not isinstance(count, int):
-            return []
-        assert self.space is not None
-        space = get_space(self.space)
-        low, high = space.min_flops, space.max_flops
-        return [float(round(low + (high - low) * (k + 1) / count)) for k in range(count)]
+        """Upper ends of the FLOPs groups, ascending; empty if B never moved."""
+        records = self.of_kind("groups")
+        return numbers(records[-1], "groups") if records else []
 
-    def drawn(self) -> list[tuple[float, float, float | None]]:
-        """(step, FLOPs, task loss or None) of every trained subnet that the log has.
+    def trained(self) -> list[tuple[float, float, float | None]]:
+        """(step, FLOPs, task loss or None) of every subnet that the log tells of.
 
-        Logs without `drawn_flops` have the last subnet of every logged step.
+        Old logs have the last subnet of every logged step alone.
         """
         points: list[tuple[float, float, float | None]] = []
         for record in self.of_kind("step"):
             step = number(record, "step")
-            if record.get("drawn_flops"):
-                flops, losses = record["drawn_flops"], record.get("drawn_losses")
-                assert isinstance(flops, Sequence)
-                assert isinstance(losses, Sequence)
-                points += [
-                    (step, float(str(f)), None if loss is None else float(str(loss)))
-                    for f, loss in zip(flops, losses, strict=True)
-                ]
-            elif record.get("flops") is not None:
-                loss = record.get("loss")
-                is_number = isinstance(loss, int | float)
-                points.append((step, number(record, "flops"), float(loss) if is_number else None))
+            flops, losses = record.get("drawn_flops"), record.get("drawn_losses")
+            if not isinstance(flops, list) or not isinstance(losses, list):
+                flops, losses = [record.get("flops")], [record.get("loss")]
+            points += [
+                (step, float(f), float(loss) if isinstance(loss, int | float) else None)
+                for f, loss in zip(flops, losses, strict=True)
+                if isinstance(f, int | float)
+            ]
         return points
-
-    @property
-    def has_every_draw(self) -> bool:
-        """Whether `drawn` has every trained subnet, or one of every logged step."""
-        return any(record.get("drawn_flops") for record in self.of_kind("step"))
-
-    def group_of(self, flops: float) -> int:
-        """The group that a subnet of so many FLOPs belongs to."""
-        return next((k for k, upper in enumerate(self.groups) if flops <= upper), -1)
 
     def group_answers(self) -> list[Record]:
         """What is served at the upper end of each group: rows with budget_flops, flops, arch.
@@ -122,71 +88,69 @@ class RunRecord:
         """
         answers = self.of_kind("answers")
         if answers and self.groups:
-            rows = [row for row in rows_of(answers[-1]) if row.get("served")]
-            rows.sort(key=lambda row: number(row, "flops"))
-            chosen = []
+            served = [row for row in rows_of(answers[-1]) if row.get("served")]
+            served.sort(key=lambda row: number(row, "flops"))
+            found: list[Record] = []
             for upper in self.groups:
-                within = [row for row in rows if number(row, "flops") <= upper]
-                if within:
-                    chosen.append({**within[-1], "budget_flops": upper})
-            return chosen
-        if self.frontier:
-            return [row for row in self.frontier if row.get("arch") is not None]
+                within = [row for row in served if number(row, "flops") <= upper]
+                found += [{**row, "budget_flops": upper} for row in within[-1:]]
+            return found
         evaluations = self.of_kind("evaluation")
-        rows = rows_of(evaluations[-1]) if evaluations else []
-        return [row for row in rows if row.get("arch") is not None]
-
-    def _word(self, field: str) -> str | None:
-        value = self.recipe.get(field)
-        return value if isinstance(value, str) else None
+        rows = self.frontier or (rows_of(evaluations[-1]) if evaluations else [])
+        return [row for row in rows if isinstance(row.get("arch"), Mapping)]
 
 
 def rows_of(record: Record) -> list[Record]:
-    """The field `rows` of a record. Raises ValueError if it is no list of objects."""
-    rows = _objects(record.get("rows"))
-    if rows is None:
-        raise ValueError(f"rows of a record of kind {record['kind']} must be a list of objects")
-    return rows
+    """The field ``rows`` of a record. Raises ValueError unless it is a list of objects."""
+    return _objects(record.get("rows"), f"rows of a record of kind {record['kind']}")
 
 
-def _objects(value: JsonValue) -> list[Record] | None:
-    """A list of objects, or None for anything else."""
-    if not isinstance(value, list):
-        return None
-    rows = [entry for entry in value if isinstance(entry, dict)]
-    return rows if len(rows) == len(value) else None
-
-
-def read_run(run: Path) -> RunRecord:
-    """Raises ValueError, in one line, if the folder or the log is missing or not readable."""
-    if not run.is_dir():
-        raise ValueError(f"{run} is no folder: give the output folder of a training run")
-    frontier: list[Record] = []
-    for place in _FRONTIER_PLACES:
-        if (run / place).is_file():
-            frontier = _read_frontier(run / place)
-            break
-    recipe: JsonValue = {}
-    if (run / RECIPE_NAME).is_file():
-        recipe = _read_json(run / RECIPE_NAME)
-        if not isinstance(recipe, dict):
-            raise ValueError(f"{run / RECIPE_NAME} must be an object, as a run writes it")
-    assert isinstance(recipe, dict)
-    return RunRecord(run.resolve().name, recipe, read_log(run / LOG_NAME), frontier)
-
-
-def _read_frontier(path: Path) -> list[Record]:
-    rows = _objects(_read_json(path))
-    if rows is None:
-        raise ValueError(f"{path} must be a list of rows")
-    for row in rows:
-        number(row, "budget_flops")
+def read_run(folder: Path) -> RunRecord:
+    """Raises ValueError, in one line, for a folder or a file in it that is missing or broken."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the output folder of a training run")
+    recipe, path = _read_json(folder / RECIPE_NAME), folder / FRONTIER_NAME
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{folder / RECIPE_NAME} must be an object, as a run writes it")
+    frontier = _objects(_read_json(path) or [], str(path))
+    for row in frontier:
         number(row, "flops")
-    return sorted(rows, key=lambda row: number(row, "budget_flops"))
+    frontier.sort(key=lambda row: number(row, "budget_flops"))
+    return RunRecord(folder.resolve().name, recipe, read_log(folder / LOG_NAME), frontier)
+
+
+def read_runs(folders: list[Path]) -> list[RunRecord]:
+    """The runs, each with a name of its own. Raises ValueError for runs that cannot be compared."""
+    runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    runs = [
+        run if names.count(run.name) == 1 else replace(run, name=str(folder))
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+    first = runs[0]
+    for run in runs[1:]:
+        for what, one, other in (
+            ("space", first.setting("space"), run.setting("space")),
+            ("data", first.start("data"), run.start("data")),
+            ("images (train, held out, test)", first.start("images"), run.start("images")),
+        ):
+            if one != other:
+                raise ValueError(
+                    f"{first.name} and {run.name} cannot be compared: {what} {one} and {other}; "
+                    "give runs of one space on the same images"
+                )
+    return runs
+
+
+def _objects(value: JsonValue, what: str) -> list[Record]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise ValueError(f"{what} must be a list of objects")
+    return [entry for entry in value if isinstance(entry, dict)]
 
 
 def _read_json(path: Path) -> JsonValue:
+    """What a file holds; an empty object where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error

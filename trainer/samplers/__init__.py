@@ -13,6 +13,7 @@ SAMPLERS: dict[str, str] = {
     "shift": "trainer.samplers.shift:Shift",
     "shift-direct": "trainer.samplers.shift_direct:ShiftDirect",
     "uniform-budget": "trainer.samplers.uniform_budget:UniformBudget",
+    "static-tilt": "trainer.samplers.static_tilt:StaticTilt",
     "uniform-arch": "trainer.samplers.uniform_arch:UniformArch",
     "sandwich": "trainer.samplers.sandwich:Sandwich",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 
 SamplerState = dict[str, Any]
@@ -35,15 +37,41 @@ def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
     return tuple(round(low + (high - low) * (k + 1) / groups) for k in range(groups))
 
 
+def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -> tuple[Arch, ...]:
+    """The subnets of ``SamplerOptions.archs``. Raises ValueError unless their FLOPs rise."""
+    found = tuple(space.arch_from_json(document) for document in documents)
+    flops = [space.flops(arch) for arch in found]
+    if flops != sorted(set(flops)):
+        raise ValueError(f"sampler_options.archs have {flops} FLOPs; list them by rising FLOPs")
+    return found
+
+
 class AbstractSampler(ABC):
     """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2)."""
 
-    space: SearchSpace
-    groups: tuple[int, ...]
+    def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
+        self.space = space
+        self.options = options
+        self.archs = group_archs(space, options.archs)
+        self.groups: tuple[int, ...] = (
+            tuple(space.flops(arch) for arch in self.archs)
+            if self.archs
+            else group_budgets(space, options.groups)
+        )
 
     @abstractmethod
-    def draw(self, rng: torch.Generator) -> list[Draw]:
-        """The subnets of one step, in the order in which they run."""
+    def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
+        """The subnets of one step, in the order in which they run.
+
+        progress: the share of the run that is done, 0 to 1.
+        """
+
+    def draw_in(self, group: int, rng: torch.Generator) -> Draw:
+        """A subnet of a group: its own arch, or a budget for the generator."""
+        if self.archs:
+            return Draw(arch=self.archs[group], group=group)
+        budget = draw_budget(self.space, self.groups, group, self.options.jitter, rng)
+        return Draw(budget_flops=budget, group=group)
 
     @property
     @abstractmethod

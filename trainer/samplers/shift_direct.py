@@ -54,7 +54,7 @@ class ShiftDirect(AbstractShiftingSampler):
             partial(torch.optim.SGD, lr=options.learning_rate, weight_decay=1 / REACH),
         )
         moments = ("drop", "distance", "square", "weight", "squared_weight", "times")
-        self.memory.update({name: torch.zeros(options.groups) for name in moments})
+        self.memory.update({name: torch.zeros(len(self.groups)) for name in moments})
 
     def measure(
         self, probe: Probe, rng: torch.Generator

@@ -15,8 +15,6 @@ from trainer.samplers.base import (
     AbstractSampler,
     Draw,
     SamplerState,
-    draw_budget,
-    group_budgets,
 )
 from trainer.samplers.distribution import GroupDistribution
 from trainer.samplers.probe import Probe
@@ -35,10 +33,8 @@ class AbstractShiftingSampler(AbstractSampler):
         options: SamplerOptions,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
     ) -> None:
-        self.space = space
-        self.groups = group_budgets(space, options.groups)
-        self.options = options
-        self.distribution = GroupDistribution(options.groups, options.floor, optimizer)
+        super().__init__(space, options)
+        self.distribution = GroupDistribution(len(self.groups), options.floor, optimizer)
         self.memory: dict[str, Tensor] = {}
 
     @abstractmethod
@@ -57,10 +53,8 @@ class AbstractShiftingSampler(AbstractSampler):
         return True
 
     @final
-    def draw(self, rng: torch.Generator) -> list[Draw]:
-        group = self.distribution.draw(rng)
-        budget = draw_budget(self.space, self.groups, group, self.options.jitter, rng)
-        return [Draw(budget_flops=budget, group=group)]
+    def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
+        return [self.draw_in(self.distribution.draw(rng), rng)]
 
     @final
     def probabilities(self) -> list[float]:

@@ -23,7 +23,7 @@ class UniformArch(AbstractFixedSampler):
     The generator learns from the resource loss alone.
     """
 
-    def draw(self, rng: torch.Generator) -> list[Draw]:
+    def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
         return [Draw(arch=uniform_arch(self.space, rng))]
 
     def probabilities(self) -> list[float]:

@@ -58,11 +58,11 @@ def find_source(name: str, space_name: str) -> Source:
     if (path / MANIFEST).is_file():
         return _bundle(name, space_name)
     if name in PACKAGES:
-        return _pretrained(name, read_checkpoint(PACKAGES[name]()), space_name)
+        return _pretrained(name, read_checkpoint(PACKAGES[name]()).tensors, space_name)
     if name.startswith(TIMM):
         return _pretrained(name, _timm_tensors(name.removeprefix(TIMM)), space_name)
     if path.is_file():
-        return _pretrained(name, read_checkpoint(path), space_name)
+        return _pretrained(name, read_checkpoint(path).tensors, space_name)
     raise ValueError(
         f"no start {name}: give {', '.join(PACKAGES)}, timm:NAME, a .safetensors or .pth file of a "
         "network's weights, or a bundle's folder"

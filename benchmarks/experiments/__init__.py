@@ -1,0 +1,16 @@
+"""The experiments, by name: one file each, and a line here.
+
+    python -m benchmarks.experiments static-tilts --data data/cifar10
+    python -m benchmarks.experiments static-tilts --scale digits       # as CI runs it
+    python -m benchmarks.experiments static-tilts --table              # again from the logs
+
+Every run adds a line to ``results.jsonl`` in the experiment's folder; a command that is given
+again goes on where it was stopped. Pages are in ``docs/experiments/``.
+"""
+
+from __future__ import annotations
+
+EXPERIMENTS: dict[str, str] = {
+    "static-tilts": "benchmarks.experiments.static_tilts:StaticTilts",
+}
+"""Name -> ``module:Class``, an ``AbstractExperiment``."""

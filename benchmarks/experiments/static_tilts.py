@@ -1,0 +1,173 @@
+"""What any sampler can win: static distributions over a frozen ladder of archs.
+
+Each distribution trains as long as uniform does by three accounts: the same number of steps, the
+same multiply-adds, and the same time. Time is that of one thread on the processor (another
+process on the machine does not count), by what a step of each arch took when all took turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import cast
+
+import numpy as np
+
+from benchmarks.experiments.experiment import AbstractExperiment, Case
+from benchmarks.experiments.ladder import ladder
+from benchmarks.experiments.paired import in_words
+from benchmarks.step_costs import Trial
+from benchmarks.timing import machine
+from models.space.arch import Arch
+from trainer.data.run_data import batches_of
+from trainer.engine.horizon import FORWARD_AND_BACKWARD
+from trainer.engine.log import Record
+from trainer.recipes.recipe import Recipe
+from trainer.samplers.static_tilt import tilted
+
+RUNGS = 8
+DISTRIBUTIONS: dict[str, tuple[tuple[float, float], float]] = {
+    "uniform": ((0, 0), 0),
+    "small-2": ((-2, -2), 0),
+    "small-4": ((-4, -4), 0),
+    "large-2": ((2, 2), 0),
+    "small-then-large": ((-2, 2), 0),
+    "large-then-small": ((2, -2), 0),
+    "ends": ((0, 0), 2),
+    "small-1": ((-1, -1), 0),
+    "large-1": ((1, 1), 0),
+    "large-4": ((4, 4), 0),
+}
+"""Name -> tilt at the start and at the end, and bend (``trainer.samplers.static_tilt``)."""
+
+FIRST = 5
+"""So many of them run on every seed before the others do."""
+
+ACCOUNTS = ("multiply-adds", "time", "steps")
+ROUNDS, STEPS = 7, 8
+
+
+class StaticTilts(AbstractExperiment):
+    """Stage A of the evidence."""
+
+    def setup(self) -> Record:
+        archs = ladder(self.space, RUNGS)
+        documents = [self.space.arch_to_json(arch) for arch in archs]
+        flops = [self.space.flops(arch) for arch in archs]
+        step_ms = self._step_ms(documents)
+        return cast(
+            "Record",
+            {"ladder": documents, "flops": flops, "step_ms": step_ms, "machine": machine()},
+        )
+
+    def _step_ms(self, documents: Sequence[object]) -> list[float]:
+        """Processor time of a step of each arch, the median over rounds in which all take turns."""
+        splits = self.splits(0)
+        trials = [
+            Trial(recipe_of(self.base, [document], "uniform", compute=0), splits)
+            for document in documents
+        ]
+        taken = np.zeros((ROUNDS, len(trials)))
+        for turn in range(ROUNDS):
+            for place, trial in enumerate(trials):
+                started = time.process_time()
+                for _ in range(STEPS):
+                    trial.step_ms(masked=False)
+                taken[turn, place] = 1000 * (time.process_time() - started) / STEPS
+        return [round(ms, 3) for ms in np.median(taken[1:], axis=0).tolist()]
+
+    def cases(self, setup: Record) -> Iterator[Case]:
+        documents = cast("list[object]", setup["ladder"])
+        # equal steps last: they are what others report, and decide nothing here
+        few, more = list(DISTRIBUTIONS)[:FIRST], list(DISTRIBUTIONS)[FIRST:]
+        for accounts, names in (
+            (ACCOUNTS[:2], few),
+            (ACCOUNTS[:2], more),
+            (ACCOUNTS[2:], few + more),
+        ):
+            for seed, account, name in product(self.seeds, accounts, names):
+                if name == "uniform" and account != ACCOUNTS[0]:
+                    continue  # the same run by every account
+                compute = self.compute_of(setup, name, account)
+                recipe = recipe_of(self.base, documents, name, compute=compute)
+                yield Case(f"{name}/{account}", recipe.replace(seed=seed))
+
+    def compute_of(self, setup: Record, name: str, account: str) -> float:
+        """Multiply-adds that a distribution may spend to be uniform's equal by an account."""
+        flops = np.array(cast("list[float]", setup["flops"]))
+        times = np.array(cast("list[float]", setup["step_ms"]))
+        train = batches_of(self.base, self.splits(0), self.splits(0).train, train=True)
+        steps = self.base.epochs * len(train)
+        a_step = FORWARD_AND_BACKWARD * self.base.batch_size
+        if account == "multiply-adds":
+            return steps * a_step * float(flops.mean())
+        # along the run, of which schedules know how much of the multiply-adds is spent
+        tilt, bend = DISTRIBUTIONS[name]
+        along = np.array([tilted(len(flops), tilt, bend, u) for u in np.linspace(0, 1, 101)])
+        per_step = along @ flops
+        spent = 1 / per_step if account == "steps" else along @ times / per_step
+        allowed = steps if account == "steps" else steps * float(times.mean())
+        return a_step * allowed / float(np.trapezoid(spent, dx=0.01))
+
+    def archs(self, setup: Record) -> list[Arch]:
+        documents = cast("list[dict[str, object]]", setup["ladder"])
+        return [self.space.arch_from_json(document) for document in documents]
+
+    def table(self, setup: Record, results: list[Record]) -> str:
+        found: dict[str, dict[int, Record]] = defaultdict(dict)
+        for row in results:
+            found[str(row["case"])][cast("int", row["seed"])] = row
+        base = found.get("uniform/multiply-adds", {})
+        lines = [
+            "| same | distribution | seeds | steps | loss | difference | accuracy, % | difference "
+            "| smallest | largest |",
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for account in ACCOUNTS:
+            for name in DISTRIBUTIONS:
+                runs = base if name == "uniform" else found.get(f"{name}/{account}", {})
+                seeds = sorted(runs.keys() & base.keys())
+                if seeds:
+                    mine, other = [[of[seed] for seed in seeds] for of in (runs, base)]
+                    lines.append(f"| {account} | {name} | {len(seeds)} | {_cells(mine, other)} |")
+        return "\n".join(lines)
+
+
+def recipe_of(base: Recipe, documents: Sequence[object], name: str, *, compute: float) -> Recipe:
+    """A run on a ladder with a distribution of this name."""
+    tilt, bend = DISTRIBUTIONS[name]
+    options = base.sampler_options.replace(archs=tuple(documents), tilt=tilt, bend=bend)
+    generator = base.generator.replace(pretrain_steps=0, resource_batch=1)
+    return base.replace(
+        name=name,
+        sampler="static-tilt",
+        sampler_options=options,
+        generator=generator,
+        compute=compute,
+    )
+
+
+def _cells(runs: list[Record], base: list[Record]) -> str:
+    loss, other_loss = ([_mean(run, "test_loss") for run in of] for of in (runs, base))
+    right, other = ([100 * _mean(run, "test_accuracy") for run in of] for of in (runs, base))
+    ends = [
+        statistics.mean(
+            100 * cast("list[dict[str, float]]", run["rows"])[k]["test_accuracy"] for run in runs
+        )
+        for k in (0, -1)
+    ]
+    steps = statistics.mean(cast("int", run["steps"]) for run in runs)
+    return (
+        f"{steps:,.0f} | {statistics.mean(loss):.3f} | "
+        f"{in_words([a - b for a, b in zip(loss, other_loss, strict=True)], 3)} | "
+        f"{statistics.mean(right):.1f} | "
+        f"{in_words([a - b for a, b in zip(right, other, strict=True)], 1)} | "
+        f"{ends[0]:.1f} | {ends[1]:.1f}"
+    )
+
+
+def _mean(run: Record, name: str) -> float:
+    return statistics.mean(row[name] for row in cast("list[dict[str, float]]", run["rows"]))

@@ -1,0 +1,72 @@
+"""The server's command line: ``python -m shiftnas_serve --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from shiftnas_serve.hosts import HOSTS, serve
+from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.settings import PREFIX, Settings, load_settings
+
+_DESCRIPTION = f"""\
+Serve a bundle: POST an image to /classify with the header FLOPs-Budget, and the subnet that fits
+the budget answers.
+
+  python -m shiftnas_serve                                    the bundle in this repository
+  python -m shiftnas_serve --bundle runs/digits/bundle --port 9000
+  curl -T docs/images/ship.jpg -H 'FLOPs-Budget: 4M' localhost:8000/classify
+
+Every setting can also stand in a JSON file (--config) or in the environment ({PREFIX}PORT=9000);
+the command line wins over the environment, the environment over the file."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options are the fields of ``Settings``, with their descriptions and defaults."""
+    made = argparse.ArgumentParser(
+        prog="python -m shiftnas_serve",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--config", type=Path, help="JSON file of settings")
+    for name, field in Settings.model_fields.items():
+        allowed = _allowed(name, field.annotation)
+        default = "" if field.default in (None, ()) else f" (default: {_as_typed(field.default)})"
+        made.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
+            help=f"{field.description}{default}".replace("%", "%%"),
+        )
+    return made
+
+
+def _allowed(name: str, annotation: object) -> tuple[str, ...]:
+    """The values a setting can have, where they can be listed."""
+    if name == "server":
+        return tuple(HOSTS)
+    if name == "runtime":
+        return tuple(RUNTIMES)
+    if name == "device":
+        return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
+    if annotation is bool:
+        return "true", "false"
+    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+
+
+def _as_typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 stopped in order, 2 a mistake of the user's."""
+    options = vars(parser().parse_args(arguments))
+    config = options.pop("config")
+    try:
+        return serve(load_settings(options, config=config))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

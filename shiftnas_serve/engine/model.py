@@ -1,0 +1,80 @@
+"""Model: one version of a bundle, ready to run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from models.bundle.folder import Bundle, load_bundle
+from shiftnas_serve.engine.sessions import Sessions
+from shiftnas_serve.latency import LatencyTable, measure_ms
+from shiftnas_serve.planning.planner import Planner, check_budgets
+from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.settings import EngineSettings
+
+_MEASURED_SUBNETS = 5
+
+
+class ModelName(msgspec.Struct, frozen=True):
+    """What an answer says of the model."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A bundle, its sessions and its planner. ``runtime``: what really runs it."""
+
+    bundle: Bundle
+    sessions: Sessions
+    planner: Planner
+    runtime: dict[str, str]
+    name: ModelName
+
+
+def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> Model:
+    """Load, check, build the pinned sessions, measure. Raises ValueError with what is wrong.
+
+    ``busy``: whether this process serves another meanwhile.
+    """
+    bundle = load_bundle(path)
+    check_budgets(bundle, settings.pinned_flops, settings.default_flops)
+    runtime = build_runtime(
+        settings.runtime, settings.device, settings.threads, settings.engine_cache
+    )
+    pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
+    sessions = Sessions(bundle, runtime, settings.session_bytes, pinned)
+    try:
+        for arch in pinned:
+            sessions.session(arch)
+        # Beside other work the shortest of several runs is closest to what one takes alone.
+        points = measure_latency(bundle, sessions, min if busy else statistics.median)
+    # Whatever a runtime makes of a graph, what it cannot run is not to be served.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(f"bundle {path} cannot run here: {reason}") from error
+    planner = Planner(bundle, settings.default_flops, LatencyTable.of(points), sessions.is_resident)
+    name = ModelName(bundle.name, bundle.version)
+    return Model(bundle, sessions, planner, runtime.describe(), name)
+
+
+def measure_latency(
+    bundle: Bundle, sessions: Sessions, pick: Callable[[Sequence[float]], float] = statistics.median
+) -> tuple[tuple[float, float], ...]:
+    """(FLOPs, milliseconds) of one image for a handful of subnets between the ends."""
+    low, high = bundle.min_flops, bundle.max_flops
+    budgets = [low + (high - low) * i / (_MEASURED_SUBNETS - 1) for i in range(_MEASURED_SUBNETS)]
+    points = {}
+    for arch in dict.fromkeys(bundle.answer(budget) for budget in budgets):
+        side = bundle.space.resolution(arch)
+        images = np.zeros((1, 3, side, side), np.float32)
+        session, _ = sessions.session(arch)
+        ms = measure_ms(lambda: session.run(images), 0.05, pick=pick)  # noqa: B023
+        points[float(bundle.space.flops(arch))] = ms
+    return tuple(sorted(points.items()))

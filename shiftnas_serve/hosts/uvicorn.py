@@ -1,0 +1,188 @@
+"""uvicorn: one process is a whole server; more of them are uvicorn's own supervisor's.
+
+The port is taken first, before anything is loaded, so that of two servers on one port the second
+says so and ends. Stopping (SIGTERM, SIGINT): /readyz turns 503; after ``drain_s`` nothing new is
+taken; what is in flight finishes. SIGHUP reloads; it stops a server whose terminal has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from shiftnas_serve.app import App
+from shiftnas_serve.http.admin import reload
+from shiftnas_serve.http.connection import HttpConnection
+from shiftnas_serve.log import configure_log, finish
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings, as_environment, load_settings
+
+_BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
+not be the one that is asked, or a request that is on its way is lost."""
+_LOOK_S = 0.5
+_PHOTO = "docs/images/ship.jpg"
+
+
+def serve(settings: Settings) -> int:
+    """Until it is told to stop: the exit status. Raises ValueError in one line."""
+    listener = listen(settings.host, settings.port)
+    configure_log(settings.log_level, settings.log_format)
+    if settings.processes > 1:
+        return _serve_many(settings, listener)
+    process = Process(settings, waits=False)
+    _announce(settings)
+    # (uvicorn raises the signal that ended it once more)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
+    uvicorn.Server(_config(process, settings)).run([listener])
+    if process.app.failure is not None:
+        raise ValueError(process.app.failure)
+    return 0
+
+
+def _serve_many(settings: Settings, listener: socket.socket) -> int:
+    os.environ |= as_environment(settings)
+    config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
+    supervisor = Multiprocess(config, [listener])
+    _announce(settings)
+    supervisor.run()
+    failed = any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes)
+    return 2 if failed else 0
+
+
+def _announce(settings: Settings) -> None:
+    if sys.stderr.isatty():
+        host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
+        print(
+            f"http://{host}:{settings.port}/docs\n"
+            f"  curl -T {_PHOTO} -H 'FLOPs-Budget: 4M' {host}:{settings.port}/classify",
+            file=sys.stderr,
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The one socket that takes connections. Raises ValueError where nothing can listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        both = family == socket.AF_INET6 and host == "::"
+        return socket.create_server(
+            (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+        )
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port"
+        ) from None
+
+
+def process_app() -> Process:
+    """The app of one of several processes."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the parent's to obey
+    settings = load_settings({})
+    configure_log(settings.log_level, settings.log_format)
+    return Process(settings, waits=True)
+
+
+def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=HttpConnection,
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        log_level=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.timeout_s) + 1,
+        workers=settings.processes,
+        **more,
+    )
+
+
+class Process:
+    """An ``App``, and what signals mean to its process, which has one event loop."""
+
+    def __init__(self, settings: Settings, *, waits: bool) -> None:
+        self.app = App(settings, waits=waits, failed=self.stop)
+        self._settings, self._alone = settings, not waits
+        # Who starts a server with nohup wants it to outlive the terminal.
+        self._tied = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._parent = os.getppid()
+        self._stop: Any = None
+        self._stopping = self._reload_soon = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The app; when it starts, the event loop is there for signals."""
+        if scope["type"] == "lifespan":
+            loop = asyncio.get_running_loop()
+            self._stop = signal.getsignal(signal.SIGTERM)  # uvicorn's own, for the last step
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._drain)
+            if self._alone:
+                loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            else:
+                self._keep(self._end_with_parent())
+        await self.app(scope, receive, send)
+
+    def stop(self) -> None:
+        """Take nothing new; uvicorn ends with what is in flight."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, self._stop)
+        self._stop(signal.SIGTERM, None)
+
+    def _drain(self) -> None:
+        if self.app.state.engine is None:
+            finish()
+            os._exit(0)  # it has begun nothing that would have to end
+        if not self._stopping:
+            self._stopping = self.app.state.draining = True
+            asyncio.get_running_loop().call_later(self._settings.drain_s, self.stop)
+
+    def _hang_up(self) -> None:
+        if self._tied and not has_terminal():
+            self._drain()
+        else:
+            self._keep(self._reload())
+
+    async def _reload(self) -> None:
+        while self.app.state.engine is None:
+            await asyncio.sleep(_LOOK_S)
+        with suppress(Problem):  # it is in the log
+            await reload(self.app.state, None)
+
+    async def _end_with_parent(self) -> None:
+        """Also after a kill -9 of the parent, which would else leave a server that nobody knows."""
+        while os.getppid() == self._parent:
+            await asyncio.sleep(_LOOK_S)
+        self._drain()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself would let it go
+        task.add_done_callback(self._tasks.discard)
+
+
+def has_terminal() -> bool:
+    """Whether a terminal controls this process: not as a service, nor when it was hung up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""About: the routes that tell of the server and its model."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from models.bundle.folder import FrontierRow
+from shiftnas_serve.engine.model import Model
+from shiftnas_serve.http.docs import docs_page
+from shiftnas_serve.http.openapi import openapi_document
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.problem import Problem
+
+
+def about_routes(state: ServerState) -> list[Route]:
+    """Probes, metrics, budgets, documentation."""
+
+    async def livez(request: Request) -> Response:
+        if state.engine is not None and state.engine.wedged is not None:
+            raise Problem(503, f"the process is about to end: {state.engine.wedged}")
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        if state.draining:
+            raise Problem(503, "the server is draining", headers={"Retry-After": "1"})
+        model = state.serving().model
+        return JSONResponse({"status": "ready", "model": _name(model), "runtime": model.runtime})
+
+    async def metrics(request: Request) -> Response:
+        text = await asyncio.to_thread(state.metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def budgets(request: Request) -> Response:
+        state.keys.check(request.state.headers)
+        return JSONResponse(describe_budgets(state.serving().model))
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(openapi_document(state.serving().model.bundle))
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(docs_page(openapi_document(state.serving().model.bundle)))
+
+    endpoints = {
+        "/livez": livez,
+        "/readyz": readyz,
+        "/metrics": metrics,
+        "/budgets": budgets,
+        "/openapi.json": openapi,
+        "/docs": docs,
+    }
+    return [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
+
+
+def _name(model: Model) -> dict[str, str]:
+    return {"name": model.name.name, "version": model.name.version}
+
+
+def describe_budgets(model: Model) -> dict[str, object]:
+    """What may be asked for, and what one may expect."""
+    bundle, latency = model.bundle, model.planner.latency
+
+    def row(entry: FrontierRow) -> dict[str, object]:
+        return {
+            "budget_flops": entry.budget_flops,
+            "subnet": bundle.space.arch_id(entry.arch),
+            "flops": entry.flops,
+            "params": entry.params,
+            "val_accuracy": entry.val_accuracy,
+            "test_accuracy": entry.test_accuracy,
+            "infer_ms": latency.infer_ms(entry.flops),
+        }
+
+    return {
+        "model": {**_name(model), "space": bundle.space.name},
+        "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
+        "latency_ms": {
+            "min": latency.answer_ms(bundle.min_flops),
+            "largest_subnet": latency.answer_ms(bundle.max_flops),
+        },
+        "frontier": [row(entry) for entry in bundle.frontier],
+        "subnets": len(bundle.archs()),
+        "labels": list(bundle.labels),
+        "resident": sorted(bundle.space.arch_id(arch) for arch in model.sessions.resident()),
+    }

@@ -1,0 +1,91 @@
+"""Admin: ``POST /admin/reload``, the route that changes the server. It has keys of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from shiftnas_serve.http.body import BodyLimits, read_body
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.library import Reloaded
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import PREFIX
+
+_MAX_BODY_BYTES = 65_536
+
+_LOG = structlog.get_logger("shiftnas_serve.reload")
+
+
+class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    bundle: str | None = None
+
+
+def admin_route(state: ServerState) -> Route:
+    """``POST /admin/reload``."""
+    limits = BodyLimits(_MAX_BODY_BYTES, state.settings.timeout_s)
+
+    async def answer(request: Request) -> Response:
+        if not len(state.admin_keys):
+            raise Problem(
+                403,
+                "this server has no admin key, so nobody may reload it; set admin_keys "
+                f"({PREFIX}ADMIN_KEYS=KEY) and start it anew",
+            )
+        state.admin_keys.check(request.state.headers)
+        if state.settings.processes > 1:
+            raise Problem(
+                409,
+                f"this server has {state.settings.processes} processes, and this is one of them; "
+                "send SIGHUP to their parent: it replaces them one by one, from the same path",
+            )
+        with state.serving().room.share() as share:
+            body = await read_body(request.scope, request.receive, limits, share)
+        done = await reload(state, read_source(body))
+        request.state.details.append(lambda: {"model": done.model, "previous": done.previous})
+        return JSONResponse(
+            {
+                "status": "reloaded" if done.changed else "unchanged",
+                "model": msgspec.to_builtins(done.model),
+                "previous": msgspec.to_builtins(done.previous),
+                "duration_ms": round(done.duration_ms, 1),
+                "request_id": request.state.request_id,
+            }
+        )
+
+    return Route("/admin/reload", answer, methods=["POST"])
+
+
+async def reload(state: ServerState, source: Path | None) -> Reloaded:
+    """Serve the bundle at ``source``, or at the path that is served. Logged and counted."""
+    engine = state.serving()
+    try:
+        done = await asyncio.to_thread(engine.reload, source)
+    except Problem as problem:
+        state.metrics.reloaded("refused")
+        served = engine.model.name.version
+        _LOG.warning("reload refused", reason=problem.detail, served=served)
+        raise
+    state.metrics.reloaded("done" if done.changed else "unchanged")
+    _LOG.info("reload done", model=done.model.version, previous=done.previous.version)
+    return done
+
+
+def read_source(body: bytes) -> Path | None:
+    """The path in ``{"bundle": "PATH"}``; None for no body. Problem 400 for anything else."""
+    if not body.strip():
+        return None
+    try:
+        path = msgspec.json.decode(body, type=_Wanted).bundle
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        path = ""
+    if path is None:
+        return None
+    if not path or "\0" in path:
+        raise Problem(400, 'send {"bundle": "PATH"} as JSON, or no body for the same path')
+    return Path(path)

@@ -1,0 +1,188 @@
+"""Body: the image bytes of a request, in any of the forms it may be sent in."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from shiftnas_serve.http.options import refuse_others
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.scheduling.room import Share
+
+RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
+# What some clients call the same.
+_ALIASES = ("image/jpg", "image/pjpeg", "image/x-png")
+# To read this much JSON or form takes milliseconds, in which nobody else would be answered.
+_SMALL_BYTES = 262_144
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Of one body."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+class _ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
+    image: str
+
+
+_decode_document = msgspec.json.Decoder(_ImageDocument).decode
+
+
+async def read_image(
+    scope: Scope, receive: Receive, limits: BodyLimits, share: Share, threads: Executor
+) -> bytes:
+    """The encoded image. Raises Problem: 400 malformed or empty, 415 other types; ``read_body``'s.
+
+    Raw, as the one field ``image`` of a multipart form, or base64 in JSON ``{"image": ...}``. A raw
+    body's content decides its format, not its content type, which may be missing.
+    """
+    headers = scope["state"]["headers"]
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    # `curl -T photo.jpg` names no type at all; the content says what it is.
+    media_type = given or "application/octet-stream"
+    if media_type not in ACCEPTED and media_type not in _ALIASES:
+        detail = f"{media_type[:60]} is not accepted; send one of {', '.join(ACCEPTED)}"
+        if media_type == "application/x-www-form-urlencoded":
+            detail += " (curl --data-binary needs -H 'Content-Type: image/jpeg')"
+        accepted = ", ".join(ACCEPTED)
+        raise Problem(415, detail, headers={"Accept": accepted, "Accept-Post": accepted})
+    body = await read_body(scope, receive, limits, share)
+    if media_type == "application/json":
+        return await in_turn(len(body), partial(_from_json, body), threads)
+    if media_type == "multipart/form-data":
+        # (a loop of its own in the thread: the form is read by a coroutine that never waits)
+        if len(body) <= _SMALL_BYTES:
+            return await _from_form(scope, body)
+        return await in_turn(len(body), lambda: asyncio.run(_from_form(scope, body)), threads)
+    if not body:
+        raise Problem(400, "the body is empty; send the bytes of an image")
+    return body
+
+
+async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> T:
+    """``read()``, of so many bytes: in a thread unless it takes but a moment."""
+    if size_bytes <= _SMALL_BYTES:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(threads, read)
+
+
+async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: Share) -> bytes:
+    """The body as it is; ``share`` grows by what comes.
+
+    Raises Problem: 400 the client went away, 408 too slow, 413 too long, 415 compressed, 429 no
+    room.
+    """
+    headers = scope["state"]["headers"]
+    coding = headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise Problem(
+            415,
+            f"Content-Encoding: {coding!r:.40} is not read; send the body as it is (images are "
+            "compressed already)",
+            headers={"Accept-Encoding": "identity"},
+        )
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdecimal() and len(length) <= 20):
+        raise Problem(400, f"Content-Length: {length!r:.40} is not a number")
+    if int(length) > limits.max_bytes:
+        raise _too_long(limits)
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            return await _pieces(receive, limits, share)
+    except TimeoutError:
+        raise Problem(408, f"no complete body came in {limits.timeout_s:g} s") from None
+
+
+async def _pieces(receive: Receive, limits: BodyLimits, share: Share) -> bytes:
+    chunks: list[bytes] = []
+    received, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "the client went away before the body was complete")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        received += len(chunk)
+        if received > limits.max_bytes:
+            raise _too_long(limits)
+        share.grow(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)  # of one piece itself
+
+
+def _too_long(limits: BodyLimits) -> Problem:
+    return Problem(413, f"the body is larger than {limits.max_bytes:,} bytes")
+
+
+def _from_json(body: bytes) -> bytes:
+    try:
+        text = _decode_document(body).image
+    except msgspec.ValidationError as error:
+        name = str(error).partition("unknown field `")[2].partition("`")[0]
+        if name:
+            refuse_others([name], ("image",), "the JSON object")
+        raise Problem(
+            400, f'JSON must be {{"image": "<base64>"}} and no more: {str(error)[:200]}'
+        ) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise Problem(400, 'the body is no JSON; send {"image": "<base64>"}') from None
+    if body.count(b'"') > 4:  # of which there are none in base64
+        raise Problem(400, "the JSON object has image several times; send one a request")
+    return decode_base64(text)
+
+
+def decode_base64(text: str) -> bytes:
+    """With line breaks, as a ``data:`` URL, and in the alphabet for URLs, too. Problem 400."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise Problem(400, "image is a data: URL without ;base64,")
+    try:
+        coded = text.encode("ascii")
+        try:
+            return binascii.a2b_base64(coded, strict_mode=True)
+        except binascii.Error:
+            coded = coded.translate(_STANDARD, b" \t\r\n").rstrip(b"=")
+            return binascii.a2b_base64(coded + b"=" * (-len(coded) % 4), strict_mode=True)
+    except ValueError:  # binascii.Error is one
+        raise Problem(400, "image is not valid base64") from None
+
+
+async def _from_form(scope: Scope, body: bytes) -> bytes:
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    try:
+        form = await Request(scope, replay).form(max_files=4, max_fields=16)
+    except (MultiPartException, HTTPException, ValueError, KeyError) as error:
+        detail = getattr(error, "detail", None) or str(error) or "no boundary"
+        raise Problem(400, f"malformed multipart form: {detail}") from None
+    try:
+        fields = form.multi_items()
+        refuse_others([name for name, _ in fields], ("image",), "the form")
+        if len(fields) > 1:
+            raise Problem(400, f"the form has {len(fields)} of them; send one image a request")
+        field = fields[0][1] if fields else None
+        if not isinstance(field, UploadFile):
+            raise Problem(400, 'the form has no file field "image"')
+        return await field.read()
+    finally:
+        await form.close()

@@ -1,0 +1,95 @@
+"""Classify: ``POST /classify``, and what its like under /v2 shares with it.
+
+1. the key and its rate: 401, 429; whether there is an engine: 503
+2. the options: 400; whether there is time: 429
+3. the body, within its limits: 400, 408, 413, 415, 429
+4. the image, by the engine (``library``), while the client waits: 499, and what it raises
+5. the result as JSON
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shiftnas_serve.http.answers import classification, problem_response, unknown_problem
+from shiftnas_serve.http.body import read_image
+from shiftnas_serve.http.options import read_budgets, read_top_k
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.scheduling.work import LARGE_BODY_BYTES
+
+Endpoint = Callable[[Scope, Receive], Awaitable[ASGIApp]]
+
+
+def classify_endpoint(state: ServerState) -> Endpoint:
+    """What answers ``/classify``."""
+    settings = state.settings
+
+    async def classify(scope: Scope, receive: Receive) -> ASGIApp:
+        if scope["method"] not in ("POST", "PUT"):
+            raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
+        started = time.monotonic()
+        known = scope["state"]
+        state.charge(known["headers"], 1)
+        engine = state.serving()
+        asked = read_budgets(scope["headers"])
+        top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))
+        engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
+        with engine.room.share() as share:
+            data = await read_image(scope, receive, state.body_limits, share, state.threads)
+            share.add(1)
+            result = await engine.answer(
+                data,
+                asked,
+                top_k,
+                give_up_s=started + settings.timeout_s,
+                gone=lambda: client_gone(receive),
+            )
+        state.metrics.observed(result)
+        known["details"].append(result.log)
+        return classification(result, known["request_id"])
+
+    return classify
+
+
+class Counted:
+    """An endpoint as an ASGI app: what it answers is sent, a Problem is answered; both counted."""
+
+    def __init__(self, endpoint: Endpoint, state: ServerState) -> None:
+        self._endpoint, self._metrics = endpoint, state.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        metrics, status = self._metrics, CLIENT_GONE
+        metrics.in_flight.inc()
+        try:
+            try:
+                answer = await self._endpoint(scope, receive)
+                status = 200
+            except Problem as problem:
+                answer, status = problem_response(problem, scope), problem.status
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                status = 500
+                await problem_response(unknown_problem(), scope)(scope, receive, send)
+                raise
+            await answer(scope, receive, send)
+        finally:
+            metrics.in_flight.dec()
+            metrics.answered(status)
+
+
+async def client_gone(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def is_long(headers: dict[str, str]) -> bool:
+    """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

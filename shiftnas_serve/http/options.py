@@ -1,0 +1,113 @@
+"""Options: what a client asks for beside the image, and where it must stand.
+
+What looks like an option and is none is refused, with the right place: otherwise the largest subnet
+would answer whoever wrote a budget where nobody reads it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import parse_qsl
+
+from shiftnas_serve.budgets import BUDGET_KINDS
+from shiftnas_serve.library import TOP_K, parse_budgets
+from shiftnas_serve.problem import Problem
+
+_KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
+_NEAR = 0.75
+_PLACES = {
+    **{kind.name: f"the header {kind.header}: {kind.example}" for kind in BUDGET_KINDS},
+    **{kind.parameter: f"the header {kind.header}: {kind.example}" for kind in BUDGET_KINDS},
+    "latency": "the header Latency-Budget: 25",
+    "budget": "the header FLOPs-Budget: 4M",
+    "top_k": "the query: /classify?top_k=5",
+    "image": "the body",
+}
+
+
+def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
+    """Every budget that a request's headers name, by the name of its kind.
+
+    Of one that is repeated, the smallest. Raises Problem 400 for garbage, and for a header that
+    looks like one of them.
+    """
+    asked: dict[str, float] = {}
+    for name, value in headers:
+        kind = _KINDS.get(name)
+        if kind is not None:
+            number = parse_budgets({kind.name: value.decode("latin-1")})[kind.name]
+            asked[kind.name] = min(number, asked.get(kind.name, number))
+        elif name not in _HARMLESS:
+            _check(name)
+    return asked
+
+
+# What clients and proxies send; to look closely at names takes time.
+_HARMLESS = set(
+    b"host content-type content-length user-agent accept accept-encoding accept-language "
+    b"connection authorization request-id traceparent tracestate transfer-encoding expect".split()
+)
+
+
+def _check(name: bytes) -> None:
+    near = difflib.get_close_matches(name.decode("latin-1"), _NAMES, n=1, cutoff=_NEAR)
+    if near or b"budget" in name:
+        kind = _KINDS[near[0].encode()] if near else BUDGET_KINDS[0]
+        shown = name.decode("latin-1")
+        raise Problem(
+            400, f"no header {shown!r:.60} is read; did you mean {kind.header}: {kind.example}?"
+        )
+    if len(_HARMLESS) < 1000 and len(name) < 64:
+        _HARMLESS.add(name)
+
+
+_NAMES = [name.decode() for name in _KINDS]
+
+
+def read_top_k(query: bytes, classes: int) -> int:
+    """How many predictions to answer; more than there are classes means all."""
+    if not query:
+        return min(TOP_K, classes)
+    fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    refuse_others([name for name, _ in fields], ("top_k",), "the query")
+    texts = {text for _, text in fields}
+    if not fields:
+        return min(TOP_K, classes)
+    if len(texts) > 1:
+        raise Problem(400, "top_k stands several times in the query; send it once")
+    (text,) = texts
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
+        raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
+    return min(int(text), classes)
+
+
+def refuse_others(names: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises Problem 400 for a name that is none of ``known``, with the place where it belongs."""
+    for name in names:
+        if name not in known:
+            raise Problem(400, f"{where} has no {name!r:.60}; {_hint(name, known)}")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    plain = name.lower().replace("-", "_").removeprefix("x_")
+    near = difflib.get_close_matches(plain, _PLACES, n=1, cutoff=_NEAR)
+    if near and near[0] not in known:
+        return f"send it as {_PLACES[near[0]]}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "it takes " + ", ".join(f'"{one}"' for one in known)
+
+
+def budget_texts(parameters: Mapping[str, object]) -> dict[str, str]:
+    """Budgets among the parameters of a v2 request, by the name of their kind."""
+    known = [*(kind.parameter for kind in BUDGET_KINDS), "binary_data_output"]
+    refuse_others(parameters, known, "parameters")
+    found = {}
+    for kind in BUDGET_KINDS:
+        value = parameters.get(kind.parameter)
+        if value is not None:
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise Problem(400, f"{kind.parameter} must be a number or a text")
+            found[kind.name] = str(value)
+    return found

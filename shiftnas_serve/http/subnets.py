@@ -1,0 +1,103 @@
+"""Subnets: ``GET /subnets/{id}``, one subnet as JSON or as an ONNX model to take away.
+
+An id is a hash, so a process knows those that it lists or has answered itself. Others are found by
+the arch that every answer names, which any replica can check against the id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shiftnas_serve.engine.model import Model
+from shiftnas_serve.http.answers import subnet_document
+from shiftnas_serve.http.options import refuse_others
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.planning.planner import Subnet, describe
+from shiftnas_serve.problem import Problem, busy
+
+_PIECE_BYTES = 1_048_576
+# A client that takes longer keeps everyone else waiting.
+_SEND_S = 600.0
+
+
+def subnet_route(state: ServerState) -> Route:
+    """One download at a time: what is built is as large as the subnet, and written once more."""
+    thread, taken = ThreadPoolExecutor(1, thread_name_prefix="download"), Lock()
+
+    async def subnet(request: Request) -> ASGIApp:
+        state.keys.check(request.state.headers)
+        model, query = state.serving().model, request.query_params
+        refuse_others(query, ("format", "arch"), "the query")
+        wanted = query.get("format", "json")
+        if wanted not in ("json", "onnx"):
+            raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
+        found = find_subnet(model, request.path_params["id"], query.get("arch"))
+        if wanted == "onnx":
+            return download(model, found, request)
+        name = {"name": model.name.name, "version": model.name.version}
+        return JSONResponse({**subnet_document(found), "resolution": found.side, "model": name})
+
+    def download(model: Model, found: Subnet, request: Request) -> ASGIApp:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            if not taken.acquire(blocking=False):
+                raise busy("another subnet is being downloaded from this server; try again", 5)
+            try:
+                state.charge(request.state.headers, 1)
+                loop = asyncio.get_running_loop()
+                build = model.bundle.build_onnx
+                data = await loop.run_in_executor(
+                    thread, lambda: build(found.value).SerializeToString()
+                )
+                name = f'attachment; filename="{model.name.name}-{found.id}.onnx"'
+                headers = [
+                    (b"content-type", b"application/octet-stream"),
+                    (b"content-length", b"%d" % len(data)),
+                    (b"content-disposition", name.encode("latin-1", "replace")),
+                ]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                # In pieces, each when the client has taken the last.
+                async with asyncio.timeout(_SEND_S):
+                    for at in range(0, len(data), _PIECE_BYTES):
+                        body = data[at : at + _PIECE_BYTES]
+                        more = at + _PIECE_BYTES < len(data)
+                        await send({"type": "http.response.body", "body": body, "more_body": more})
+            finally:
+                taken.release()
+
+        return answer
+
+    return Route("/subnets/{id}", subnet, methods=["GET"])
+
+
+def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
+    """The subnet of an id, known here or described by its arch as JSON.
+
+    Raises Problem 404 for one that is neither, 400 for an arch that is none or has another id.
+    """
+    bundle = model.bundle
+    found = model.planner.by_id(identity)
+    if found is not None:
+        return found
+    only_stored = bool(bundle.space.norms)  # no other arch has statistics
+    if arch_text is None or only_stored:
+        hint = "" if only_stored else "; add ?arch= and the subnet.arch of the answer that named it"
+        raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget{hint}")
+    try:
+        document = json.loads(arch_text)
+        if not isinstance(document, dict):
+            raise ValueError("send a JSON object")
+        arch = bundle.space.arch_from_json(document)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"arch is none of {bundle.space.name}: {str(error)[:200]}") from None
+    if bundle.space.arch_id(arch) != identity:
+        actual = bundle.space.arch_id(arch)
+        raise Problem(400, f"this arch is subnet {actual}, not {identity!r:.40}")
+    return describe(bundle, arch)

@@ -1,0 +1,391 @@
+"""Library: ``load`` a bundle, ``classify`` images within budgets. No HTTP.
+
+What one image goes through, whoever asks (HTTP asks the same way):
+
+1. its budgets are read, and whether there is time for it: 400, 422; 429 too much waits
+2. it waits to be decoded, if that takes more than a moment (``backlog``)
+3. it is decoded, its subnet is chosen and it is resized (``decoders.prepare``): 413, 415, 422
+4. it waits for its turn (``turns``): 504 its turn comes too late
+5. its subnet runs, with others that wait for the same (``runners``): 500
+6. its logits become a ``Result``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from PIL import Image, ImageOps
+
+from models.images.header import ImageError
+from models.images.image import Photo, read_header
+from models.space.quantity import MAX_LENGTH
+from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange, earliest_deadline_s
+from shiftnas_serve.engine.model import Model, ModelName, load_model
+from shiftnas_serve.engine.result import Result
+from shiftnas_serve.problem import CLIENT_GONE, Problem, late
+from shiftnas_serve.scheduling.backlog import Backlog
+from shiftnas_serve.scheduling.decoders import THREADS, Decoders, of_image, out_of_range, prepare
+from shiftnas_serve.scheduling.pending import Pending
+from shiftnas_serve.scheduling.room import Room
+from shiftnas_serve.scheduling.runners import Runners
+from shiftnas_serve.scheduling.work import decode_work, is_small
+from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
+
+TOP_K = 5
+# A late answer is better than none for so long; after that a runner is in trouble.
+_GRACE_S = 1.0
+# Most answers are there by then, and cost no watch over who waits: a task, which is as much work as
+# a tenth of a small subnet's answer.
+_WATCH_AFTER_S = 0.1
+# Callers send the same few texts again and again.
+_KINDS = {kind.name: kind for kind in BUDGET_KINDS}
+_PARSERS = {kind.name: lru_cache(4096)(kind.parse) for kind in BUDGET_KINDS}
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray
+"""A file's path, its content, or what was decoded: uint8 (height, width, 3), RGB."""
+
+_LOG = structlog.get_logger("shiftnas_serve.library")
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What came of a reload; ``model`` is what is served now."""
+
+    model: ModelName
+    previous: ModelName
+    changed: bool
+    duration_ms: float
+
+
+def load(bundle: Path | str = DEFAULT_BUNDLE, **settings: Any) -> Engine:
+    """An engine for the bundle in a folder.
+
+    ``settings``: fields of ``EngineSettings``. Raises ValueError with what is wrong.
+    """
+    return Engine(EngineSettings(bundle=Path(bundle), **settings))
+
+
+class Engine:
+    """A bundle that is ready to classify, and its threads. Thread-safe; a context that closes it.
+
+    ``wedged`` is called with a reason when an inference stands still for ``stall_s``: nothing but
+    the end of the process helps then. By default that is logged.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, wedged: Callable[[str], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self.path = settings.bundle
+        self.model = load_model(settings.bundle, settings)
+        self.room = Room(settings.max_waiting, settings.max_waiting_bytes)
+        self.wedged: str | None = None
+        """Why an inference stands still, if one does."""
+        self._on_wedged = wedged
+        self._reloading = threading.Lock()
+        self._backlog = Backlog(THREADS, settings.workers, settings.max_batch)
+        Decoders(self._backlog, settings.max_pixels)
+        self.runners = Runners(self._backlog, settings.workers, settings.stall_s, self._is_wedged)
+        if settings.prebuild:
+            self.runners.prebuild(self.model)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; what waits is not answered."""
+        self.runners.close()
+        self._backlog.close()
+
+    def _is_wedged(self, reason: str) -> None:
+        self.wedged = reason
+        _LOG.critical("wedged", reason=reason)
+        if self._on_wedged is not None:
+            self._on_wedged(reason)
+
+    # -- for threads -------------------------------------------------------------------------
+
+    def classify(
+        self,
+        image: ImageSource,
+        *,
+        flops: str | float | None = None,
+        latency_ms: str | float | None = None,
+        top_k: int = TOP_K,
+    ) -> Result:
+        """The classes of an image, from the largest subnet within the budgets.
+
+        ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: from here to the answer.
+        Raises Problem: why there is no answer.
+        """
+        return self.classify_batch([image], flops=flops, latency_ms=latency_ms, top_k=top_k)[0]
+
+    def classify_batch(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        flops: str | float | None = None,
+        latency_ms: str | float | None = None,
+        top_k: int = TOP_K,
+    ) -> list[Result]:
+        """As ``classify``, each image within the same budgets, in order."""
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        sources = [read_source(image) for image in images]
+        with self.room.share() as share:
+            share.add(len(sources))
+            share.grow(sum(len(one) for one in sources if isinstance(one, bytes)))
+            pending = [self._pending(one, asked, top_k, Future()) for one in sources]
+            try:
+                for one in pending:
+                    self._begin(one)
+                return [self._wait(one) for one in pending]
+            finally:
+                for one in pending:
+                    if not one.future.done():
+                        self._backlog.cancel(one)
+
+    def _wait(self, one: Pending) -> Result:
+        assert isinstance(one.future, Future)
+        try:
+            return one.future.result(one.deadline_s + _GRACE_S - time.monotonic())
+        except TimeoutError:
+            raise late("no answer came in time") from None
+
+    # -- for event loops ---------------------------------------------------------------------
+
+    async def aclassify(
+        self,
+        image: ImageSource,
+        *,
+        flops: str | float | None = None,
+        latency_ms: str | float | None = None,
+        top_k: int = TOP_K,
+    ) -> Result:
+        """As ``classify``, without holding up the event loop."""
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        source = read_source(image)
+        with self.room.share() as share:
+            share.add(1)
+            share.grow(len(source) if isinstance(source, bytes) else 0)
+            return await self.answer(source, asked, top_k)
+
+    async def answer(
+        self,
+        source: bytes | Photo,
+        asked: Mapping[str, float],
+        top_k: int,
+        *,
+        model: Model | None = None,
+        give_up_s: float | None = None,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> Result:
+        """What ``aclassify`` does, of budgets that are read and an image that has its room.
+
+        ``model``: that of a request with several images, which have one version.
+        ``give_up_s``: when at last, on the monotonic clock. ``gone`` returns when nobody waits any
+        more: Problem 499 then.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        one = self._pending(source, asked, top_k, future, loop, model)
+        if give_up_s is not None:
+            one.deadline_s = min(one.deadline_s, give_up_s)
+        if self.room.images > 1:
+            # Images that came together all pass here before the first is worked on, so that those
+            # that must be refused hear so at once.
+            self._backlog.arriving += 1
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._backlog.arriving -= 1
+        self._begin(one)
+        last_s = min(one.deadline_s + _GRACE_S, give_up_s or one.deadline_s + _GRACE_S)
+        watch: list[asyncio.Task[None]] = []
+        soon_s = min(_WATCH_AFTER_S, max(last_s - time.monotonic(), 0.0))
+        timer = loop.call_later(
+            soon_s, lambda: watch.append(loop.create_task(_end_wait(future, last_s, gone)))
+        )
+        try:
+            result = await future
+        finally:
+            timer.cancel()
+            for task in watch:
+                task.cancel()
+            if one.outcome is None:
+                self._backlog.cancel(one)
+        self._observe(one, result)
+        return result
+
+    def _observe(self, one: Pending, result: Result) -> None:
+        timing = result.timing
+        total_ms = 1000 * (time.monotonic() - one.queued_s)
+        overhead_ms = total_ms - timing.queue_ms - timing.infer_ms - timing.build_ms
+        planner = one.model.planner
+        planner.latency = planner.latency.answered(overhead_ms)
+
+    # -- the way of an image -----------------------------------------------------------------
+
+    def refuse_if_hopeless(self, asked: Mapping[str, float], *, large: bool = False) -> None:
+        """Before an image is here: Problem 429 when too much waits for one with these budgets.
+
+        And 422 where no subnet would keep them. ``large``: it will have to wait for a thread that
+        decodes it.
+        """
+        planner = self.model.planner
+        try:
+            planner.is_quick(asked)
+        except OutOfRange as error:
+            raise out_of_range(error) from None
+        now = time.monotonic()
+        deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
+        smallest_ms = planner.cost_ms(planner.smallest)
+        self._backlog.refuse_if_hopeless(deadline_s, smallest_ms, decode_ms=0.0 if large else None)
+
+    def _pending(
+        self,
+        source: bytes | Photo,
+        asked: Mapping[str, float],
+        top_k: int,
+        future: asyncio.Future[Result] | Future[Result],
+        loop: asyncio.AbstractEventLoop | None = None,
+        model: Model | None = None,
+    ) -> Pending:
+        now = time.monotonic()
+        deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
+        one = Pending(model or self.model, asked, top_k, now, deadline_s, future, loop)
+        if isinstance(source, bytes):
+            one.data = source
+        else:
+            one.photo = source
+        return one
+
+    def _begin(self, one: Pending) -> None:
+        """Prepare it, or let it wait for that. Raises Problem."""
+        try:
+            quick = one.model.planner.is_quick(one.asked)
+            if one.photo is None:
+                one.header = header = read_header(one.data, self.settings.max_pixels)
+                if not (quick and is_small(header, len(one.data))):
+                    one.work = decode_work(header, len(one.data), generator=not quick)
+        except ImageError as error:
+            raise of_image(error) from None
+        except OutOfRange as error:
+            raise out_of_range(error) from None
+        if one.work is not None:
+            self._backlog.decode(one)
+        else:
+            prepare(one, self.settings.max_pixels)
+            self._backlog.run(one)
+
+    # -- another version ---------------------------------------------------------------------
+
+    def reload(self, path: Path | None = None) -> Reloaded:
+        """Serve the bundle at ``path`` (None: the path that is served) from the next image on.
+
+        In two phases: it is loaded, checked, built and measured beside the old one; then they
+        change places. What is in flight ends with the version that it began with.
+
+        Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle; the old
+        one is served on then.
+        """
+        if not self._reloading.acquire(blocking=False):
+            raise Problem(409, "another reload is under way; try again when it is done")
+        try:
+            started = time.monotonic()
+            path, previous = path or self.path, self.model
+            try:
+                model = load_model(path, self.settings, busy=True)
+            except ValueError as error:
+                detail = f"{error}; {previous.name.version} is served on"
+                raise Problem(422, detail) from None
+            changed = model.name != previous.name
+            self.path = path
+            if changed:
+                weakref.finalize(previous.bundle, release_memory)
+                self.model = model
+        finally:
+            self._reloading.release()
+        if changed and self.settings.prebuild:
+            self.runners.prebuild(model)
+        duration_ms = 1000 * (time.monotonic() - started)
+        return Reloaded(model.name, previous.name, changed, duration_ms)
+
+
+def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
+    """Budgets by the name of their kind; None: it is not asked for. Raises Problem 400."""
+    asked: dict[str, float] = {}
+    for name, text in texts.items():
+        if text is None:
+            continue
+        text = text if isinstance(text, str) else repr(text)
+        if len(text) > MAX_LENGTH:  # nothing so long is remembered
+            header = _KINDS[name].header
+            raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
+        try:
+            asked[name] = _PARSERS[name](text)
+        except BadBudget as error:
+            raise Problem(400, str(error)) from None
+    return asked
+
+
+def read_source(image: ImageSource) -> bytes | Photo:
+    """The bytes of a file, or pixels. Raises ValueError for what is no image."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"an array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
+            )
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {image}: {error.strerror}") from None
+
+
+async def _end_wait(
+    answer: asyncio.Future[Result], last_s: float, gone: Callable[[], Awaitable[None]] | None
+) -> None:
+    """Give an answer that does not come a Problem."""
+    try:
+        async with asyncio.timeout(max(last_s - time.monotonic(), 0.0)):
+            if gone is None:
+                await asyncio.Event().wait()
+            else:
+                await gone()
+    except TimeoutError:
+        problem = late("no answer came in time")
+    else:
+        problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
+    if not answer.done():
+        answer.set_exception(problem)
+
+
+def release_memory() -> None:
+    """Give back to the system what is free: a version's arrays are large, and were many."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # a libc without it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+__all__ = ["Engine", "ImageSource", "Problem", "Reloaded", "load", "parse_budgets"]

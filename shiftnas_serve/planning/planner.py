@@ -1,0 +1,224 @@
+"""Planner: the one place that chooses the subnet that answers.
+
+``plan`` turns the budgets of a request into the largest subnet that keeps them. ``within`` makes it
+smaller when its turn comes, if a latency budget allows that and others wait: a job that came before
+a burst then makes room for the burst.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from models.bundle.folder import Bundle
+from models.space.arch import Arch
+from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
+from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
+
+_REMEMBERED = 4096
+_LATENCY_STEPS = 64
+# How fast the estimate of what a build takes follows what is seen.
+_STEP = 0.3
+# Where two bounds are equal, it is not the latency budget that made the subnet smaller.
+_IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Subnet:
+    """All that an answer says about a subnet, worked out once.
+
+    ``arch``: its choices, as JSON has them. ``value``: the arch. ``side``: of its images.
+    """
+
+    id: str
+    flops: int
+    params: int
+    arch: Mapping[str, object]
+    value: Arch
+    side: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A subnet, and what was asked for: budgets by the name of their kind.
+
+    ``degraded``: a latency budget, not FLOPs, made it smaller. ``shrinks``: a smaller subnet may
+    answer when others wait, as a latency budget allows.
+    """
+
+    subnet: Subnet
+    asked: Mapping[str, float]
+    degraded: bool
+    shrinks: bool
+
+
+class Planner:
+    """Of one bundle. The same FLOPs budget gives the same subnet on every replica.
+
+    ``latency``: what a subnet takes on this machine; it follows what is observed. ``is_resident``:
+    whether there is a session. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        default_flops: float | None,
+        latency: LatencyTable,
+        is_resident: Callable[[Arch], bool] = lambda arch: True,
+    ) -> None:
+        self._bundle, self._default = bundle, default_flops
+        self._is_resident = is_resident
+        self.latency = latency
+        self._build_ms = FIRST_BUILD_MS
+        self._lock = Lock()
+        self._by_id: OrderedDict[str, Subnet] = OrderedDict()
+        self._of_arch: dict[Arch, Subnet] = {}
+        self._answers: OrderedDict[float, Subnet] = OrderedDict()
+        for arch in bundle.archs():
+            self._subnet(arch)
+        self._bounds = latency_bounds(bundle)
+        some = {(found := self._answer(bound)).flops: found for bound in self._bounds}
+        self._choices: Sequence[Subnet] = [some[flops] for flops in sorted(some)]
+        self._flops = [subnet.flops for subnet in self._choices]
+        self.smallest = self._choices[0]
+
+    def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
+        """The largest subnet that keeps every budget. Raises OutOfRange when none does."""
+        bound, degraded = self._bound(asked, elapsed_ms)
+        subnet = self._answer(bound)
+        assert subnet.flops <= bound, "an answer is never over budget"
+        return Plan(subnet, asked, degraded, shrinks=may_degrade(asked))
+
+    def is_quick(self, asked: Mapping[str, float]) -> bool:
+        """Whether ``plan`` is a look-up. Else the generator is asked, for some milliseconds.
+
+        Raises OutOfRange as ``plan`` does.
+        """
+        bound, _ = self._bound(asked, 0.0)
+        return bool(self._bundle.answers) or bound in self._answers
+
+    def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
+        """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.
+
+        While others wait no session is built for it: one that is there, of a smaller subnet,
+        answers instead. ``alone``: there is time to build one, if that fits into ``ms`` too.
+        """
+        wanted = self._largest(subnet, ms)
+        if self._is_resident(wanted.value):
+            return wanted
+        if alone:
+            wanted = self._largest(subnet, ms - self._build_ms)
+        place = bisect_right(self._flops, self.latency.flops_inferred_within(ms / MARGIN)) - 1
+        place = min(place, bisect_right(self._flops, subnet.flops) - 1)
+        least = wanted.flops if alone else 0
+        while place >= 0 and self._flops[place] >= least:
+            if self._is_resident(self._choices[place].value):
+                return self._choices[place]
+            place -= 1
+        return wanted
+
+    def cost_ms(self, subnet: Subnet) -> float:
+        """What an image of it takes, now."""
+        return self.latency.infer_ms(subnet.flops)
+
+    def least_ms(self, plan: Plan) -> float:
+        """What the image of a plan takes at least."""
+        return self.cost_ms(self.within(plan.subnet, 0.0) if plan.shrinks else plan.subnet)
+
+    def built(self, build_ms: float) -> None:
+        """A session was built in so long."""
+        self._build_ms += _STEP * (build_ms - self._build_ms)
+
+    def by_id(self, identity: str) -> Subnet | None:
+        """The subnet behind an id that was answered here or can be listed."""
+        return self._by_id.get(identity)
+
+    def expected(self) -> list[Arch]:
+        """What will probably be asked for: the stored answers, or those to latency budgets."""
+        stored = self._bundle.archs() if self._bundle.answers else ()
+        return list(stored) or [one.value for one in self._choices]
+
+    def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
+        """FLOPs, and whether it is a latency budget that makes them so few."""
+        bundle = self._bundle
+        moment = Moment(bundle.min_flops, bundle.max_flops, self.latency, elapsed_ms)
+        bound, degraded = float(bundle.max_flops), False
+        if "flops" not in asked and self._default is not None:
+            bound = min(bound, self._default)
+        for kind in _IN_TURN:
+            if kind.name in asked:
+                limit = kind.flops_bound(asked[kind.name], moment)
+                if kind.degrades:
+                    limit = self._bounds[max(bisect_right(self._bounds, limit) - 1, 0)]
+                if limit < bound:
+                    bound, degraded = limit, kind.degrades
+        return bound, degraded
+
+    def _largest(self, subnet: Subnet, ms: float) -> Subnet:
+        most = self.latency.flops_inferred_within(ms / MARGIN)
+        if subnet.flops <= most:
+            return subnet
+        place = bisect_right(self._flops, most) - 1
+        smallest = self.smallest if self.smallest.flops <= subnet.flops else subnet
+        return self._choices[place] if place >= 0 else smallest
+
+    def _answer(self, bound: float) -> Subnet:
+        found = self._answers.get(bound)
+        if found is None:
+            found = self._subnet(self._bundle.answer(bound))
+            with self._lock:
+                self._answers[bound] = found
+                while len(self._answers) > _REMEMBERED:
+                    self._answers.popitem(last=False)
+        return found
+
+    def _subnet(self, arch: Arch) -> Subnet:
+        found = self._of_arch.get(arch) or describe(self._bundle, arch)
+        with self._lock:
+            found = self._of_arch.setdefault(arch, found)
+            self._by_id[found.id] = found
+            self._by_id.move_to_end(found.id)
+            while len(self._by_id) > _REMEMBERED:
+                _, forgotten = self._by_id.popitem(last=False)
+                del self._of_arch[forgotten.value]
+        return found
+
+
+def latency_bounds(bundle: Bundle) -> list[float]:
+    """The FLOPs bounds that latency budgets are rounded down to.
+
+    They change with every millisecond, and would else name subnets that nobody has built.
+    """
+    low, high = bundle.min_flops, bundle.max_flops
+    return [low + (high - low) * i / _LATENCY_STEPS for i in range(_LATENCY_STEPS + 1)]
+
+
+def describe(bundle: Bundle, arch: Arch) -> Subnet:
+    """Work out what answers say about a subnet."""
+    space = bundle.space
+    return Subnet(
+        id=space.arch_id(arch),
+        flops=space.flops(arch),
+        params=space.params(arch),
+        arch=space.arch_to_json(arch),
+        value=arch,
+        side=space.resolution(arch),
+    )
+
+
+def check_budgets(
+    bundle: Bundle, pinned_flops: Sequence[float], default_flops: float | None
+) -> None:
+    """Raises ValueError when a budget that is set is below the bundle's smallest subnet."""
+    named = [("pinned_flops", budget) for budget in pinned_flops]
+    if default_flops is not None:
+        named.append(("default_flops", default_flops))
+    for name, budget in named:
+        if budget < bundle.min_flops:
+            raise ValueError(
+                f"{name} is {budget:,.0f}; the smallest subnet of {bundle.name} has "
+                f"{bundle.min_flops:,}"
+            )

@@ -1,0 +1,177 @@
+"""Runners: the threads that run subnets, all with one copy of the weights.
+
+While nothing waits, one of them builds sessions for answers that nobody has asked for yet, one at a
+time, so that soon no budget is new. An error belongs to its group of one subnet, never to others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import structlog
+
+from models.space.arch import Arch
+from shiftnas_serve.engine.model import Model
+from shiftnas_serve.engine.result import Result, Timing, make_result, softmax
+from shiftnas_serve.problem import Problem, late
+from shiftnas_serve.scheduling.backlog import Backlog
+from shiftnas_serve.scheduling.pending import Pending, finish
+from shiftnas_serve.scheduling.turns import Group
+
+_LOOK_S = 0.5
+# Then what fails is not the subnet.
+_PREBUILD_FAILURES = 3
+
+_LOG = structlog.get_logger("shiftnas_serve.runners")
+
+
+class Runners:
+    """``count`` threads. ``wedged`` is called once, with a reason, when one stands still.
+
+    That is: an inference takes longer than ``stall_s``, or a build longer than its runtime says. A
+    thread cannot be ended, so there is nothing else to do with the process.
+    """
+
+    def __init__(
+        self, backlog: Backlog, count: int, stall_s: float, wedged: Callable[[str], None]
+    ) -> None:
+        self._backlog, self._stall_s, self._wedged = backlog, stall_s, wedged
+        self._unbuilt: list[tuple[Model, Arch]] = []
+        self.prebuild_failures = 0
+        self._limits_s = [0.0] * count  # of what each thread does now; 0: it waits
+        self._jobs = [0] * count
+        self._ending = threading.Event()
+        targets = [partial(self._serve, number) for number in range(count)]
+        for name, target in zip(
+            [*(f"infer-{number}" for number in range(count)), "watch"],
+            [*targets, self._watch],
+            strict=True,
+        ):
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def prebuild(self, model: Model) -> None:
+        """Build the sessions that will probably be asked for, and no others."""
+        self._unbuilt = [(model, arch) for arch in model.planner.expected()]
+        self._backlog.wake()
+
+    def close(self) -> None:
+        """No more is built; the backlog tells the threads to end."""
+        self._unbuilt = []
+        self._ending.set()
+
+    def _serve(self, thread: int) -> None:
+        def wait() -> bool:
+            return thread > 0 or not self._unbuilt
+
+        while not self._backlog.closed:
+            group = self._backlog.next_group(thread, wait)
+            if group is not None:
+                self._run(thread, group)
+                del group
+            elif thread == 0 and self._unbuilt:
+                self._build_one(thread)
+
+    def _busy(self, thread: int, limit_s: float) -> None:
+        self._limits_s[thread] = limit_s
+        self._jobs[thread] += 1
+
+    def _run(self, thread: int, group: Group) -> None:
+        images, subnet = group.images, group.subnet
+        if subnet is None:
+            finish([(one, _late(one)) for one in images])
+            return
+        now = time.monotonic()
+        model = images[0].model
+        bundle, sessions = model.bundle, model.sessions
+        resident = sessions.is_resident(subnet.value)
+        self._busy(
+            thread, self._stall_s if resident else max(self._stall_s, sessions.build_limit_s)
+        )
+        try:
+            pixels = [_sized(one, subnet.side) for one in images]
+            batch = bundle.preprocess.normalize(np.stack(pixels))
+            done = sessions.run(
+                subnet.value, batch, built=lambda: self._busy(thread, self._stall_s)
+            )
+            shares = softmax(done.logits)
+        # Whatever a runtime raises concerns this subnet: the group is told, the thread goes on.
+        except Exception as error:  # noqa: BLE001
+            problem = Problem(500, f"a subnet could not run: {type(error).__name__}: {error}")
+            _LOG.error("a subnet could not run", subnet=subnet.id, reason=repr(error))
+            finish([(one, problem) for one in images])
+            return
+        finally:
+            self._busy(thread, 0.0)
+        count = len(images)
+
+        def outcome(one: Pending, share: np.ndarray) -> Result | Problem:
+            assert one.plan is not None
+            if not np.isfinite(share).all():
+                return Problem(500, f"subnet {subnet.id} answered what is not a number")
+            queue_ms = 1000 * (now - one.queued_s)
+            timing = Timing(
+                one.decode_ms, queue_ms, done.infer_ms, done.build_ms, count, done.source
+            )
+            return make_result(model, one.plan, subnet, share, one.top_k, timing)
+
+        finish([(one, outcome(one, share)) for one, share in zip(images, shares, strict=True)])
+        # All that a turn takes is in the way of the next.
+        turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
+        planner = model.planner
+        if done.build_ms:
+            planner.built(done.build_ms)
+        planner.latency = planner.latency.observed(subnet.flops, turn_ms / count, images=count)
+
+    def _build_one(self, thread: int) -> None:
+        try:
+            model, arch = self._unbuilt.pop()
+        except IndexError:  # taken away meanwhile
+            return
+        sessions = model.sessions
+        evictions = sessions.evictions
+        self._busy(thread, max(self._stall_s, sessions.build_limit_s))
+        try:
+            _, build_ms = sessions.session(arch)
+        # Whatever a runtime raises concerns this subnet, and nobody has asked for it yet.
+        except Exception as error:  # noqa: BLE001
+            self.prebuild_failures += 1
+            identity = model.bundle.space.arch_id(arch)
+            _LOG.error("prebuild failed", subnet=identity, reason=repr(error))
+            if self.prebuild_failures >= _PREBUILD_FAILURES:
+                _LOG.error("prebuilding ends", failures=self.prebuild_failures)
+                self._unbuilt = []
+            return
+        finally:
+            self._busy(thread, 0.0)
+        model.planner.built(build_ms)
+        if sessions.evictions > evictions:
+            self._unbuilt = []  # memory is full; more would only push others out
+
+    def _watch(self) -> None:
+        # Looks are counted, not seconds: while a machine sleeps, nobody is to blame.
+        seen, looks = list(self._jobs), [0] * len(self._jobs)
+        while not self._ending.wait(_LOOK_S):
+            for thread, limit_s in enumerate(self._limits_s):
+                same = bool(limit_s) and seen[thread] == self._jobs[thread]
+                looks[thread] = looks[thread] + 1 if same else 0
+                seen[thread] = self._jobs[thread]
+                if looks[thread] * _LOOK_S > limit_s > 0:
+                    self._wedged(f"inference thread {thread} has stood still for {limit_s:g} s")
+                    return
+
+
+def _sized(one: Pending, side: int) -> np.ndarray:
+    """uint8 (side, side, 3)."""
+    assert one.pixels is not None
+    preprocess = one.model.bundle.preprocess
+    prepare = preprocess.resized if one.resized else preprocess.pixels
+    return prepare(one.pixels, side)
+
+
+def _late(one: Pending) -> Problem:
+    waited_ms = 1000 * (time.monotonic() - one.came_s)
+    return late(f"its turn would have come too late; it waited {waited_ms:.0f} ms")

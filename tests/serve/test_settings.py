@@ -1,0 +1,149 @@
+"""The command line and the settings."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from shiftnas_serve.command import parser
+from shiftnas_serve.hosts import HOSTS
+from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.settings import Settings, as_environment, load_settings
+from tests.serve.conftest import ROOT
+
+START_EACH = """
+import contextlib, io, json, sys
+from shiftnas_serve.command import main
+
+def start(options):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(options)
+    return status, said.getvalue()
+
+print(json.dumps([start(options) for options in json.loads(sys.argv[1])]))
+"""
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cases = [
+            (("--bundle", str(tmp_path)), "is no bundle"),
+            (("--bundle", str(bundle_folder), "--port", port), "choose another with --port"),
+            (("--bundle", str(bundle_folder), "--port", "70000"), "port"),
+            (("--bundle", str(bundle_folder), "--runtime", "onnx"), "onnxruntime"),
+            (("--bundle", str(bundle_folder), "--default-flops", "5"), "smallest subnet"),
+            (("--bundle", str(bundle_folder), "--pinned-flops", "1M,5"), "smallest subnet"),
+            (("--bundle", str(bundle_folder), "--pinned-flops", "much"), "pinned_flops"),
+            (("--bundle", str(bundle_folder), "--processes", "0"), "processes"),
+            (("--bundle", str(bundle_folder), "--server", "apache"), "uvicorn"),
+        ]
+        # in one process, since each takes its time to start; one that would serve never ends
+        ended = run_python("-c", START_EACH, json.dumps([options for options, _ in cases]))
+        assert ended.returncode == 0, ended.stderr
+        for (options, words), (status, said) in zip(cases, json.loads(ended.stdout), strict=True):
+            assert status == 2, options
+            assert words in said
+            assert said.startswith("error: ")
+            assert said.count("\n") == 1
+        ended = run_python("-m", "shiftnas_serve", "--bundle", str(tmp_path))
+        assert ended.returncode == 2
+        assert "is no bundle" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
+    config = tmp_path / "settings.json"
+    config.write_text('{"port": 9001, "workers": 2}')
+    environment = {"SHIFTNAS_PORT": "9002", "HOME": "x"}
+    settings = load_settings({"threads": "3"}, config=config, environment=environment)
+    assert (settings.port, settings.workers, settings.threads) == (9002, 2, 3)
+    for variable, advice in (
+        ("SHIFTNAS_WORKER", "did you mean SHIFTNAS_WORKERS?"),
+        ("SHIFTNAS_QUUX", "unset it"),
+        ("SHIFTNAS_SERVE_PORT_8000_TCP", "enableServiceLinks: false"),
+    ):
+        with pytest.raises(ValueError, match=f"no setting {variable};") as refused:
+            load_settings({}, environment={variable: "1"})
+        assert advice in str(refused.value)
+        assert "--help" in str(refused.value)
+    with pytest.raises(ValueError, match="enableServiceLinks: false"):
+        load_settings({}, environment={"SHIFTNAS_PORT": "tcp://10.0.0.9:80"})
+    config.write_text('{"prot": 1}')
+    with pytest.raises(ValueError, match="did you mean 'port'"):
+        load_settings({}, config=config, environment={})
+
+
+def test_help_lists_what_a_setting_can_be():
+    text = " ".join(parser().format_help().split())
+    for allowed in (
+        f"--server {{{','.join(HOSTS)}}}",
+        "--prebuild {true,false}",
+        "--log-format {text,json}",
+        "--log-level {critical,error,warning,info,debug}",
+        f"--runtime {{{','.join(RUNTIMES)}}}",
+        "--device {cpu,cuda,tensorrt}",
+    ):
+        assert allowed in text
+    assert "(default: true)" in text
+    for name, field in Settings.model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            for value in get_args(field.annotation):
+                assert load_settings({name: value}, environment={})
+
+
+def test_flops_in_settings_are_read_as_in_requests(tmp_path):
+    config = tmp_path / "settings.json"
+    config.write_text('{"default_flops": "4M", "pinned_flops": ["1.3G", 5000000, "4e6"]}')
+    read = load_settings({}, config=config, environment={})
+    assert (read.default_flops, read.pinned_flops) == (4e6, (1.3e9, 5e6, 4e6))
+    read = load_settings({"default_flops": "4M", "pinned_flops": "1M, 2e6"}, environment={})
+    assert (read.default_flops, read.pinned_flops) == (4e6, (1e6, 2e6))
+    for name in ("default_flops", "pinned_flops"):
+        with pytest.raises(ValueError, match=rf"^{name}: 'much' is no number of FLOPs; [^']*$"):
+            load_settings({name: "much"}, environment={})
+
+
+@pytest.mark.parametrize("name", ["api_keys", "admin_keys"])
+@pytest.mark.parametrize("keys", [[""], ["good", " "], [" padded"]])
+def test_a_blank_key_is_none(tmp_path, name, keys):
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({name: keys}))
+    with pytest.raises(ValueError, match=f"^{name}: a key is blank") as refused:
+        load_settings({}, config=config, environment={})
+    assert "good" not in str(refused.value)
+
+
+def test_what_is_set_is_what_a_process_started_later_reads():
+    given = {
+        "api_keys": "first, second",
+        "pinned_flops": "1M,2e6",
+        "prebuild": "no",
+        "workers": "3",
+        "rate_per_s": "2.5",
+        "bundle": "somewhere",
+    }
+    settings = load_settings(given, environment={})
+    environment = as_environment(settings)
+    assert "SHIFTNAS_PORT" not in environment
+    assert load_settings({}, environment=environment) == settings
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "stall_s", "drain_s", "rate_per_s"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_no_setting_is_without_end(name, value):
+    with pytest.raises(ValueError, match=name) as refused:
+        load_settings({name: value, "api_keys": "key"}, environment={})
+    assert str(refused.value).count("\n") == 0

@@ -1,0 +1,82 @@
+"""Horizon: how long a run is, in steps or in multiply-adds.
+
+The compute of a run is the multiply-adds of all that goes through the supernet for its training:
+forward passes of steps and of updates of B, by the FLOPs of the subnet that runs (a masked pass
+costs the whole supernet), and backward passes, each counted as two forward ones. Evaluations are
+not counted, nor is the generator, which runs once a step whatever is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from models.space.arch import Arch
+from models.space.relaxed import Relaxed
+from models.space.search_space import SearchSpace
+from trainer.recipes.recipe import Recipe
+from trainer.samplers.base import AbstractSampler
+
+FORWARD_AND_BACKWARD = 3
+DRAWS = 1000
+"""Draws of the sampler over which the FLOPs of a step are averaged."""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """``steps``: of the run; with ``compute`` what it will take if draws stay as they begin."""
+
+    steps: int
+    steps_per_epoch: int
+    compute: float = 0.0
+
+    def position(self, step: int, spent: float) -> float:
+        """Where schedules stand before a step, 0 to ``steps``: as if all steps cost the same."""
+        return step if not self.compute else self.steps * min(spent / self.compute, 1.0)
+
+    def is_over(self, step: int, spent: float) -> bool:
+        """Whether there is no step left."""
+        return step >= self.steps if not self.compute else spent >= self.compute
+
+
+def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -> Horizon:
+    """Of a run of the recipe's epochs, or of its compute where that is not 0."""
+    steps = recipe.epochs * steps_per_epoch
+    if recipe.compute:
+        share = 1 / recipe.generator.masked_every
+        mean = share * mean_step_flops(sampler, masked=True)
+        mean += (1 - share) * mean_step_flops(sampler, masked=False)
+        steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * mean))
+    return Horizon(steps, steps_per_epoch, recipe.compute)
+
+
+def mean_step_flops(sampler: AbstractSampler, *, masked: bool) -> float:
+    """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
+
+    A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
+    its budget, which the generator learns to use up.
+    """
+    rng = torch.Generator().manual_seed(0)
+    space = sampler.space
+    total = 0.0
+    for _ in range(DRAWS):
+        for draw in sampler.draw(rng):
+            if draw.arch is not None:
+                total += space.flops(draw.arch)
+            else:
+                assert draw.budget_flops is not None
+                total += space.max_flops if masked else draw.budget_flops
+    return total / DRAWS
+
+
+def step_compute(space: SearchSpace, subnets: Iterable[Arch | Relaxed], images: int) -> int:
+    """Multiply-adds of forward and backward passes of subnets, each on so many images."""
+    return FORWARD_AND_BACKWARD * images * sum(pass_flops(space, subnet) for subnet in subnets)
+
+
+def pass_flops(space: SearchSpace, subnet: Arch | Relaxed) -> int:
+    """Of one image's forward pass: masks run the whole supernet."""
+    return space.max_flops if isinstance(subnet, Relaxed) else space.flops(subnet)
