@@ -82,9 +82,9 @@ def _onnx_teacher(
     _check_labels(name, described["labels"], labels)
     preprocess = described["preprocess"]
     assert isinstance(preprocess, dict)
-    read = {name: value for name, value in preprocess.items() if name != "resolution"}
+    read = Preprocess(recipe.mean, recipe.std).to_json()
     side = session.get_inputs()[0].shape[-1]
-    seen = _seen_by(Preprocess.from_json(read), side, recipe)
+    seen = _seen_by(Preprocess.from_json({name: preprocess[name] for name in read}), side, recipe)
 
     def answer(images: Tensor) -> Tensor:
         arrays = np.ascontiguousarray(seen(images).cpu().numpy())
