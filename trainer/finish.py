@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
         f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
         f"report: {page}\n"
-        f"serve it: python -m shiftnas_serve --bundle {folder / 'bundle'}",
+        f"serve it: python -m shiftnas_serve --bundle {shlex.quote(str(folder / 'bundle'))}",
         file=sys.stderr,
     )
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
+from trainer.data.reading import full_path
 from trainer.engine.checkpoint import has_checkpoint
 from trainer.recipes import RECIPES
 from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
@@ -124,7 +126,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
-                f"{folder} holds a run; resume it with --resume {folder}, or name another"
+                f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
+                "name another"
             )
     if options.start is not None:
         if options.resume is not None:
@@ -132,15 +135,25 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 f"--start {options.start}: a run that is resumed has begun; leave it out"
             )
         recipe = recipe.replace(start=options.start)
-    if options.data is not None:
-        recipe = recipe.replace(data=options.data)
-    get_space(recipe.space)
+    recipe = recipe.replace(data=full_path(options.data or recipe.data))
+    _check_resolution(recipe)
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
         raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
     if not options.dry_run:  # which runs on the CPU too
         check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)
+
+
+def _check_resolution(recipe: Recipe) -> None:
+    """Raises ValueError unless images are read at the size of the space's largest subnet."""
+    space = get_space(recipe.space)
+    side = space.resolution(space.largest)
+    if recipe.resolution != side:
+        raise ValueError(
+            f"resolution is {recipe.resolution}, but {recipe.space} reads images of {side}x{side}: "
+            f"set resolution={side}, or another space"
+        )
 
 
 def check_world_size(recipe: Recipe, world_size: int) -> None:

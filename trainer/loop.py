@@ -52,17 +52,35 @@ def train(
             state.load(load_checkpoint(folder))
         elif recipe.start:
             begin(state, recipe, splits, ranks)
-        if state.step == 0:
-            pretrain_generator(state, recipe)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()
         if ranks.is_first:
             monitor = Monitor(folder, recipe, splits, state, horizon)
-    ranks.begin_alike(
-        [*state.net.parameters(), *state.generator.parameters(), *state.before.values()]
-    )
+    ranks.begin_alike([*state.net.parameters(), *state.before.values()])
     with interrupt.deferred(), monitor, one_numpy_thread():
         saved_at = time.monotonic()
+
+        def keep(*, at_once: bool) -> None:
+            """Write a checkpoint if it is time; end if a signal has come to any rank."""
+            nonlocal saved_at
+            stop = int(ranks.most(interrupt.signal or 0))
+            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
+            if ranks.is_first and (at_once or is_due or stop):
+                with interrupt.held():
+                    save_checkpoint(folder, state.to_checkpoint())
+                saved_at = time.monotonic()
+            if stop:
+                ranks.wait()  # a rank that ends makes torchrun end the others
+                raise Stopped(stop)
+
+        if state.step == 0:
+
+            def after(step: int) -> None:
+                monitor.pretraining(step)
+                keep(at_once=step == recipe.generator.pretrain_steps)
+
+            pretrain_generator(state, recipe, after)
+        ranks.begin_alike(state.generator.parameters())
         if state.evaluation_due and ranks.is_first:
             evaluate_now(state, data, recipe, monitor, interrupt)
         while not horizon.is_over(state.step, state.compute):
@@ -98,14 +116,7 @@ def train(
             is_evaluated = every > 0 and index == 0 and epoch % every == 0
             if is_evaluated and not is_over and ranks.is_first:
                 evaluate_now(state, data, recipe, monitor, interrupt)
-            is_due = time.monotonic() - saved_at > recipe.checkpoint_every_s
-            stop = int(ranks.most(interrupt.signal or 0))
-            if ranks.is_first and (is_due or stop or is_over):
-                save_checkpoint(folder, state.to_checkpoint())
-                saved_at = time.monotonic()
-            if stop:
-                ranks.wait()  # a rank that ends makes torchrun end the others
-                raise Stopped(stop)
+            keep(at_once=is_over)
 
 
 def evaluate_now(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ import torch.distributed as dist
 from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
 from trainer.dry_run.report import print_dry_run
+from trainer.engine.checkpoint import has_checkpoint, kept_step
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.log import Record
+from trainer.engine.log import Record, set_aside
 from trainer.finish import finish
 from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, ranks: Ranks) -> int:
     """What ``main`` does with the options, in each of the processes; answers the exit status."""
     folder: Path | None = None
+    started: Path | None = None
     result: Record = {}
     try:
         if options.settings:
@@ -63,13 +66,17 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                 torch.set_num_threads(recipe.threads)
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
+            print(f"reading {recipe.data}", file=sys.stderr)
             with ranks.connected(recipe.device):
                 with ranks.together():
                     splits = read_splits(recipe)
                     if ranks.is_first:
+                        started = folder
                         folder.mkdir(parents=True, exist_ok=True)
                         document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
+                        if not job.resume:
+                            set_aside(folder / "log.jsonl")
                 print(f"{recipe.name} in {printable(str(folder))}: {splits}", file=sys.stderr)
                 for line in splits.passed_over:
                     print(f"passed over: {line}", file=sys.stderr)
@@ -78,19 +85,28 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             if ranks.is_first:
                 result = finish(recipe, splits, folder)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{go_on(started, ranks)}", file=sys.stderr)
         return 2
     except OSError as error:
         where = error.filename or folder
-        print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {where}: {error.strerror or error}{go_on(started, ranks)}", file=sys.stderr)
         return 2
     except (Ended, Stopped) as stopped:
-        again = "" if folder is None else f"; go on with: {ranks.command} --resume {folder}"
-        print(f"{stopped}{again}", file=sys.stderr)
+        print(f"{stopped}{go_on(started, ranks) or '; nothing had begun'}", file=sys.stderr)
         return 128 + stopped.signal if isinstance(stopped, Stopped) else 1
     if options.json and ranks.is_first:
         print(json.dumps(result))
     return 0
+
+
+def go_on(folder: Path | None, ranks: Ranks) -> str:
+    """How to go on with the run in a folder, by what its disk holds; "" if no run has begun."""
+    if folder is None:
+        return ""
+    step, command = kept_step(folder), f"{ranks.command} --resume {shlex.quote(str(folder))}"
+    if step is not None:
+        return f"; step {step:,} is kept; go on with: {command}"
+    return "" if has_checkpoint(folder) else f"; nothing is kept yet; begin again with: {command}"
 
 
 if __name__ == "__main__":

@@ -68,16 +68,20 @@ def fit_to_budgets(
     temperatures: tuple[float, float],
     rng: torch.Generator,
     track: Callable[[range], Iterable[int]] = iter,
+    optimizer: torch.optim.Optimizer | None = None,
+    first_step: int = 0,
 ) -> None:
     """Teach the generator to keep budgets; no supernet, no image.
 
     temperatures: of the Gumbel softmax, first and last. The learning rate (Adam) falls to a tenth.
-    track: sees each step (for a progress bar).
+    track: sees each step (for a progress bar). optimizer, first_step: Adam with what it remembers,
+    and where to go on, for one who was interrupted.
     """
-    optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)
     first, last = temperatures
     with one_numpy_thread():
-        for step in track(range(steps)):
+        for step in track(range(first_step, steps)):
             progress = step / steps
             optimizer.zero_grad()
             _, total, _ = loss(

@@ -73,3 +73,26 @@ def test_a_dry_run_tells_the_memory_of_a_part():
         dry_run(recipe.replace(accumulate=count), images=4).memory.activations for count in (1, 4)
     )
     assert part == pytest.approx(whole / 4, rel=0.3)
+
+
+@pytest.mark.parametrize(("name", "share"), [("sgd", 0.05 * 1.9), ("adamw", 0.05)])
+def test_weight_decay_acts_on_what_a_sliced_step_drops_be_it_a_channel_or_a_block(name, share):
+    """As docs/deviations.md says. (Nesterov's momentum takes the first step 1.9 times.)"""
+    options = [f"optimizer.name={name}", "optimizer.weight_decay=0.5"]
+    _, state, batch = ready(*options)
+    before = {key: p.detach().clone() for key, p in state.net.named_parameters()}
+    state.begin(replace(SCHEDULE, learning_rate=0.1))
+    state.net(batch.images, state.net.space.smallest).sum().backward()
+    dropped = {key: p for key, p in state.net.named_parameters() if p.grad is None and p.ndim > 1}
+    channels = {
+        key: p.grad == 0
+        for key, p in state.net.named_parameters()
+        if p.grad is not None and p.ndim > 1
+    }
+    state.descend(0.0)
+    assert dropped
+    for key, parameter in dropped.items():
+        torch.testing.assert_close(parameter, before[key] * (1 - share))
+    for key, zero in channels.items():
+        parameter = dict(state.net.named_parameters())[key]
+        torch.testing.assert_close(parameter[zero], before[key][zero] * (1 - share))

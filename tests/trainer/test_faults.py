@@ -160,7 +160,8 @@ def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
         patch.setattr(trainer.finish, place, interrupted)
         assert main(["--resume", str(folder)]) == 128 + signal.SIGINT
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"stopped by SIGINT; go on with: python -m trainer.run --resume {folder}"
+    command = f"python -m trainer.run --resume {folder}"
+    assert last == f"stopped by SIGINT; step 5 is kept; go on with: {command}"
     assert (folder / "bundle").exists() == (place == "write_report")
     assert main(["--resume", str(folder)]) == 0
     load_bundle(folder / "bundle")

@@ -86,7 +86,8 @@ def test_four_epochs_are_two_and_two_more_bit_for_bit(
     stops = (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 3)
     assert main([*chosen, "--out", str(parts)]) == 128 + number
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"stopped by {number.name}; go on with: python -m trainer.run --resume {parts}"
+    command = f"python -m trainer.run --resume {parts}"
+    assert last == f"stopped by {number.name}; step {stops[0]} is kept; go on with: {command}"
     assert load_checkpoint(parts)["step"] == stops[0]
     assert main(["--resume", str(parts)]) == 128 + number
     assert load_checkpoint(parts)["step"] == stops[1]
@@ -237,6 +238,111 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(folder,
     assert load_checkpoint(folder)["step"] >= before["step"]
 
 
+# ------------------------------------------------------------------------ what is said at a stop
+
+
+@pytest.mark.parametrize("signals", [1, 2, 3])
+@pytest.mark.usefixtures("unfinished")
+def test_a_write_in_progress_ends_before_the_run_does(tmp_path, capsys, monkeypatch, signals):
+    """Ctrl-C again, while the checkpoint is written that the first one has asked for."""
+    folder = tmp_path / "a folder"
+    real_save, real_step = torch.save, trainer.loop.train_step
+
+    def save(*arguments, **named):
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+        real_save(*arguments, **named)
+
+    def step(*arguments, **named):
+        monkeypatch.setattr(torch, "save", save)
+        os.kill(os.getpid(), signal.SIGINT)
+        return real_step(*arguments, **named)
+
+    monkeypatch.setattr(trainer.loop, "train_step", step)
+    assert main([*settings("epochs=4"), "--out", str(folder)]) == 128 + signal.SIGINT
+    said = capsys.readouterr().err.splitlines()[-1]
+    command = f"python -m trainer.run --resume '{folder}'"
+    assert said == f"stopped by SIGINT; step 1 is kept; go on with: {command}"
+    assert load_checkpoint(folder)["step"] == 1
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_second_signal_in_a_step_ends_the_run_and_names_what_the_disk_holds(
+    folder, capsys, monkeypatch
+):
+    def step(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(trainer.loop, "train_step", step)
+    assert main(["--resume", str(folder), "--set", "epochs=2"]) == 128 + signal.SIGINT
+    assert "; step 5 is kept; go on with: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_loss_that_is_no_number_before_anything_is_kept_says_so(tmp_path, capsys):
+    chosen = settings("generator.pretrain_steps=0", "optimizer.learning_rate=1e30")
+    assert main([*chosen, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "no finite number" in said or "not a finite number" in said
+    assert "; nothing is kept yet; begin again with: " in said
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_run_without_a_checkpoint_begins_anew_and_keeps_its_old_log(folder, capsys):
+    for checkpoint in folder.glob("checkpoint*"):
+        checkpoint.unlink()
+    old = (folder / "log.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["--resume", str(folder)]) == 0
+    assert f"{folder} has no checkpoint: the run begins anew" in capsys.readouterr().err
+    assert (folder / "log.1.jsonl").read_bytes() == old
+    starts = [record for record in read_log(folder / "log.jsonl") if record["kind"] == "start"]
+    assert len(starts) == 1
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_the_generator_is_kept_while_it_learns_budgets(tmp_path, capsys, monkeypatch):
+    chosen = settings("epochs=1", "generator.pretrain_steps=8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*chosen, "--out", str(whole)]) == 0
+    assert "the generator learns budgets: step 1/8" in capsys.readouterr().err
+    real, steps = trainer.report.monitor.Monitor.pretraining, []
+
+    def pretraining(monitor, step):
+        steps.append(step)
+        if step == 3 and len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(monitor, step)
+
+    monkeypatch.setattr(trainer.report.monitor.Monitor, "pretraining", pretraining)
+    assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGINT
+    assert "; step 0 is kept; go on with: " in capsys.readouterr().err.splitlines()[-1]
+    assert main(["--resume", str(parts)]) == 0
+    assert steps == list(range(1, 9))
+    assert_same(load_checkpoint(whole), load_checkpoint(parts))
+
+
+@pytest.mark.usefixtures("unfinished")
+def test_a_relative_path_of_data_is_found_from_another_folder(tmp_path, capsys, monkeypatch):
+    from tests.trainer.image_data import write_folder
+
+    write_folder(tmp_path / "photos", {"cat": 120, "dog": 120})
+    monkeypatch.chdir(tmp_path)
+    chosen = settings("batch_size=8", "epochs=1")
+    assert main([*chosen, "--data", "photos", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / 'photos'} does not exist: give --data again" in said
+    assert main(["--resume", str(tmp_path / "run"), "--data", "../moved"]) == 0
+
+
 # --------------------------------------------------------------------------- what may be changed
 
 
@@ -303,7 +409,8 @@ def test_sigterm_leaves_a_checkpoint_and_its_number(tmp_path):
         _, said = running.process.communicate(timeout=100)
     assert running.process.returncode == 128 + signal.SIGTERM, said
     last = said.splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM; go on with: python -m trainer.run --resume")
+    step = load_checkpoint(folder)["step"]
+    assert last.startswith(f"stopped by SIGTERM; step {step} is kept; go on with: python -m ")
     assert "Traceback" not in said
     assert load_checkpoint(folder)["step"] >= 1
     assert not list(folder.glob("*.partial"))
@@ -320,7 +427,7 @@ def test_kill_9_while_a_checkpoint_is_written_and_at_another_moment(tmp_path):
             running.wait_for(killed / "checkpoint.pt")
             running.wait_for(killed / awaited)
         assert running.process.returncode == -signal.SIGKILL
-        assert load_checkpoint(killed)["step"] >= 1
+        assert load_checkpoint(killed)["step"] >= 0
         arguments = ["--resume", str(killed)]
     assert main(arguments) == 0
     assert main([*chosen, "--out", str(whole)]) == 0

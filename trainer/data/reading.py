@@ -175,6 +175,12 @@ def read_source(source: str) -> Source:
     )
 
 
+def full_path(source: str) -> str:
+    """A path that exists in full, so that a run can be resumed from any folder; a name as it is."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if source not in _EMBEDDED and path.exists() else source
+
+
 def find_data(source: str) -> Path:
     """The path of a data set that is not embedded. Raises ValueError."""
     path = Path(source).expanduser()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,24 @@ def save_checkpoint(folder: Path, state: State) -> Path:
         partial.replace(path)
         _flush_names(folder)
     except (OSError, RuntimeError) as error:
+        raise ValueError(refused(path, error)) from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise ValueError(refused(path, error, "resume the checkpoint before it")) from error
     return path
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is anything to resume."""
     return any((folder / name).is_file() for name in (CHECKPOINT_NAME, PREVIOUS_NAME))
+
+
+def kept_step(folder: Path) -> int | None:
+    """The step that a resumed run would go on from, as the disk has it; None if there is none."""
+    for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
+        with suppress(Exception):  # whatever a broken file makes torch raise
+            state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            return int(state["step"])
+    return None
 
 
 def load_checkpoint(folder: Path) -> State:

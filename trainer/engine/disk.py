@@ -32,6 +32,6 @@ def write_whole(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-    except ValueError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise

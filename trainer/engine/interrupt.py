@@ -19,15 +19,18 @@ class Stopped(BaseException):
 class Interrupt:
     """While entered, SIGINT and SIGTERM raise ``Stopped``; inside ``deferred`` they set a flag.
 
-    A second signal inside ``deferred`` raises after all, for whoever cannot wait. Not so with
-    ``repeats``: torchrun passes on what a terminal has sent to every process already, and kills
-    by itself what does not end in time.
+    A second signal inside ``deferred`` raises after all, for whoever cannot wait, but none does
+    inside ``held``: a write that has begun ends first. Nor does it with ``repeats``: torchrun
+    passes on what a terminal has sent to every process already, and kills by itself what does not
+    end in time.
     """
 
     def __init__(self, *, repeats: bool = False) -> None:
         self.signal: int | None = None
         self._repeats = repeats
         self._is_deferred = False
+        self._is_held = False
+        self._is_urgent = False
 
     def __enter__(self) -> Interrupt:
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -46,7 +49,20 @@ class Interrupt:
         finally:
             self._is_deferred = False
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Raise nothing before the end of the block, which writes what must not be cut off."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._is_urgent:
+            assert self.signal is not None
+            raise Stopped(self.signal)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, number
-        if not self._is_deferred or not (first or self._repeats):
+        self._is_urgent |= not self._is_deferred or not (first or self._repeats)
+        if self._is_urgent and not self._is_held:
             raise Stopped(number)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,6 +65,18 @@ class JsonlLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def set_aside(path: Path) -> None:
+    """Give a log another name, since the run that wrote it begins anew. Says so on stderr."""
+    if path.is_file() and path.stat().st_size:
+        numbered = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in count(1))
+        old = next(name for name in numbered if not name.exists())
+        path.rename(old)
+        print(
+            f"{path.parent} has no checkpoint: the run begins anew; its old log is {old.name}",
+            file=sys.stderr,
+        )
 
 
 def read_log(path: Path) -> list[Record]:

@@ -44,9 +44,10 @@ class TrainingState:
     subnet comes from this CPU generator.
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
-    next one tells. evaluation_due: of these weights; a signal came in between. skipped_steps: whose
-    gradients overflowed. compute: multiply-adds spent (``horizon``). elapsed_s: of the
-    processes before this one. The place in the data is
+    next one tells. pretrain_step, pretrain_optimizer: of the generator, before the first step.
+    evaluation_due: of these weights; a signal came in between. skipped_steps: whose gradients
+    overflowed. compute: multiply-adds spent (``horizon``). elapsed_s: of the processes before this
+    one. The place in the data is
     ``step``: batches are functions of it.
     """
 
@@ -56,6 +57,7 @@ class TrainingState:
     sampler: AbstractSampler
     optimizer: torch.optim.Optimizer
     generator_optimizer: torch.optim.Optimizer
+    pretrain_optimizer: torch.optim.Optimizer
     rng: torch.Generator
     scaler: torch.amp.GradScaler
     trained_on: str
@@ -66,6 +68,7 @@ class TrainingState:
     teacher: Teacher | None = None
     drawn: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
+    pretrain_step: int = 0
     step: int = 0
     compute: int = 0
     skipped_steps: int = 0
@@ -92,8 +95,13 @@ class TrainingState:
     def descend(self, clip_norm: float) -> None:
         """Move weights, generator and average along the gradients, unless these overflowed.
 
-        clip_norm: of the weights' gradient, 0 for none.
+        What no subnet of the step used has zero gradients, be it a channel or a whole block: weight
+        decay and momentum act on all of the supernet. clip_norm: of the weights' gradient, 0 for
+        none.
         """
+        for parameter in self.net.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         optimizers = (self.optimizer, self.generator_optimizer)
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
@@ -124,6 +132,8 @@ class TrainingState:
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
+            "pretrain_optimizer": self.pretrain_optimizer.state_dict() if self.step == 0 else None,
+            "pretrain_step": self.pretrain_step,
             "sampler": self.sampler.state(),
             "rng": self.rng.get_state(),
             "scaler": self.scaler.state_dict(),
@@ -152,6 +162,9 @@ class TrainingState:
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.pretrain_step = int(state.get("pretrain_step", 0))
+        if state.get("pretrain_optimizer"):
+            self.pretrain_optimizer.load_state_dict(state["pretrain_optimizer"])
         self.sampler.load_state(state["sampler"])
         self.rng.set_state(state["rng"])
         self.compute = int(state.get("compute", 0))
@@ -203,6 +216,9 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         sampler=build_sampler(recipe.sampler, space, recipe.sampler_options),
         optimizer=build_optimizer(net, recipe.optimizer),
         generator_optimizer=build_generator_optimizer(generator, recipe.generator.learning_rate),
+        pretrain_optimizer=build_generator_optimizer(
+            generator, recipe.generator.pretrain_learning_rate
+        ),
         rng=torch.Generator().manual_seed(recipe.seed),
         scaler=torch.amp.GradScaler(
             torch.device(recipe.device).type, enabled=recipe.precision == "fp16"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -228,21 +228,34 @@ def check_finite(what: str, values: Iterable[float | None], step: int, recipe: R
     """Raises ValueError, before a checkpoint is made of it."""
     if not all(value is None or math.isfinite(value) for value in values):
         raise ValueError(
-            f"the {what} is not a finite number at step {step}; resume the checkpoint with a lower "
-            f"optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}), or with "
+            f"the {what} is not a finite number at step {step}; set a lower "
+            f"optimizer.learning_rate (it is {recipe.optimizer.learning_rate:g}), or "
             "optimizer.clip_norm=1"
         )
 
 
-def pretrain_generator(state: TrainingState, recipe: Recipe) -> None:
+def pretrain_generator(
+    state: TrainingState, recipe: Recipe, after: Callable[[int], None] = lambda _: None
+) -> None:
     """Teach the generator to keep budgets before the supernet trains: it needs no image.
 
-    Differs from the paper, where both start together and early draws miss their budgets.
+    Differs from the paper, where both start together and early draws miss their budgets. after: is
+    told the number of each step when it is done.
     """
     options = recipe.generator
+
+    def track(steps: range) -> Iterator[int]:
+        for step in steps:
+            yield step
+            state.pretrain_step = step + 1
+            after(step + 1)
+
     fit_to_budgets(
         state.generator,
         state.resource_loss,
+        optimizer=state.pretrain_optimizer,
+        first_step=state.pretrain_step,
+        track=track,
         steps=options.pretrain_steps,
         learning_rate=options.pretrain_learning_rate,
         temperatures=(options.first_temperature, options.last_temperature),

@@ -52,6 +52,7 @@ class Display:
         self._last: tuple[int, int, Mapping[str, float], Groups] | None = None
         self._drawn_at: float | None = None
         self._drawn_step: int | None = None
+        self._phase = ""
 
     def __enter__(self) -> Self:
         if self._is_live:
@@ -80,15 +81,16 @@ class Display:
         total_steps: int,
         metrics: Mapping[str, float],
         groups: Groups | None = None,
+        phase: str = "",
     ) -> None:
-        """Report the state after `step` of `total_steps`.
+        """Report the state after `step` of `total_steps` of a phase.
 
         metrics: shown by name, in order; `images_per_s` is shown as the throughput. groups:
         (FLOPs, probability) of each FLOPs group; None keeps those of the last call.
         """
         now = self._clock()
-        if self._first is None:
-            self._first = (step, now)
+        if self._first is None or phase != self._phase:
+            self._first, self._phase, self._drawn_at = (step, now), phase, None
         if groups is None:
             groups = self._last[3] if self._last is not None else ()
         self._last = (step, total_steps, metrics, groups)
@@ -109,10 +111,12 @@ class Display:
         if step > first_step:
             left_s = (now - first_time) / (step - first_step) * max(total_steps - step, 0)
         if self._live is not None:
-            screen = live_screen(self._title, step, total_steps, metrics, groups, left_s)
+            title = f"{self._title}: {self._phase}" if self._phase else self._title
+            screen = live_screen(title, step, total_steps, metrics, groups, left_s)
             self._live.update(screen, refresh=True)
         else:
             line = plain_line(step, total_steps, metrics, left_s)
+            line = f"{self._phase}: {line}" if self._phase else line
             self._console.print(Text(line), soft_wrap=True)
         self._drawn_at, self._drawn_step = now, step
 

@@ -17,7 +17,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import StepResult
 from trainer.evaluate import Evaluation
 from trainer.recipes.recipe import Recipe
-from trainer.report.display import Display
+from trainer.report.display import Display, Groups
 from trainer.report.tensorboard import TensorBoard
 
 LOG_EVERY_STEPS = 20
@@ -75,13 +75,20 @@ class Monitor:
         """After every step; of most only the subnets are kept, for the next record and the last."""
         state = self._state
         state.drawn += result.drawn
+        seconds = time.monotonic() - self._measured_at
+        images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
+        epoch = state.step / self._horizon.steps_per_epoch
+        metrics = {
+            "epoch": epoch,
+            "loss": result.loss,
+            "resource_loss": result.resource_loss,
+            "images_per_s": images_per_s,
+        }
+        self._display.update(state.step, self._horizon.steps, metrics, self._shown_groups())
         is_over = self._horizon.is_over(state.step, state.compute)
         if state.step % LOG_EVERY_STEPS and not is_over:
             return
-        seconds = time.monotonic() - self._measured_at
-        images_per_s = (state.step - self._measured_step) * self._recipe.batch_size / seconds
         self._restart_throughput()
-        epoch = state.step / self._horizon.steps_per_epoch
         self._write(
             "step",
             step=state.step,
@@ -99,15 +106,13 @@ class Monitor:
             **self._scaling(),
         )
         state.drawn.clear()
-        metrics = {
-            "epoch": epoch,
-            "loss": result.loss,
-            "resource_loss": result.resource_loss,
-            "images_per_s": images_per_s,
-        }
-        groups, probabilities = state.sampler.groups, state.sampler.probabilities()
-        shown = list(zip(groups, probabilities, strict=True)) if probabilities else None
-        self._display.update(state.step, self._horizon.steps, metrics, shown)
+
+    def pretraining(self, step: int) -> None:
+        """After every step of the generator's, before the first of the run."""
+        self._display.update(
+            step, self._recipe.generator.pretrain_steps, {}, phase="the generator learns budgets"
+        )
+        self._restart_throughput()
 
     def broken(self, images: Sequence[str]) -> None:
         """After every step: all images skipped so far, each with its reason."""
@@ -155,6 +160,12 @@ class Monitor:
         )
         self._restart_throughput()
 
+    def _shown_groups(self) -> Groups | None:
+        probabilities = self._state.sampler.probabilities()
+        if not probabilities:
+            return None
+        return list(zip(self._state.sampler.groups, probabilities, strict=True))
+
     def _scaling(self) -> Record:
         """Of gradients in fp16: what they are multiplied with, and the steps that this cost."""
         scaler = self._state.scaler
@@ -175,6 +186,8 @@ class Silence:
     def __exit__(self, *_: object) -> None: ...
 
     def step(self, result: StepResult, schedule: Schedule) -> None: ...
+
+    def pretraining(self, step: int) -> None: ...
 
     def broken(self, images: Sequence[str]) -> None: ...
 
