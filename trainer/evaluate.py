@@ -209,7 +209,6 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     source = read_source(str(options.data))
     rows = source.train if source.test is None else source.test
     answers = some_answers(bundle, options.budgets)
-    reference: list[Measured] = []
     with Progress() as progress:
 
         def track(pieces: range) -> Iterable[int]:
@@ -222,11 +221,12 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
             if other.labels != bundle.labels:
                 raise ValueError(f"{options.against} tells other classes apart than {bundle.name}")
             largest = some_answers(other, 2)[-1:]
-            reference, _ = measure(
+            (reference,), read, _ = measure(
                 other, largest, rows, None, threads=options.threads, skip_broken=True, track=track
             )
-            labels = reference[0].scores.labels
-        measured, broken = measure(
+            labels = np.full(len(rows), -1)
+            labels[read] = reference.scores.labels
+        measured, _, broken = measure(
             bundle, answers, rows, labels, threads=options.threads, skip_broken=True, track=track
         )
     return Evaluated(bundle, source.name, measured, broken)

@@ -47,8 +47,8 @@ def measure(
     threads: int = 1,
     skip_broken: bool = False,
     track: Callable[[range], Iterable[int]] = iter,
-) -> tuple[list[Measured], list[str]]:
-    """How right subnets are on encoded images; and images that were left out, with the reason.
+) -> tuple[list[Measured], list[int], list[str]]:
+    """How right subnets are on encoded images; which were read, and why the others were not.
 
     labels: (images,), of the bundle's classes; None takes what the largest of ``answers`` says.
     ``track`` sees each piece of the work. Raises ValueError naming a broken image, unless those
@@ -80,10 +80,14 @@ def measure(
         raise ValueError("no image could be read")
     of_each = [np.concatenate(found) for found in logits]
     right = of_each[-1].argmax(1) if labels is None else labels[kept]
-    return [
-        Measured(budget, arch, Scores.of(found, right))
-        for (budget, arch), found in zip(answers, of_each, strict=True)
-    ], broken
+    return (
+        [
+            Measured(budget, arch, Scores.of(found, right))
+            for (budget, arch), found in zip(answers, of_each, strict=True)
+        ],
+        kept,
+        broken,
+    )
 
 
 def _read(
