@@ -37,6 +37,7 @@ from trainer.data.batches import Batch, Batches
 from trainer.data.reading import read_source
 from trainer.data.sources import Rows
 from trainer.engine.log import Record
+from trainer.scores import confused
 from trainer.served import Measured, measure, some_answers
 
 Item = TypeVar("Item")
@@ -168,15 +169,6 @@ def as_record(bundle: Bundle, measured: Measured) -> Record:
             for i, j, count in confused(scores.confusion())
         ],
     }
-
-
-def confused(confusion: np.ndarray) -> list[tuple[int, int, int]]:
-    """Pairs of classes (right, answered) that were taken for each other, most often first."""
-    wrong = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    pairs = np.argwhere(wrong)
-    counts = wrong[tuple(pairs.T)]
-    order = np.argsort(-counts, kind="stable")
-    return [(int(pairs[o][0]), int(pairs[o][1]), int(counts[o])) for o in order]
 
 
 def labels_in(bundle: Bundle, classes: Sequence[str], rows: Rows) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, save_bundle
+from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, load_bundle, save_bundle
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
 from models.nets import build_net
@@ -30,6 +30,7 @@ from trainer.data.run_data import (
     evaluation_batches,
     preprocess_of,
 )
+from trainer.data.sources import Rows
 from trainer.data.splits import Splits
 from trainer.engine.average import described_weights, served_weights
 from trainer.engine.checkpoint import load_checkpoint
@@ -40,12 +41,18 @@ from trainer.engine.state import frozen_of
 from trainer.evaluate import (
     accuracy,
     answers,
+    as_record,
     calibrated,
 )
 from trainer.recipes.recipe import Recipe
+from trainer.report.answers import write_answers
 from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
+from trainer.served import measure, some_answers
+
+MOST_ANSWERED = 1_000
+"""Test images for the page on what is served."""
 
 
 def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
@@ -146,12 +153,16 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     )
     table = [frontier_row_to_json(space, row) for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
-    page, *_ = write_report(read_runs([folder]), folder / "report")
+    report_page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows), file=sys.stderr)
+    if recipe.answers_page and splits.test_rows is not None:
+        print(
+            f"what is served: {_report_answers(recipe, splits.test_rows, folder)}", file=sys.stderr
+        )
     print(
         f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
         f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
-        f"report: {page}\n"
+        f"report: {report_page}\n"
         f"serve it: python -m shiftnas_serve --bundle {shlex.quote(str(folder / 'bundle'))}",
         file=sys.stderr,
     )
@@ -162,6 +173,21 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
     }
+
+
+def _report_answers(recipe: Recipe, rows: Rows, folder: Path) -> Path:
+    """Answer test images with the bundle as the server does, and write the page on it."""
+    bundle = load_bundle(folder / "bundle")
+    some = np.linspace(0, len(rows) - 1, min(len(rows), MOST_ANSWERED)).astype(np.int64)
+    rows = rows.take(np.unique(some))
+    answers = some_answers(bundle, recipe.evaluation_budgets)
+    threads = recipe.threads or 1
+    measured, read, _ = measure(
+        bundle, answers, rows, rows.labels, threads=threads, skip_broken=recipe.skip_broken
+    )
+    document = [as_record(bundle, one) for one in measured]
+    write_whole(folder / "answers.json", json.dumps(document, indent=1) + "\n")
+    return write_answers(folder / "report", bundle, measured, rows, read)
 
 
 def resolutions_alone(space: SearchSpace) -> list[Arch]:

@@ -7,14 +7,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
-from trainer.data.reading import full_path
+from trainer.data.reading import full_path, read_source
 from trainer.engine.checkpoint import has_checkpoint
-from trainer.recipes import RECIPES
-from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
+from trainer.recipes import FITTED, RECIPES
+from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
 
 RECIPE_NAME = "recipe.json"
@@ -76,6 +77,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         metavar="NAME, FILE or BUNDLE",
         help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such, or a bundle",
     )
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
@@ -96,8 +100,19 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
-    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+    """What --recipe says, fitted to --data if it looks at that, and --set.
+
+    Raises ValueError for a name or a value that does not exist, and for data that cannot be read.
+    """
+    name = options.recipe or DEFAULT_RECIPE
+    recipe = find_recipe(name)
+    if name in FITTED and not options.settings:
+        if options.data is None:
+            raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
+        source = read_source(options.data)
+        counts = np.bincount(source.train.labels, minlength=len(source.classes))
+        recipe = fitted(name, recipe, source.name, counts.tolist())
+    return with_settings(recipe, options.set)
 
 
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
@@ -112,6 +127,10 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                     f"--resume {options.resume} keeps the run's recipe and folder: leave out "
                     f"{option} {value} (--set changes settings), or leave out --resume"
                 )
+        if options.hours is not None:
+            raise ValueError(
+                f"--hours {options.hours:g}: a run that is resumed keeps its epochs; leave it out"
+            )
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)

@@ -72,3 +72,12 @@ class Scores:
         """Images that are wrong, those first whose right class was thought least of."""
         wrong = np.flatnonzero(~self.right)
         return wrong[np.argsort(self.probability[wrong], kind="stable")][:count].tolist()
+
+
+def confused(confusion: np.ndarray) -> list[tuple[int, int, int]]:
+    """Pairs of classes (right, answered) that were taken for each other, most often first."""
+    wrong = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
+    pairs = np.argwhere(wrong)
+    counts = wrong[tuple(pairs.T)]
+    order = np.argsort(-counts, kind="stable")
+    return [(int(pairs[o][0]), int(pairs[o][1]), int(counts[o])) for o in order]

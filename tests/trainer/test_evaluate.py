@@ -9,8 +9,8 @@ from PIL import Image
 
 from models.bundle.folder import load_bundle
 from tests.bundles import make_bundle
-from trainer.evaluate import confused, main
-from trainer.scores import Scores, wilson
+from trainer.evaluate import main
+from trainer.scores import Scores, confused, wilson
 
 
 def test_intervals_are_wilsons():

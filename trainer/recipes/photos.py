@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import (
     Augment,
@@ -14,11 +16,20 @@ from trainer.recipes.settings import (
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Of EfficientNet-Lite's images."""
 
+FEW_A_CLASS = 100
+"""Photos of the smallest class below which a set is small: more of it is held out and changed."""
+MOST_HELD_OUT = 5_000
+
 
 def photos() -> Recipe:
     """Your own photos, a folder a class, from EfficientNet-Lite0.
 
-    Command: ``python -m trainer.run --recipe photos --data FOLDER``
+    Command: ``python -m trainer.run --recipe photos --data FOLDER --hours 1``
+    Hardware, time, result: docs/your-photos.md.
+
+    BatchNorm keeps the pretrained network's statistics. Subnets are drawn at uniform budgets, learn
+    half from the labels and half from the largest subnet, and differ in resolution and depth. Both
+    were chosen by what the start bears without training (docs/experiments).
     """
     return Recipe(
         name="photos",
@@ -27,7 +38,7 @@ def photos() -> Recipe:
         start="efficientnet-lite0",
         statistics="start",
         resolution=224,
-        epochs=10,
+        epochs=16,
         batch_size=32,
         sampler="uniform-budget",
         sampler_options=SamplerOptions(groups=8),
@@ -42,5 +53,24 @@ def photos() -> Recipe:
         dominated_by=0.0,
         evaluate_every=0,
         answer_budgets=24,
+        answers_page=True,
         threads=1,
+    )
+
+
+def fitted(recipe: Recipe, name: str, counts: Sequence[int]) -> Recipe:
+    """The recipe for a data set. name: of it; counts: training photos of each class.
+
+    Of few photos a larger part is held out, so that decisions have something to go by, and photos
+    are cropped harder. Batches are at most a twentieth of the photos.
+    """
+    total, least = sum(counts), min(counts)
+    small = least < FEW_A_CLASS
+    return recipe.replace(
+        name=name,
+        held_out_share=0.2 if small else 0.1,
+        held_out_images=MOST_HELD_OUT if total * 0.1 > MOST_HELD_OUT else 0,
+        batch_size=max(min(recipe.batch_size, total // 20), 2),
+        augment=recipe.augment.replace(crop_area=0.25 if small else 0.35),
+        optimizer=recipe.optimizer.replace(label_smoothing=0.1 if small else 0.0),
     )

@@ -89,6 +89,9 @@ class Recipe(Settings):
     dominated_by: ShareBelowOne = 0.005
     """Held-out accuracy by which a smaller answer must be better for a larger one to be dropped:
     about a standard error on 5,000 images. 0: every answer is at least as good as smaller ones."""
+    answers_page: bool = False
+    """Answer up to 1,000 test images with the bundle at the end, and report on it, worst photos
+    and all."""
     half: bool = False
     """Store the bundle's weights in half precision, rounded before anything is measured."""
     data_in_memory: Literal["auto", "always", "never"] = "auto"
