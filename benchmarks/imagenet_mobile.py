@@ -38,9 +38,9 @@ from models.nets.normalize import FrozenStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch, Choice
 from models.space.weights import SharedStatistics
+from trainer.confidence import interval
 from trainer.data.reading import read_source
-from trainer.finish import resolutions_alone, round_to_half, undominated
-from trainer.scores import wilson
+from trainer.finish import resolutions_alone, round_to_half
 
 SPACE = "mobile"
 BATCH = 32
@@ -216,7 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         right = answers[arch] == photos.labels
         print(f"{flops / 1e6:8.1f} MFLOPs: {100 * right[chooses].mean():.1f} %", file=sys.stderr)
     chosen = {arch: float((a == photos.labels)[chooses].mean()) for arch, a in answers.items()}
-    kept = undominated(by_flops, chosen, 0.0)
+    kept = [by_flops[0]]
+    for flops, arch in by_flops[1:]:
+        if chosen[arch] >= max(chosen[smaller] for _, smaller in kept):
+            kept.append((flops, arch))
 
     rows = [
         Row(
@@ -276,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def wilson_of(right: np.ndarray) -> tuple[float, float]:
     """The interval of a share, from which answers count."""
-    return wilson(int(right.sum()), len(right))
+    return interval(float(right.mean()), len(right))
 
 
 def card(rows: Sequence[Row], count: int, *, distilled: bool) -> str:

@@ -51,6 +51,8 @@ _GRACE_S = 1.0
 # Most answers are there by then, and cost no watch over who waits: a task, which is as much work as
 # a tenth of a small subnet's answer.
 _WATCH_AFTER_S = 0.1
+# For threads to end with what they are at.
+_END_S = 5.0
 # Callers send the same few texts again and again.
 _KINDS = {kind.name: kind for kind in BUDGET_KINDS}
 _PARSERS = {kind.name: lru_cache(4096)(kind.parse) for kind in BUDGET_KINDS}
@@ -98,8 +100,10 @@ class Engine:
         self._on_wedged = wedged
         self._reloading = threading.Lock()
         self._backlog = Backlog(THREADS, settings.workers, settings.max_batch)
-        Decoders(self._backlog, settings.max_pixels)
+        decoders = Decoders(self._backlog, settings.max_pixels)
         self.runners = Runners(self._backlog, settings.workers, settings.stall_s, self._is_wedged)
+        # When the program ends, too: a library must not be at work while its memory is given back.
+        self._end = weakref.finalize(self, _end, self._backlog, self.runners, decoders)
         if settings.prebuild:
             self.runners.prebuild(self.model)
 
@@ -111,8 +115,7 @@ class Engine:
 
     def close(self) -> None:
         """End the threads; what waits is not answered."""
-        self.runners.close()
-        self._backlog.close()
+        self._end()
 
     def _is_wedged(self, reason: str) -> None:
         self.wedged = reason
@@ -334,7 +337,7 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
     for name, text in texts.items():
         if text is None:
             continue
-        text = text if isinstance(text, str) else repr(text)
+        text = text if isinstance(text, str) else repr(float(text))
         if len(text) > MAX_LENGTH:  # nothing so long is remembered
             header = _KINDS[name].header
             raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
@@ -361,6 +364,15 @@ def read_source(image: ImageSource) -> bytes | Photo:
         return Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {image}: {error.strerror}") from None
+
+
+def _end(backlog: Backlog, runners: Runners, decoders: Decoders) -> None:
+    runners.close()
+    backlog.close()
+    end_s = time.monotonic() + _END_S
+    for thread in (*runners.threads, *decoders.threads):
+        if thread is not threading.current_thread():
+            thread.join(max(end_s - time.monotonic(), 0.0))
 
 
 async def _end_wait(

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
-from shiftnas_serve.answer import AnswerWriter, Classified, softmax
-from shiftnas_serve.frames import Done
-from shiftnas_serve.planner import Planner
 
-from models.bundle.folder import load_bundle
-from shiftnas_serve.budgets import FlopsBudget
-from shiftnas_serve.latency import LatencyTable
-from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve import Engine, load
+from shiftnas_serve.http.answers import classification
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,23 +26,18 @@ def test_the_quick_start_sends_files_that_are_there():
         assert (ROOT / command[command.index("-T") + 1]).is_file()
 
 
+@cache
+def engine() -> Engine:
+    return load(DEFAULT_BUNDLE, prebuild=False)
+
+
 def answer_to(command: list[str]) -> dict:
-    """What the server gives to one of README's commands, without the processes."""
-    bundle = load_bundle(DEFAULT_BUNDLE)
+    """What the server gives to one of README's commands, without HTTP."""
     (budget,) = [one.partition(": ")[2] for one in command if one.startswith("FLOPs-Budget")]
     (top_k,) = re.findall(r"top_k=(\d+)", command[-1])
-    planner = Planner(bundle, None)
-    planner.latency = LatencyTable.of([(1e6, 1.0), (2e7, 2.0)])
-    plan = planner.plan({"flops": FlopsBudget().parse(budget)}, 0.0)
-
-    data = (ROOT / command[command.index("-T") + 1]).read_bytes()
-    photo = bundle.preprocess.decode(data, bundle.space.resolution(bundle.space.largest))
-    image = bundle.preprocess.array(photo, plan.subnet.side)
-    session = build_runtime("onnxruntime", "cpu", 1).build(bundle, plan.subnet.arch)
-    (logits,) = session.run(image[None])
-    done = Done(0, logits, 0.0, 0.0, 0.0, 0.0, 1, "built", plan.subnet.key)
-    one = Classified(plan, done, 0.0, softmax(logits))
-    return json.loads(AnswerWriter(bundle).write(one, int(top_k), REQUEST_ID).body)
+    photo = ROOT / command[command.index("-T") + 1]
+    result = engine().classify(photo, flops=budget, top_k=int(top_k))
+    return json.loads(classification(result, REQUEST_ID).body)
 
 
 def test_the_answer_is_what_the_server_gives():

@@ -90,7 +90,6 @@ def calibrated(
     return calibrate(net, arch, (at_resolution(i.to(device), resolution) for i in images))
 
 
-@torch.inference_mode()
 def accuracy(
     net: AbstractNet,
     arch: Arch,
@@ -99,17 +98,28 @@ def accuracy(
     device: str,
 ) -> float:
     """Top-1 accuracy of a subnet, in 0..1."""
+    return float(right_answers(net, arch, statistics, data, device).mean())
+
+
+@torch.inference_mode()
+def right_answers(
+    net: AbstractNet,
+    arch: Arch,
+    statistics: BatchStatistics,
+    data: Iterable[Batch],
+    device: str,
+) -> np.ndarray:
+    """Which images a subnet gets right: bool, (images,), in the order of the data."""
     was_training = net.training
     net.eval()
     resolution = net.space.resolution(arch)
-    right = seen = 0
+    right: list[Tensor] = []
     for batch in data:
         images = at_resolution(batch.images.to(device), resolution)
         predicted = net(images, arch, statistics).argmax(1).cpu()
-        right += int((predicted == batch.labels.cpu()).sum())
-        seen += len(predicted)
+        right.append(predicted == batch.labels.cpu())
     net.train(was_training)
-    return right / seen
+    return torch.cat(right).numpy()
 
 
 def evaluate(

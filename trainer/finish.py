@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -24,6 +25,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
+from trainer.confidence import interval, is_better
 from trainer.data.run_data import (
     batches_of,
     calibration_images,
@@ -43,6 +45,7 @@ from trainer.evaluate import (
     answers,
     as_record,
     calibrated,
+    right_answers,
 )
 from trainer.recipes.recipe import Recipe
 from trainer.report.answers import write_answers
@@ -53,6 +56,9 @@ from trainer.served import measure, some_answers
 
 MOST_ANSWERED = 1_000
 """Test images for the page on what is served."""
+DOMINATED_BY = 0.005
+"""Accuracy by which a smaller answer must be better for a larger one to be dropped, if the held-out
+images are enough to tell."""
 
 
 def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
@@ -83,22 +89,22 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     measured: dict[Arch, BatchStatistics] = {}
-    val_accuracy: dict[Arch, float] = {}
+    right: dict[Arch, np.ndarray] = {}
     for number, (_, arch) in enumerate(candidates, start=1):
         measured[arch] = frozen or calibrated(net, arch, images, recipe.device)
-        val_accuracy[arch] = accuracy(net, arch, measured[arch], held_out, recipe.device)
+        right[arch] = right_answers(net, arch, measured[arch], held_out, recipe.device)
         if number % 25 == 0 or number == len(candidates):
             print(
                 f"calibrated and evaluated {number} of {len(candidates)} answers", file=sys.stderr
             )
-    grid_answers = undominated(candidates, val_accuracy, recipe.dominated_by)
-    least = space.flops(grid_answers[0][1])
+    val_accuracy = {arch: float(images.mean()) for arch, images in right.items()}
+    grid_answers = undominated(candidates, right, DOMINATED_BY)
     rows = []
-    for budget in np.linspace(least, space.max_flops, recipe.evaluation_budgets).tolist():
+    for budget in even_budgets(space, recipe.evaluation_budgets):
         arch = _served(grid_answers, budget)
-        right = accuracy(net, arch, measured[arch], test, recipe.device)
+        on_test = accuracy(net, arch, measured[arch], test, recipe.device)
         sizes = space.flops(arch), space.params(arch)
-        rows.append(FrontierRow(budget, arch, *sizes, val_accuracy[arch], right))
+        rows.append(FrontierRow(budget, arch, *sizes, val_accuracy[arch], on_test))
 
     statistics: dict[Arch, Statistics] = {}
     for _, arch in grid_answers if frozen is None else ():
@@ -117,11 +123,14 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         )
     records = read_log(folder / "log.jsonl")
     seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
-    started = next(record for record in records if record["kind"] == "start")
-    trained_with: Json = json.loads(json.dumps(started))
+    # The last process had the settings that hold; of those before it, only what was otherwise.
+    *before, last = [record for record in records if record["kind"] == "start"]
+    trained_with: Json = json.loads(json.dumps(last | {"step": int(state["step"])}))
+    changed = [{k: v for k, v in one.items() if k == "step" or v != last.get(k)} for one in before]
+    resumed: Json = json.loads(json.dumps(changed))
     save_bundle(
         folder / "bundle",
-        name=recipe.name,
+        name=recipe.bundle_name or re.sub(r"[^\w.-]+", "-", splits.name).strip("-") or recipe.name,
         space=space,
         preprocess=preprocess_of(recipe),
         labels=splits.labels,
@@ -148,20 +157,24 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
             "answers_asked": len(candidates),
             "answers_kept": len(grid_answers),
             "trained_with": trained_with,
+            "earlier_processes": resumed,
             "bundled_with": dict(provenance()),
         },
     )
+    grid = even_budgets(space, recipe.answer_budgets)
+    served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
     table = [frontier_row_to_json(space, row) for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
     report_page, *_ = write_report(read_runs([folder]), folder / "report")
-    print(_table(rows), file=sys.stderr)
+    print(_table(rows, len(splits.held_out), len(splits.test)), file=sys.stderr)
     if recipe.answers_page and splits.test_rows is not None:
         print(
             f"what is served: {_report_answers(recipe, splits.test_rows, folder)}", file=sys.stderr
         )
     print(
-        f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; decoded answers "
-        f"use {100 * report.mean_use:.2f} % of it and never exceed it\n"
+        f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; the "
+        f"{len(grid_answers)} answers that are served use {100 * served_use:.2f} % of it and never "
+        "exceed it\n"
         f"report: {report_page}\n"
         f"serve it: python -m shiftnas_serve --bundle {shlex.quote(str(folder / 'bundle'))}",
         file=sys.stderr,
@@ -172,6 +185,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
         "frontier": table,
         "generator_mean_error": report.mean_error,
         "generator_mean_use": report.mean_use,
+        "served_mean_use": served_use,
     }
 
 
@@ -225,20 +239,22 @@ def _answer_rows(
 
 
 def undominated(
-    candidates: list[tuple[int, Arch]], val_accuracy: Mapping[Arch, float], margin: float
+    candidates: list[tuple[int, Arch]], right: Mapping[Arch, np.ndarray], margin: float
 ) -> list[tuple[int, Arch]]:
-    """Drop answers that a smaller one beats by more than ``margin`` on held-out images.
+    """Drop answers that a smaller one beats on held-out images by more than ``margin`` and chance.
 
-    To use the last of a budget, a decode may need choices that the generator hardly samples and
-    the supernet hardly trained; a user is better served by the smaller subnet then. By FLOPs,
-    ascending; the smallest always stays.
+    right: which of the held-out images each gets right. To use the last of a budget, a decode may
+    need choices that the generator hardly samples and the supernet hardly trained; a user is better
+    served by the smaller subnet then. By FLOPs, ascending; the smallest always stays.
     """
-    kept: list[tuple[int, Arch]] = []
-    best = 0.0
-    for flops, arch in candidates:
-        if val_accuracy[arch] >= best - margin:
+    kept = candidates[:1]
+    best = right[candidates[0][1]]
+    for flops, arch in candidates[1:]:
+        lead = best.mean() - right[arch].mean()
+        if lead <= margin or not is_better(best, right[arch]):
             kept.append((flops, arch))
-            best = max(best, val_accuracy[arch])
+        if lead < 0:
+            best = right[arch]
     return kept
 
 
@@ -247,11 +263,16 @@ def _served(grid: list[tuple[int, Arch]], budget: float) -> Arch:
     return [arch for flops, arch in grid if flops <= budget][-1]
 
 
-def _table(rows: list[FrontierRow]) -> str:
-    lines = ["budget MFLOPs   MFLOPs   params   held-out %   test %"]
+def _table(rows: list[FrontierRow], held_out: int, test: int) -> str:
+    lines = [f"budget MFLOPs   MFLOPs     params   {'held-out %':>20}   {'test %':>20}"]
     lines += [
-        f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:8,}   "
-        f"{100 * (row.val_accuracy or 0):10.2f}   {100 * (row.test_accuracy or 0):6.2f}"
+        f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:10,}   "
+        f"{_with_interval(row.val_accuracy, held_out)}   {_with_interval(row.test_accuracy, test)}"
         for row in rows
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "in brackets: 95 % intervals"])
+
+
+def _with_interval(accuracy: float | None, images: int) -> str:
+    low, high = interval(accuracy or 0.0, images)
+    return f"{100 * (accuracy or 0):6.2f} [{100 * low:5.2f}, {100 * high:5.2f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def train(
         data = run_data(recipe, splits, ranks)
         steps_per_epoch = len(data.train)
         horizon = horizon_of(recipe, sampler, steps_per_epoch)
+        shift_every = recipe.steps_between_updates(horizon.steps)
+        if sampler.learns and not recipe.updates(horizon.steps):
+            print(
+                f"warning: B stays uniform: shift_every is {shift_every}, and the run has "
+                f"{horizon.steps} steps, of which the first {recipe.warm_up_share:.0%} are a "
+                "warm-up; shift_every=0 fits it to the run",
+                file=sys.stderr,
+            )
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
@@ -93,13 +102,13 @@ def train(
             result = train_step(state, batch, schedule, recipe, ranks)  # b ~ B, a = AG(b), descent
 
             # ---- Algorithm 2, every q steps ----------------------------------------------------
-            if sampler.learns and state.step % recipe.shift_every == 0:
+            if sampler.learns and state.step % shift_every == 0:
                 drops: list[float | None] | None = None
                 if horizon.position(state.step, state.compute) >= warm_up_steps:
-                    turn = state.step // recipe.shift_every
+                    turn = state.step // shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
-                    probe = probe_of(state, held_out, schedule, recipe, ranks)
+                    probe = probe_of(state, held_out, schedule, recipe, ranks, data.decisions)
                     drops = sampler.update(probe, state.rng)
                     state.compute += probe.compute * ranks.world_size
                     check_finite("loss on held-out images", drops, state.step, recipe)

@@ -11,6 +11,7 @@ again goes on where it was stopped. Pages are in ``docs/experiments/``.
 from __future__ import annotations
 
 EXPERIMENTS: dict[str, str] = {
+    "samplers": "benchmarks.experiments.samplers:Samplers",
     "static-tilts": "benchmarks.experiments.static_tilts:StaticTilts",
 }
 """Name -> ``module:Class``, an ``AbstractExperiment``."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.experiments.images import cached_splits
 from benchmarks.experiments.measure import measured
+from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
 from trainer.data.splits import Splits
@@ -65,8 +66,8 @@ class AbstractExperiment(ABC):
         """All runs, in an order in which the first few already say something."""
 
     @abstractmethod
-    def archs(self, setup: Record) -> list[Arch]:
-        """What is measured of every run."""
+    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+        """What is measured of a run, whose generator this is."""
 
     @abstractmethod
     def table(self, setup: Record, results: list[Record]) -> str:
@@ -93,6 +94,8 @@ class AbstractExperiment(ABC):
         train(case.recipe, splits, folder, interrupt, resume=resume)
         cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - started
         state = load_checkpoint(folder)
+        generator = ArchitectureGenerator(self.space)
+        generator.load_state_dict(state["generator"])
         row: Record = {
             "case": case.name,
             "seed": case.recipe.seed,
@@ -101,7 +104,7 @@ class AbstractExperiment(ABC):
             "cpu_s": None if resume else round(cpu_s, 2),
             "wall_s": None if resume else round(wall_s, 2),
             "commit": provenance()["commit"],
-            "rows": measured(case.recipe, splits, folder, self.archs(setup)),
+            "rows": measured(case.recipe, splits, folder, self.archs(setup, generator)),
         }
         with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

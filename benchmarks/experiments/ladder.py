@@ -5,15 +5,24 @@ Where all runs train and are measured on the same archs, what differs is how oft
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
+from benchmarks.step_costs import Trial
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
+from models.spaces import get_space
+from trainer.data.splits import Splits
 from trainer.evaluate import answers
+from trainer.recipes.recipe import Recipe
+
+ROUNDS, STEPS = 7, 8
 
 
 def ladder(space: SearchSpace, count: int, seed: int = 0) -> list[Arch]:
@@ -29,3 +38,26 @@ def ladder(space: SearchSpace, count: int, seed: int = 0) -> list[Arch]:
         rng=torch.Generator().manual_seed(seed),
     )
     return answers(generator, even_budgets(space, count))
+
+
+def step_times(base: Recipe, archs: Sequence[Arch], splits: Splits) -> list[float]:
+    """Milliseconds of processor time of a step that trains each arch.
+
+    The median over rounds in which all take turns, so that what slows the machine slows all.
+    """
+    trials = [Trial(alone(base, arch), splits) for arch in archs]
+    taken = np.zeros((ROUNDS, len(trials)))
+    for turn in range(ROUNDS):
+        for place, trial in enumerate(trials):
+            taken[turn, place] = sum(trial.step_ms(masked=False) for _ in range(STEPS)) / STEPS
+    return [round(ms, 3) for ms in np.median(taken[1:], axis=0).tolist()]
+
+
+def alone(base: Recipe, arch: Arch) -> Recipe:
+    """The recipe with which one arch trains alone."""
+    document = get_space(base.space, 10).arch_to_json(arch)
+    return base.replace(
+        sampler="fixed-arch",
+        sampler_options=base.sampler_options.replace(archs=(document,)),
+        generator=base.generator.replace(pretrain_steps=0, resource_batch=1),
+    )

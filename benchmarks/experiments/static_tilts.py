@@ -7,9 +7,6 @@ process on the machine does not count), by what a step of each arch took when al
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import cast
@@ -17,10 +14,10 @@ from typing import cast
 import numpy as np
 
 from benchmarks.experiments.experiment import AbstractExperiment, Case
-from benchmarks.experiments.ladder import ladder
-from benchmarks.experiments.paired import in_words
-from benchmarks.step_costs import Trial
+from benchmarks.experiments.ladder import ladder, step_times
+from benchmarks.experiments.table import paired_table
 from benchmarks.timing import machine
+from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD
@@ -47,7 +44,6 @@ FIRST = 5
 """So many of them run on every seed before the others do."""
 
 ACCOUNTS = ("multiply-adds", "time", "steps")
-ROUNDS, STEPS = 7, 8
 
 
 class StaticTilts(AbstractExperiment):
@@ -57,27 +53,11 @@ class StaticTilts(AbstractExperiment):
         archs = ladder(self.space, RUNGS)
         documents = [self.space.arch_to_json(arch) for arch in archs]
         flops = [self.space.flops(arch) for arch in archs]
-        step_ms = self._step_ms(documents)
+        step_ms = step_times(self.base, archs, self.splits(0))
         return cast(
             "Record",
             {"ladder": documents, "flops": flops, "step_ms": step_ms, "machine": machine()},
         )
-
-    def _step_ms(self, documents: Sequence[object]) -> list[float]:
-        """Processor time of a step of each arch, the median over rounds in which all take turns."""
-        splits = self.splits(0)
-        trials = [
-            Trial(recipe_of(self.base, [document], "uniform", compute=0), splits)
-            for document in documents
-        ]
-        taken = np.zeros((ROUNDS, len(trials)))
-        for turn in range(ROUNDS):
-            for place, trial in enumerate(trials):
-                started = time.process_time()
-                for _ in range(STEPS):
-                    trial.step_ms(masked=False)
-                taken[turn, place] = 1000 * (time.process_time() - started) / STEPS
-        return [round(ms, 3) for ms in np.median(taken[1:], axis=0).tolist()]
 
     def cases(self, setup: Record) -> Iterator[Case]:
         documents = cast("list[object]", setup["ladder"])
@@ -112,28 +92,12 @@ class StaticTilts(AbstractExperiment):
         allowed = steps if account == "steps" else steps * float(times.mean())
         return a_step * allowed / float(np.trapezoid(spent, dx=0.01))
 
-    def archs(self, setup: Record) -> list[Arch]:
+    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
         documents = cast("list[dict[str, object]]", setup["ladder"])
         return [self.space.arch_from_json(document) for document in documents]
 
     def table(self, setup: Record, results: list[Record]) -> str:
-        found: dict[str, dict[int, Record]] = defaultdict(dict)
-        for row in results:
-            found[str(row["case"])][cast("int", row["seed"])] = row
-        base = found.get("uniform/multiply-adds", {})
-        lines = [
-            "| same | distribution | seeds | steps | loss | difference | accuracy, % | difference "
-            "| smallest | largest |",
-            "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-        ]
-        for account in ACCOUNTS:
-            for name in DISTRIBUTIONS:
-                runs = base if name == "uniform" else found.get(f"{name}/{account}", {})
-                seeds = sorted(runs.keys() & base.keys())
-                if seeds:
-                    mine, other = [[of[seed] for seed in seeds] for of in (runs, base)]
-                    lines.append(f"| {account} | {name} | {len(seeds)} | {_cells(mine, other)} |")
-        return "\n".join(lines)
+        return paired_table(results, ACCOUNTS, DISTRIBUTIONS, lambda _: "uniform/multiply-adds")
 
 
 def recipe_of(base: Recipe, documents: Sequence[object], name: str, *, compute: float) -> Recipe:
@@ -148,26 +112,3 @@ def recipe_of(base: Recipe, documents: Sequence[object], name: str, *, compute: 
         generator=generator,
         compute=compute,
     )
-
-
-def _cells(runs: list[Record], base: list[Record]) -> str:
-    loss, other_loss = ([_mean(run, "test_loss") for run in of] for of in (runs, base))
-    right, other = ([100 * _mean(run, "test_accuracy") for run in of] for of in (runs, base))
-    ends = [
-        statistics.mean(
-            100 * cast("list[dict[str, float]]", run["rows"])[k]["test_accuracy"] for run in runs
-        )
-        for k in (0, -1)
-    ]
-    steps = statistics.mean(cast("int", run["steps"]) for run in runs)
-    return (
-        f"{steps:,.0f} | {statistics.mean(loss):.3f} | "
-        f"{in_words([a - b for a, b in zip(loss, other_loss, strict=True)], 3)} | "
-        f"{statistics.mean(right):.1f} | "
-        f"{in_words([a - b for a, b in zip(right, other, strict=True)], 1)} | "
-        f"{ends[0]:.1f} | {ends[1]:.1f}"
-    )
-
-
-def _mean(run: Record, name: str) -> float:
-    return statistics.mean(row[name] for row in cast("list[dict[str, float]]", run["rows"]))

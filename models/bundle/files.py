@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +53,10 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(
-    path: Path, files: Mapping[str, object], space: SearchSpace, left_out: Collection[str] = ()
-) -> None:
+def check_files(path: Path, files: Mapping[str, object], space: SearchSpace) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
     needed = (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []))
-    for name in (one for one in needed if one not in left_out):
+    for name in needed:
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():

@@ -163,11 +163,10 @@ def save_bundle(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_bundle(path: Path | str, *, weights: bool = True) -> Bundle:
+def load_bundle(path: Path | str) -> Bundle:
     """Read and check a bundle. Raises ValueError naming the file or field that is wrong.
 
-    ``weights=False`` leaves out the supernet and its statistics: such a bundle answers budgets,
-    and cannot build subnets. What is read is a copy: files that change later change nothing.
+    What is read is a copy: files that change later change nothing.
     """
     path = Path(path)
     manifest = path / MANIFEST
@@ -178,12 +177,12 @@ def load_bundle(path: Path | str, *, weights: bool = True) -> Bundle:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{manifest} is no JSON: {error}") from None
     try:
-        return _parse(path, Fields(document, MANIFEST), weights)
+        return _parse(path, Fields(document, MANIFEST))
     except ValueError as error:
         raise ValueError(f"bundle {path}: {error}") from None
 
 
-def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
+def _parse(path: Path, fields: Fields) -> Bundle:
     number = fields.integer("format")
     if number != FORMAT:
         raise ValueError(f"format is {number}; this version reads format {FORMAT}")
@@ -193,8 +192,7 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
     if len(labels) != space.num_classes:
         raise ValueError(f"labels has {len(labels)} entries for {space.num_classes} classes")
     flops = fields.part("flops")
-    left_out = () if with_weights else (SUPERNET, STATISTICS)
-    check_files(path, fields.mapping("files"), space, left_out)
+    check_files(path, fields.mapping("files"), space)
     answers = answers_from_json(space, fields.items("answers"))
     least = space.flops(answers[0][1]) if answers else space.min_flops
     for name, mine in (("min", least), ("max", space.max_flops)):
@@ -202,13 +200,10 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
             raise ValueError(
                 f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
             )
-    weights: dict[str, np.ndarray] = {}
-    statistics: dict[str, np.ndarray] = {}
-    if with_weights:
-        weights = load_arrays(path / SUPERNET)
-        check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
-        statistics = load_arrays(path / STATISTICS) if space.norms else {}
-    if space.norms and with_weights:
+    weights = load_arrays(path / SUPERNET)
+    check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
+    statistics = load_arrays(path / STATISTICS) if space.norms else {}
+    if space.norms:
         _check_statistics(space, answers, statistics)
     try:
         template = Template.parse((path / TEMPLATE).read_bytes())
@@ -223,7 +218,7 @@ def _parse(path: Path, fields: Fields, with_weights: bool) -> Bundle:
         groups=tuple(int(str(group)) for group in flops.items("groups")),
         frontier=frontier_from_json(space, fields.items("frontier")),
         answers=answers,
-        weights=template.lay_out(weights) if with_weights else {},
+        weights=template.lay_out(weights),
         generator=load_arrays(path / GENERATOR),
         statistics=statistics,
         template=template,

@@ -22,19 +22,19 @@ _encode = msgspec.json.Encoder().encode
 
 class _Body(msgspec.Struct):
     predictions: list[Prediction]
-    subnet: msgspec.Raw
     budget: msgspec.Raw
     model: ModelName
     request_id: str
+    subnet: msgspec.Raw
 
 
 class JsonAnswer:
     """A 200 that is JSON."""
 
-    __slots__ = ("_body", "_headers")
+    __slots__ = ("_headers", "body")
 
     def __init__(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        self._body = body
+        self.body = body
         self._headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -44,7 +44,7 @@ class JsonAnswer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await send({"type": "http.response.body", "body": self._body})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def classification(result: Result, request_id: str) -> JsonAnswer:
@@ -52,10 +52,10 @@ def classification(result: Result, request_id: str) -> JsonAnswer:
     timing = result.timing
     body = _Body(
         list(result.predictions),
-        _subnet_json(result.subnet),
         _budget_json(tuple(result.asked.items()), result.degraded),
         result.model,
         request_id,
+        _subnet_json(result.subnet),
     )
     server_timing = (
         f"decode;dur={timing.decode_ms:.2f}, queue;dur={timing.queue_ms:.2f}, "

@@ -24,9 +24,12 @@ class Decoders:
 
     def __init__(self, backlog: Backlog, max_pixels: int) -> None:
         self._backlog, self._max_pixels = backlog, max_pixels
-        for number in range(THREADS):
-            target = partial(self._serve, number)
-            threading.Thread(target=target, name=f"decode-{number}", daemon=True).start()
+        self.threads = [
+            threading.Thread(target=partial(self._serve, n), name=f"decode-{n}", daemon=True)
+            for n in range(THREADS)
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def _serve(self, number: int) -> None:
         while (one := self._backlog.next_to_decode(number)) is not None:

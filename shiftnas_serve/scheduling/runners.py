@@ -45,13 +45,16 @@ class Runners:
         self._limits_s = [0.0] * count  # of what each thread does now; 0: it waits
         self._jobs = [0] * count
         self._ending = threading.Event()
+        self.threads: list[threading.Thread] = []
         targets = [partial(self._serve, number) for number in range(count)]
         for name, target in zip(
             [*(f"infer-{number}" for number in range(count)), "watch"],
             [*targets, self._watch],
             strict=True,
         ):
-            threading.Thread(target=target, name=name, daemon=True).start()
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            self.threads.append(thread)
+            thread.start()
 
     def prebuild(self, model: Model) -> None:
         """Build the sessions that will probably be asked for, and no others."""

@@ -9,18 +9,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from shiftnas_serve.connection import (
+from starlette.types import Receive, Scope, Send
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from shiftnas_serve.http import connection
+from shiftnas_serve.http.connection import (
     MAX_HEAD_BYTES,
     MAX_PIPELINED,
     READ_AHEAD,
-    Connection,
+    HttpConnection,
     connection_limit,
 )
-from starlette.types import Receive, Scope, Send
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
-from shiftnas_serve import connection
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -31,7 +31,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent = b""
-        self.closed = self.aborted = self.paused = False
+        self.closed = self.aborted = self.paused = self.ended = False
         self.pauses = self.unsent = 0
 
     def write(self, data: bytes) -> None:
@@ -49,6 +49,12 @@ class Wire:
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def pause_reading(self) -> None:
         self.paused, self.pauses = True, self.pauses + 1
@@ -93,9 +99,10 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def connect(app: Any = answer, state: ServerState | None = None) -> tuple[Connection, Wire]:
+def connect(app: Any = answer, state: ServerState | None = None) -> tuple[HttpConnection, Wire]:
     config = Config(app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=75)
-    made, wire = Connection(config, state or ServerState(), {}), Wire()
+    config.load()
+    made, wire = HttpConnection(config, state or ServerState(), {}), Wire()
     made.connection_made(wire)  # type: ignore[arg-type]
     return made, wire
 
@@ -223,8 +230,9 @@ def test_a_body_that_was_answered_early_does_not_flow_on(monkeypatch):
                 made.data_received(bytes(1000))
             clock.pass_s(1)
         assert wire.status == 200
+        assert b"connection: close" in wire.sent
+        assert wire.ended  # so that it reads its answer, and no reset
         assert wire.closed
-        assert len(made.cycle.body) == 0
 
     run(test)
 
@@ -305,65 +313,54 @@ def test_requests_do_not_queue_up_on_a_connection_without_end():
     run(test)
 
 
-@pytest.mark.parametrize("asked", [0, 300_000])
-def test_a_body_comes_whole_where_there_is_room_for_it_and_else_in_pieces(asked):
-    pieces, here = [], []
+def test_a_body_comes_in_large_pieces_and_no_more_is_held_than_one():
+    pieces, go = [], asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if asked:
-            here.append(scope["extensions"][READ_AHEAD](scope, asked))
         more = True
         while more:
             message = await receive()
             pieces.append(len(message["body"]))
             more = message["more_body"]
+            if len(pieces) == 1:
+                await go.wait()
         await answer(scope, receive, send)
 
     async def test() -> None:
         made, wire = connect(app)
-        made.data_received(POST % 300_000 + bytes(70_000))
-        for _ in range(46):
-            await turns()
-            assert not (asked and wire.paused)
-            made.data_received(bytes(5_000))
+        made.data_received(POST % 300_000 + bytes(READ_AHEAD - 1))
+        await turns()
+        assert pieces == []
+        made.data_received(b"x")
+        await turns()
+        assert pieces == [READ_AHEAD]
+        made.data_received(bytes(READ_AHEAD))
+        assert wire.paused  # nobody reads on
+        go.set()
+        await turns()
+        assert not wire.paused
+        made.data_received(bytes(300_000 - 2 * READ_AHEAD))
         await turns()
         assert wire.status == 200
         assert sum(pieces) == 300_000
-        assert (len(pieces) == 1) == bool(asked)
-        assert here == [False] * bool(asked)
-
-    run(test)
-
-
-def test_more_than_was_asked_for_is_held_back():
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["extensions"][READ_AHEAD](scope, 100_000)
-        await asyncio.sleep(3600)
-
-    async def test() -> None:
-        made, wire = connect(app)
-        made.data_received(POST % 300_000)
-        await turns()
-        made.data_received(bytes(100_000))
-        assert not wire.paused
-        made.data_received(b"x")
-        assert wire.paused
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
 
     run(test)
 
 
 def test_an_answered_request_leaves_nothing_for_the_collector():
+    seen = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(weakref.ref(receive.__self__))
+        await answer(scope, receive, send)
+
     async def test() -> None:
-        made, wire = connect()
-        made.data_received(GET)
-        await turns()
-        seen = weakref.ref(made.cycle)
-        made.data_received(GET)
-        await turns()
+        made, wire = connect(app)
+        for _ in range(2):
+            made.data_received(GET)
+            await turns()
         assert wire.sent.count(b"200 OK") == 2
-        assert seen() is None
+        assert seen[0]() is None
 
     gc.disable()
     try:
@@ -372,23 +369,135 @@ def test_an_answered_request_leaves_nothing_for_the_collector():
         gc.enable()
 
 
-def test_one_that_came_behind_is_not_read_ahead_for_another():
-    here = []
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    text = b"%b %b" % (scope["method"].encode(), body)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": text})
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+LENGTH = b"Content-Length: 5\r\n\r\nabcde"
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n",
+    "websocket": b"Upgrade: websocket\r\nConnection: upgrade\r\n",
+    "two": b"Upgrade: h2c\r\nUpgrade: TLS/1.0\r\nConnection: upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
+@pytest.mark.parametrize("framed", [LENGTH, CHUNKED])
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_an_offer_to_upgrade_is_ignored_and_the_body_belongs_to_the_request(offer, framed, size):
+    """Between two other requests, in packets of any size."""
+
+    async def test() -> None:
+        made, wire = connect(echo)
+        data = (
+            POST % 3 + b"one" + b"PUT / HTTP/1.1\r\n" + offer + framed + POST % 5 + b"three" + GET
+        )
+        for at in range(0, len(data), size):
+            made.data_received(data[at : at + size])
+            await turns(2)
+        await turns(20)
+        said = [b"POST one", b"PUT abcde", b"POST three", b"GET "]
+        places = [wire.sent.index(text) for text in said]
+        assert places == sorted(places)
+        assert wire.sent.count(b"HTTP/1.1 200") == 4
+        assert not wire.closed
+
+    run(test)
+
+
+def test_a_client_that_will_send_no_more_gets_the_answers_to_what_it_sent():
+    go = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        here.append(scope["extensions"][READ_AHEAD](scope, 200_000))
-        await asyncio.sleep(3600)
+        await go.wait()
+        await echo(scope, receive, send)
 
     async def test() -> None:
         made, wire = connect(app)
-        made.data_received(POST % 5 + b"12345" + POST % 300_000)
+        made.data_received(POST % 3 + b"one" + POST % 3 + b"two")
+        assert made.eof_received()
+        go.set()
+        await turns(20)
+        assert wire.sent.index(b"POST one") < wire.sent.index(b"POST two")
+        assert wire.closed
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"", GET[:5], POST % 3, POST % 3 + b"on"])
+def test_a_client_that_ends_within_a_request_has_gone(sent):
+    async def test() -> None:
+        heard = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            heard.append((await receive())["type"])
+
+        made, _ = connect(app)
+        made.data_received(sent)
+        assert not made.eof_received()
+        made.connection_lost(None)
         await turns()
-        made.data_received(bytes(100_000))
-        assert here == [False]
-        assert wire.paused
-        assert made.cycle.message_event.is_set()  # it is woken for 64 kB, as if nothing were asked
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+        assert heard in ([], ["http.disconnect"])
+
+    run(test)
+
+
+def test_when_the_server_stops_kept_connections_get_one_more_answer(monkeypatch):
+    async def test() -> None:
+        clock = Clock(asyncio.get_running_loop(), monkeypatch)
+        (idle, idle_wire), (busy, busy_wire) = connect(), connect()
+        for one in (idle, busy):
+            one.data_received(GET)
+            await turns()
+            one.shutdown()
+        assert not idle_wire.closed  # a request may be on its way
+        busy.data_received(GET)
+        await turns()
+        assert busy_wire.sent.count(b"200 OK") == 2
+        assert busy_wire.sent.count(b"connection: close") == 1
+        assert busy_wire.closed
+        clock.pass_s(1)
+        assert idle_wire.closed
+
+    run(test)
+
+
+def test_who_waits_with_its_body_for_leave_gets_it_when_the_body_is_read():
+    async def test() -> None:
+        made, wire = connect(echo)
+        head = POST % 3
+        made.data_received(head[:-2] + b"Expect: 100-continue\r\n\r\n")
+        await turns()
+        assert wire.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+        made.data_received(b"one")
+        await turns()
+        assert b"POST one" in wire.sent
+        refused, its_wire = connect()
+        refused.data_received(head[:-2] + b"Expect: 100-continue\r\n\r\n")
+        await turns()
+        assert its_wire.status == 200
+        assert b"100 Continue" not in its_wire.sent
+
+    run(test)
+
+
+def test_an_application_that_fails_leaves_no_half_of_an_answer(caplog):
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("of the application")
+
+    async def test() -> None:
+        made, wire = connect(app)
+        made.data_received(GET)
+        await turns()
+        assert wire.aborted
+        assert wire.sent == b""
 
     run(test)
 

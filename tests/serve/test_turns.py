@@ -26,6 +26,7 @@ class Sizes:
     """A planner of a subnet for each of three sizes: it takes so many times ``unit_ms``."""
 
     unit_ms: float = 1.0
+    smallest = SMALLEST
 
     def cost_ms(self, subnet: Subnet) -> float:
         return self.unit_ms * subnet.flops

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from trainer.samplers.base import AbstractSampler, Draw
 
 
@@ -29,16 +32,15 @@ class SyntheticSupernet:
 
     def __init__(self, sampler: AbstractSampler, needs: list[float], shared: float) -> None:
         self.groups = torch.tensor(sampler.groups, dtype=torch.float64)
+        self._space = sampler.space
         self._needs, self._shared = torch.tensor(needs, dtype=torch.float64), shared
         self._steps = torch.zeros(len(needs), dtype=torch.float64)
 
     def train(self, draws: list[Draw]) -> None:
         """One step: the groups of the draws learn."""
         for draw in draws:
-            budget = draw.budget_flops
-            group = len(self.groups) - 1
-            if budget is not None:
-                group = min(int(torch.searchsorted(self.groups, budget)), group)
+            flops = self._space.flops(draw.arch) if draw.arch else draw.budget_flops
+            group = min(int(torch.searchsorted(self.groups, flops)), len(self.groups) - 1)
             self._steps[group] += 1 - self._shared
             self._steps += self._shared / len(self.groups)
 
@@ -52,6 +54,7 @@ class SyntheticProbe:
 
     def __init__(
         self,
+        space: SearchSpace,
         groups: Tensor,
         before: Tensor,
         now: Tensor,
@@ -60,7 +63,7 @@ class SyntheticProbe:
         common_noise: float = 0.0,
         rng: torch.Generator | None = None,
     ) -> None:
-        self._groups = groups
+        self._space, self._groups = space, groups
 
         def disturbed(losses: Tensor) -> Tensor:
             own = noise * torch.randn(len(losses), generator=rng, dtype=torch.float64)
@@ -72,12 +75,30 @@ class SyntheticProbe:
     def generate(self, budget_flops: Tensor) -> SyntheticArch:
         return SyntheticArch(budget_flops)
 
-    def loss(self, arch: SyntheticArch, *, before: bool) -> Tensor:
-        losses, budget = self._losses[before], arch.budget_flops
+    def loss(self, arch: SyntheticArch | Arch, *, before: bool) -> Tensor:
+        losses = self._losses[before]
+        if isinstance(arch, SyntheticArch):
+            budget = arch.budget_flops
+        else:
+            budget = torch.tensor(self._space.flops(arch), dtype=torch.float64)
         right = int(torch.searchsorted(self._groups, budget.detach()))
         right = min(max(right, 1), len(losses) - 1)
         low, high = self._groups[right - 1], self._groups[right]
         return torch.lerp(losses[right - 1], losses[right], (budget - low) / (high - low))
+
+    def mixing_gradient(
+        self, arch: SyntheticArch, budgets: Sequence[float], *, before: bool
+    ) -> tuple[float, Tensor]:
+        of = [SyntheticArch(torch.tensor(float(b), dtype=torch.float64)) for b in budgets]
+        each = torch.stack([self.loss(one, before=before) for one in of])
+        return float(self.loss(arch, before=before)), each
+
+    def level(self, arch: SyntheticArch | Arch) -> float:
+        return float(self.loss(arch, before=False))
+
+    def influences(self, archs: Sequence[SyntheticArch | Arch]) -> list[float]:
+        """By how much each fell since the update before: to first order, what a step buys."""
+        return [float(self.loss(a, before=True) - self.loss(a, before=False)) for a in archs]
 
 
 def simulate(
@@ -106,6 +127,7 @@ def simulate(
             net.train(sampler.draw(rng))
         if sampler.learns and update >= warm_up:
             probe = SyntheticProbe(
+                sampler.space,
                 net.groups,
                 before,
                 net.losses(),

@@ -10,15 +10,7 @@ from PIL import Image
 from models.bundle.folder import load_bundle
 from tests.bundles import make_bundle
 from trainer.evaluate import main
-from trainer.scores import Scores, confused, wilson
-
-
-def test_intervals_are_wilsons():
-    """Brown, Cai, DasGupta (2001): known values, and what the normal interval gets wrong."""
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert wilson(0, 0) == (0.0, 1.0)
+from trainer.scores import Scores, confused
 
 
 def test_scores_count_what_is_right():

@@ -202,7 +202,7 @@ def test_images_that_go_away_while_training_are_named(tmp_path, capsys, monkeypa
         return real(*arguments, **named)
 
     monkeypatch.setattr(trainer.loop, "train_step", step)
-    chosen = ["batch_size=8", "held_out_images=8", "held_out_share=0.1", "data_in_memory=never"]
+    chosen = ["batch_size=8", "held_out_images=25", "held_out_share=0.1", "data_in_memory=never"]
     chosen += ["epochs=9", "augment.padding=0", "data_workers=0", "shuffle_window=10"]
     assert main([*settings(*chosen), "--data", str(data), "--out", str(tmp_path / "run")]) == 2
     error = one_error(capsys)

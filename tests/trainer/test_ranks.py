@@ -250,7 +250,7 @@ def test_one_voice_one_end(tmp_path, did):
         f"{folder / 'none'} holds no run"[:30],
         "--dry-run tries a recipe in on",
     ], said
-    assert said.count("SIGTERM; step 13 is kept; go on with: torchrun ... -m trainer.run") == 1
+    assert said.count("SIGTERM; step 7 is kept; go on with: torchrun ... -m trainer.run") == 1
     assert said.count("stopped by SIGINT") == 1
     assert load_checkpoint(folder / "broken")["step"] == 0, "what the generator had learnt alone"
     stopped = tmp_path / "stopped"

@@ -14,7 +14,7 @@ from trainer.engine.log import JsonlLog
 from trainer.report.page import frontier_cells
 from trainer.report.plots import archs_figure, frontier_figure, groups_figure, running_mean
 from trainer.report.report import main, write_report
-from trainer.report.run_record import read_run, read_runs
+from trainer.report.run_record import RunRecord, read_run, read_runs
 from trainer.report.subnet_plot import parts
 
 GROUPS = [200_000, 500_000, 900_000]
@@ -142,9 +142,13 @@ def test_the_table_leaves_blank_what_a_row_lacks():
         {"budget_flops": 1e6, "flops": 1e6, "val_accuracy": 0.25, "test_accuracy": 0.2},
         {"budget_flops": 2e6, "flops": 1.9e6, "params": 12345, "val_accuracy": 0.5},
     ]
-    small, large = frontier_cells(rows)
+    small, large = frontier_cells(RunRecord("run", {}, [], rows))
     assert small == ["1M", "1M", "100.0%", "", "25.00%", "20.00%"]
     assert large == ["2M", "1.9M", "95.0%", "12,345", "50.00%", ""]
+    start = {"kind": "start", "step": 0, "images": [900, 100, 400]}
+    small, large = frontier_cells(RunRecord("run", {}, [start], rows))
+    assert small[4:] == ["25.00% [17.5, 34.3]", "20.00% [16.4, 24.2]"]
+    assert large[4:] == ["50.00% [40.4, 59.6]", ""]
 
 
 @pytest.mark.parametrize("name", ["nano-vit", "nano-cnn"])

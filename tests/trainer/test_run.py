@@ -1,14 +1,19 @@
 """The training program as a user runs it, on a few steps of digits."""
 
 import json
+import shutil
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 import trainer.finish
+import trainer.run
 from models.bundle.folder import load_bundle
 from tests.bundles import template_of
+from tests.trainer.image_data import write_folder
 from trainer.finish import undominated
+from trainer.recipes.config import get_recipe, with_settings
 from trainer.run import main
 
 SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=6"]
@@ -71,7 +76,72 @@ def test_a_broken_recipe_is_named(tmp_path, capsys):
 
 
 def test_answers_that_a_smaller_one_clearly_beats_are_dropped():
+    def right(share, images):
+        return np.arange(images) < share * images
+
     candidates = [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
-    accuracy = {"a": 0.5, "b": 0.8, "c": 0.7, "d": 0.797}
-    kept = undominated(candidates, accuracy, 0.005)
-    assert kept == [(1, "a"), (2, "b"), (4, "d")]
+    shares = {"a": 0.5, "b": 0.8, "c": 0.7, "d": 0.797}
+    many = {arch: right(share, 1000) for arch, share in shares.items()}
+    assert undominated(candidates, many, 0.005) == [(1, "a"), (2, "b"), (4, "d")]
+
+
+@pytest.mark.parametrize("images", [2, 5, 72])
+def test_what_the_held_out_images_cannot_tell_is_not_decided_by_them(images):
+    """72 images, of which the larger arch gets three wrong that the smaller gets right."""
+    smaller, larger = np.ones(images, dtype=bool), np.arange(images) >= min(3, images)
+    right = {"a": smaller, "b": larger}
+    assert undominated([(1, "a"), (2, "b")], right, 0.005) == [(1, "a"), (2, "b")]
+
+
+def test_too_few_images_to_decide_by_are_refused_with_the_number_it_takes(tmp_path, capsys):
+    data = write_folder(tmp_path / "photos", {"cat": 10, "dog": 10})
+    assert main(["--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "error: 2 held-out images are too few to decide by" in said
+    assert "It takes 25: set held_out_images=25 or more" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_updates_of_the_distribution_are_fitted_to_the_run_and_a_run_without_any_is_said(
+    tmp_path, capsys, monkeypatch
+):
+    recipe = get_recipe("digits").replace(shift_every=0)
+    assert recipe.steps_between_updates(160) == 2
+    assert recipe.updates(160) == 73
+    assert recipe.steps_between_updates(55_000) == 100
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    short = settings("epochs=1", "shift_every=100")
+    assert main([*short, "--out", str(tmp_path / "run")]) == 0
+    assert "warning: B stays uniform: shift_every is 100, and" in capsys.readouterr().err
+
+
+def test_a_resolution_that_the_space_does_not_read_is_refused(tmp_path, capsys):
+    for side in (7, 128):
+        assert main(["--set", f"resolution={side}", "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"resolution is {side}, but nano-cnn reads images of 16x16" in said
+
+
+def test_settings_are_found_by_what_people_call_them():
+    for key, near in {
+        "lr": "optimizer.learning_rate",
+        "weight_decay": "optimizer.weight_decay",
+    }.items():
+        with pytest.raises(ValueError, match=rf"no setting '{key}'; nearest: .*{near}"):
+            with_settings(get_recipe("digits"), [f"{key}=0.1"])
+
+
+def test_a_bundle_of_ones_own_photos_has_their_name_and_its_provenance_agrees_with_itself(
+    finished, tmp_path
+):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    with patch.object(trainer.finish, "export_template", exported):
+        more = ["epochs=3", "bundle_name=mine"]
+        more = [part for setting in more for part in ("--set", setting)]
+        assert main(["--resume", str(folder), *more]) == 0
+    assert load_bundle(finished / "bundle").name == "digits"
+    bundle = load_bundle(folder / "bundle")
+    assert bundle.name == "mine"
+    assert bundle.provenance["epochs"] == bundle.provenance["trained_with"]["recipe"]["epochs"] == 3
+    (before,) = bundle.provenance["earlier_processes"]
+    assert before["recipe"]["epochs"] == 2

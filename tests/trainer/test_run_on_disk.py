@@ -52,7 +52,7 @@ def test_a_run_on_tars_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, monkeyp
 
     for shard in range(3):
         write_tar(tmp_path / "data" / f"{shard}.tar", samples(range(shard * 40, shard * 40 + 40)))
-    chosen = [*settings(*SMALL, "held_out_images=16"), "--data", str(tmp_path / "data")]
+    chosen = [*settings(*SMALL, "held_out_images=30"), "--data", str(tmp_path / "data")]
     assert main([*chosen, "--out", str(tmp_path / "whole")]) == 0
     real_step, calls = trainer.loop.train_step, []
 
@@ -70,15 +70,15 @@ def test_a_run_on_tars_stopped_in_an_epoch_goes_on_bit_for_bit(tmp_path, monkeyp
     assert main(["--resume", str(parts)]) == 0
     assert same_weights(tmp_path / "whole", parts)
     start = next(record for record in log_of(parts) if record["kind"] == "start")
-    assert start["images"][1] == 16
+    assert start["images"][1] == 30
 
 
 def test_a_broken_image_stops_the_run_with_its_name_or_is_counted(tmp_path, capsys):
-    layout = {"train/cat": 30, "train/dog": 30, "test/cat": 1, "test/dog": 1}
+    layout = {"train/cat": 60, "train/dog": 60, "test/cat": 1, "test/dog": 1}
     write_folder(tmp_path / "data", layout)
     broken = tmp_path / "data" / "train" / "dog" / "5.png"
-    broken.write_bytes(encoded_image(35)[:50])
-    chosen = [*settings(*SMALL), "--data", str(tmp_path / "data")]
+    broken.write_bytes(encoded_image(65)[:50])
+    chosen = [*settings(*SMALL, "held_out_images=30"), "--data", str(tmp_path / "data")]
     assert main([*chosen, "--out", str(tmp_path / "refused")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {broken}: damaged PNG file")

@@ -1,6 +1,7 @@
 """Every registered sampler, and the direction in which the distribution shifts."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
 from tests.trainer.learning_curves import SyntheticProbe, simulate
+from trainer.data.batches import Batch
 from trainer.engine.probe import BatchProbe
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import SAMPLERS, build_sampler
 from trainer.samplers.base import group_budgets
+from trainer.samplers.regret import lower_hull
 
 SPACE = get_space("nano-cnn")
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
@@ -23,17 +26,24 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def built(name, groups, **options):
+    """A sampler with so many groups."""
+    if name == "fixed-arch":
+        options["archs"] = (SPACE.arch_to_json(SPACE.smallest),)
+    return build_sampler(name, SPACE, SamplerOptions(groups=groups, **options))
+
+
 def learning(name, needs, **options):
     """A sampler with one group for each of the ``needs``."""
-    return build_sampler(name, SPACE, SamplerOptions(groups=len(needs), **options))
+    return built(name, len(needs), **options)
 
 
 @every_sampler
 def test_draws_are_archs_or_budgets_of_the_space(name):
-    sampler = build_sampler(name, SPACE, SamplerOptions(groups=5))
+    sampler = built(name, 5)
     generator = rng()
-    for _ in range(50):
-        for draw in sampler.draw(generator):
+    for step in range(50):
+        for draw in sampler.draw(generator, step / 50):
             assert (draw.arch is None) != (draw.budget_flops is None)
             if draw.budget_flops is not None:
                 assert SPACE.min_flops <= draw.budget_flops <= SPACE.max_flops
@@ -44,8 +54,8 @@ def test_draws_are_archs_or_budgets_of_the_space(name):
 @every_sampler
 def test_state_continues_the_same_run(name):
     """Also through a file, as a checkpoint keeps it."""
-    needs = [20, 20, 2000, 20, 20]
-    first, second = learning(name, needs), learning(name, needs)
+    first, second = built(name, 5), built(name, 5)
+    needs = [20, 20, 2000, 20, 20][: len(first.groups)]
     simulate(first, needs, updates=30, steps=5, noise=0.01)
     file = io.BytesIO()
     torch.save(first.state(), file)
@@ -55,6 +65,102 @@ def test_state_continues_the_same_run(name):
     runs = [simulate(s, needs, updates=5, steps=5, noise=0.01, seed=7) for s in (first, second)]
     assert runs[0][1] == runs[1][1]
     assert torch.equal(runs[0][0].losses(), runs[1][0].losses())
+
+
+@every_sampler
+def test_groups_are_the_frozen_archs_where_they_are_given(name):
+    archs = [SPACE.smallest, SPACE.largest][: len(built(name, 2).groups)]
+    sampler = built(name, 8, archs=tuple(SPACE.arch_to_json(arch) for arch in archs))
+    assert sampler.groups == tuple(SPACE.flops(arch) for arch in archs)
+    drawn = {draw.arch for draw in sampler.draw(rng()) if draw.group is not None}
+    assert drawn <= set(archs)
+    with pytest.raises(ValueError, match="rising FLOPs"):
+        built("uniform-budget", 2, archs=tuple(map(SPACE.arch_to_json, archs[:1] * 2)))
+
+
+@every_sampler
+def test_probabilities_are_of_the_groups_and_draws_follow_them(name):
+    sampler = built(name, 4, tilt=(2.0, 2.0))
+    probabilities = sampler.probabilities()
+    if not probabilities:
+        return
+    assert len(probabilities) == len(sampler.groups)
+    assert sum(probabilities) == pytest.approx(1)
+    generator = rng()
+    counts = np.zeros(len(probabilities))
+    for _ in range(400):
+        for draw in sampler.draw(generator):
+            counts[draw.group] += 1
+    assert counts / counts.sum() == pytest.approx(probabilities, abs=0.08)
+
+
+def test_a_static_tilt_leans_and_moves_with_the_run():
+    sampler = built("static-tilt", 5, tilt=(-3.0, 3.0), bend=1.0)
+    generator = rng()
+    tables = []
+    for progress in (0.0, 0.5, 1.0):
+        sampler.draw(generator, progress)
+        tables.append(sampler.probabilities())
+    first, middle, last = tables
+    assert first[0] / first[-1] == pytest.approx(np.exp(3))
+    assert last == pytest.approx(first[::-1])
+    assert middle[0] == pytest.approx(middle[-1]) == pytest.approx(np.e * middle[2])
+
+
+def test_regret_is_the_distance_to_the_lower_hull():
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    y = torch.tensor([3.0, 2.5, 1.0, 1.2])
+    assert (y - lower_hull(x, y)).tolist() == pytest.approx([0, 0.5, 0, 0])
+
+
+def test_regret_draws_a_dent_more_often():
+    sampler = built("regret", 5, groups_per_update=5)
+    losses = torch.tensor([1.6, 1.45, 1.52, 1.35, 1.3], dtype=torch.float64)
+    probe = SyntheticProbe(SPACE, torch.tensor(sampler.groups).double(), losses, losses)
+    for _ in range(10):
+        sampler.update(probe, rng())
+    assert max(sampler.probabilities()) == sampler.probabilities()[2] > 0.3
+
+
+@pytest.mark.parametrize("name", ["influence", "learned-tilt"])
+def test_where_all_groups_help_alike_the_cheap_ones_are_drawn_more(name):
+    sampler = built(name, 5, groups_per_update=5, learning_rate=0.5)
+    before, now = torch.full((2, 5), 1.5, dtype=torch.float64) - torch.tensor([[0.0], [0.1]])
+    probe = SyntheticProbe(SPACE, torch.tensor(sampler.groups).double(), before, now)
+    for _ in range(20):
+        sampler.update(probe, rng())
+    assert sampler.probabilities() == sorted(sampler.probabilities(), reverse=True)
+    assert sampler.probabilities()[0] > 2 * sampler.probabilities()[-1]
+
+
+@pytest.mark.parametrize(("name", "wins"), [("best-up", min), ("focus", min), ("worst-up", max)])
+def test_candidates_of_a_group_keep_its_size_and_the_right_one_trains(name, wins):
+    sampler = built(name, 4, groups_per_update=4)
+
+    asked = {}
+
+    class Probe:
+        def loss(self, arch, *, before):
+            asked[arch] = float(int(SPACE.arch_id(arch), 16) % 997)
+            return torch.tensor(asked[arch])
+
+    sampler.update(Probe(), rng())
+    lows = (SPACE.min_flops, *sampler.groups)
+    for group, (low, high) in enumerate(pairwise(lows)):
+        tried = [loss for arch, loss in asked.items() if low <= SPACE.flops(arch) <= high]
+        kept = [asked[arch] for arch in sampler.kept(group)]
+        assert wins(kept) == wins(tried)
+        assert len(kept) <= sampler.size
+
+
+def test_strict_fairness_trains_every_choice_of_a_decision_in_every_step():
+    sampler, generator = built("fair", 4), rng()
+    for _ in range(20):
+        draws = sampler.draw(generator)
+        for place, decision in enumerate(SPACE.decisions):
+            if decision.block is None:
+                chosen = {draw.arch.choices[place] for draw in draws}
+                assert chosen == set(decision.choices)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +202,7 @@ def test_direct_measurements_are_of_every_group_equally_often():
     needs = [2000.0] * 7
     sampler = learning("shift-direct", needs, groups_per_update=3)
     losses = torch.ones(7, dtype=torch.float64)
-    probe = SyntheticProbe(torch.tensor(sampler.groups).double(), losses, losses)
+    probe = SyntheticProbe(SPACE, torch.tensor(sampler.groups).double(), losses, losses)
     generator = rng()
     counts = np.zeros(7, int)
     for _ in range(14):
@@ -181,3 +287,54 @@ def test_unknown_samplers_are_refused_with_the_nearest_name():
         build_sampler("shfit", SPACE, SamplerOptions())
     with pytest.raises(ValueError, match="groups"):
         SamplerOptions(groups=1)
+
+
+def test_the_probe_answers_what_the_new_samplers_ask():
+    """Influences are products of gradients; what mixes features has the slope of the generator."""
+    torch.manual_seed(0)
+    net, generator = build_net(SPACE), ArchitectureGenerator(SPACE)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+    probe = BatchProbe(net, generator, before, images, labels, noise=rng(), temperature=1.0)
+    probe.fixed = [Batch(0, 0, images, labels)]
+    archs = [SPACE.smallest, SPACE.largest]
+    assert probe.level(archs[1]) == pytest.approx(
+        float(probe.loss(archs[1], before=False).detach())
+    )
+
+    spent = probe.compute
+    found = probe.influences(archs)
+    assert probe.compute - spent == 3 * 16 * sum(map(SPACE.flops, archs))
+    gradients = {}
+    for arch in archs:
+        for half in (0, 1):
+            net.zero_grad()
+            seen = images[half::2], labels[half::2]
+            BatchProbe(net, generator, before, *seen, noise=rng(), temperature=1.0).loss(
+                arch, before=False
+            ).backward()
+            gradients[arch, half] = {
+                name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+            }
+    for arch, value in zip(archs, found, strict=True):
+        own = gradients[arch, 0]
+        expected = sum(
+            float((own[name] * of[name]).sum()) / 2
+            for of in (gradients[other, 1] for other in archs)
+            for name in own.keys() & of.keys()
+        )
+        assert value == pytest.approx(expected, rel=1e-3)
+
+    budgets = group_budgets(SPACE, 4)
+    relaxed = probe.generate(torch.tensor(float(budgets[1]), dtype=torch.float64))
+    _, slopes = probe.mixing_gradient(relaxed, budgets, before=False)
+    loss = probe.loss(relaxed, before=False)
+    (to_weight, to_bias) = torch.autograd.grad(
+        loss, [generator.encode.weight, generator.encode.bias]
+    )
+    # the features of the drawn budget are what the first layer's gradient is made of
+    place = int(to_bias.abs().argmax())
+    features = to_weight[place] / to_bias[place]
+    expected = features @ (generator.encode.weight.detach().T @ to_bias)
+    assert float(slopes[1]) == pytest.approx(float(expected), rel=1e-3)
+    assert len({round(float(slope / slopes[0]), 3) for slope in slopes}) == 4

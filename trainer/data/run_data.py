@@ -9,6 +9,7 @@ from itertools import islice
 from torch import Tensor
 
 from models.images.preprocess import Preprocess
+from trainer.confidence import LEAST_IMAGES, interval
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits
@@ -44,8 +45,12 @@ class RunData:
 
 
 def read_splits(recipe: Recipe) -> Splits:
-    """The recipe's data set, split as it says. Raises ValueError as ``load_splits`` does."""
-    return load_splits(
+    """The recipe's data set, split as it says.
+
+    Raises ValueError as ``load_splits`` does, and where the held-out images are too few to decide
+    anything by them.
+    """
+    splits = load_splits(
         recipe.data,
         held_out_share=recipe.held_out_share,
         seed=recipe.seed,
@@ -56,6 +61,16 @@ def read_splits(recipe: Recipe) -> Splits:
         skip_broken=recipe.skip_broken,
         preprocess=preprocess_of(recipe),
     )
+    count = len(splits.held_out)
+    if count < LEAST_IMAGES:
+        low, high = interval(0.5, count)
+        raise ValueError(
+            f"{count} held-out images are too few to decide by: an accuracy of 50 % on them may be "
+            f"{low:.0%} to {high:.0%}. It takes {LEAST_IMAGES}: set held_out_images={LEAST_IMAGES} "
+            f"or more (there are {len(splits.train) + count} to train on and hold out), or bring "
+            "more images"
+        )
+    return splits
 
 
 def preprocess_of(recipe: Recipe) -> Preprocess:

@@ -47,7 +47,6 @@ def plan_of(recipe: Recipe) -> Plan:
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
     total = horizon_of(recipe, sampler, epoch_steps).steps
     warm_up = round(recipe.warm_up_share * total)
-    every = recipe.shift_every
     return Plan(
         train_images=images,
         held_out_images=held_out,
@@ -56,5 +55,5 @@ def plan_of(recipe: Recipe) -> Plan:
         total_steps=total,
         masked_steps=-(-total // recipe.generator.masked_every),
         warm_up_steps=warm_up,
-        updates=total // every - max(warm_up - 1, 0) // every,
+        updates=recipe.updates(total),
     )

@@ -4,6 +4,10 @@ The compute of a run is the multiply-adds of all that goes through the supernet 
 forward passes of steps and of updates of B, by the FLOPs of the subnet that runs (a masked pass
 costs the whole supernet), and backward passes, each counted as two forward ones. Evaluations are
 not counted, nor is the generator, which runs once a step whatever is drawn.
+
+A step's time has a part that does not follow FLOPs. ``SamplerOptions.step_flops`` says how large it
+is, as FLOPs: then the same count is of time, on a machine where a step takes a + b FLOPs, a / b
+being that.
 """
 
 from __future__ import annotations
@@ -47,13 +51,14 @@ def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -
     steps = recipe.epochs * steps_per_epoch
     if recipe.compute:
         share = 1 / recipe.generator.masked_every
-        mean = share * mean_step_flops(sampler, masked=True)
-        mean += (1 - share) * mean_step_flops(sampler, masked=False)
+        beside = recipe.sampler_options.step_flops
+        mean = share * mean_step_flops(sampler, beside, masked=True)
+        mean += (1 - share) * mean_step_flops(sampler, beside, masked=False)
         steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * mean))
     return Horizon(steps, steps_per_epoch, recipe.compute)
 
 
-def mean_step_flops(sampler: AbstractSampler, *, masked: bool) -> float:
+def mean_step_flops(sampler: AbstractSampler, step_flops: float = 0.0, *, masked: bool) -> float:
     """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
 
     A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
@@ -64,6 +69,7 @@ def mean_step_flops(sampler: AbstractSampler, *, masked: bool) -> float:
     total = 0.0
     for _ in range(DRAWS):
         for draw in sampler.draw(rng):
+            total += step_flops
             if draw.arch is not None:
                 total += space.flops(draw.arch)
             else:
@@ -72,11 +78,18 @@ def mean_step_flops(sampler: AbstractSampler, *, masked: bool) -> float:
     return total / DRAWS
 
 
-def step_compute(space: SearchSpace, subnets: Iterable[Arch | Relaxed], images: int) -> int:
+def step_compute(
+    space: SearchSpace, subnets: Iterable[Arch | Relaxed], images: int, step_flops: float
+) -> int:
     """Multiply-adds of forward and backward passes of subnets, each on so many images."""
-    return FORWARD_AND_BACKWARD * images * sum(pass_flops(space, subnet) for subnet in subnets)
+    each = (pass_flops(space, subnet, step_flops) for subnet in subnets)
+    return FORWARD_AND_BACKWARD * images * sum(each)
 
 
-def pass_flops(space: SearchSpace, subnet: Arch | Relaxed) -> int:
-    """Of one image's forward pass: masks run the whole supernet."""
-    return space.max_flops if isinstance(subnet, Relaxed) else space.flops(subnet)
+def pass_flops(space: SearchSpace, subnet: Arch | Relaxed, step_flops: float) -> int:
+    """Of one image's forward pass, with what a pass costs beside (``SamplerOptions``).
+
+    Masks run the whole supernet.
+    """
+    flops = space.max_flops if isinstance(subnet, Relaxed) else space.flops(subnet)
+    return flops + round(step_flops)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from models.generator.network import ArchitectureGenerator
+from models.generator.numpy_pass import budget_features
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import FrozenStatistics
 from models.nets.resolution import at_resolution
@@ -26,6 +28,9 @@ from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.samplers.probe import Probe
 
+LEVEL_IMAGES = 1000
+"""Of the fixed set on which ``level`` is measured."""
+
 
 @dataclass
 class BatchProbe(Probe):
@@ -33,9 +38,10 @@ class BatchProbe(Probe):
 
     BatchNorm normalizes by the batch in both, and nothing is updated by asking. images, labels:
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
-    them that run one after another. recompute: as in ``AbstractNet``. frozen: statistics by which
-    BatchNorm normalizes instead. compute: multiply-adds spent by asking, on this rank's images
-    (``trainer.engine.horizon``).
+    them that run one after another. recompute: as in ``AbstractNet``. compute: multiply-adds spent
+    by asking, on this rank's images (``trainer.engine.horizon``). fixed: held-out images in their
+    order, the same on every rank. step_flops: as in ``SamplerOptions``. frozen: statistics by which
+    BatchNorm normalizes instead.
     """
 
     net: AbstractNet
@@ -49,7 +55,15 @@ class BatchProbe(Probe):
     recompute: bool = False
     ranks: Ranks = ALONE
     frozen: FrozenStatistics | None = None
+    average: AbstractNet | None = None
+    fixed: Iterable[Batch] = ()
+    step_flops: float = 0.0
     compute: int = 0
+
+    @property
+    def served(self) -> AbstractNet:
+        """The average of the weights, where there is one."""
+        return self.net if self.average is None else self.average
 
     def generate(self, budget_flops: Tensor) -> Relaxed:
         """The arch that the generator samples for a budget (a scalar tensor), with gradients."""
@@ -60,7 +74,9 @@ class BatchProbe(Probe):
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
         passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
-        self.compute += passes * pass_flops(self.net.space, arch) * len(self.images)
+        self.compute += (
+            passes * pass_flops(self.net.space, arch, self.step_flops) * len(self.images)
+        )
         run = self._loss
         if self.accumulate > 1:
             # keeps nothing of a part, and runs it again for its gradients
@@ -77,6 +93,53 @@ class BatchProbe(Probe):
         ]
         return self.ranks.average(torch.stack(losses).sum())
 
+    def mixing_gradient(
+        self, arch: Relaxed, budgets: Sequence[float], *, before: bool
+    ) -> tuple[float, Tensor]:
+        loss = self.loss(arch, before=before)
+        encode, space = self.generator.encode, self.net.space
+        # a budget's features enter through one layer, at every decision alike
+        (to_encoded,) = torch.autograd.grad(loss, encode.bias, retain_graph=True)
+        to_features = encode.weight.detach().T @ to_encoded
+        position = (np.asarray(budgets) - space.min_flops) / (space.max_flops - space.min_flops)
+        features = torch.from_numpy(budget_features(position, encode.in_features))
+        return float(loss.detach()), self.ranks.average(features @ to_features)
+
+    @torch.no_grad()
+    def level(self, arch: Arch) -> float:
+        total, seen = torch.zeros(()), 0
+        resolution = self.net.space.resolution(arch)
+        for batch in self.fixed:
+            images = at_resolution(batch.images, resolution)
+            losses = F.cross_entropy(self.served(images, arch), batch.labels, reduction="sum")
+            total, seen = total + losses.float().cpu(), seen + len(images)
+            self._count(arch, len(images), 1)
+            if seen >= LEVEL_IMAGES:
+                break
+        return float(self.ranks.average(total / seen))
+
+    def influences(self, archs: Sequence[Arch]) -> list[float]:
+        own, others = (
+            [self._gradient(arch, half) for arch in archs]
+            for half in (slice(0, None, 2), slice(1, None, 2))
+        )
+        mean = torch.stack(others).mean(0)
+        return [float(gradient @ mean) for gradient in own]
+
+    def _count(self, arch: Arch | Relaxed, images: int, passes: int) -> None:
+        self.compute += passes * images * pass_flops(self.net.space, arch, self.step_flops)
+
+    def _gradient(self, arch: Arch, part: slice) -> Tensor:
+        """Of the loss on a part of the batch, for all weights, in one row."""
+        images, labels = self.images[part], self.labels[part]
+        loss = self._loss(arch, False, images, labels)
+        parameters = list(self.net.parameters())
+        found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        self.compute += (
+            FORWARD_AND_BACKWARD * pass_flops(self.net.space, arch, self.step_flops) * len(images)
+        )
+        return self.ranks.average(torch.cat([gradient.flatten() for gradient in found]))
+
     def _loss(self, arch: Arch | Relaxed, before: bool, images: Tensor, labels: Tensor) -> Tensor:
         chosen = arch.arch() if isinstance(arch, Relaxed) else arch
         images = at_resolution(images, self.net.space.resolution(chosen))
@@ -90,9 +153,14 @@ class BatchProbe(Probe):
 
 
 def probe_of(
-    state: TrainingState, batch: Batch, schedule: Schedule, recipe: Recipe, ranks: Ranks = ALONE
+    state: TrainingState,
+    batch: Batch,
+    schedule: Schedule,
+    recipe: Recipe,
+    ranks: Ranks = ALONE,
+    fixed: Iterable[Batch] = (),
 ) -> BatchProbe:
-    """On a held-out batch, this rank's images of it."""
+    """On a held-out batch, this rank's images of it. fixed: as in ``BatchProbe``."""
     return BatchProbe(
         state.net,
         state.generator,
@@ -105,4 +173,7 @@ def probe_of(
         recompute=recipe.activation_checkpointing,
         ranks=ranks,
         frozen=state.frozen,
+        average=None if state.average is None else state.average.net,
+        fixed=fixed,
+        step_flops=recipe.sampler_options.step_flops,
     )

@@ -107,7 +107,9 @@ def add_gradients(
         flops=losses[-1][0],
         budget_flops=budgets[-1] if budgets else None,
         drawn=tuple(losses),
-        compute=step_compute(space, subnets, len(images) * ranks.world_size),
+        compute=step_compute(
+            space, subnets, len(images) * ranks.world_size, recipe.sampler_options.step_flops
+        ),
     )
 
 

@@ -141,9 +141,15 @@ def _parsed(text: str) -> object:
 def _unknown(key: str) -> str:
     keys = setting_keys()
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
-    near += [k for k in keys if k.rpartition(".")[2] == key and k not in near]
+    same = [k for k in keys if key in (last := k.rpartition(".")[2], _initials(last))]
+    near = list(dict.fromkeys([*same, *near]))
     known = f"nearest: {', '.join(near)}" if near else "--settings lists those there are"
     return f"no setting {key!r}; {known}"
+
+
+def _initials(name: str) -> str:
+    """As people shorten it: lr of learning_rate."""
+    return "".join(word[0] for word in name.split("_"))
 
 
 def _in_words(error: ValidationError) -> str:

@@ -50,7 +50,6 @@ def photos() -> Recipe:
         std=LITE_STD,
         ema=0.99,
         half=True,
-        dominated_by=0.0,
         evaluate_every=0,
         answer_budgets=24,
         answers_page=True,

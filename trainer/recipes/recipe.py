@@ -26,7 +26,9 @@ class Recipe(Settings):
     """Everything that decides a run's numbers; a run keeps it in its folder as recipe.json."""
 
     name: str
-    """Of the recipe, and of the model that it trains."""
+    """Of the recipe."""
+    bundle_name: str = ""
+    """Of the model that it trains; empty is the name of the data's file or folder."""
     space: str
     """The search space."""
     data: str
@@ -72,8 +74,9 @@ class Recipe(Settings):
     """Part of the shorter side that the centred square of an image keeps; ImageNet's is 0.875."""
     warm_up_share: Share = 0.1
     """Part of the steps in which the distribution B stays uniform."""
-    shift_every: Count = 100
-    """Steps between updates of B: q of Algorithm 2."""
+    shift_every: CountOrZero = 0
+    """Steps between updates of B: q of Algorithm 2. 0 fits it to the run: 100, or fewer where the
+    steps after the warm-up are too few for 50 updates."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training images that trains no weight, but moves B and makes every decision."""
     held_out_images: CountOrZero = 0
@@ -86,9 +89,6 @@ class Recipe(Settings):
     """Batches of training images from which BatchNorm statistics are measured."""
     answer_budgets: Annotated[int, Field(ge=2)] = 128
     """Budgets that the generator is asked at the end, for what the bundle serves."""
-    dominated_by: ShareBelowOne = 0.005
-    """Held-out accuracy by which a smaller answer must be better for a larger one to be dropped:
-    about a standard error on 5,000 images. 0: every answer is at least as good as smaller ones."""
     answers_page: bool = False
     """Answer up to 1,000 test images with the bundle at the end, and report on it, worst photos
     and all."""
@@ -129,3 +129,13 @@ class Recipe(Settings):
                 "set one to false"
             )
         return self
+
+    def steps_between_updates(self, total_steps: int) -> int:
+        """q, in a run of so many steps."""
+        after_warm_up = total_steps - round(self.warm_up_share * total_steps)
+        return self.shift_every or min(100, max(1, after_warm_up // 50))
+
+    def updates(self, total_steps: int) -> int:
+        """How often B moves in a run of so many steps: every q, after the warm-up."""
+        every, warm_up = self.steps_between_updates(total_steps), self.warm_up_share * total_steps
+        return total_steps // every - max(round(warm_up) - 1, 0) // every

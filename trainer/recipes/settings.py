@@ -170,5 +170,8 @@ class SamplerOptions(Settings):
     smallest, at the start and at the end of the run."""
     bend: AtLeastZero = 0.0
     """Of static-tilt: above 0 the smallest and the largest groups are drawn more often."""
+    step_flops: AtLeastZero = 0.0
+    """What a pass costs beside its subnet's FLOPs, in FLOPs of an image, for the time that it takes
+    however small the subnet is. Counts where compute is spent, and where it is weighed."""
     archs: tuple[dict[str, Any], ...] = ()
     """The groups are these subnets, by rising FLOPs, in place of the generator's answers."""

@@ -58,6 +58,7 @@ class Monitor:
             total_steps=self._horizon.steps,
             recipe=self._recipe.model_dump(mode="json"),
             data=splits.title,
+            classes=len(splits.labels),
             images=[len(splits.train), len(splits.held_out), len(splits.test)],
             **provenance(),
         )

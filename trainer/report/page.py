@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from trainer.confidence import interval
 from trainer.engine.log import JsonValue, Record, number
 from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of
@@ -70,7 +71,7 @@ def report_text(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
 def tables(runs: Sequence[RunRecord]) -> list[Table]:
     """Of one run its accuracy per budget; of several also their summaries, side by side."""
     if not runs[1:]:
-        return [("Accuracy per budget", FRONTIER, frontier_cells(runs[0].frontier))]
+        return [("Accuracy per budget", FRONTIER, frontier_cells(runs[0]))]
     names = [run.name for run in runs]
     rows = [
         [run.name, *(_text(value) for value in list(summary(run).values())[1:])] for run in runs
@@ -111,7 +112,7 @@ def status(run: RunRecord) -> str:
     return f"{words}; resumed {resumes} times." if resumes > 0 else f"{words}."
 
 
-def frontier_cells(frontier: Sequence[Record]) -> list[list[str]]:
+def frontier_cells(run: RunRecord) -> list[list[str]]:
     """A row per budget, as text. One multiply-add is one FLOP."""
     return [
         [
@@ -119,10 +120,10 @@ def frontier_cells(frontier: Sequence[Record]) -> list[list[str]]:
             format_flops(number(row, "flops")),
             f"{number(row, 'flops') / number(row, 'budget_flops'):.1%}",
             f"{int(number(row, 'params')):,}" if "params" in row else "",
-            _accuracy(row, "val_accuracy"),
-            _accuracy(row, "test_accuracy"),
+            _accuracy(run, row, "val_accuracy"),
+            _accuracy(run, row, "test_accuracy"),
         ]
-        for row in frontier
+        for row in run.frontier
     ]
 
 
@@ -134,7 +135,7 @@ def _accuracy_cells(runs: Sequence[RunRecord]) -> list[list[str]]:
         cells = [format_flops(budget)]
         for run in runs:
             within = [r for r in run.frontier if number(r, "budget_flops") <= budget * (1 + 1e-9)]
-            cells.append(_accuracy(within[-1], "test_accuracy") if within else "none so small")
+            cells.append(_accuracy(run, within[-1], "test_accuracy") if within else "none so small")
         rows.append(cells)
     return rows
 
@@ -168,8 +169,10 @@ def remarks(runs: Sequence[RunRecord]) -> list[str]:
         if number(row, "flops") < 0.9 * number(row, "budget_flops"):
             lines.append(f"More than a tenth of the budget is left unused at {budget}.")
     for small, large in pairwise(row for row in run.frontier if row.get("test_accuracy")):
-        lost = number(small, "test_accuracy") - number(large, "test_accuracy")
-        if lost > 0.005:
+        accuracies = number(small, "test_accuracy"), number(large, "test_accuracy")
+        lost, images = accuracies[0] - accuracies[1], run.images("test_accuracy")
+        error = sum(a * (1 - a) / images for a in accuracies) ** 0.5 if images else 0.0
+        if lost > max(0.005, 1.96 * error):
             lines.append(
                 f"The subnet at {format_flops(number(large, 'budget_flops'))} is "
                 f"{100 * lost:.1f} points worse on test images than the one at "
@@ -216,7 +219,10 @@ def flat(settings: Mapping[str, JsonValue], prefix: str = "") -> list[list[str]]
 def _tiles(run: RunRecord) -> list[tuple[str, str]]:
     found = summary(run)
     tiles = [
-        (_accuracy(row, "test_accuracy"), f"test accuracy, {format_flops(number(row, 'flops'))}")
+        (
+            _accuracy(run, row, "test_accuracy"),
+            f"test accuracy, {format_flops(number(row, 'flops'))}",
+        )
         for row in [*run.frontier[:1], *run.frontier[1:][-1:]]
     ]
     names = {"sampler": "sampler", "steps": "steps", "training": "of training, with evaluations"}
@@ -246,5 +252,12 @@ def _text(value: JsonValue) -> str:
     return "" if value is None else str(value)
 
 
-def _accuracy(row: Record, field: str) -> str:
-    return "" if row.get(field) is None else f"{number(row, field):.2%}"
+def _accuracy(run: RunRecord, row: Record, field: str) -> str:
+    """With its 95 % interval, if the log says on how many images it was measured."""
+    if row.get(field) is None:
+        return ""
+    value, images = number(row, field), run.images(field)
+    if not images:
+        return f"{value:.2%}"
+    low, high = interval(value, images)
+    return f"{value:.2%} [{100 * low:.1f}, {100 * high:.1f}]"

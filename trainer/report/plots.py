@@ -17,6 +17,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
+from trainer.confidence import interval
 from trainer.engine.log import Record, number, numbers
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
@@ -55,7 +56,8 @@ def draw(runs: Sequence[RunRecord]) -> Iterator[Plot]:
             yield Plot(
                 "frontier",
                 "Accuracy against FLOPs",
-                "Top-1 accuracy of the subnet that answers each budget, on test images"
+                "Top-1 accuracy of the subnet that answers each budget, on test images, with 95 % "
+                "intervals"
                 + ("." if runs[1:] else " and on the training images held out for decisions."),
                 frontier_figure(runs),
             )
@@ -94,7 +96,10 @@ def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
 
 def _draw_one(run: RunRecord) -> Iterator[Plot]:
     steps, groups, generator = (run.of_kind(kind) for kind in ("step", "groups", "generator"))
-    space = get_space(run.setting("space")) if run.setting("space") in SPACES else None
+    classes = run.start("classes")
+    space = None
+    if run.setting("space") in SPACES:
+        space = get_space(run.setting("space"), int(str(classes)) if classes else None)
     trained = run.trained()
     if groups:
         last = numbers(groups[-1], "probabilities")
@@ -190,7 +195,11 @@ def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
             x, y = _points(run.frontier, field, "flops")
             if len(x):
                 label = run.name if runs[1:] else words[field]
-                axes.plot(x / scale, y, style, label=label, ms=4)
+                (line,) = axes.plot(x / scale, y, style, label=label, ms=4)
+                if images := run.images(field):
+                    low, high = zip(*(interval(value, images) for value in y), strict=True)
+                    colour = line.get_color()
+                    axes.fill_between(x / scale, low, high, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel(f"{unit}FLOPs (multiply-adds) of the subnet")
     axes.set_ylabel("top-1 accuracy")
     percent_axis(axes)

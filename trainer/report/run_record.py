@@ -39,6 +39,12 @@ class RunRecord:
         """What the first process of the run wrote when it started."""
         return next((record.get(field) for record in self.of_kind("start")), None)
 
+    def images(self, field: str) -> int:
+        """On how many val_accuracy or test_accuracy was measured; 0 if the log does not say."""
+        images = self.start("images")
+        place = {"val_accuracy": 1, "test_accuracy": 2}[field]
+        return int(str(images[place])) if isinstance(images, list) and len(images) == 3 else 0
+
     @cached_property
     def step(self) -> int:
         """The last step that the log knows of."""

@@ -66,6 +66,14 @@ class AbstractSampler(ABC):
         progress: the share of the run that is done, 0 to 1.
         """
 
+    def least_measured(self, times: torch.Tensor, rng: torch.Generator) -> list[int]:
+        """The groups of an update: those measured least often; ties by chance.
+
+        times: how often each was, shape (groups,).
+        """
+        count = min(self.options.groups_per_update, len(self.groups))
+        return (times + torch.rand(len(times), generator=rng)).argsort()[:count].tolist()
+
     def draw_in(self, group: int, rng: torch.Generator) -> Draw:
         """A subnet of a group: its own arch, or a budget for the generator."""
         if self.archs:

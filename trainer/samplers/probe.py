@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -19,4 +20,29 @@ class Probe(Protocol):
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
+        ...
+
+    def mixing_gradient(
+        self, arch: Relaxed, budgets: Sequence[float], *, before: bool
+    ) -> tuple[float, Tensor]:
+        """The loss of what ``generate`` gave, and its gradient for weights that mix the features.
+
+        The generator reads features of its budget. Were they a mixture of those of ``budgets``,
+        this is the slope for each weight, shape (budgets,).
+        """
+        ...
+
+    def level(self, arch: Arch) -> float:
+        """Loss of what is served (the average of the weights) on one fixed set of images.
+
+        The same held-out images at every update, 1,000 or as many as there are.
+        """
+        ...
+
+    def influences(self, archs: Sequence[Arch]) -> list[float]:
+        """By how much a step on each would lower the mean loss of all of them, to first order.
+
+        Products of gradients: the arch's own on one half of the batch, the mean of all on the
+        other half.
+        """
         ...

@@ -44,4 +44,4 @@ class Shift(AbstractShiftingSampler):
             del loss  # or its graph would stay while the second is built
         drops: list[float | None] = [None] * len(self.groups)
         drops[int(one_hot.argmax())] = losses[0] - losses[1]
-        return gradients[0] - gradients[1], drops
+        return self.sign * (gradients[0] - gradients[1]), drops

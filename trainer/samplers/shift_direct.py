@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
@@ -59,24 +60,22 @@ class ShiftDirect(AbstractShiftingSampler):
     def measure(
         self, probe: Probe, rng: torch.Generator
     ) -> tuple[Tensor | None, list[float | None]]:
-        chosen = self._next_groups(rng)
+        chosen = self.least_measured(self.memory["times"], rng)
         drops = torch.zeros(len(chosen))
         for place, group in enumerate(chosen):
-            budget = torch.tensor(float(self.groups[group]), dtype=torch.float64)
-            arch = probe.generate(budget).arch()
+            arch = self.arch_of(group, probe)
             with torch.no_grad():
-                drops[place] = probe.loss(arch, before=True) - probe.loss(arch, before=False)
+                drops[place] = self.drop(probe, arch)
         self._remember(chosen, drops)
         measured: list[float | None] = [None] * len(self.groups)
         for group, drop in zip(chosen, drops.tolist(), strict=True):
             measured[group] = drop
-        return self._direction(), measured
+        direction = self._direction()
+        return (None if direction is None else self.sign * direction), measured
 
-    def _next_groups(self, rng: torch.Generator) -> list[int]:
-        """Those measured least often; ties by chance."""
-        count = min(self.options.groups_per_update, len(self.groups))
-        order = self.memory["times"] + torch.rand(len(self.groups), generator=rng)
-        return order.argsort()[:count].tolist()
+    def drop(self, probe: Probe, arch: Arch) -> Tensor:
+        """By how much a subnet's loss fell since the update before."""
+        return probe.loss(arch, before=True) - probe.loss(arch, before=False)
 
     def _remember(self, chosen: list[int], drops: Tensor) -> None:
         """Running sums with weights that fade."""

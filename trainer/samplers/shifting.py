@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import (
@@ -49,6 +50,20 @@ class AbstractShiftingSampler(AbstractSampler):
 
     @property
     @final
+    def sign(self) -> int:
+        """Of the paper's updates: 1 as its prose wants them, -1 as Algorithm 2 is printed."""
+        return -1 if self.options.as_printed else 1
+
+    @final
+    def arch_of(self, group: int, probe: Probe) -> Arch:
+        """What stands for a group at an update: its own arch, or one that the generator samples."""
+        if self.archs:
+            return self.archs[group]
+        budget = torch.tensor(float(self.groups[group]), dtype=torch.float64)
+        return probe.generate(budget).arch()
+
+    @property
+    @final
     def learns(self) -> bool:
         return True
 
@@ -64,7 +79,7 @@ class AbstractShiftingSampler(AbstractSampler):
     def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
         direction, drops = self.measure(probe, rng)
         if direction is not None:
-            self.distribution.ascend(-direction if self.options.as_printed else direction)
+            self.distribution.ascend(direction)
         return drops
 
     @final

@@ -1,0 +1,74 @@
+"""Tables of experiments: a line for each variant and account, differences paired by seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+from benchmarks.experiments.paired import in_words
+from trainer.engine.log import Record
+
+HEAD = (
+    "| same | name | seeds | steps | held-out loss: difference | test loss | difference "
+    "| accuracy, % | difference | smallest | largest |",
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+)
+
+
+def by_case(results: Iterable[Record]) -> dict[str, dict[int, Record]]:
+    """Name of a case -> seed -> its record."""
+    found: dict[str, dict[int, Record]] = defaultdict(dict)
+    for row in results:
+        found[str(row["case"])][cast("int", row["seed"])] = row
+    return found
+
+
+def paired_table(
+    results: Iterable[Record],
+    accounts: Sequence[str],
+    names: Iterable[str],
+    base: Callable[[str], str],
+) -> str:
+    """Cases are called ``name/account``; base: the case that an account is compared with.
+
+    Losses and accuracies are means over the subnets that are measured; smallest and largest are
+    the accuracies of the first and the last of them. ± is half of a 95 % interval of the mean.
+    """
+    found, names = by_case(results), list(names)
+    lines = list(HEAD)
+    for account in accounts:
+        other = found.get(base(account), {})
+        for name in names:
+            case = f"{name}/{account}"
+            runs = other if case not in found and base(account).startswith(f"{name}/") else None
+            runs = found.get(case, {}) if runs is None else runs
+            seeds = sorted(runs.keys() & other.keys())
+            if seeds:
+                mine, its = [[of[seed] for seed in seeds] for of in (runs, other)]
+                lines.append(f"| {account} | {name} | {len(seeds)} | {_cells(mine, its)} |")
+    return "\n".join(lines)
+
+
+def mean_of(run: Record, name: str) -> float:
+    """Of a record's rows."""
+    return statistics.mean(row[name] for row in cast("list[dict[str, float]]", run["rows"]))
+
+
+def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
+    def gains(name: str, scale: float, digits: int) -> str:
+        pairs = zip(runs, base, strict=True)
+        return in_words([scale * (mean_of(a, name) - mean_of(b, name)) for a, b in pairs], digits)
+
+    def end(place: int) -> float:
+        rows = [cast("list[dict[str, float]]", run["rows"])[place] for run in runs]
+        return statistics.mean(100 * row["test_accuracy"] for row in rows)
+
+    steps = statistics.mean(cast("int", run["steps"]) for run in runs)
+    loss = statistics.mean(mean_of(run, "test_loss") for run in runs)
+    right = statistics.mean(100 * mean_of(run, "test_accuracy") for run in runs)
+    return (
+        f"{steps:,.0f} | {gains('held_out_loss', 1, 3)} | {loss:.3f} | {gains('test_loss', 1, 3)} "
+        f"| {right:.1f} | {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
+    )

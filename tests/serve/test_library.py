@@ -1,0 +1,335 @@
+"""The engine as a library: classify, in threads and on event loops; reload; what ends a wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shiftnas_serve
+from models.bundle.folder import Bundle
+from shiftnas_serve import Engine, Problem
+from shiftnas_serve.engine.sessions import Sessions
+from shiftnas_serve.http.answers import classification
+from shiftnas_serve.planning.planner import Planner
+from shiftnas_serve.runtimes.onnxruntime import OnnxSession
+from shiftnas_serve.scheduling import runners
+from tests.pictures import encoded, picture
+
+
+@pytest.fixture(scope="module")
+def engine(bundle_folder: Path) -> Iterator[Engine]:
+    with shiftnas_serve.load(bundle_folder, workers=2) as made:
+        yield made
+
+
+@pytest.fixture
+def own(bundle_folder: Path) -> Iterator[Engine]:
+    with shiftnas_serve.load(bundle_folder, prebuild=False, stall_s=0.1) as made:
+        yield made
+
+
+def test_every_form_of_an_image_gets_the_same_answer(engine: Engine, png: bytes, tmp_path: Path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png)
+    photo = Image.open(path)
+    forms = [png, path, str(path), photo, np.asarray(photo.convert("RGB"))]
+    first, *others = [engine.classify(form, flops="1M") for form in forms]
+    assert first.subnet.flops <= 1_000_000
+    for other in others:
+        assert other.subnet is first.subnet
+        np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-6)
+
+
+def test_an_answer_has_all_that_was_asked_and_served(engine: Engine, bundle: Bundle, png: bytes):
+    result = engine.classify(png, flops=5e5, latency_ms=1e4, top_k=3)
+    assert result.asked == {"flops": 500_000, "latency_ms": 1e4}
+    assert result.model.version == bundle.version
+    assert len(result.predictions) == 3
+    best = [one.probability for one in result.predictions]
+    assert best == sorted(best, reverse=True)
+    assert result.predictions[0].label == bundle.labels[result.predictions[0].index]
+    assert result.probabilities.sum() == pytest.approx(1)
+    body = json.loads(classification(result, "seven").body)
+    assert body["subnet"] == {
+        "id": result.subnet.id,
+        "flops": result.subnet.flops,
+        "params": result.subnet.params,
+        "arch": json.loads(json.dumps(result.subnet.arch)),
+    }
+    assert body["budget"] == {"flops": 500_000, "latency_ms": 1e4, "degraded": result.degraded}
+    assert [one["index"] for one in body["predictions"]] == [
+        one.index for one in result.predictions
+    ]
+
+
+def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundle: Bundle):
+    photos = [encoded(picture(seed=seed)) for seed in range(6)]
+    budgets = np.linspace(bundle.min_flops, bundle.max_flops, 5)
+    asked = [(photo, budget) for photo in photos for budget in budgets]
+    alone = [engine.classify(photo, flops=budget) for photo, budget in asked]
+    with ThreadPoolExecutor(8) as pool:
+        threads = list(pool.map(lambda one: engine.classify(one[0], flops=one[1]), asked))
+
+    async def tasks() -> list:
+        return await asyncio.gather(*(engine.aclassify(p, flops=budget) for p, budget in asked))
+
+    batches = [engine.classify_batch(photos, flops=budget) for budget in budgets]
+    for crowd in (threads, asyncio.run(tasks())):
+        for mine, same, (_, budget) in zip(crowd, alone, asked, strict=True):
+            assert mine.subnet is same.subnet
+            assert mine.subnet.flops <= budget
+            np.testing.assert_allclose(mine.probabilities, same.probabilities, atol=1e-5)
+    for batch, budget in zip(batches, budgets, strict=True):
+        assert len({one.subnet for one in batch}) == 1
+        assert batch[0].subnet.flops <= budget
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "status"),
+    [
+        (b"", {}, 400),
+        (b"no image", {}, 415),
+        (encoded(picture())[:200], {}, 422),
+        (encoded(picture()), {"flops": 1}, 422),
+        (encoded(picture()), {"flops": "lots"}, 400),
+        (encoded(picture()), {"latency_ms": 1e-4}, 422),
+        (encoded(Image.new("RGB", (9000, 9000)), "JPEG"), {}, 413),
+    ],
+)
+def test_why_there_is_no_answer(engine: Engine, given: bytes, asked: dict, status: int):
+    with pytest.raises(Problem) as refused:
+        engine.classify(given, **asked)
+    assert refused.value.status == status
+    assert engine.room.images == engine.room.size_bytes == 0
+
+
+@pytest.mark.parametrize("given", ["nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3))])
+def test_what_is_no_image_is_one_line(engine: Engine, given):
+    with pytest.raises(ValueError, match=r"nowhere|uint8"):
+        engine.classify(given)
+
+
+def test_an_answer_that_is_no_number_is_500_and_its_neighbours_are_answered(
+    own: Engine, monkeypatch
+):
+    run, photos = OnnxSession.run, [encoded(picture(seed=seed)) for seed in range(3)]
+
+    def one_is_none(self: OnnxSession, images: np.ndarray) -> np.ndarray:
+        logits = run(self, images).copy()
+        logits[images.std(axis=(2, 3)).max(axis=1) == 0] = np.nan
+        return logits
+
+    monkeypatch.setattr(OnnxSession, "run", one_is_none)
+    flat = encoded(Image.new("RGB", (20, 20), "red"))
+    with ThreadPoolExecutor(4) as pool:
+        good = [pool.submit(own.classify, photo) for photo in photos]
+        with pytest.raises(Problem, match="not a number") as refused:
+            pool.submit(own.classify, flat).result()
+        assert refused.value.status == 500
+        assert all(np.isfinite(one.result().probabilities).all() for one in good)
+
+
+def test_what_a_runtime_raises_concerns_its_subnet_alone(own: Engine, monkeypatch, png: bytes):
+    run = Sessions.run
+    bad = own.classify(png, flops="1M").subnet
+
+    def fail(self: Sessions, arch, images, **named):
+        if arch == bad.value:
+            raise RuntimeError("out of memory")
+        return run(self, arch, images, **named)
+
+    monkeypatch.setattr(Sessions, "run", fail)
+    with pytest.raises(Problem, match="RuntimeError: out of memory") as refused:
+        own.classify(png, flops="1M")
+    assert refused.value.status == 500
+    assert own.classify(png).subnet is not bad
+
+
+def test_prebuilding_ends_where_it_is_in_vain(bundle_folder: Path, monkeypatch, png: bytes):
+    session = Sessions.session
+
+    def fail(self: Sessions, arch):
+        if threading.current_thread().name.startswith("infer"):
+            raise RuntimeError("no memory")
+        return session(self, arch)
+
+    monkeypatch.setattr(Sessions, "session", fail)
+    with shiftnas_serve.load(bundle_folder) as engine:
+        end = time.monotonic() + 20
+        while engine.runners.prebuild_failures < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert engine.runners.prebuild_failures == 3
+        monkeypatch.setattr(Sessions, "session", session)
+        assert engine.classify(png).predictions
+
+
+def test_a_wait_ends_at_its_deadline_and_when_nobody_waits(own: Engine, monkeypatch, png: bytes):
+    go, run = threading.Event(), Sessions.run
+
+    def held(self: Sessions, *given, **named):
+        go.wait(20)
+        return run(self, *given, **named)
+
+    monkeypatch.setattr(Sessions, "run", held)
+
+    async def gone() -> None:
+        await asyncio.sleep(0.01)
+
+    async def ask(**more) -> int:
+        try:
+            await own.answer(png, {}, 1, **more)
+        except Problem as problem:
+            return problem.status
+        return 200
+
+    async def main() -> None:
+        assert await ask(give_up_s=time.monotonic() + 0.05) == 504
+        assert await ask(gone=gone) == 499
+        go.set()
+        assert await ask() == 200
+
+    asyncio.run(main())
+    assert own.room.images == 0
+
+
+def test_an_inference_that_stands_still_is_noticed(own: Engine, monkeypatch, png: bytes):
+    go, heard, run = threading.Event(), [], Sessions.run
+
+    def held(self: Sessions, *given, **named):
+        go.wait(20)
+        return run(self, *given, **named)
+
+    own.classify(png)
+    monkeypatch.setattr(Sessions, "run", held)
+    monkeypatch.setattr(own, "_on_wedged", heard.append)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(own.classify, png)
+        end = time.monotonic() + 20
+        while own.wedged is None and time.monotonic() < end:
+            time.sleep(0.01)
+        go.set()
+        assert asked.result(20).predictions
+    assert own.wedged == heard[0]
+    assert "stood still for 0.1 s" in heard[0]
+
+
+def test_a_build_may_take_as_long_as_its_runtime_says(own: Engine, monkeypatch, png: bytes):
+    session = Sessions.session
+    monkeypatch.setattr(runners, "_LOOK_S", 0.02)
+
+    def slow(self: Sessions, arch):
+        found = session(self, arch)
+        if found[1]:
+            time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(Sessions, "session", slow)
+    assert own.classify(png, flops="700k").timing.build_ms > 0
+    assert own.wedged is None
+
+
+def test_a_reload_changes_versions_between_two_answers(
+    own: Engine, bundle: Bundle, other_folder: Path, bundle_folder: Path, tmp_path: Path, png: bytes
+):
+    """Under load no request fails, and no answer mixes two."""
+    labels, wrong, ended = {}, [], threading.Event()
+
+    def ask() -> int:
+        count = 0
+        while not ended.is_set():
+            result = own.classify(png)
+            kinds = {one.label.split()[0] for one in result.predictions}
+            if kinds != {"class" if result.model.version == bundle.version else "kind"}:
+                wrong.append(result)
+            labels[result.model.version] = kinds
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        for folder in (other_folder, bundle_folder, other_folder):
+            done = own.reload(folder)
+            assert done.changed
+            assert own.classify(png).model == done.model
+        assert not own.reload().changed
+        with pytest.raises(Problem, match="is served on") as refused:
+            own.reload(tmp_path)
+        assert refused.value.status == 422
+        ended.set()
+        assert all(one.result() for one in asking)
+    assert not wrong
+    assert len(labels) == 2
+
+
+def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
+    begun, go = threading.Event(), threading.Event()
+    init = Planner.__init__
+
+    def held(self: Planner, *given, **named) -> None:
+        begun.set()
+        go.wait(20)
+        init(self, *given, **named)
+
+    monkeypatch.setattr(Planner, "__init__", held)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(own.reload)
+        assert begun.wait(20)
+        with pytest.raises(Problem) as second:
+            own.reload()
+        assert second.value.status == 409
+        go.set()
+        assert not first.result().changed
+
+
+def test_a_budget_that_nobody_has_asked_for_is_planned_in_a_thread(vit_folder: Path, monkeypatch):
+    """The generator takes milliseconds, in which an event loop would answer nobody."""
+    from dataclasses import replace
+
+    from shiftnas_serve.engine import model as module
+
+    load_bundle = module.load_bundle
+    monkeypatch.setattr(module, "load_bundle", lambda path: replace(load_bundle(path), answers=()))
+    where, answer = [], Bundle.answer
+
+    def noted(self: Bundle, budget: float):
+        where.append(threading.current_thread().name)
+        return answer(self, budget)
+
+    with shiftnas_serve.load(vit_folder, prebuild=False) as engine:
+        monkeypatch.setattr(Bundle, "answer", noted)
+        budget = (engine.model.bundle.min_flops + engine.model.bundle.max_flops) / 2 + 3.5
+        for _ in range(2):
+            result = asyncio.run(engine.aclassify(encoded(picture()), flops=budget))
+            assert result.subnet.flops <= budget
+    assert [name.split("-")[0] for name in where] == ["decode"]
+
+
+def test_nothing_is_written_at_home_and_nobody_is_called(bundle_folder: Path, tmp_path: Path):
+    """By ONNX Runtime, which would do both."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.serve.conftest import ROOT
+
+    program = (
+        "import socket, sys; socket.getaddrinfo = None\n"
+        "import shiftnas_serve, numpy\n"
+        f"with shiftnas_serve.load({str(bundle_folder)!r}) as engine:\n"
+        "    engine.classify(numpy.zeros((9, 9, 3), numpy.uint8))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+    assert not list(tmp_path.iterdir())
