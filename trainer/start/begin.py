@@ -84,16 +84,18 @@ def place(
     told = f"{taken:,} of {total:,} weights taken"
     if not same:
         left = sum(math.prod(weights[n].shape) for n in weights if n.startswith(CLASSIFIER))
-        told += (
-            f"; left: its classifier of {source.space.num_classes} classes ({left:,}); "
-            f"new: one of {len(labels)}"
+        what = (
+            f"of {source.space.num_classes} classes ({left:,})" if left else "for another pooling"
         )
+        told += f"; left: its classifier {what}; new: one of {len(labels)}"
     new = total - taken - (0 if same else _classifier(net))
     return told + (f"; new beside it: {new:,}" if new else "")
 
 
 def has_classes_of(source: Source, labels: Sequence[str]) -> bool:
-    """Whether a start has the same classes: as many, and of the same names if it has any."""
+    """Whether a start has a classifier of the same classes: as many, of the same names if any."""
+    if f"{CLASSIFIER}weight" not in source.weights:
+        return False
     same_names = source.labels is None or source.labels == tuple(labels)
     return len(labels) == source.space.num_classes and same_names
 

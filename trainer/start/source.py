@@ -27,6 +27,9 @@ TIMM = "timm:"
 FITS: dict[str, str] = {
     "efficientnet-lite0": "models.converters.efficientnet_lite:fit_efficientnet_lite0",
     "mobile": "models.converters.efficientnet_lite:fit_efficientnet_lite0",
+    "bignas": "models.converters.timm_networks:fit_efficientnet_b0",
+    "vit-tiny": "models.converters.timm_networks:fit_deit",
+    "vit-small": "models.converters.timm_networks:fit_deit",
 }
 """Space -> ``module:function`` that puts a public network's tensors in it, as ``Converted``."""
 
@@ -93,7 +96,7 @@ def _pretrained(name: str, tensors: Mapping[str, np.ndarray], space_name: str) -
     fit = getattr(importlib.import_module(module), function)
     found = fit(tensors, space_name)
     space = found.space
-    statistics = SharedStatistics(found.statistics) if space.norms else None
+    statistics = SharedStatistics(found.statistics) if found.statistics else None
     arch = found.part or space.largest
     return Source(name, space, arch, found.weights, statistics, None, False)
 
