@@ -55,6 +55,8 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
             sessions.session(arch)
         # Beside other work the shortest of several runs is closest to what one takes alone.
         points = measure_latency(bundle, sessions, min if busy else statistics.median)
+    except ValueError as error:
+        raise ValueError(f"bundle {path}: {error}") from None
     # Whatever a runtime makes of a graph, what it cannot run is not to be served.
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
@@ -67,7 +69,10 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
 def measure_latency(
     bundle: Bundle, sessions: Sessions, pick: Callable[[Sequence[float]], float] = statistics.median
 ) -> tuple[tuple[float, float], ...]:
-    """(FLOPs, milliseconds) of one image for a handful of subnets between the ends."""
+    """(FLOPs, milliseconds) of one image for a handful of subnets between the ends.
+
+    Raises ValueError where weights are numbers, and too large to compute with.
+    """
     low, high = bundle.min_flops, bundle.max_flops
     budgets = [low + (high - low) * i / (_MEASURED_SUBNETS - 1) for i in range(_MEASURED_SUBNETS)]
     points = {}
@@ -75,6 +80,8 @@ def measure_latency(
         side = bundle.space.resolution(arch)
         images = np.zeros((1, 3, side, side), np.float32)
         session, _ = sessions.session(arch)
+        if not np.isfinite(session.run(images)).all():
+            raise ValueError("its answers are not a number; the weights are damaged, train it anew")
         ms = measure_ms(lambda: session.run(images), 0.05, pick=pick)  # noqa: B023
         points[float(bundle.space.flops(arch))] = ms
     return tuple(sorted(points.items()))

@@ -9,7 +9,7 @@ nothing is done that only the log needs while nobody reads it.
 from __future__ import annotations
 
 import logging
-import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -108,12 +108,12 @@ def request_id(headers: Mapping[str, str]) -> str:
     given = headers.get("request-id")
     if given is not None and _SANE_ID.fullmatch(given):
         return given
-    return os.urandom(16).hex()
+    return f"{random.getrandbits(128):032x}"
 
 
 def continue_trace(headers: Mapping[str, str]) -> Trace:
     """The caller's trace with a span of our own; a new trace if its header is not a valid one."""
-    fresh = os.urandom(24).hex()
+    fresh = f"{random.getrandbits(192):048x}"
     span_id = fresh[:16]
     given = headers.get("traceparent")
     found = None if given is None else _TRACEPARENT.fullmatch(given.strip())

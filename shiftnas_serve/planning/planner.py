@@ -70,6 +70,7 @@ class Planner:
         is_resident: Callable[[Arch], bool] = lambda arch: True,
     ) -> None:
         self._bundle, self._default = bundle, default_flops
+        self._min_flops, self._max_flops = bundle.min_flops, bundle.max_flops  # worked out once
         self._is_resident = is_resident
         self.latency = latency
         self._build_ms = FIRST_BUILD_MS
@@ -143,9 +144,8 @@ class Planner:
 
     def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
         """FLOPs, and whether it is a latency budget that makes them so few."""
-        bundle = self._bundle
-        moment = Moment(bundle.min_flops, bundle.max_flops, self.latency, elapsed_ms)
-        bound, degraded = float(bundle.max_flops), False
+        moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms)
+        bound, degraded = float(self._max_flops), False
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
         for kind in _IN_TURN:

@@ -88,7 +88,7 @@ def test_wrong_settings_are_refused_with_what_is_allowed(setting, expected):
 
 
 NEVER_0 = {
-    *("resolution", "epochs", "batch_size", "shift_every", "held_out_share", "evaluation_budgets"),
+    *("resolution", "epochs", "batch_size", "held_out_share", "evaluation_budgets"),
     *("calibration_batches", "answer_budgets", "accumulate", "augment.repeats"),
     *("sampler_options.groups", "sampler_options.groups_per_update", "generator.resource_batch"),
     *("generator.masked_every", "generator.first_temperature", "generator.last_temperature"),
