@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40)), ("blue", (40, 40, 200))):
         (where / name).mkdir(parents=True)
-        for index in range(14):
+        for index in range(20):
             (where / name / f"{index}.jpg").write_bytes(photo(colour, rng))
     return where
 
@@ -47,7 +47,8 @@ def test_it_is_called_after_the_data_and_holds_more_out_of_few_photos(folder, tm
     made = job("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "a")).recipe
     assert made.name == "colours"
     assert made.held_out_share == 0.2
-    assert made.batch_size == 2
+    assert made.batch_size == 3
+    assert made.held_out_images == 30, "a fifth would be too few to decide by"
     many = fitted(get_recipe("photos"), "many", [700] * 5)
     assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
     assert fitted(get_recipe("photos"), "huge", [1000] * 100).held_out_images == 5_000
@@ -93,5 +94,5 @@ def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
     assert page.count("<tr>") > 6
     assert "By class" in page
     for row in json.loads((run / "answers.json").read_text()):
-        assert row["images"] == 9
+        assert row["images"] == 12
         assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]

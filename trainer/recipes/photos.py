@@ -18,7 +18,7 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 FEW_A_CLASS = 100
 """Photos of the smallest class below which a set is small: more of it is held out and changed."""
-MOST_HELD_OUT = 5_000
+LEAST_HELD_OUT, MOST_HELD_OUT = 30, 5_000
 
 
 def photos() -> Recipe:
@@ -63,12 +63,14 @@ def fitted(recipe: Recipe, name: str, counts: Sequence[int]) -> Recipe:
     Of few photos a larger part is held out, so that decisions have something to go by, and photos
     are cropped harder. Batches are at most a twentieth of the photos.
     """
-    total, least = sum(counts), min(counts)
-    small = least < FEW_A_CLASS
+    total, small = sum(counts), min(counts) < FEW_A_CLASS
+    share = 0.2 if small else 0.1
+    held_out = round(share * total)
+    few = held_out < 2 * LEAST_HELD_OUT  # a fifth of them may become the test images
     return recipe.replace(
         name=name,
-        held_out_share=0.2 if small else 0.1,
-        held_out_images=MOST_HELD_OUT if total * 0.1 > MOST_HELD_OUT else 0,
+        held_out_share=share,
+        held_out_images=LEAST_HELD_OUT if few else MOST_HELD_OUT * (held_out > MOST_HELD_OUT),
         batch_size=max(min(recipe.batch_size, total // 20), 2),
         augment=recipe.augment.replace(crop_area=0.25 if small else 0.35),
         optimizer=recipe.optimizer.replace(label_smoothing=0.1 if small else 0.0),
