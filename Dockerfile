@@ -1,6 +1,9 @@
-# CPU image of the server with the bundle of this repository inside. Small: no torch.
+# The server with the bundle of this repository inside. Small: no torch, but in the target `gpu`.
 #
 #   docker build -t shiftnas-serve . && docker run -p 8000:8000 shiftnas-serve
+#   docker build -t shiftnas-serve:0.1.0-gpu --target gpu . && docker run --gpus all -p 8000:8000 \
+#     -v engines:/engines shiftnas-serve:0.1.0-gpu          with TensorRT
+#   docker build -t shiftnas-serve:0.1.0-ray --target ray .  for deploy/ray/rayservice.yaml
 #   docker run -p 8000:8000 -v /my/bundle:/bundle:ro shiftnas-serve --bundle /bundle
 #   docker run -p 9000:9000 -e SHIFTNAS_PORT=9000 shiftnas-serve
 #
@@ -28,9 +31,9 @@ for one in wanted:
 EOF
 RUN /opt/venv/bin/pip install --no-cache-dir -c constraints.txt -r requirements.txt
 
-FROM python:3.11-slim
+FROM python:3.11-slim AS serve
 # As process 1, tini passes signals on, also while the server is still starting (the kernel ignores
-# a SIGTERM that process 1 does not handle yet), and buries orphans of killed workers.
+# a SIGTERM that process 1 does not handle yet), and buries orphans.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends tini \
  && rm -rf /var/lib/apt/lists/*
@@ -51,3 +54,25 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=15s CMD ["python", "-c", 
    ask.urlopen(f'http://localhost:{port}/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "python", "-m", "shiftnas_serve"]
+
+FROM serve AS gpu
+COPY constraints.txt /tmp/
+USER 0
+# The tensorrt runtime keeps its buffers in torch.
+RUN /opt/venv/bin/pip install --no-cache-dir -c /tmp/constraints.txt torch 'tensorrt-cu13>=10.14.1,<11' \
+ && install -d -o 10001 /engines
+USER 10001
+ENV SHIFTNAS_RUNTIME=tensorrt SHIFTNAS_DEVICE=cuda SHIFTNAS_ENGINE_CACHE=/engines
+
+FROM serve AS ray
+COPY constraints.txt /tmp/
+USER 0
+RUN /opt/venv/bin/pip install --no-cache-dir -c /tmp/constraints.txt 'ray[serve]>=2.60,<3'
+USER 10001
+# KubeRay says what runs: `ray start` with what the cluster needs. It finds the code here.
+ENV PYTHONPATH=/app RAY_USAGE_STATS_ENABLED=0
+HEALTHCHECK NONE
+ENTRYPOINT []
+
+# The last one is what is built when no target is named.
+FROM serve

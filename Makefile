@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 8000
 BUNDLE ?= models/zoo/cifar10-cnn
+HOST   ?= uvicorn
 # More arguments for the program a target starts: make train ARGS='--recipe cifar10-cnn'
 ARGS   ?=
 # More arguments for the installation of torch, e.g. the index of its CPU builds.
@@ -24,13 +25,13 @@ older := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUC
   OPENBLAS_CORETYPE=Nehalem
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train bench test test-numbers test-all check format lint-format lint types contracts image lock clean
+.PHONY: help serve train bench test test-numbers test-browser test-all tests check format lint-format lint types contracts image lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=models/zoo/cifar10-cnn
-	@exec $(bin)/python -m shiftnas_serve --bundle $(BUNDLE) --port $(PORT) $(ARGS)
+serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=models/zoo/cifar10-cnn HOST=litserve
+	@exec $(bin)/python -m shiftnas_serve --server $(HOST) --bundle $(BUNDLE) --port $(PORT) $(ARGS)
 
 train: $(VENV)/.full ## train a small supernet; ARGS='--recipe NAME' for another recipe
 	@exec $(bin)/python -m trainer.run $(ARGS)
@@ -39,13 +40,20 @@ bench: $(VENV)/.full ## latency against FLOPs of the bundle
 	@exec $(bin)/python -m benchmarks.latency_vs_flops $(ARGS)
 
 test: $(VENV)/.full ## the fast tests, in minutes on two cores
-	$(pytest) -m "not slow and not gpu" $(ARGS)
+	$(pytest) -m "not slow and not gpu and not browser" $(ARGS)
 
 test-numbers: $(VENV)/.full ## the fast tests that compare computed numbers, as on an older processor
-	$(older) $(pytest) -m "numbers and not slow and not gpu" $(ARGS)
+	$(older) $(pytest) -m "numbers and not slow and not gpu and not browser" $(ARGS)
+
+test-browser: $(VENV)/.full ## the page in a real browser: Chromium, from the system's packages
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -m browser $(ARGS)
 
 test-all: $(VENV)/.full ## every test this machine can run
 	$(pytest) $(ARGS)
+
+# Without it make would say that the folder of that name is up to date.
+tests:
+	@echo "error: there is no target 'tests'; run 'make test' (fast), or 'make help' for all" >&2; exit 2
 
 check: $(VENV)/.full ## formatting, lint, types and import contracts; all four, even if one fails
 	@$(MAKE) --no-print-directory --keep-going lint-format lint types contracts
@@ -94,5 +102,5 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.full: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) for training and tests (once; about 6 GB on Linux, most of it torch) ..."
 	$(pip) $(TORCH_ARGS) torch torchvision
-	$(pip) -e '.[train,dev,bench]'
+	$(pip) -e '.[train,dev,bench,ray]'
 	@touch $@ $(VENV)/.base

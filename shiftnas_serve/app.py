@@ -26,6 +26,7 @@ from shiftnas_serve.http.admin import admin_route
 from shiftnas_serve.http.answers import problem_response, unknown_problem
 from shiftnas_serve.http.classify import Counted, classify_endpoint
 from shiftnas_serve.http.context import RequestContext
+from shiftnas_serve.http.page import page_routes
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.http.subnets import subnet_route
 from shiftnas_serve.library import Engine
@@ -126,6 +127,7 @@ def assemble(state: ServerState) -> ASGIApp:
         subnet_route(state),
         admin_route(state),
         *oip_routes(state),
+        *(page_routes() if state.settings.page else ()),
     ]
     # (a redirect would go to where the client's Host header says)
     rest = Problems(Router(routes, redirect_slashes=False, default=_nothing))

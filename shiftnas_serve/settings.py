@@ -135,6 +135,7 @@ class Settings(EngineSettings):
         description="web pages that may send requests from a browser, separated by commas, like "
         "https://example.org; * for all (default: none)",
     )
+    page: bool = Field(True, description="a page at / to try the model in a browser")
     drain_s: float = Field(
         0.0,
         ge=0,

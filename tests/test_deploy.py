@@ -9,8 +9,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from shiftnas_serve.decoding import _THREADS
 
+from shiftnas_serve.http.about import about_routes
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.oip.routes import oip_routes
+from shiftnas_serve.scheduling.decoders import THREADS
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +26,7 @@ MANIFESTS = {
     if path.name != "kustomization.yaml"
 }
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
-ADDED_BY_HAND = {"prometheus-adapter.yaml", "gpu.yaml"}
+ADDED_BY_HAND = {"prometheus-adapter.yaml", "queue.yaml", "gpu.yaml"}
 
 
 def only(name: str) -> dict:
@@ -79,9 +82,8 @@ def test_deployments_fit_the_server(deployment):
 
 
 UNITS = {"Mi": 2**20, "Gi": 2**30}
-# What processes take beside sessions and bundle, rounded up (PSS of an idle server: 35 + 28 + 7 MB
-# for parent, manager and tracker, 46 MB for an HTTP process, 92 MB for a worker).
-PARENTS_BYTES, HTTP_BYTES, WORKER_BYTES = 80_000_000, 60_000_000, 120_000_000
+# What a process takes beside sessions and bundle, rounded up (70 MB of PSS when it is idle).
+PROCESS_BYTES = 120_000_000
 
 
 def in_bytes(quantity: str) -> int:
@@ -90,27 +92,16 @@ def in_bytes(quantity: str) -> int:
 
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
 def test_a_replica_keeps_its_limit_of_memory_while_it_reloads(deployment):
-    serve, pod = container(deployment), deployment["spec"]["template"]["spec"]
+    serve = container(deployment)
     values = {one["name"]: one["value"] for one in serve["env"] if "value" in one}
     settings = load_settings({}, environment=values)
     bundle_bytes = sum(file.stat().st_size for file in settings.bundle.iterdir())
-    in_memory = [
-        in_bytes(volume["emptyDir"]["sizeLimit"])
-        for volume in pod["volumes"]
-        if volume.get("emptyDir", {}).get("medium") == "Memory"
-    ]
     # what waits, and the photos that are being decoded, at most four bytes a pixel
-    requests_bytes = settings.max_waiting_bytes + _THREADS * 4 * settings.max_pixels
-    needed = (
-        PARENTS_BYTES
-        + settings.http_processes * (HTTP_BYTES + requests_bytes)
-        + settings.workers * (WORKER_BYTES + 2 * (settings.session_bytes + bundle_bytes))
-        + sum(in_memory)
-    )
-    limit = in_bytes(serve["resources"]["limits"]["memory"])
-    assert needed <= limit
-    idle = PARENTS_BYTES + settings.http_processes * HTTP_BYTES
-    idle += settings.workers * (WORKER_BYTES + settings.session_bytes + bundle_bytes)
+    requests_bytes = settings.max_waiting_bytes + THREADS * 4 * settings.max_pixels
+    held = settings.session_bytes + bundle_bytes
+    needed = settings.processes * (PROCESS_BYTES + requests_bytes + 2 * held)
+    assert needed <= in_bytes(serve["resources"]["limits"]["memory"])
+    idle = settings.processes * (PROCESS_BYTES + held)
     assert idle <= in_bytes(serve["resources"]["requests"]["memory"])
 
 
@@ -142,24 +133,43 @@ def test_the_environment_of_a_pod_is_one_that_the_server_takes(deployment):
     load_settings({}, environment=environment)
 
 
+def served_paths() -> set[str]:
+    """Of the routes that need no key."""
+    state = ServerState(Settings.model_validate({}))
+    return {getattr(one, "path", "") for one in [*about_routes(state), *oip_routes(state)]}
+
+
+def assert_patient(serve: dict) -> None:
+    """Probes that ask for what there is, and do not take a busy replica for a dead one."""
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = serve[name]
+        assert probe["httpGet"]["path"] in served_paths()
+        assert probe["timeoutSeconds"] >= 5
+        assert probe["failureThreshold"] >= 2
+
+
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda d: d["metadata"]["name"])
-def test_probes_ask_for_routes_that_there_are(deployment):
-    from shiftnas_serve import app
-
-    source = Path(app.__file__).read_text(encoding="utf-8")
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert f'"{container(deployment)[probe]["httpGet"]["path"]}"' in source
+def test_probes_are_patient(deployment):
+    assert_patient(container(deployment))
 
 
-def test_the_autoscaler_asks_for_a_metric_that_the_server_has():
-    pods, cpu = only("autoscaler.yaml")["spec"]["metrics"]
+def test_without_an_adapter_the_autoscaler_asks_for_nothing_that_is_missing():
+    """Kubernetes does not scale down while a metric cannot be read."""
+    (cpu,) = only("autoscaler.yaml")["spec"]["metrics"]
+    assert cpu["resource"]["name"] == "cpu"
+    target = only("autoscaler.yaml")["spec"]["scaleTargetRef"]["name"]
+    assert target in {document["metadata"]["name"] for document in deployments()}
+
+
+def test_the_queues_autoscaler_takes_its_place_and_asks_for_a_metric_that_there_is():
+    plain, queue = only("autoscaler.yaml"), only("queue.yaml")
+    pods, cpu = queue["spec"].pop("metrics")
+    assert [cpu] == plain["spec"].pop("metrics")
+    assert queue == plain
     name = pods["pods"]["metric"]["name"]
     source = (ROOT / "shiftnas_serve" / "metrics.py").read_text(encoding="utf-8")
     assert f'"{name}"' in source
     assert name in only("prometheus-adapter.yaml")["data"]["config.yaml"]
-    assert cpu["resource"]["name"] == "cpu"
-    target = only("autoscaler.yaml")["spec"]["scaleTargetRef"]["name"]
-    assert target in {document["metadata"]["name"] for document in deployments()}
 
 
 def test_selectors_find_the_pods():
@@ -203,25 +213,86 @@ def test_the_gpu_replica_is_found_by_its_own_selectors_alone():
     assert not others.items() <= labels.items()
 
 
+def stage(target: str) -> list[str]:
+    """Instructions of one stage of the Dockerfile."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    _, _, rest = text.partition(f" AS {target}\n")
+    return rest.partition("\nFROM ")[0].splitlines()
+
+
 def test_the_gpu_image_runs_what_the_manifest_asks_for():
-    text = (ROOT / "deploy" / "gpu.Dockerfile").read_text(encoding="utf-8")
-    serve = container(gpu("Deployment"))
-    assert f"docker build -t {serve['image']} " in text
-    (line,) = [one for one in text.splitlines() if one.startswith("ENV ")]
+    lines, serve = stage("gpu"), container(gpu("Deployment"))
+    assert serve["image"] == f"{IMAGE}-gpu"
+    (variables,) = [one for one in lines if one.startswith("ENV ")]
     given = {one["name"]: one.get("value") for one in serve["env"]}
-    for setting in line.split()[1:]:
+    for setting in variables.split()[1:]:
         name, _, value = setting.partition("=")
         assert given[name] == value
-    (pin,) = [
-        one
-        for one in PROJECT["optional-dependencies"]["tensorrt"]
-        if one.startswith("tensorrt-cu13")
-    ]
-    assert f"'{pin}'" in text
-    users = [one.split()[1] for one in text.splitlines() if one.startswith("USER ")]
-    assert users[-1] == str(
-        gpu("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
-    )
+    assert any(f"'{pin('tensorrt', 'tensorrt-cu13')}'" in one for one in lines)
+    users = [one.split()[1] for one in lines if one.startswith("USER ")]
+    pod = gpu("Deployment")["spec"]["template"]["spec"]
+    assert users[-1] == str(pod["securityContext"]["runAsUser"])
+
+
+def pin(extra: str, package: str) -> str:
+    """What pyproject.toml asks for."""
+    wanted = PROJECT["optional-dependencies"][extra]
+    return next(one for one in wanted if re.match(rf"{package}\b", one))
+
+
+# ---------------------------------------------------------------------------- KServe, Ray
+
+
+def read(path: str) -> dict:
+    return yaml.safe_load((ROOT / "deploy" / path).read_text(encoding="utf-8"))
+
+
+def assert_is_a_pod(spec: dict) -> None:
+    """What is a pod's in a resource that Kubernetes' own schemas do not know."""
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_kserve_runs_the_same_container_as_kubernetes_on_the_bundle_that_it_downloads():
+    runtime, service = read("kserve/runtime.yaml"), read("kserve/inference-service.yaml")
+    assert_is_a_pod({"containers": runtime["spec"]["containers"]})
+    (serve,) = runtime["spec"]["containers"]
+    assert serve["name"] == "kserve-container"
+    assert serve["image"] == IMAGE
+    settings = load_settings({}, environment={one["name"]: one["value"] for one in serve["env"]})
+    assert settings.bundle == Path("/mnt/models")
+    assert serve["ports"] == [{"containerPort": settings.port, "protocol": "TCP"}]
+    assert_patient(serve)
+    other = container(only("deployment.yaml"))
+    for same in ("resources",):
+        assert serve[same] == other[same]
+    assert serve["securityContext"].items() >= other["securityContext"].items()
+    model = service["spec"]["predictor"]["model"]
+    (known,) = runtime["spec"]["supportedModelFormats"]
+    assert model["modelFormat"].items() <= known.items()
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+
+
+def test_ray_deploys_the_same_app_on_kubernetes_and_elsewhere():
+    here, cluster = read("ray/serve.yaml"), read("ray/rayservice.yaml")["spec"]
+    there = yaml.safe_load(cluster["serveConfigV2"])
+    assert there["applications"] == here["applications"]
+    (one,) = here["applications"]
+    settings = load_settings(one["args"], environment={})
+    module, _, function = one["import_path"].partition(":")
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    assert f"\ndef {function}(" in source
+    rays = cluster["rayClusterConfig"]
+    (workers,) = rays["workerGroupSpecs"]
+    for group in (rays["headGroupSpec"], workers):
+        assert_is_a_pod(group["template"]["spec"])
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["image"] == f"{IMAGE}-ray"
+    assert workers["maxReplicas"] == settings.processes
+    assert container["resources"]["requests"]["cpu"] == str(settings.workers * settings.threads)
+    assert rays["rayVersion"] in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert any(f"'{pin('ray', 'ray')}'" in line for line in stage("ray"))
 
 
 def test_compose_starts_with_what_nobody_has_set():

@@ -316,6 +316,21 @@ def steps(text: str) -> list[str]:
     return [s for s in "\n".join(lines).replace("\\\n", " ").splitlines() if s.strip()]
 
 
+def image(target: str | None = None) -> list[str]:
+    """The instructions that make a target of the Dockerfile; None: the last one."""
+    stages: dict[str, list[str]] = {}
+    for step in steps(DOCKERFILE):
+        if step.startswith("FROM "):
+            _, source, *named = step.split()
+            name = named[-1] if named else "last"
+            stages[name] = list(stages.get(source, []))
+        stages[name].append(step)
+        copied = re.match(r"COPY --from=(\w+)", step)
+        if copied:
+            stages[name] += [one for one in stages[copied[1]] if "pip install" in one]
+    return stages[target or "last"]
+
+
 def test_the_image_has_no_torch_and_one_onnxruntime():
     program = re.search(r"RUN python - .*<<'EOF'\n(.*?)^EOF$", DOCKERFILE, re.DOTALL | re.MULTILINE)
     chosen = run(sys.executable, "-c", program[1]).stdout.splitlines()
@@ -324,7 +339,7 @@ def test_the_image_has_no_torch_and_one_onnxruntime():
     assert set(names) == declared - {"onnxruntime-gpu"}
     assert len(names) == len(set(names))
     assert not any(";" in line for line in chosen if line.startswith("onnxruntime"))
-    installs = [step for step in steps(DOCKERFILE) if "pip install" in step]
+    installs = [step for step in image() if "pip install" in step]
     assert len(installs) == 1
     assert "-c constraints.txt -r requirements.txt" in installs[0]
     assert "torch" not in "\n".join([*installs, *chosen])
@@ -333,12 +348,8 @@ def test_the_image_has_no_torch_and_one_onnxruntime():
 def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
     from shiftnas_serve.settings import DEFAULT_BUNDLE, Settings, load_settings
 
-    all_steps = steps(DOCKERFILE)
-    stages = [number for number, step in enumerate(all_steps) if step.startswith("FROM ")]
-    assert len(stages) == 2
-    final = all_steps[stages[-1] :]
-    assert all(all_steps[number].split()[1].endswith("-slim") for number in stages)
-
+    final = image()
+    assert all(step.split()[1].endswith("-slim") for step in final[:1])
     users = [step.split()[1] for step in final if step.startswith("USER ")]
     assert users
     assert users[-1] not in {"root", "0"}
@@ -359,7 +370,7 @@ def test_the_image_serves_the_bundle_in_the_repository_and_not_as_root():
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_the_health_check_asks_the_port_that_is_set(ready):
-    (health,) = [step for step in steps(DOCKERFILE) if step.startswith("HEALTHCHECK ")]
+    (health,) = [step for step in image() if step.startswith("HEALTHCHECK ")]
     python, *arguments = json.loads(health.partition("CMD ")[2])
     assert python == "python"
 

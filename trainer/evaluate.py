@@ -37,6 +37,7 @@ from trainer.data.batches import Batch, Batches
 from trainer.data.reading import read_source
 from trainer.data.sources import Rows
 from trainer.engine.log import Record
+from trainer.ranks import ALONE, Ranks
 from trainer.scores import confused
 from trainer.served import Measured, measure, some_answers
 
@@ -132,26 +133,38 @@ def evaluate(
     data: Batches,
     device: str,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """What is served at so many even budgets, and how often it is right on ``data``.
 
     ``statistics_of``: BatchNorm's, of an arch.
 
-    Raises Abandoned as soon as ``stop`` says so, which it is asked before every batch.
+    All ranks have the same images, and share the budgets out. Raises Abandoned in all of them as
+    soon as ``stop`` says so in one, which it is asked before every batch.
     """
     space = generator.space
-    rows: list[Record] = []
     asked = even_budgets(space, budgets)
-    for budget, arch in zip(asked, answers(generator, asked), strict=True):
-        right = accuracy(net, arch, statistics_of(arch), until(stop, data), device)
-        rows.append(
-            {
-                "budget_flops": budget,
-                "flops": space.flops(arch),
-                "val_accuracy": right,
-                "arch": space.arch_to_json(arch),
-            }
-        )
+    archs = answers(generator, asked)
+    right: list[float] = []
+    abandoned = False
+    try:
+        right = [
+            accuracy(net, arch, statistics_of(arch), until(stop, data), device)
+            for arch in ranks.shared_out(archs)
+        ]
+    except Abandoned:
+        abandoned = True
+    if ranks.most(abandoned):
+        raise Abandoned
+    rows: list[Record] = [
+        {
+            "budget_flops": budget,
+            "flops": space.flops(arch),
+            "val_accuracy": found,
+            "arch": space.arch_to_json(arch),
+        }
+        for budget, arch, found in zip(asked, archs, ranks.gathered(right), strict=True)
+    ]
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)
 
 

@@ -19,7 +19,7 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
-from models.nets.normalize import BatchStatistics
+from models.nets.normalize import TensorStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -47,6 +47,7 @@ from trainer.evaluate import (
     calibrated,
     right_answers,
 )
+from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.answers import write_answers
 from trainer.report.report import write_report
@@ -61,15 +62,15 @@ DOMINATED_BY = 0.005
 images are enough to tell."""
 
 
-def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
+def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -> Record:
     """Write ``folder/bundle``, ``frontier.json`` and ``report``; print the table per budget.
 
     Archs are the generator's answers to a fine grid of budgets, each calibrated on training
     images. ``val_accuracy`` is on the held-out training images, ``test_accuracy`` on test images,
-    which decide nothing.
+    which decide nothing. The ranks share the archs out, and the first one writes; the others
+    answer nothing.
     """
-    for left in folder.glob(".bundle.*"):  # by a process that was killed while it wrote one
-        shutil.rmtree(left)
+    ranks.wait()  # for the checkpoint
     state = load_checkpoint(folder)
     space = get_space(recipe.space, len(splits.labels))
     net = build_net(space).to(recipe.device)
@@ -88,29 +89,42 @@ def finish(recipe: Recipe, splits: Splits, folder: Path) -> Record:
     images = calibration_images(train, recipe.calibration_batches)
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
-    measured: dict[Arch, BatchStatistics] = {}
-    right: dict[Arch, np.ndarray] = {}
-    for number, (_, arch) in enumerate(candidates, start=1):
-        measured[arch] = frozen or calibrated(net, arch, images, recipe.device)
-        right[arch] = right_answers(net, arch, measured[arch], held_out, recipe.device)
-        if number % 25 == 0 or number == len(candidates):
-            print(
-                f"calibrated and evaluated {number} of {len(candidates)} answers", file=sys.stderr
-            )
-    val_accuracy = {arch: float(images.mean()) for arch, images in right.items()}
+    archs = [arch for _, arch in candidates]
+    here: list[tuple[TensorStatistics | None, np.ndarray]] = []
+    for number, arch in enumerate(ranks.shared_out(archs), start=1):
+        own = None if frozen else calibrated(net, arch, images, recipe.device)
+        here.append((own, right_answers(net, arch, frozen or own, held_out, recipe.device)))
+        done = min(number * ranks.world_size, len(archs))
+        if number % 25 == 0 or done == len(archs):
+            print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
+    found = ranks.gathered(here)
+    measured = {arch: own for arch, (own, _) in zip(archs, found, strict=True)}
+    right = {arch: its_right for arch, (_, its_right) in zip(archs, found, strict=True)}
+    val_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
     grid_answers = undominated(candidates, right, DOMINATED_BY)
-    rows = []
-    for budget in even_budgets(space, recipe.evaluation_budgets):
-        arch = _served(grid_answers, budget)
-        on_test = accuracy(net, arch, measured[arch], test, recipe.device)
-        sizes = space.flops(arch), space.params(arch)
-        rows.append(FrontierRow(budget, arch, *sizes, val_accuracy[arch], on_test))
+    measured = {arch: measured[arch] for _, arch in grid_answers}
+    budgets = even_budgets(space, recipe.evaluation_budgets)
+    served = [_served(grid_answers, budget) for budget in budgets]
+    tested_here = [
+        accuracy(net, arch, frozen or measured[arch], test, recipe.device)
+        for arch in ranks.shared_out(served)
+    ]
+    rows = [
+        FrontierRow(
+            budget, arch, space.flops(arch), space.params(arch), val_accuracy[arch], on_test
+        )
+        for budget, arch, on_test in zip(budgets, served, ranks.gathered(tested_here), strict=True)
+    ]
+    if not ranks.is_first:
+        return {}
 
-    statistics: dict[Arch, Statistics] = {}
-    for _, arch in grid_answers if frozen is None else ():
-        values = measured[arch]
-        assert isinstance(values, Mapping)
-        statistics[arch] = {n: (m.cpu().numpy(), v.cpu().numpy()) for n, (m, v) in values.items()}
+    for left in folder.glob(".bundle.*"):  # by a process that was killed while it wrote one
+        shutil.rmtree(left)
+    statistics: dict[Arch, Statistics] = {
+        arch: {name: (m.cpu().numpy(), v.cpu().numpy()) for name, (m, v) in values.items()}
+        for arch, values in measured.items()
+        if values is not None
+    }
     report = report_generator(generator)
     with JsonlLog(folder / "log.jsonl", resume_step=int(state["step"])) as log:
         log.write(

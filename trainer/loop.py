@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """The loop. Leaves a checkpoint of the finished run, or of where a signal stopped it.
 
-    All ranks run it, each on its own images; the first evaluates and writes.
+    All ranks run it, each on its own images. They share evaluations out; the first writes.
 
     Raises Stopped after a signal, ValueError when the loss is not a number, Ended when another rank
     is gone.
@@ -90,8 +90,8 @@ def train(
 
             pretrain_generator(state, recipe, after)
         ranks.begin_alike(state.generator.parameters())
-        if state.evaluation_due and ranks.is_first:
-            evaluate_now(state, data, recipe, monitor, interrupt)
+        if state.evaluation_due:
+            evaluate_now(state, data, recipe, monitor, interrupt, ranks)
         while not horizon.is_over(state.step, state.compute):
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
@@ -123,8 +123,8 @@ def train(
             epoch, index = divmod(state.step, steps_per_epoch)
             every = recipe.evaluate_every
             is_evaluated = every > 0 and index == 0 and epoch % every == 0
-            if is_evaluated and not is_over and ranks.is_first:
-                evaluate_now(state, data, recipe, monitor, interrupt)
+            if is_evaluated and not is_over:
+                evaluate_now(state, data, recipe, monitor, interrupt, ranks)
             keep(at_once=is_over)
 
 
@@ -134,6 +134,7 @@ def evaluate_now(
     recipe: Recipe,
     monitor: Monitor | Silence,
     interrupt: Interrupt,
+    ranks: Ranks,
 ) -> None:
     """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
     started = time.monotonic()
@@ -157,6 +158,7 @@ def evaluate_now(
             data=data.decisions,
             device=device,
             stop=asked_to_stop,
+            ranks=ranks,
         )
     except Abandoned:
         state.evaluation_due = True

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,11 @@ from torch import Tensor
 from models.nets.normalize import SharedBatchNormalizer
 from models.nets.view import Share
 
+Item = TypeVar("Item")
+
 PATIENCE = timedelta(hours=2)
-"""How long ranks wait for one that says nothing: the first evaluates alone. One that has ended is
-noticed at once."""
+"""How long ranks wait for one that says nothing: the first writes the bundle alone. One that has
+ended is noticed at once."""
 
 
 class Ended(Exception):
@@ -125,6 +127,20 @@ class Ranks:
         flops, losses = torch.stack(each).unbind(-1)
         assert bool((flops == flops[0]).all()), "ranks have trained different subnets"
         return list(zip((f for f, _ in drawn), losses.mean(0).tolist(), strict=True))
+
+    def shared_out(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This rank's of some items that all ranks have alike."""
+        return items[self.rank :: self.world_size]
+
+    def gathered(self, here: Sequence[Item]) -> list[Item]:
+        """What the ranks made of the items that ``shared_out`` gave them, in the items' order."""
+        if self.world_size == 1:
+            return list(here)
+        every: list[list[Item]] = [[] for _ in range(self.world_size)]
+        with _peers():
+            dist.all_gather_object(every, list(here))
+        longest = max(map(len, every))
+        return [made[turn] for turn in range(longest) for made in every if turn < len(made)]
 
     def average(self, tensor: Tensor) -> Tensor:
         """The mean over the ranks, through which gradients flow back to all of them."""

@@ -63,6 +63,9 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
         with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
+            if recipe.device.startswith("cuda"):
+                # of fp32; the other precisions do not look at it
+                torch.backends.cuda.matmul.fp32_precision = "tf32"
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
             if options.hours is not None:
@@ -86,8 +89,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     print(f"passed over: {line}", file=sys.stderr)
                 print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
-            if ranks.is_first:
-                result = finish(recipe, splits, folder)
+                result = finish(recipe, splits, folder, ranks)
     except ValueError as error:
         print(f"error: {error}{go_on(started, ranks)}", file=sys.stderr)
         return 2

@@ -63,7 +63,7 @@ class FrozenStatistics(AbstractNormalizer):
     """One set of statistics for all archs, which does not move (``SharedStatistics``).
 
     A pretrained network's own, under which its weights go on learning: measured anew on a batch,
-    or on a thousand photos, they cost more than training wins back.
+    or on a thousand photos, they cost more than training wins back (docs/experiments).
     """
 
     def __init__(self, shared: SharedStatistics, device: str | torch.device = "cpu") -> None:

@@ -65,12 +65,18 @@ class SteppedLinear(ElasticLinear):
         return F.linear(x, view.weight(self.weight, self._weight), bias)
 
 
+def is_fused(x: Tensor) -> bool:
+    """Whether attention without relative positions runs as one kernel: it is what GPUs have."""
+    return x.is_cuda
+
+
 class Attention(nn.Module):
     """Attention of as many heads as its weights have rows for. (batch, tokens, width) both ways.
 
-    Written as plain matrix products: their FLOPs are counted by torch, and every reshape leaves
-    the number of heads to be inferred, so that the exported graph fits any subnet. (A ``reshape``
-    of a tensor that is not contiguous would be exported with the number computed from all sizes.)
+    On GPUs one fused kernel. Elsewhere plain matrix products: torch counts their FLOPs, and every
+    reshape leaves the number of heads to be inferred, so that the exported graph fits any subnet.
+    (A ``reshape`` of a tensor that is not contiguous would be exported with the number computed
+    from all sizes.)
     """
 
     def __init__(
@@ -97,13 +103,16 @@ class Attention(nn.Module):
 
         query = heads(self.query(x, view)) * self._head_dim**-0.5
         key, value = heads(self.key(x, view)), heads(self.value(x, view))
-        logits = query @ key.transpose(-2, -1)
-        if self.relative is not None:
-            logits = logits + self.relative.logits(query)
-        weights = logits.softmax(-1)
-        attended = weights @ value
-        if self.relative is not None:
-            attended = attended + self.relative.values(weights)
+        if self.relative is None and is_fused(x):
+            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        else:
+            logits = query @ key.transpose(-2, -1)
+            if self.relative is not None:
+                logits = logits + self.relative.logits(query)
+            weights = logits.softmax(-1)
+            attended = weights @ value
+            if self.relative is not None:
+                attended = attended + self.relative.values(weights)
         attended = attended.transpose(1, 2).contiguous().view(batch, tokens, -1)
         return self.project(attended, view)
 

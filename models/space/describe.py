@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import takewhile
 from pathlib import Path
 
 from models.space.arch import Arch
-from models.space.search_space import SearchSpace
+from models.space.flops import product_flops, weight_flops
+from models.space.search_space import SearchSpace, Weight
 
 
 def read_arch(space: SearchSpace, text: str) -> Arch:
@@ -37,6 +39,34 @@ def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
         "params": space.params(arch),
         "arch": space.arch_to_json(arch),
     }
+
+
+def describe_layers(space: SearchSpace, arch: Arch) -> list[dict[str, object]]:
+    """Where the multiply-adds of an arch go, by layer in order; they add up to its FLOPs.
+
+    ``name``: of a block (``stages.0.1``), or of what is no block (``head``). ``flops``: here, 0
+    where the block is left out. ``largest``: in the largest subnet.
+    """
+    layers: dict[str, list[int]] = {}
+    for cost in [*space.weights, *space.products]:
+        both = layers.setdefault(_layer(cost.name), [0, 0])
+        for place, one in enumerate((arch, space.largest)):
+            if cost.block is None or cost.block.present(one):
+                both[place] += (
+                    weight_flops(cost, one)
+                    if isinstance(cost, Weight)
+                    else product_flops(cost, one)
+                )
+    return [
+        {"name": name, "flops": here, "largest": most}
+        for name, (here, most) in layers.items()
+        if most
+    ]
+
+
+def _layer(name: str) -> str:
+    first, *rest = name.split(".")
+    return ".".join([first, *takewhile(str.isdecimal, rest)])
 
 
 def describe_space(space: SearchSpace) -> dict[str, object]:

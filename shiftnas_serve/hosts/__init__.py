@@ -8,6 +8,8 @@ from shiftnas_serve.settings import Settings
 
 HOSTS: dict[str, str] = {
     "uvicorn": "shiftnas_serve.hosts.uvicorn:serve",
+    "litserve": "shiftnas_serve.hosts.litserve:serve",
+    "ray": "shiftnas_serve.hosts.ray:serve",
 }
 """By name, ``module:function``: called with the settings, it serves until it is told to stop, and
 answers the exit status. Imported when it is asked for."""
@@ -18,4 +20,11 @@ def serve(settings: Settings) -> int:
     if settings.server not in HOSTS:
         raise ValueError(f"no server {settings.server!r:.40}; there are: {', '.join(HOSTS)}")
     module, _, function = HOSTS[settings.server].partition(":")
-    return getattr(importlib.import_module(module), function)(settings)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{settings.server} is not installed ({error.name} is missing); pip install -e "
+            f"'.[{settings.server}]', or leave out --server"
+        ) from None
+    return getattr(found, function)(settings)

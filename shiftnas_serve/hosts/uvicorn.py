@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from uvicorn.supervisors import Multiprocess
 from shiftnas_serve.app import App
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
+from shiftnas_serve.http.page import PHOTO
 from shiftnas_serve.log import configure_log, finish
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment, load_settings
@@ -31,7 +33,6 @@ KEEP_ALIVE_S = 75
 """Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
 not be the one that is asked, or a request that is on its way is lost."""
 _LOOK_S = 0.5
-_PHOTO = "docs/images/ship.jpg"
 
 
 def serve(settings: Settings) -> int:
@@ -64,9 +65,10 @@ def _serve_many(settings: Settings, listener: socket.socket) -> int:
 def _announce(settings: Settings) -> None:
     if sys.stderr.isatty():
         host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
+        url = f"http://{host}:{settings.port}"
         print(
-            f"http://{host}:{settings.port}/docs\n"
-            f"  curl -T {_PHOTO} -H 'FLOPs-Budget: 4M' {host}:{settings.port}/classify",
+            f"{url}{'/' if settings.page else '/docs'}\n"
+            f"  curl -T {shlex.quote(str(PHOTO))} -H 'FLOPs-Budget: 4M' {url}/classify",
             file=sys.stderr,
         )
 

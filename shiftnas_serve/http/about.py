@@ -84,5 +84,6 @@ def describe_budgets(model: Model) -> dict[str, object]:
         "frontier": [row(entry) for entry in bundle.frontier],
         "subnets": len(bundle.archs()),
         "labels": list(bundle.labels),
+        "card": bundle.card or None,
         "resident": sorted(bundle.space.arch_id(arch) for arch in model.sessions.resident()),
     }

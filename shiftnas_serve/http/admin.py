@@ -42,7 +42,8 @@ def admin_route(state: ServerState) -> Route:
             raise Problem(
                 409,
                 f"this server has {state.settings.processes} processes, and this is one of them; "
-                "send SIGHUP to their parent: it replaces them one by one, from the same path",
+                "with uvicorn, send SIGHUP to their parent: it replaces them one by one, from the "
+                "same path; other hosts start anew",
             )
         with state.serving().room.share() as share:
             body = await read_body(request.scope, request.receive, limits, share)

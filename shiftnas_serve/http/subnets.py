@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.space.describe import describe_layers
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.answers import subnet_document
 from shiftnas_serve.http.options import refuse_others
@@ -42,8 +43,14 @@ def subnet_route(state: ServerState) -> Route:
         found = find_subnet(model, request.path_params["id"], query.get("arch"))
         if wanted == "onnx":
             return download(model, found, request)
-        name = {"name": model.name.name, "version": model.name.version}
-        return JSONResponse({**subnet_document(found), "resolution": found.side, "model": name})
+        return JSONResponse(
+            {
+                **subnet_document(found),
+                "resolution": found.side,
+                "layers": describe_layers(model.bundle.space, found.value),
+                "model": {"name": model.name.name, "version": model.name.version},
+            }
+        )
 
     def download(model: Model, found: Subnet, request: Request) -> ASGIApp:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,7 +16,7 @@ from shiftnas_serve.planning.planner import Plan
 from shiftnas_serve.scheduling.pace import Pace
 
 # Arrivals that are looked back at, the time, and the share of them whose followers would have had
-# room. Compared in virtual time (docs/experiments.md, 2026-11-26).
+# room. Compared in virtual time (docs/experiments/latency-budgets.md).
 _REMEMBERED = 256
 _MEMORY_S = 10.0
 _SHARE = 0.85

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+import models.nets.vit
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
@@ -136,3 +137,21 @@ def test_five_ways_with_relative_position_answer_alike():
 def test_five_ways_of_full_scale_subnets_answer_alike(name):
     space = get_space(name)
     check(space, export_template(space), some_archs(space, random=1))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_fused_attention_is_the_plain_products(monkeypatch, masked):
+    space = get_space("nano-vit")
+    torch.manual_seed(0)
+    net, images = build_net(space), torch.randn(4, 3, 16, 16)
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(models.nets.vit, "is_fused", lambda _, fused=fused: fused)
+        asked = relax(space, space.smallest) if masked else space.smallest
+        logits = net(images, asked)
+        gradients = torch.autograd.grad(
+            logits.square().sum(), [*net.parameters()], allow_unused=True
+        )
+        found.append([logits, *(g for g in gradients if g is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

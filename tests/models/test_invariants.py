@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.extract import extract, extract_folded
+from models.space.describe import describe_layers
 from models.space.flops import flops_rule
 from models.space.relaxed import Relaxed, RelaxedFlops
 from models.space.weights import slice_weights, weight_slices
@@ -51,6 +52,18 @@ every_space_large_ones_slowly = pytest.mark.parametrize(
 def some_archs(space, random):
     rng = np.random.default_rng(0)
     return [space.smallest, space.largest, *(space.random_arch(rng) for _ in range(random))]
+
+
+@every_space
+def test_the_flops_of_layers_add_up_to_those_of_the_arch(name):
+    space = SPACE[name]
+    for arch in some_archs(space, 5):
+        layers = describe_layers(space, arch)
+        assert sum(layer["flops"] for layer in layers) == space.flops(arch)
+        assert sum(layer["largest"] for layer in layers) == space.max_flops
+        assert any(layer["flops"] == 0 for layer in layers) == any(
+            not weight.block.present(arch) for weight in space.weights if weight.block
+        )
 
 
 def supernet(space, *, biases=True):

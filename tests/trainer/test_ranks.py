@@ -22,6 +22,7 @@ from trainer.engine.task import micro_batches
 from trainer.job import check_device, check_world_size
 from trainer.ranks import Ranks
 from trainer.recipes.config import get_recipe, with_settings
+from trainer.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = [
@@ -261,6 +262,42 @@ def test_one_voice_one_end(tmp_path, did):
     whole = tmp_path / "whole"
     assert short_run(arguments(whole, CNN)) == 0
     assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_what_is_shared_out_comes_back_in_order(monkeypatch, world_size):
+    items = list(range(7))
+    everyone = [Ranks(rank, world_size) for rank in range(world_size)]
+    shares = [list(ranks.shared_out(items)) for ranks in everyone]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+    def exchange(every, here):
+        every[:] = shares
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", exchange)
+    assert all(
+        ranks.gathered(share) == items for ranks, share in zip(everyone, shares, strict=True)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_evaluations_and_the_end_are_shared_out(tmp_path):
+    """The same answers and their accuracy, up to the images on which rounding decides."""
+    short = [*CNN, "epochs=2", "held_out_images=1110", "evaluate_every=1", "answer_budgets=5"]
+    chosen = [p for s in (*COMMON, *short) for p in ("--set", s)]
+    with Torchrun("-m", "trainer.run", *chosen, "--out", str(tmp_path / "two")) as two:
+        assert two.process.wait(2 * PATIENCE_S) == 0
+    assert main([*chosen, "--out", str(tmp_path / "one")]) == 0
+    evaluations, frontiers = [], []
+    for name in ("one", "two"):
+        log = read_log(tmp_path / name / "log.jsonl")
+        evaluations.append(next(r["rows"] for r in log if r["kind"] == "evaluation"))
+        frontiers.append(json.loads((tmp_path / name / "frontier.json").read_text()))
+    for one, two in (evaluations, frontiers):
+        assert [row["flops"] for row in one] == [row["flops"] for row in two]
+        for row, other in zip(one, two, strict=True):
+            assert row["val_accuracy"] == pytest.approx(other["val_accuracy"], abs=0.02)
 
 
 @pytest.mark.slow

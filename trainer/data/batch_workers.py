@@ -21,7 +21,6 @@ from trainer.recipes.settings import Augment
 
 _PIXELS = 1
 """The stream of random numbers for what is done to pixels; trainer.data.batches has two others."""
-_MOST_WORKERS = 8
 
 
 class Place(NamedTuple):
@@ -137,7 +136,7 @@ def worker_count(data: AbstractSplit, augment: Augment | None) -> int:
     one_by_one = augment is not None and (augment.policy is not None or augment.crop_area > 0)
     if isinstance(data, LabelledImages) and (not one_by_one or data.device.type != "cpu"):
         return 0
-    return max(0, min(_MOST_WORKERS, cores() // local_processes() - 1))
+    return max(0, cores() // local_processes() - 1)
 
 
 def local_processes() -> int:

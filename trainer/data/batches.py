@@ -50,8 +50,8 @@ class Batches:
     skipped (else the next one takes their place). channels_last: memory format of the images.
     device: where batches are wanted, and normalized and mixed; None is where the data is.
     workers: processes that decode and augment ahead for `epoch` and `stream`; 0 for none, -1 for
-    up to 8 if images are decoded or changed one by one. window: images of a source that is read
-    in sequence are mixed over about this many. rank, world_size: this process takes its own
+    as many as cores if images are decoded or changed one by one. window: images of a source that
+    is read in sequence are mixed over about this many. rank, world_size: this process takes its own
     images of every global batch of batch_size * world_size.
 
     Attribute broken: the images that were skipped so far, each with its reason, as keys in the

@@ -25,7 +25,7 @@ class RunData:
 
     train: what the weights learn from. held_out: images that steer the distribution. Of both
     a rank has its own images. decisions: the held-out images in their order, for every decision.
-    calibration: training images on which BatchNorm statistics are measured, on the first rank.
+    calibration: training images on which BatchNorm statistics are measured, on every rank the same.
     left_out: broken images, found before training.
     """
 
@@ -125,13 +125,10 @@ def calibration_images(batches: Batches, count: int) -> list[Tensor]:
 def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
     """The batches of a run. Raises ValueError when there are too few images for one."""
     whole = batches_of(recipe, splits, splits.train, train=True)
-    calibration: list[Tensor] = []
-    if ranks.is_first:
-        calibration = calibration_images(whole, recipe.calibration_batches)
     return RunData(
         train=batches_of(recipe, splits, splits.train, ranks, train=True),
         held_out=batches_of(recipe, splits, splits.held_out, ranks, train=False),
         decisions=evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device),
-        calibration=calibration,
+        calibration=calibration_images(whole, recipe.calibration_batches),
         left_out=(*splits.broken, *whole.broken),
     )

@@ -33,7 +33,7 @@ class AbstractCandidateSampler(AbstractSampler):
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options)
         shape = (len(self.groups), self.size)
-        self.memory = {
+        self.running = {
             "kept": torch.full((*shape, len(space.decisions)), -1, dtype=torch.int64),
             "times": torch.zeros(len(self.groups)),
         }
@@ -71,22 +71,22 @@ class AbstractCandidateSampler(AbstractSampler):
     @final
     def update(self, probe: Probe, rng: torch.Generator) -> list[float | None]:
         measured: list[float | None] = [None] * len(self.groups)
-        for group in self.least_measured(self.memory["times"], rng):
+        for group in self.least_measured(self.running["times"], rng):
             archs = list(dict.fromkeys([*self.kept(group), *self.propose(group, rng)]))
             with torch.no_grad():
                 losses = [float(probe.loss(arch, before=False)) for arch in archs]
             rows = [self.space.indices(arch) for arch in self.keep(archs, losses)]
-            self.memory["kept"][group] = -1
+            self.running["kept"][group] = -1
             for place, row in enumerate(rows):
-                self.memory["kept"][group, place] = torch.from_numpy(row)
-            self.memory["times"][group] += 1
+                self.running["kept"][group, place] = torch.from_numpy(row)
+            self.running["times"][group] += 1
             measured[group] = min(losses)
         return measured
 
     @final
     def kept(self, group: int) -> list[Arch]:
         """What was kept for a group; none at first."""
-        rows = self.memory["kept"][group]
+        rows = self.running["kept"][group]
         return [self.space.from_indices(row.tolist()) for row in rows if row[0] >= 0]
 
     def random_arch(self, group: int, rng: torch.Generator) -> Arch:
@@ -98,11 +98,11 @@ class AbstractCandidateSampler(AbstractSampler):
 
     @final
     def state(self) -> SamplerState:
-        return {name: tensor.clone() for name, tensor in self.memory.items()}
+        return {name: tensor.clone() for name, tensor in self.running.items()}
 
     @final
     def load_state(self, state: SamplerState) -> None:
-        for name, tensor in self.memory.items():
+        for name, tensor in self.running.items():
             tensor.copy_(state[name])
 
 

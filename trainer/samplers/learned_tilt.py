@@ -32,7 +32,7 @@ class LearnedTilt(AbstractTargetSampler):
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options)
-        self.memory["tilt"] = torch.zeros(())
+        self.running["tilt"] = torch.zeros(())
 
     def scores(self, probe: Probe, archs: Sequence[Arch]) -> list[float]:
         return probe.influences(archs)
@@ -42,7 +42,7 @@ class LearnedTilt(AbstractTargetSampler):
         p = self.distribution.probabilities().detach()
         flops = torch.tensor(self.groups) + self.options.step_flops
         slope = _relative_slope(p, x, scores.clamp(min=0)) - _relative_slope(p, x, flops)
-        tilt = self.memory["tilt"]
+        tilt = self.running["tilt"]
         tilt += self.options.learning_rate * slope.clamp(-1, 1)
         tilt.clamp_(-MOST, MOST)
         return tilt * x

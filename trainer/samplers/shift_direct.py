@@ -13,7 +13,7 @@ from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 from trainer.samplers.shifting import AbstractShiftingSampler
 
-MEMORY = 0.95
+FADE = 0.95
 """Of the running mean and variance of a group's drop, by times that it was measured."""
 
 REACH = 2.0
@@ -55,12 +55,12 @@ class ShiftDirect(AbstractShiftingSampler):
             partial(torch.optim.SGD, lr=options.learning_rate, weight_decay=1 / REACH),
         )
         moments = ("drop", "distance", "square", "weight", "squared_weight", "times")
-        self.memory.update({name: torch.zeros(len(self.groups)) for name in moments})
+        self.running.update({name: torch.zeros(len(self.groups)) for name in moments})
 
     def measure(
         self, probe: Probe, rng: torch.Generator
     ) -> tuple[Tensor | None, list[float | None]]:
-        chosen = self.least_measured(self.memory["times"], rng)
+        chosen = self.least_measured(self.running["times"], rng)
         drops = torch.zeros(len(chosen))
         for place, group in enumerate(chosen):
             arch = self.arch_of(group, probe)
@@ -87,21 +87,21 @@ class ShiftDirect(AbstractShiftingSampler):
             "weight": torch.ones(len(chosen)),
         }
         for name, value in news.items():
-            old = self.memory[name][chosen]
-            self.memory[name][chosen] = MEMORY * old + (1 - MEMORY) * value
-        old = self.memory["squared_weight"][chosen]
-        self.memory["squared_weight"][chosen] = MEMORY**2 * old + (1 - MEMORY) ** 2
-        self.memory["times"][chosen] += 1
+            old = self.running[name][chosen]
+            self.running[name][chosen] = FADE * old + (1 - FADE) * value
+        old = self.running["squared_weight"][chosen]
+        self.running["squared_weight"][chosen] = FADE**2 * old + (1 - FADE) ** 2
+        self.running["times"][chosen] += 1
 
     def _direction(self) -> Tensor | None:
-        if self.memory["times"].min() < _LEAST:
+        if self.running["times"].min() < _LEAST:
             return None
-        weight = self.memory["weight"]
-        distance = self.memory["distance"] / weight
-        independent = self.memory["squared_weight"] / weight.square()  # 1 / (number of drops)
-        variance = (self.memory["square"] / weight - distance.square()) / (1 - independent)
+        weight = self.running["weight"]
+        distance = self.running["distance"] / weight
+        independent = self.running["squared_weight"] / weight.square()  # 1 / (number of drops)
+        variance = (self.running["square"] / weight - distance.square()) / (1 - independent)
         # a few drops may happen to lie close together: no group is surer than groups are on average
         margin = MARGIN * (torch.maximum(variance, variance.mean()) * independent).sqrt()
-        usual = torch.maximum((self.memory["drop"] / weight).mean().abs(), margin.mean())
+        usual = torch.maximum((self.running["drop"] / weight).mean().abs(), margin.mean())
         beyond = (distance.abs() - margin).clamp(min=0) / usual.clamp(min=1e-12)
         return distance.sign() * beyond.clamp(max=1)

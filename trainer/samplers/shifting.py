@@ -25,7 +25,7 @@ class AbstractShiftingSampler(AbstractSampler):
     """Draws a group from B and a budget in it; what moves B is the subclass's ``measure``.
 
     ``optimizer`` builds the one that moves B's logits. What a subclass has to remember from one
-    update to the next are tensors in ``memory``, changed in place; they are part of the state.
+    update to the next are tensors in ``running``, changed in place; they are part of the state.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class AbstractShiftingSampler(AbstractSampler):
     ) -> None:
         super().__init__(space, options)
         self.distribution = GroupDistribution(len(self.groups), options.floor, optimizer)
-        self.memory: dict[str, Tensor] = {}
+        self.running: dict[str, Tensor] = {}
 
     @abstractmethod
     def measure(
@@ -84,12 +84,12 @@ class AbstractShiftingSampler(AbstractSampler):
 
     @final
     def state(self) -> SamplerState:
-        memory = {name: tensor.clone() for name, tensor in self.memory.items()}
-        return {"distribution": self.distribution.state(), "memory": memory}
+        running = {name: tensor.clone() for name, tensor in self.running.items()}
+        return {"distribution": self.distribution.state(), "running": running}
 
     @final
     def load_state(self, state: SamplerState) -> None:
         self.distribution.load_state(state["distribution"])
-        assert state["memory"].keys() == self.memory.keys()
-        for name, tensor in self.memory.items():
-            tensor.copy_(state["memory"][name])
+        assert state["running"].keys() == self.running.keys()
+        for name, tensor in self.running.items():
+            tensor.copy_(state["running"][name])

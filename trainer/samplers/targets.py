@@ -16,7 +16,7 @@ from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 from trainer.samplers.shifting import AbstractShiftingSampler
 
-MEMORY = 0.7
+FADE = 0.7
 """Of the running mean of a group's score, by times that it was measured."""
 PULL = 0.5
 """How far an update moves the logits of B towards their target."""
@@ -30,7 +30,7 @@ class AbstractTargetSampler(AbstractShiftingSampler):
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options, partial(torch.optim.SGD, lr=PULL))
-        self.memory.update({name: torch.zeros(len(self.groups)) for name in ("score", "times")})
+        self.running.update({name: torch.zeros(len(self.groups)) for name in ("score", "times")})
 
     @abstractmethod
     def scores(self, probe: Probe, archs: Sequence[Arch]) -> list[float]:
@@ -44,12 +44,12 @@ class AbstractTargetSampler(AbstractShiftingSampler):
     def measure(
         self, probe: Probe, rng: torch.Generator
     ) -> tuple[Tensor | None, list[float | None]]:
-        score, times = self.memory["score"], self.memory["times"]
+        score, times = self.running["score"], self.running["times"]
         chosen = self.least_measured(times, rng)
         found = self.scores(probe, [self.arch_of(group, probe) for group in chosen])
         measured: list[float | None] = [None] * len(self.groups)
         for group, value in zip(chosen, found, strict=True):
-            old = MEMORY if times[group] else 0.0
+            old = FADE if times[group] else 0.0
             score[group] = old * score[group] + (1 - old) * value
             times[group] += 1
             measured[group] = value

@@ -1,0 +1,91 @@
+"""Servers of every host, started once, and what to send them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.bundle.folder import Bundle, load_bundle
+from tests.bundles import make_bundle
+from tests.contract.hosts import Host, host_parameters
+from tests.contract.process import Server, serving
+from tests.pictures import encoded, picture
+
+API_KEYS = ("first-key", "second-key")
+ADMIN_KEY = "admin-key"
+
+
+@pytest.fixture(scope="session", params=host_parameters())
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_folder: Path) -> Bundle:
+    return load_bundle(bundle_folder)
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the same space and name with other weights and labels."""
+    folder = tmp_path_factory.mktemp("other") / "nano"
+    return make_bundle("nano-cnn", folder, seed=1, label="kind")
+
+
+@pytest.fixture(scope="session")
+def other(other_folder: Path) -> Bundle:
+    return load_bundle(other_folder)
+
+
+@pytest.fixture(scope="session")
+def server(host: Host, bundle_folder: Path) -> Iterator[Server]:
+    """Of each host, for all tests that leave it well. Nobody needs a key."""
+    with serving(bundle_folder, command=host.command) as running:
+        yield running
+        assert "Traceback" not in running.said()
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def keyed(host: Host, bundle_folder: Path) -> Iterator[Server]:
+    """Of each host: one that asks for keys, and lets pages of https://example.org ask."""
+    with serving(
+        bundle_folder,
+        *("--cors-origins", "https://example.org"),
+        command=host.command,
+        SHIFTNAS_API_KEYS=", ".join(API_KEYS),
+        SHIFTNAS_ADMIN_KEYS=f"old-admin-key, {ADMIN_KEY}",
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def alone(bundle_folder: Path) -> Iterator[Server]:
+    """The default host, for what only concerns it: connections, memory, processes."""
+    with serving(bundle_folder) as running:
+        yield running
+        assert "Traceback" not in running.said()
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    return encoded(picture())
+
+
+@pytest.fixture(scope="session")
+def b64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

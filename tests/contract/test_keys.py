@@ -1,0 +1,76 @@
+"""Who may ask."""
+
+from __future__ import annotations
+
+from tests.contract.conftest import ADMIN_KEY, API_KEYS
+from tests.contract.problem import assert_problem
+from tests.contract.process import PNG, Server, launch, serving
+
+
+def test_keys_are_asked_for_where_they_are_set(keyed: Server, png):
+    with keyed.client() as client:
+        for wrong in ({}, {"Authorization": "Bearer nope"}, {"Authorization": "Basic first-key"}):
+            for path in ("/budgets", "/subnets/x"):
+                assert client.get(path, headers=wrong).status_code == 401
+            refused = client.post("/classify", content=png, headers={**PNG, **wrong})
+            assert_problem(refused, 401, "key")
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+        for key in API_KEYS:
+            right = {**PNG, "Authorization": f"Bearer {key}"}
+            assert client.post("/classify", content=png, headers=right).status_code == 200
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_reloads_have_keys_of_their_own(keyed: Server, server: Server):
+    for sent, status in (("", 401), ("Bearer nope", 401), (f"Bearer {API_KEYS[0]}", 401)):
+        assert keyed.post(b"", "/admin/reload", Authorization=sent).status_code == status
+    # where none are set, nobody may
+    assert server.post(b"", "/admin/reload", Authorization=f"Bearer {ADMIN_KEY}").status_code in (
+        *(401, 403),
+    )
+
+
+def test_pages_of_other_origins_are_kept_out_unless_named(keyed: Server, server: Server):
+    def allowed(one: Server, origin: str) -> str | None:
+        asks = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "flops-budget",
+        }
+        with one.client() as client:
+            answer = client.request("OPTIONS", "/classify", headers=asks)
+        return answer.headers.get("access-control-allow-origin")
+
+    assert allowed(keyed, "https://example.org") == "https://example.org"
+    assert allowed(keyed, "https://example.com") is None
+    assert allowed(server, "https://example.org") is None
+
+
+def test_keys_in_any_script_work_or_are_refused_at_the_start(bundle_folder, png):
+    key = "schlüssel-Ω"
+    started = launch(bundle_folder, SHIFTNAS_API_KEYS=key)
+    try:
+        try:
+            started.wait_until_ready()
+        except AssertionError:
+            assert started.process.wait(20) == 2
+            assert "api_keys" in started.said()
+            assert key not in started.said()
+            return
+        with started.client() as client:
+            headers = {**PNG, "Authorization": f"Bearer {key}".encode()}
+            assert client.post("/classify", content=png, headers=headers).status_code == 200
+    finally:
+        started.end()
+
+
+def test_a_rate_holds_for_each_key(bundle_folder, png):
+    options = ("--rate-per-s", "0.001", "--rate-burst", "5")
+    with serving(bundle_folder, *options, SHIFTNAS_API_KEYS="one, two") as limited:
+        for key in ("one", "two"):
+            sent = {**PNG, "Authorization": f"Bearer {key}"}
+            answers = [limited.post(png, **sent) for _ in range(7)]
+            assert [one.status_code for one in answers] == [200] * 5 + [429] * 2
+            assert_problem(answers[-1], 429)
+            assert int(answers[-1].headers["Retry-After"]) >= 1

@@ -1,0 +1,260 @@
+"""What happens to the default host's processes, files and log."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.contract import spoil
+from tests.contract.process import PNG, Server, kill, launch, serving, wait_for
+from tests.pictures import encoded
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether none of these processes is left (one that waits to be buried counts as gone)."""
+    states = [Path(f"/proc/{pid}/status") for pid in pids]
+    return not any(path.exists() and "State:\tZ" not in path.read_text() for path in states)
+
+
+def test_sigterm_drains_answers_what_is_in_flight_and_stops_everything(bundle_folder, png):
+    """Requests whose bodies are still being sent when the signal comes are in flight."""
+    with serving(bundle_folder, "--timeout-s", "20", "--drain-s", "1") as server:
+        everything = server.pids()
+        sent, go = threading.Event(), threading.Event()
+
+        def slow_body() -> Iterator[bytes]:
+            yield png[:50]
+            sent.set()
+            go.wait(20)
+            yield png[50:]
+
+        with ThreadPoolExecutor(1) as pool, server.client() as client:
+            answer = pool.submit(server.post, slow_body())
+            assert sent.wait(20)
+            assert client.get("/readyz").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: client.get("/readyz").status_code == 503)
+            assert client.post("/classify", content=png, headers=PNG).status_code == 200
+            time.sleep(1.5)  # the time to drain is over
+            assert server.process.poll() is None
+            go.set()
+            assert answer.result().status_code == 200
+        assert server.process.wait(40) == 0
+        wait_for(lambda: gone(everything))
+        assert "Traceback" not in server.said()
+
+
+def test_sigint_to_all_under_load_loses_nothing(bundle_folder, png):
+    """As a terminal sends it."""
+    with serving(bundle_folder, "--drain-s", "0") as server:
+        everything = server.pids()
+        answered = threading.Semaphore(0)
+
+        def load() -> set[int]:
+            """Ask until the server says that it is the last time. An error would be one lost."""
+            statuses = set()
+            with server.client() as client:
+                while True:
+                    answer = client.post("/classify", content=png, headers=PNG)
+                    statuses.add(answer.status_code)
+                    answered.release()
+                    if answer.headers.get("connection") == "close":
+                        return statuses
+
+        with ThreadPoolExecutor(4) as pool:
+            loads = [pool.submit(load) for _ in range(4)]
+            for _ in range(20):
+                assert answered.acquire(timeout=20)
+            kill(server.pids(), signal.SIGINT)
+            assert server.process.wait(40) == 0
+            assert {status for each in loads for status in each.result()} == {200}
+        wait_for(lambda: gone(everything))
+        assert "Traceback" not in server.said()
+
+
+def test_kill_leaves_nothing_behind_and_a_clean_tmp_hurts_nobody(
+    bundle_folder, other_folder, tmp_path, png
+):
+    temporary, home = tmp_path / "tmp", tmp_path / "home"
+    temporary.mkdir()
+    home.mkdir()
+    shared = set(Path("/dev/shm").iterdir())
+    environment = {"TMPDIR": str(temporary), "HOME": str(home), "SHIFTNAS_ADMIN_KEYS": "key"}
+    with serving(bundle_folder, **environment) as server:
+        assert server.post(png).status_code == 200
+        for path in temporary.iterdir():  # as systemd-tmpfiles does it after ten days
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert server.post(png).status_code == 200
+        assert server.post(png, **{"FLOPs-Budget": "333k"}).status_code == 200
+        big = encoded(Image.effect_noise((1500, 1500), 99))  # a form as large would be spooled
+        with server.client() as client:
+            assert client.post("/classify", files={"image": big}).status_code == 200
+            sent = {"Authorization": "Bearer key"}
+            body = {"bundle": str(other_folder)}
+            answer = client.post("/admin/reload", json=body, headers=sent)
+        assert answer.status_code == 200, answer.text
+        assert server.post(png).json()["predictions"][0]["label"].startswith("kind")
+        assert server.ready()
+        kill(server.pids())
+        server.process.wait()
+    assert [*temporary.iterdir(), *home.iterdir()] == []
+    assert set(Path("/dev/shm").iterdir()) <= shared
+
+
+def test_a_log_that_nobody_reads_stops_nothing(bundle_folder, png):
+    """Neither serving nor stopping; and what was lost is said once somebody reads."""
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
+    server = launch(bundle_folder, "--log-level", "info", stderr=writes)
+    os.close(writes)
+    try:
+        wait_for(server.ready, 60)
+        with server.client(20) as client:
+            for _ in range(300):
+                assert client.post("/classify", content=png, headers=PNG).status_code == 200
+            os.set_blocking(reads, False)
+            said = b""
+
+            def all_is_said() -> bool:
+                nonlocal said
+                with contextlib.suppress(BlockingIOError):
+                    said += os.read(reads, 1 << 20)
+                return said.count(b"path=/classify") == 300 or b"lost" in said
+
+            wait_for(all_is_said)
+            for _ in range(300):
+                assert client.post("/classify", content=png, headers=PNG).status_code == 200
+        assert server.stop() == 0
+    finally:
+        server.end()
+        os.close(reads)
+
+
+def test_a_wedged_inference_is_noticed_and_ends_the_process(bundle_folder, tmp_path, png):
+    """With a status, so that whoever supervises it starts another."""
+    folder = spoil.spoilt(bundle_folder, tmp_path / "wedges", spoil.wedges)
+    with serving(folder, "--stall-s", "2", "--timeout-s", "60") as server:
+        everything = server.pids()
+        assert server.post(png).status_code == 200
+        with ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(server.post, encoded(Image.new("RGB", (32, 32), spoil.WHITE)))
+            alive = []
+
+            def ended() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    alive.append(server.get("/livez").status_code)
+                return server.process.poll() is not None
+
+            wait_for(ended, 60)
+            assert server.process.returncode not in (0, 2)
+            assert alive[0] == 200
+            assert {*alive} <= {200, 503}
+            with contextlib.suppress(httpx.TransportError):
+                assert asked.result().status_code in (503, 504)
+        assert "wedged" in server.said()
+        wait_for(lambda: gone(everything))
+
+
+# ------------------------------------------------------------------------------ several processes
+
+
+@pytest.fixture
+def two(bundle_folder: Path) -> Iterator[Server]:
+    with serving(bundle_folder, "--processes", "2", SHIFTNAS_ADMIN_KEYS="key") as running:
+        yield running
+
+
+def children(server: Server) -> set[int]:
+    """Of the processes that listen beside the one that was started."""
+    found = set()
+    for pid in server.pids() - {server.process.pid}:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if "resource_tracker" not in command:
+            found.add(pid)
+    return found
+
+
+def test_a_kill_of_one_of_two_loses_only_what_it_had_and_is_made_good(two: Server, png):
+    before = children(two)
+    assert len(before) == 2
+    stop, lost = threading.Event(), threading.Semaphore(0)
+    answered = threading.Semaphore(0)
+
+    def load() -> set[int]:
+        statuses = set()
+        while not stop.is_set():
+            try:
+                with two.client(20) as client:
+                    for _ in range(10):
+                        answer = client.post("/classify", content=png, headers=PNG)
+                        statuses.add(answer.status_code)
+                        answered.release()
+            except httpx.TransportError:
+                lost.release()
+        return statuses
+
+    with ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(load) for _ in range(4)]
+        try:
+            for _ in range(30):
+                assert answered.acquire(timeout=30)
+            victim = min(before)
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda: len(children(two) - {victim}) == 2)
+            for _ in range(60):
+                assert answered.acquire(timeout=30)
+        finally:
+            stop.set()
+        assert {status for each in loads for status in each.result()} <= {200, 503}
+    losses = 0
+    while lost.acquire(blocking=False):
+        losses += 1
+    assert losses <= 8  # connections of the victim, and none of the other's
+    wait_for(two.ready)
+    assert two.stop() == 0
+
+
+def test_sigterm_stops_both_and_answers_what_they_have(two: Server, png):
+    everything = two.pids()
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    def slow_body() -> Iterator[bytes]:
+        yield png[:50]
+        begun.release()
+        go.wait(20)
+        yield png[50:]
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(two.post, slow_body()) for _ in range(8)]
+        for _ in asked:
+            assert begun.acquire(timeout=20)
+        time.sleep(0.3)
+        two.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        go.set()
+        assert [one.result().status_code for one in asked] == [200] * 8
+    assert two.process.wait(40) == 0
+    wait_for(lambda: gone(everything))
+    assert "Traceback" not in two.said()
+
+
+def test_a_hangup_reloads_both(two: Server, bundle_folder, png):
+    two.process.send_signal(signal.SIGHUP)
+    for _ in range(20):
+        assert two.post(png).status_code == 200
+    assert two.stop() == 0
