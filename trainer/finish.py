@@ -53,6 +53,7 @@ from trainer.report.answers import write_answers
 from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
+from trainer.samplers.base import group_archs
 from trainer.served import measure, some_answers
 
 MOST_ANSWERED = 1_000
@@ -81,8 +82,11 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
-    asked = answers(generator, even_budgets(space, recipe.answer_budgets))
-    asked += resolutions_alone(space)
+    alone = group_archs(space, recipe.sampler_options.archs)
+    asked = alone or (
+        *answers(generator, even_budgets(space, recipe.answer_budgets)),
+        *resolutions_alone(space),
+    )
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
@@ -103,7 +107,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     val_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
     grid_answers = undominated(candidates, right, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
-    budgets = even_budgets(space, recipe.evaluation_budgets)
+    budgets = _budgets(space, alone, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in budgets]
     tested_here = [
         accuracy(net, arch, frozen or measured[arch], test, recipe.device)
@@ -231,6 +235,11 @@ def round_to_half(net: AbstractNet) -> None:
     """Every weight to the nearest that half precision holds."""
     for parameter in net.parameters():
         parameter.copy_(parameter.half())
+
+
+def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[float]:
+    """At which a run is reported: those of the archs that it trains alone, or even ones."""
+    return [float(space.flops(arch)) for arch in alone] or list(even_budgets(space, count))
 
 
 def _answer_rows(

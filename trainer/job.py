@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.data.reading import full_path, read_source
@@ -34,6 +35,7 @@ FIXED = (
     "std",
     "sampler",
     "sampler_options.groups",
+    "sampler_options.archs",
     "optimizer.name",
 )
 """Settings that a checkpoint is made of: what is resumed keeps them. All others may change."""
@@ -80,6 +82,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
     )
+    parser.add_argument(
+        "--arch",
+        metavar="FILE|JSON",
+        help="train this subnet alone, as a run of its own (sampler fixed-arch)",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
@@ -100,7 +107,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe says, fitted to --data if it looks at that, and --set.
+    """What --recipe, fitted to --data if it looks at that, --set and --arch say.
 
     Raises ValueError for a name or a value that does not exist, and for data that cannot be read.
     """
@@ -112,7 +119,21 @@ def asked_recipe(options: argparse.Namespace) -> Recipe:
         source = read_source(options.data)
         counts = np.bincount(source.train.labels, minlength=len(source.classes))
         recipe = fitted(name, recipe, source.name, counts.tolist())
-    return with_settings(recipe, options.set)
+    recipe = with_settings(recipe, options.set)
+    return recipe if options.arch is None else alone(recipe, options.arch)
+
+
+def alone(recipe: Recipe, arch: str) -> Recipe:
+    """The recipe that trains one arch, of JSON or of a file, and nothing else of its supernet.
+
+    Raises ValueError for what is not an arch of the recipe's space.
+    """
+    space = get_space(recipe.space)
+    document = space.arch_to_json(read_arch(space, arch))
+    return recipe.replace(
+        sampler="fixed-arch",
+        sampler_options=recipe.sampler_options.replace(archs=(document,)),
+    )
 
 
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
@@ -121,7 +142,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     Raises ValueError for a user's mistake; writes nothing.
     """
     if options.resume is not None:
-        for option, value in (("--recipe", options.recipe), ("--out", options.out)):
+        given = (("--recipe", options.recipe), ("--out", options.out), ("--arch", options.arch))
+        for option, value in given:
             if value is not None:
                 raise ValueError(
                     f"--resume {options.resume} keeps the run's recipe and folder: leave out "
