@@ -33,6 +33,7 @@ def cifar10_cnn() -> Recipe:
         ),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.247, 0.2435, 0.2616),
+        shift_every=100,
         evaluate_every=10,
         answer_budgets=256,
         threads=1,
