@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from models import PRODUCT
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
 from shiftnas_serve.library import Engine, parse_budgets
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=PRODUCT)
     made.add_argument(
         "photos",
         nargs="+",
