@@ -52,8 +52,7 @@ class Evaluation:
 
 def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
     """What is served at each budget: the generator's policy, decoded within the budget."""
-    policy = policy_of(generator)
-    return decode_all(generator.space, policy.log_probabilities_of(budgets), budgets)
+    return decode_all(policy_of(generator), budgets)
 
 
 def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:
@@ -113,17 +112,19 @@ def evaluate(
     calibration: Sequence[Tensor],
     data: Batches,
     device: str,
+    archs: Sequence[Arch] = (),
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """What is served at so many even budgets, calibrated on ``calibration``, right on ``data``.
 
-    All ranks have the same images, and share the budgets out. Raises Abandoned in all of them as
+    archs: in place of what the generator answers, where a run trains them and no others. All ranks
+    have the same images, and share the budgets out. Raises Abandoned in all of them as
     soon as ``stop`` says so in one, which it is asked before every batch.
     """
     space = generator.space
-    asked = even_budgets(space, budgets)
-    archs = answers(generator, asked)
+    asked = [float(space.flops(arch)) for arch in archs] or even_budgets(space, budgets)
+    archs = archs or answers(generator, asked)
     right: list[float] = []
     abandoned = False
     try:

@@ -42,6 +42,7 @@ from trainer.recipes.recipe import Recipe
 from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
+from trainer.samplers.base import group_archs
 
 DOMINATED_BY = 0.005
 """Accuracy by which a smaller answer must be better for a larger one to be dropped, if the held-out
@@ -64,7 +65,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
-    asked = answers(generator, even_budgets(space, recipe.answer_budgets))
+    alone = group_archs(space, recipe.sampler_options.archs)
+    asked = alone or answers(generator, even_budgets(space, recipe.answer_budgets))
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
@@ -85,7 +87,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     val_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
     grid_answers = undominated(candidates, right, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
-    budgets = even_budgets(space, recipe.evaluation_budgets)
+    budgets = _budgets(space, alone, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in budgets]
     tested_here = [
         accuracy(net, arch, measured[arch], test, recipe.device)
@@ -175,6 +177,11 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         "generator_mean_use": report.mean_use,
         "served_mean_use": served_use,
     }
+
+
+def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[float]:
+    """At which a run is reported: those of the archs that it trains alone, or even ones."""
+    return [float(space.flops(arch)) for arch in alone] or list(even_budgets(space, count))
 
 
 def _answer_rows(

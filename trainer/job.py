@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.data.reading import full_path
@@ -31,6 +32,7 @@ FIXED = (
     "std",
     "sampler",
     "sampler_options.groups",
+    "sampler_options.archs",
     "optimizer.name",
 )
 """Settings that a checkpoint is made of: what is resumed keeps them. All others may change."""
@@ -69,6 +71,11 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--data",
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
     )
+    parser.add_argument(
+        "--arch",
+        metavar="FILE|JSON",
+        help="train this subnet alone, as a run of its own (sampler fixed-arch)",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
@@ -89,8 +96,25 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
-    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+    """What --recipe, --set and --arch say.
+
+    Raises ValueError for a name or a value that does not exist.
+    """
+    recipe = with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+    return recipe if options.arch is None else alone(recipe, options.arch)
+
+
+def alone(recipe: Recipe, arch: str) -> Recipe:
+    """The recipe that trains one arch, of JSON or of a file, and nothing else of its supernet.
+
+    Raises ValueError for what is not an arch of the recipe's space.
+    """
+    space = get_space(recipe.space)
+    document = space.arch_to_json(read_arch(space, arch))
+    return recipe.replace(
+        sampler="fixed-arch",
+        sampler_options=recipe.sampler_options.replace(archs=(document,)),
+    )
 
 
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
@@ -99,7 +123,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     Raises ValueError for a user's mistake; writes nothing.
     """
     if options.resume is not None:
-        for option, value in (("--recipe", options.recipe), ("--out", options.out)):
+        given = (("--recipe", options.recipe), ("--out", options.out), ("--arch", options.arch))
+        for option, value in given:
             if value is not None:
                 raise ValueError(
                     f"--resume {options.resume} keeps the run's recipe and folder: leave out "

@@ -142,6 +142,7 @@ def evaluate_now(
             calibration=data.calibration,
             data=data.decisions,
             device=recipe.device,
+            archs=state.sampler.archs,
             stop=lambda: interrupt.signal is not None,
             ranks=ranks,
         )

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from models.generator.decode import decode
+from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
 from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights
@@ -78,11 +78,13 @@ class Bundle:
         return GeneratorPolicy(self.space, self.generator)
 
     def answer(self, budget_flops: float) -> Arch:
-        """The generator's arch for a budget: ``space.flops(arch) <= budget_flops`` always.
+        """The arch for a budget: ``space.flops(arch) <= budget_flops`` always.
 
         Where answers to a fine grid of budgets are stored (always where BatchNorm's statistics
-        exist for those archs only), a budget gets the largest of them that it allows. Raises
-        ValueError below the smallest subnet.
+        exist for those archs only), a budget gets the largest of them that it allows. Elsewhere the
+        generator decides, unless archs of the frontier that were measured are as near to the budget
+        as its own would be: then the most accurate of them. Raises ValueError below the smallest
+        subnet.
         """
         if not budget_flops >= self.min_flops:
             raise ValueError(
@@ -92,10 +94,17 @@ class Bundle:
             )
         if self.answers:
             index = bisect_right(self._from_budgets, budget_flops) - 1
-            arch = self.answers[max(index, 0)][1]
-        else:
-            arch = decode(self.space, self.policy.log_probabilities(budget_flops), budget_flops)
-            assert self.space.flops(arch) <= budget_flops
+            return self.answers[max(index, 0)][1]
+        near = [
+            row
+            for row in self.frontier
+            if row.val_accuracy is not None
+            and (1 - WITHIN) * budget_flops <= row.flops <= budget_flops
+        ]
+        if near:
+            return max(near, key=lambda row: row.val_accuracy or 0.0).arch
+        arch = decode(self.policy, budget_flops)
+        assert self.space.flops(arch) <= budget_flops
         return arch
 
     def archs(self) -> tuple[Arch, ...]:

@@ -182,7 +182,7 @@ def _answers(generator: ArchitectureGenerator, *, few: bool) -> list[Arch]:
     """What is answered over the range, each once, by FLOPs."""
     space = generator.space
     budgets = even_budgets(space, _CALIBRATED_CANDIDATES if few else _CANDIDATES)
-    asked = decode_all(space, policy_of(generator).log_probabilities_of(budgets), budgets)
+    asked = decode_all(policy_of(generator), budgets)
     return [arch for _, arch in sorted({space.flops(arch): arch for arch in asked}.items())]
 
 

@@ -1,11 +1,13 @@
 """Bundles: what is wrong with one is named, and an old one survives a failed save."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ import models.bundle.folder
 from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
 from models.bundle.files import describe, halved
-from models.bundle.folder import load_bundle, save_bundle
+from models.bundle.folder import FrontierRow, load_bundle, save_bundle
+from models.generator.decode import decode
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
 from models.spaces import get_space
@@ -303,3 +306,29 @@ def test_the_card_is_read_and_decides_no_version(tmp_path):
     second, _ = shared_bundle(tmp_path / "second")
     assert (first.card, second.card) == ("# What it is\n", "")
     assert first.version == second.version
+
+
+def test_an_arch_of_known_accuracy_answers_budgets_just_above_it(tmp_path):
+    bundle = load_bundle(make_bundle("nano-vit", tmp_path / "bundle"))
+    space, rng = bundle.space, np.random.default_rng(0)
+    archs = sorted({space.random_arch(rng) for _ in range(200)}, key=space.flops)
+    good, better = next(
+        (a, b)
+        for a, b in itertools.pairwise(archs[20:])
+        if space.flops(a) < space.flops(b) < 1.01 * space.flops(a)
+    )
+
+    def known(*accuracies):
+        rows = [
+            FrontierRow(float(space.flops(arch)), arch, space.flops(arch), 1, accuracy, None)
+            for arch, accuracy in zip((good, better), accuracies, strict=True)
+        ]
+        return replace(bundle, frontier=tuple(rows), answers=())
+
+    budget = 1.003 * space.flops(better)
+    assert known(0.8, 0.7).answer(budget) == good
+    assert known(0.7, 0.8).answer(budget) == better
+    assert known(0.7, 0.8).answer(space.flops(good)) == good
+    own = decode(bundle.policy, budget)
+    assert known(None, None).answer(budget) == own
+    assert known(0.8, 0.7).answer(1.1 * budget) == decode(bundle.policy, 1.1 * budget)

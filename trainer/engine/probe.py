@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from models.generator.network import ArchitectureGenerator
-from models.generator.numpy_pass import budget_features
+from models.generator.policy import budget_features
 from models.nets.elastic import AbstractNet
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch

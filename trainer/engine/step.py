@@ -126,8 +126,7 @@ def choose_subnets(
         if schedule.masked:
             subnets.append(relaxed)
         elif float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
-            log_p = policy_of(state.generator).log_probabilities(draw.budget_flops)
-            subnets.append(decode(state.generator.space, log_p, draw.budget_flops))
+            subnets.append(decode(policy_of(state.generator), draw.budget_flops))
         else:
             subnets.append(relaxed.arch())
     return subnets
