@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from shiftnas_serve import load
 from shiftnas_serve.batch import tables
 from shiftnas_serve.classify import main
 from tests.pictures import encoded, picture, write_photos
+from tests.serve.conftest import ROOT
 
 
 def rows_of(path) -> list[dict[str, str]]:
@@ -113,3 +115,12 @@ def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     again = pq.read_table(out).to_pylist()
     assert sorted(row["photo"] for row in again) == [row["photo"] for row in first]
+
+
+def test_the_program_of_the_document_runs(capsys, monkeypatch):
+    text = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    monkeypatch.chdir(ROOT)
+    exec(program, {})  # noqa: S102 (the project's own)
+    lines = capsys.readouterr().out.splitlines()
+    assert [len(line.split()) for line in lines] == [2, 2]
