@@ -67,7 +67,11 @@ def ask(module, option):
             status = exit.code
     return status, out.getvalue(), err.getvalue()
 
-COMMANDS = {"models": "models.__main__", "shiftnas_serve": "shiftnas_serve.command"}
+COMMANDS = {
+    "models": "models.__main__",
+    "shiftnas_serve": "shiftnas_serve.command",
+    "trainer.report": "trainer.report.report",
+}
 modules = sys.argv[1:]
 options = ("--help", "--no-such-option")
 print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
