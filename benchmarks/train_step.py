@@ -162,8 +162,7 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
         )
         loss.backward()
         if float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
-            log_p = policy_of(state.generator).log_probabilities(draw.budget_flops)
-            decode(space, log_p, draw.budget_flops)
+            decode(policy_of(state.generator), draw.budget_flops)
         else:
             state.generator.relaxed(policies).arch()
         torch.nn.utils.clip_grad_norm_(state.generator.parameters(), 1.0)

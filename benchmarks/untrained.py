@@ -55,7 +55,7 @@ def write_untrained(space_name: str, folder: Path, seed: int) -> None:
     budgets = np.linspace(space.min_flops, space.max_flops, _ANSWERS if space.norms else 2).tolist()
 
     def answers(policy: GeneratorPolicy) -> list[Answer]:
-        return [(b, decode(space, policy.log_probabilities(b), b), None) for b in budgets]
+        return [(b, decode(policy, b), None) for b in budgets]
 
     _write(space, folder, f"untrained-{space.name}", answers, seed)
 

@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "matplotlib",
         "onnx_ir",
         "onnxscript",
+        "psutil",
         "rich",
         "sklearn",
         "tensorboard",

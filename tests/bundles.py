@@ -82,4 +82,4 @@ def make_bundle(
 def _answers(space: SearchSpace, policy: GeneratorPolicy) -> list[tuple[float, Arch]]:
     low, high = space.min_flops, space.max_flops
     budgets = [low + (high - low) * i / (ANSWERS - 1) for i in range(ANSWERS)]
-    return [(b, decode(space, policy.log_probabilities(b), b)) for b in budgets]
+    return [(b, decode(policy, b)) for b in budgets]

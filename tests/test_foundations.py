@@ -58,7 +58,7 @@ ASK_ALL = """
 import contextlib, importlib, io, json, sys
 
 def ask(module, option):
-    name = f"{module}.__main__" if hasattr(importlib.import_module(module), "__path__") else module
+    name = COMMANDS.get(module, module)
     main, out, err = importlib.import_module(name).main, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -67,6 +67,7 @@ def ask(module, option):
             status = exit.code
     return status, out.getvalue(), err.getvalue()
 
+COMMANDS = {"models": "models.__main__", "shiftnas_serve": "shiftnas_serve.command"}
 modules = sys.argv[1:]
 options = ("--help", "--no-such-option")
 print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
@@ -159,9 +160,7 @@ def without_torch() -> list[str]:
             for source in (*server["source_modules"], *of_models["source_modules"])
         )
     ]
-    assert {"shiftnas_serve.__main__", "shiftnas_serve.worker", "models.bundle.folder"} <= set(
-        modules
-    )
+    assert {"shiftnas_serve.app", "shiftnas_serve.library", "models.bundle.folder"} <= set(modules)
     return modules
 
 

@@ -7,14 +7,16 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
-from trainer.data.reading import full_path
+from trainer.data.reading import full_path, read_source
 from trainer.engine.checkpoint import has_checkpoint
-from trainer.recipes import RECIPES
-from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
+from trainer.recipes import FITTED, RECIPES
+from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
 
 RECIPE_NAME = "recipe.json"
@@ -22,6 +24,8 @@ DEFAULT_RECIPE = "digits"
 
 FIXED = (
     "space",
+    "start",
+    "statistics",
     "resolution",
     "batch_size",
     "held_out_share",
@@ -31,6 +35,7 @@ FIXED = (
     "std",
     "sampler",
     "sampler_options.groups",
+    "sampler_options.archs",
     "optimizer.name",
 )
 """Settings that a checkpoint is made of: what is resumed keeps them. All others may change."""
@@ -69,6 +74,19 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--data",
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
     )
+    parser.add_argument(
+        "--start",
+        metavar="NAME, FILE or BUNDLE",
+        help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such, or a bundle",
+    )
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
+    )
+    parser.add_argument(
+        "--arch",
+        metavar="FILE|JSON",
+        help="train this subnet alone, as a run of its own (sampler fixed-arch)",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     parser.add_argument(
         "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
@@ -89,8 +107,33 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe and --set say. Raises ValueError for a name or a value that does not exist."""
-    return with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+    """What --recipe, fitted to --data if it looks at that, --set and --arch say.
+
+    Raises ValueError for a name or a value that does not exist, and for data that cannot be read.
+    """
+    name = options.recipe or DEFAULT_RECIPE
+    recipe = find_recipe(name)
+    if name in FITTED and not options.settings:
+        if options.data is None:
+            raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
+        source = read_source(options.data)
+        counts = np.bincount(source.train.labels, minlength=len(source.classes))
+        recipe = fitted(name, recipe, source.name, counts.tolist())
+    recipe = with_settings(recipe, options.set)
+    return recipe if options.arch is None else alone(recipe, options.arch)
+
+
+def alone(recipe: Recipe, arch: str) -> Recipe:
+    """The recipe that trains one arch, of JSON or of a file, and nothing else of its supernet.
+
+    Raises ValueError for what is not an arch of the recipe's space.
+    """
+    space = get_space(recipe.space)
+    document = space.arch_to_json(read_arch(space, arch))
+    return recipe.replace(
+        sampler="fixed-arch",
+        sampler_options=recipe.sampler_options.replace(archs=(document,)),
+    )
 
 
 def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
@@ -99,12 +142,17 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     Raises ValueError for a user's mistake; writes nothing.
     """
     if options.resume is not None:
-        for option, value in (("--recipe", options.recipe), ("--out", options.out)):
+        given = (("--recipe", options.recipe), ("--out", options.out), ("--arch", options.arch))
+        for option, value in given:
             if value is not None:
                 raise ValueError(
                     f"--resume {options.resume} keeps the run's recipe and folder: leave out "
                     f"{option} {value} (--set changes settings), or leave out --resume"
                 )
+        if options.hours is not None:
+            raise ValueError(
+                f"--hours {options.hours:g}: a run that is resumed keeps its epochs; leave it out"
+            )
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
@@ -122,6 +170,12 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
                 "name another"
             )
+    if options.start is not None:
+        if options.resume is not None:
+            raise ValueError(
+                f"--start {options.start}: a run that is resumed has begun; leave it out"
+            )
+        recipe = recipe.replace(start=options.start)
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
     check_world_size(recipe, world_size)

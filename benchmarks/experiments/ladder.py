@@ -5,6 +5,7 @@ Where all runs train and are measured on the same archs, what differs is how oft
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
+from trainer import job
 from trainer.data.splits import Splits
 from trainer.evaluate import answers
 from trainer.recipes.recipe import Recipe
@@ -55,9 +57,7 @@ def step_times(base: Recipe, archs: Sequence[Arch], splits: Splits) -> list[floa
 
 def alone(base: Recipe, arch: Arch) -> Recipe:
     """The recipe with which one arch trains alone."""
-    document = get_space(base.space, 10).arch_to_json(arch)
-    return base.replace(
-        sampler="fixed-arch",
-        sampler_options=base.sampler_options.replace(archs=(document,)),
+    recipe = job.alone(base, json.dumps(get_space(base.space).arch_to_json(arch)))
+    return recipe.replace(
         generator=base.generator.replace(pretrain_steps=0, resource_batch=1),
     )

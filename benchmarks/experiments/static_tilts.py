@@ -40,7 +40,7 @@ DISTRIBUTIONS: dict[str, tuple[tuple[float, float], float]] = {
 }
 """Name -> tilt at the start and at the end, and bend (``trainer.samplers.static_tilt``)."""
 
-FIRST = 5
+FIRST = 3
 """So many of them run on every seed before the others do."""
 
 ACCOUNTS = ("multiply-adds", "time", "steps")

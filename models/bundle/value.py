@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import onnx
 
-from models.generator.decode import decode
+from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
 from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights
@@ -19,7 +19,7 @@ from models.onnx.graph_template import Template
 from models.space.arch import Arch
 from models.space.describe import describe_arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics, first_channels, fold_norms, slice_weights
+from models.space.weights import SharedStatistics, Statistics, fold_norms, slice_weights
 
 STATISTICS = "statistics.safetensors"
 SHARED = "shared"
@@ -78,11 +78,13 @@ class Bundle:
         return GeneratorPolicy(self.space, self.generator)
 
     def answer(self, budget_flops: float) -> Arch:
-        """The generator's arch for a budget: ``space.flops(arch) <= budget_flops`` always.
+        """The arch for a budget: ``space.flops(arch) <= budget_flops`` always.
 
         Where answers to a fine grid of budgets are stored (always where BatchNorm's statistics
-        exist for those archs only), a budget gets the largest of them that it allows. Raises
-        ValueError below the smallest subnet.
+        exist for those archs only), a budget gets the largest of them that it allows. Elsewhere the
+        generator decides, unless archs of the frontier that were measured are as near to the budget
+        as its own would be: then the most accurate of them. Raises ValueError below the smallest
+        subnet.
         """
         if not budget_flops >= self.min_flops:
             raise ValueError(
@@ -92,10 +94,17 @@ class Bundle:
             )
         if self.answers:
             index = bisect_right(self._from_budgets, budget_flops) - 1
-            arch = self.answers[max(index, 0)][1]
-        else:
-            arch = decode(self.space, self.policy.log_probabilities(budget_flops), budget_flops)
-            assert self.space.flops(arch) <= budget_flops
+            return self.answers[max(index, 0)][1]
+        near = [
+            row
+            for row in self.frontier
+            if row.val_accuracy is not None
+            and (1 - WITHIN) * budget_flops <= row.flops <= budget_flops
+        ]
+        if near:
+            return max(near, key=lambda row: row.val_accuracy or 0.0).arch
+        arch = decode(self.policy, budget_flops)
+        assert self.space.flops(arch) <= budget_flops
         return arch
 
     def archs(self) -> tuple[Arch, ...]:
@@ -108,8 +117,8 @@ class Bundle:
         if not self.space.norms:
             return {}
         if SHARED in self.statistics:
-            whole = unpack_statistics(self.space, self.space.largest, self.statistics[SHARED])
-            return first_channels(self.space, arch, whole)
+            shared = unpack_shared(self.space, self.statistics)
+            return shared.of(self.space, arch, slice_weights(self.space, arch, self.weights))
         key = self.space.arch_id(arch)
         if key not in self.statistics:
             raise ValueError(
@@ -162,9 +171,21 @@ class Bundle:
         return [budget for budget, _ in self.answers]
 
 
-def statistics_key(space: SearchSpace, arch: Arch, stored: Container[str]) -> str:
-    """Under which name a bundle stores the statistics that an arch uses."""
-    return SHARED if SHARED in stored else space.arch_id(arch)
+def pack_shared(space: SearchSpace, shared: SharedStatistics) -> dict[str, np.ndarray]:
+    """Statistics of all archs as a bundle stores them."""
+    packed = {SHARED: pack_statistics(space, space.largest, shared.norms)}
+    return packed | {f"{SHARED}.{conv}": centre for conv, centre in shared.centres.items()}
+
+
+def unpack_shared(space: SearchSpace, packed: Mapping[str, np.ndarray]) -> SharedStatistics:
+    """The reverse. Raises ValueError where an array has another shape than the space's."""
+    norms = unpack_statistics(space, space.largest, packed[SHARED])
+    centres = {k.removeprefix(f"{SHARED}."): v for k, v in packed.items() if k != SHARED}
+    for conv, centre in centres.items():
+        read = space.weight.get(f"{conv}.weight")
+        if read is None or centre.shape != read.shape_at(space.largest)[1:2]:
+            raise ValueError(f"{STATISTICS}: {SHARED}.{conv} has shape {centre.shape}, not its own")
+    return SharedStatistics(norms, centres)
 
 
 def pack_statistics(space: SearchSpace, arch: Arch, statistics: Statistics) -> np.ndarray:

@@ -6,23 +6,24 @@ scaled to [0, 1] over the space's range, enters through cosine features at every
 embedding of the choice before. The last decisions know what is left of the budget
 (``models.generator.tail``).
 
-It decides for a batch of budgets at once, on the CPU. The equations and their gradient are in
-``models.generator.numpy_pass``, in numpy; ``models.generator.policy`` runs the same.
+It decides for a batch of budgets at once, on the CPU. ``models.generator.policy`` has the same
+equations in numpy, for the server.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from models.generator.numpy_pass import GeneratorPass
+from models.generator.policy import LOGIT_BOUND
+from models.generator.tail import tail_of
 from models.space.relaxed import Relaxed
 from models.space.search_space import SearchSpace
 
@@ -70,26 +71,53 @@ class ArchitectureGenerator(nn.Module):
         only that many rows of the batch, from the first on. Noise comes from the given CPU
         generator, so that every process that shares a seed draws the same archs.
         """
-        names, weights = zip(*self.named_parameters(), strict=True)
-        gumbel = self._gumbel(len(budgets), noise, noisy)
-        how = _How(self.space, names, temperature, gumbel)
-        policies, log_probabilities = _Decide.apply(how, budgets.double(), *weights)
-        return self._by_decision(policies), self._by_decision(log_probabilities)
-
-    def _by_decision(self, side_by_side: Tensor) -> dict[str, Tensor]:
-        counts = [len(decision.choices) for decision in self.space.decisions]
-        names = [decision.name for decision in self.space.decisions]
-        return dict(zip(names, side_by_side.split(counts, dim=1), strict=True))
+        space, tail, batch = self.space, tail_of(self.space), len(budgets)
+        budgets = budgets.double()
+        position = ((budgets - space.min_flops) / (space.max_flops - space.min_flops)).float()
+        budget = self.encode(torch.cos(math.pi * position[:, None] * torch.arange(FREQUENCIES)))
+        counts = [len(decision.choices) for decision in space.decisions]
+        gumbel = self._gumbel(batch, noise, noisy)
+        columns = None if gumbel is None else gumbel.split(counts, dim=1)
+        policies = [torch.ones(batch, 1)] * len(counts)
+        log_probabilities = [torch.zeros(batch, 1)] * len(counts)
+        indices = np.zeros((batch, len(counts)), np.int64)
+        gaps: np.ndarray | None = None
+        entry, hidden = budget + self.start, torch.zeros(batch, HIDDEN)
+        cell = hidden
+        for place in tail.decided:
+            kind, count = space.decisions[place].kind, counts[place]
+            hidden, cell = self.cell(entry, (hidden, cell))
+            weight, bias = (self.heads.get_parameter(f"{kind}.{p}") for p in ("weight", "bias"))
+            raw = F.linear(hidden, weight[:count], bias[:count])
+            logits = LOGIT_BOUND * torch.tanh(raw / LOGIT_BOUND)
+            if place in tail.decisions:
+                if gaps is None:
+                    gaps = tail.gaps(indices, budgets.detach().numpy())
+                logits = logits - torch.from_numpy(tail.toll(gaps))
+            log_probabilities[place] = F.log_softmax(logits, dim=1)
+            noised = logits if columns is None else logits + columns[place]
+            chosen = noised.argmax(dim=1)
+            indices[:, place] = chosen
+            if gaps is not None:
+                gaps = tail.after(gaps, indices[:, place])
+            soft = F.softmax(noised / temperature, dim=1)
+            policies[place] = F.one_hot(chosen, count) + (soft - soft.detach())
+            embedding = self.embeddings.get_parameter(f"{kind}.weight")
+            entry = budget + F.linear(policies[place], embedding[:, :count])
+        names = [decision.name for decision in space.decisions]
+        return dict(zip(names, policies, strict=True)), dict(
+            zip(names, log_probabilities, strict=True)
+        )
 
     def _gumbel(
         self, batch: int, noise: torch.Generator | None, noisy: int | None
-    ) -> np.ndarray | None:
+    ) -> Tensor | None:
         """Gumbel noise for every choice, (batch, choices); zero beyond ``noisy`` rows."""
         if noise is None:
             return None
         count = sum(len(decision.choices) for decision in self.space.decisions)
-        uniform = torch.rand(batch, count, generator=noise).numpy()
-        gumbel = -np.log(-np.log(uniform.clip(1e-9, 1 - 1e-7)))
+        uniform = torch.rand(batch, count, generator=noise)
+        gumbel = -torch.log(-torch.log(uniform.clip(1e-9, 1 - 1e-7)))
         if noisy is not None:
             gumbel[noisy:] = 0
         return gumbel
@@ -97,47 +125,3 @@ class ArchitectureGenerator(nn.Module):
     def relaxed(self, policies: dict[str, Tensor], row: int = 0) -> Relaxed:
         """The relaxed arch of one budget of a batch."""
         return Relaxed(self.space, {name: policy[row] for name, policy in policies.items()})
-
-
-@dataclass(frozen=True)
-class _How:
-    """What a pass needs beside tensors. ``names``: of the weights, in the order they are given."""
-
-    space: SearchSpace
-    names: tuple[str, ...]
-    temperature: float
-    gumbel: np.ndarray | None
-
-
-class _Decide(torch.autograd.Function):
-    """A ``GeneratorPass`` as one operation of autograd."""
-
-    # torch types it as taking anything; each function takes what it takes
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, how: _How, budgets: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        arrays = {n: w.detach().numpy() for n, w in zip(how.names, weights, strict=True)}
-        done = GeneratorPass(
-            how.space,
-            arrays,
-            budgets.detach().numpy(),
-            temperature=how.temperature,
-            gumbel=how.gumbel,
-        )
-        ctx.save_for_backward(*weights)
-        ctx.names, ctx.done = how.names, done
-        return torch.from_numpy(done.policies), torch.from_numpy(done.log_probabilities)
-
-    # (once_differentiable loses the name of its first argument)
-    @staticmethod
-    @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, *grad_outputs: Any
-    ) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # refuses weights that were changed since: the pass holds them too
-        found, to_budgets = ctx.done.gradients(*(gradient.numpy() for gradient in grad_outputs))
-        to_weights = (
-            torch.from_numpy(found[name]) if name in found else None for name in ctx.names
-        )
-        return None, torch.from_numpy(to_budgets), *to_weights

@@ -1,31 +1,108 @@
-"""GeneratorPolicy: the trained generator as the server runs it. No torch."""
+"""GeneratorPolicy: the trained generator as the server runs it, in numpy. No torch.
+
+The equations are those of ``models.generator.network``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
-from models.generator.numpy_pass import GeneratorPass, Weights
+from models.generator.tail import tail_of
 from models.space.search_space import SearchSpace
+
+LOGIT_BOUND = 6.0
+"""Logits are squashed into +-6, so that no choice ever becomes unreachable (ENAS does the same)."""
+
+
+def budget_features(position: np.ndarray, count: int) -> np.ndarray:
+    """Budgets scaled to [0, 1], (batch,) -> cosine features, float32 (batch, count)."""
+    return np.cos(math.pi * position[:, None] * np.arange(count)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyState:
+    """What the LSTM knows of some prefixes of archs: float32 arrays, a row for each."""
+
+    budget: np.ndarray
+    entry: np.ndarray
+    hidden: np.ndarray
+    cell: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratorPolicy:
-    """Budget -> log-probability of every choice, given the most probable choices before it."""
+    """Budget -> log-probability of every choice, given the choices before it.
+
+    weights: float32 by name, as in the state dict of ``ArchitectureGenerator``.
+    """
 
     space: SearchSpace
-    weights: Weights
+    weights: Mapping[str, np.ndarray]
 
-    def log_probabilities(self, budget_flops: float) -> list[np.ndarray]:
-        """One float32 array of shape (choices,) per decision, in the space's order."""
-        return [rows[0] for rows in self.log_probabilities_of([budget_flops])]
+    def begin(self, budgets_flops: Sequence[float]) -> PolicyState:
+        """Before the first decision; a row for each budget."""
+        space, w = self.space, self.weights
+        budgets = np.asarray(budgets_flops, np.float64)
+        position = (budgets - space.min_flops) / (space.max_flops - space.min_flops)
+        features = budget_features(position, w["encode.weight"].shape[1])
+        budget = features @ w["encode.weight"].T + w["encode.bias"]
+        nothing = np.zeros_like(budget)
+        return PolicyState(budget, budget + w["start"], nothing, nothing)
+
+    def step(self, state: PolicyState, place: int) -> tuple[np.ndarray, PolicyState]:
+        """Logits of a decision's choices, (rows, choices), and what is known behind it."""
+        w, decision = self.weights, self.space.decisions[place]
+        kind, count = decision.kind, len(decision.choices)
+        gates = state.entry @ w["cell.weight_ih"].T + state.hidden @ w["cell.weight_hh"].T
+        gates += w["cell.bias_ih"] + w["cell.bias_hh"]
+        enter, forget, update, leave = np.split(gates, 4, axis=1)
+        cell = _sigmoid(forget) * state.cell + _sigmoid(enter) * np.tanh(update)
+        hidden = _sigmoid(leave) * np.tanh(cell)
+        raw = hidden @ w[f"heads.{kind}.weight"][:count].T + w[f"heads.{kind}.bias"][:count]
+        known = PolicyState(state.budget, state.entry, hidden, cell)
+        return LOGIT_BOUND * np.tanh(raw / LOGIT_BOUND), known
+
+    def choose(
+        self, state: PolicyState, place: int, rows: np.ndarray, choices: np.ndarray
+    ) -> PolicyState:
+        """Some rows of a state, each with a choice made; a row may go on with several."""
+        kind = self.space.decisions[place].kind
+        budget = state.budget[rows]
+        entry = budget + self.weights[f"embeddings.{kind}.weight"].T[choices]
+        return PolicyState(budget, entry, state.hidden[rows], state.cell[rows])
 
     def log_probabilities_of(self, budgets_flops: Sequence[float]) -> list[np.ndarray]:
-        """Many budgets in one call: (budgets, choices) per decision, in the space's order."""
+        """Given the most probable choices before: (budgets, choices) per decision, in order."""
+        space, tail = self.space, tail_of(self.space)
         budgets = np.asarray(budgets_flops, np.float64)
-        done = GeneratorPass(self.space, self.weights, budgets)
-        ends = [*accumulate(len(decision.choices) for decision in self.space.decisions)]
-        return np.split(done.log_probabilities, ends[:-1], axis=1)
+        every = np.arange(len(budgets))
+        log_probabilities = [np.zeros((len(budgets), 1), np.float32)] * len(space.decisions)
+        indices = np.zeros((len(budgets), len(space.decisions)), np.int64)
+        gaps: np.ndarray | None = None
+        state = self.begin(budgets_flops)
+        for place in tail.decided:
+            logits, state = self.step(state, place)
+            if place in tail.decisions:
+                if gaps is None:
+                    gaps = tail.gaps(indices, budgets)
+                logits -= tail.toll(gaps)
+            log_probabilities[place] = log_softmax(logits)
+            indices[:, place] = logits.argmax(axis=1)
+            if gaps is not None:
+                gaps = tail.after(gaps, indices[:, place])
+            state = self.choose(state, place, every, indices[:, place])
+        return log_probabilities
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities, along the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 + np.tanh(x / 2)) / 2

@@ -43,7 +43,7 @@ def report_generator(generator: ArchitectureGenerator, count: int = 100) -> Gene
     budgets = np.array(even_budgets(space, count))
     log_probabilities = policy.log_probabilities_of(budgets.tolist())
     plain = space.flops_rule.batch(np.stack([p.argmax(1) for p in log_probabilities], axis=1))
-    decoded = decode_all(space, log_probabilities, budgets.tolist())
+    decoded = decode_all(policy, budgets.tolist())
     errors = np.abs(plain - budgets) / budgets
     uses = np.array([space.flops(arch) for arch in decoded]) / budgets
     return GeneratorReport(float(errors.mean()), float(uses.mean()), float(uses.min()))

@@ -6,7 +6,8 @@ they do. When all but the tail is decided, the FLOPs of every way to end are loo
 each of the last decisions loses probability for what it can no longer reach. Preferences decide
 among the ends that are near enough; which those are the budget decides.
 
-No sources: this project's own. Sampled, argmax and decoded archs all go through it.
+No sources: this project's own. Sampled and argmax archs go through it; ``decode`` asks only which
+ends keep the budget.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Tail:
 
     Decisions of blocks that may be dropped are none of it: where the block is, they are decided
     before. ``order``: all decisions of the space, by position, in the order of generation; the
-    last ``len(decisions)`` are the tail.
+    last ``len(decisions)`` are the tail. ``decided``: those that have a choice.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -59,6 +60,7 @@ class Tail:
             tail.insert(0, place)
         self.decisions = tuple(tail)
         self.order = (*(i for i in range(len(counts)) if i not in tail), *tail)
+        self.decided = tuple(i for i in self.order if counts[i] > 1)
         self._counts = tuple(counts[i] for i in tail)
         self._ends = np.array(list(itertools.product(*(range(n) for n in self._counts))))
         self._rule = space.flops_rule
@@ -69,10 +71,14 @@ class Tail:
         ``indices``: int (batch, decisions), positions of the choices before the tail; budgets:
         float64 (batch,).
         """
-        flops = self._rule.batch(self.all_ends(indices)).reshape(len(indices), -1)
-        gap = (budgets_flops[:, None] - flops) / budgets_flops[:, None]
-        gap = np.where(gap < 0, NEAR - OVER * gap, gap)
-        return gap.reshape(len(indices), *self._counts)
+        flops = self.flops(indices)
+        budgets = budgets_flops.reshape(-1, *[1] * len(self._counts))
+        gap = (budgets - flops) / budgets
+        return np.where(gap < 0, NEAR - OVER * gap, gap)
+
+    def flops(self, indices: np.ndarray) -> np.ndarray:
+        """Of every way to end for each arch: (batch, choices, choices, ...)."""
+        return self._rule.batch(self.all_ends(indices)).reshape(len(indices), *self._counts)
 
     def all_ends(self, indices: np.ndarray) -> np.ndarray:
         """Every way to end for each arch: (batch, decisions) -> (batch x ends, decisions)."""

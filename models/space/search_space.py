@@ -65,10 +65,14 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """An integer that follows from some decisions, such as a width or a number of pixels."""
+    """An integer that follows from some decisions, such as a width or a number of pixels.
+
+    ``unit``: so many of its channels belong together, as those of a head.
+    """
 
     decisions: tuple[str, ...]
     rule: Callable[..., int]
+    unit: int = 1
 
     def __call__(self, arch: Mapping[str, Choice]) -> int:
         return self.rule(*(arch[name] for name in self.decisions))
@@ -84,7 +88,7 @@ def chosen(decision: str) -> Size:
     return Size((decision,), int)
 
 
-def derived(rule: Callable[..., int], *of: Size) -> Size:
+def derived(rule: Callable[..., int], *of: Size, unit: int = 1) -> Size:
     """A size computed from other sizes: ``derived(lambda a, b: a * b, width, ratio)``."""
     names = tuple(dict.fromkeys(name for size in of for name in size.decisions))
 
@@ -92,7 +96,7 @@ def derived(rule: Callable[..., int], *of: Size) -> Size:
         arch = dict(zip(names, choices, strict=True))
         return rule(*(size(arch) for size in of))
 
-    return Size(names, combined)
+    return Size(names, combined, unit)
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,7 @@ def vit_space(
         block = Block(here, "depth", index) if index >= min(depth) else None
         heads, ratio = f"num_heads.{index}", f"mlp_ratio.{index}"
         decisions += [Decision(heads, num_heads, block), Decision(ratio, mlp_ratio, block)]
-        attended = derived(mul, chosen(heads), head_width)
+        attended = derived(mul, chosen(heads), head_width, unit=head_dim)
         hidden = Size(("embed_dim", ratio), hidden_width)
 
         norm(f"{here}.attention_norm", block)

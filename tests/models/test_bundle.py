@@ -1,11 +1,13 @@
 """Bundles: what is wrong with one is named, and an old one survives a failed save."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,11 @@ import models.bundle.folder
 from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
 from models.bundle.files import describe, halved
-from models.bundle.folder import load_bundle, save_bundle
+from models.bundle.folder import FrontierRow, load_bundle, save_bundle
+from models.generator.decode import decode
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
+from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from tests.bundles import make_bundle, template_of
 
@@ -233,6 +237,16 @@ def test_loading_a_bundle_needs_no_torch(original):
 # ------------------------------------------- statistics for all archs, half precision, the card
 
 
+def random_shared(space, rng):
+    sizes = {norm.name: norm.size(space.largest) for norm in space.norms}
+    norms = {name: (rng.normal(size=n), rng.uniform(1, 2, size=n)) for name, n in sizes.items()}
+    read = space.weight["stages.1.0.project.weight"].shape_at(space.largest)[1]
+    return SharedStatistics(
+        {k: (m.astype(np.float32), v.astype(np.float32)) for k, (m, v) in norms.items()},
+        {"stages.1.0.project": rng.normal(size=read).astype(np.float32)},
+    )
+
+
 def shared_bundle(folder, **changes):
     """Of nano-cnn: no answers are stored, since every arch has its statistics."""
     space = get_space("nano-cnn")
@@ -252,13 +266,7 @@ def shared_bundle(folder, **changes):
         "generator": {
             k: p.detach().numpy() for k, p in ArchitectureGenerator(space).state_dict().items()
         },
-        "shared_statistics": {
-            norm.name: (
-                rng.normal(size=norm.size(space.largest)).astype(np.float32),
-                rng.uniform(1, 2, size=norm.size(space.largest)).astype(np.float32),
-            )
-            for norm in space.norms
-        },
+        "shared_statistics": random_shared(space, rng),
         "template": template_of("nano-cnn", 10),
         "provenance": {},
     }
@@ -269,11 +277,21 @@ def shared_bundle(folder, **changes):
 def test_statistics_for_all_archs_are_the_first_of_the_widest(tmp_path):
     bundle, given = shared_bundle(tmp_path / "bundle")
     space = bundle.space
-    arch = bundle.answer((space.min_flops + space.max_flops) / 2)
+    arch = bundle.answer(space.min_flops)
     wanted = given["shared_statistics"]
     for name, (mean, variance) in bundle.arch_statistics(arch).items():
-        np.testing.assert_array_equal(mean, wanted[name][0][: len(mean)])
-        np.testing.assert_array_equal(variance, wanted[name][1][: len(mean)])
+        np.testing.assert_array_equal(variance, wanted.norms[name][1][: len(mean)])
+        if name != "stages.1.0.project.norm":
+            np.testing.assert_array_equal(mean, wanted.norms[name][0][: len(mean)])
+    weight = bundle.weights["stages.1.0.project.weight"][..., 0, 0]
+    rows, read = space.weight["stages.1.0.project.weight"].shape_at(arch)[:2]
+    centre = wanted.centres["stages.1.0.project"]
+    assert read < len(centre)
+    mean, _ = bundle.arch_statistics(arch)["stages.1.0.project.norm"]
+    moved = weight[:rows, :read] @ centre[:read]
+    np.testing.assert_allclose(
+        mean, wanted.norms["stages.1.0.project.norm"][0][:rows] + moved, rtol=1e-5
+    )
     onnx.checker.check_model(bundle.build_onnx(arch))
 
 
@@ -303,3 +321,29 @@ def test_the_card_is_read_and_decides_no_version(tmp_path):
     second, _ = shared_bundle(tmp_path / "second")
     assert (first.card, second.card) == ("# What it is\n", "")
     assert first.version == second.version
+
+
+def test_an_arch_of_known_accuracy_answers_budgets_just_above_it(tmp_path):
+    bundle = load_bundle(make_bundle("nano-vit", tmp_path / "bundle"))
+    space, rng = bundle.space, np.random.default_rng(0)
+    archs = sorted({space.random_arch(rng) for _ in range(200)}, key=space.flops)
+    good, better = next(
+        (a, b)
+        for a, b in itertools.pairwise(archs[20:])
+        if space.flops(a) < space.flops(b) < 1.01 * space.flops(a)
+    )
+
+    def known(*accuracies):
+        rows = [
+            FrontierRow(float(space.flops(arch)), arch, space.flops(arch), 1, accuracy, None)
+            for arch, accuracy in zip((good, better), accuracies, strict=True)
+        ]
+        return replace(bundle, frontier=tuple(rows), answers=())
+
+    budget = 1.003 * space.flops(better)
+    assert known(0.8, 0.7).answer(budget) == good
+    assert known(0.7, 0.8).answer(budget) == better
+    assert known(0.7, 0.8).answer(space.flops(good)) == good
+    own = decode(bundle.policy, budget)
+    assert known(None, None).answer(budget) == own
+    assert known(0.8, 0.7).answer(1.1 * budget) == decode(bundle.policy, 1.1 * budget)

@@ -52,10 +52,10 @@ def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(
     assert len(told["groups"]) == 6
     assert told["images_at_once"] == 4
     memory = told["batch_memory"]
-    assert memory["parameter_bytes"] == 4 * space.params(space.largest)
-    assert memory["optimizer_bytes"] == memory["parameter_bytes"]  # momentum
+    assert memory["parameters_bytes"] == 4 * space.params(space.largest)
+    assert memory["optimizer_bytes"] == memory["parameters_bytes"]  # momentum
     assert memory["total_bytes"] == sum(memory.values()) - memory["total_bytes"]
-    assert told["peak_bytes"] > memory["parameter_bytes"]
+    assert told["peak_bytes"] > memory["parameters_bytes"]
     assert told["total_s"] == pytest.approx(60 * told["epoch_s"])
     assert told["training_flops"] == 3 * space.max_flops * 64 * told["steps"]
     assert "6 groups" in said.err

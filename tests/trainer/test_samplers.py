@@ -2,16 +2,20 @@
 
 import io
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+import trainer.run
 from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
+from tests.trainer.conftest import settings
 from tests.trainer.learning_curves import SyntheticProbe, simulate
 from trainer.data.batches import Batch
+from trainer.engine.log import read_log
 from trainer.engine.probe import BatchProbe
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import SAMPLERS, build_sampler
@@ -338,3 +342,20 @@ def test_the_probe_answers_what_the_new_samplers_ask():
     expected = features @ (generator.encode.weight.detach().T @ to_bias)
     assert float(slopes[1]) == pytest.approx(float(expected), rel=1e-3)
     assert len({round(float(slope / slopes[0]), 3) for slope in slopes}) == 4
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "fixed-arch"])
+def test_every_sampler_trains_a_supernet_within_its_compute(name, tmp_path):
+    """Few steps, with updates; what it asks of the supernet is counted."""
+    chosen = settings(f"sampler={name}", "compute=4e9", "sampler_options.groups=3", "batch_size=32")
+    with patch.object(trainer.run, "finish", lambda *_: {}):
+        assert trainer.run.main([*chosen, "--out", str(tmp_path / "run")]) == 0
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    last = [record for record in records if record["kind"] == "step"][-1]
+    trained = sum(3 * 32 * flops for r in records for flops in r.get("drawn_flops", ()))
+    assert 4e9 <= last["compute"] <= 6e9
+    assert all(np.isfinite(loss) for r in records for loss in r.get("drawn_losses", ()))
+    learns = built(name, 3).learns
+    assert learns == any(record["kind"] == "groups" for record in records)
+    if learns:
+        assert last["compute"] > trained

@@ -122,6 +122,7 @@ def load_splits(
         passed_over=found.passed_over,
         memory=_memory_line(rows, kept_names, resolution),
         broken=tuple(broken),
+        test_rows=test,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,8 +18,7 @@ class Memory:
     """Bytes of the recipe's batch in a single process.
 
     ``average``: of the weights. ``copies``: of weights, masked or in another precision, kept for a
-    backward pass. Of several processes each needs its share of the activations, and all of the
-    rest.
+    backward pass.
     """
 
     parameters: int
@@ -31,10 +30,13 @@ class Memory:
     activations: int
 
     @property
-    def fixed(self) -> int:
-        """All but the activations."""
-        weights = self.parameters + self.gradients + self.optimizer
-        return weights + self.before + self.average + self.copies
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+    def by_name(self) -> dict[str, int]:
+        """Each with its unit in its name."""
+        return {f"{name}_bytes": value for name, value in dataclasses.asdict(self).items()}
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -49,15 +51,10 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that could be used; half of the machine's where the system does not tell."""
+    """Memory that could be used."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return psutil.virtual_memory().available
 
 
 def peak_bytes(device: str) -> int:

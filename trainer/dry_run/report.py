@@ -1,17 +1,15 @@
-"""What a dry run tells, as a table for people and as plain values for programs."""
+"""What a dry run tells people and programs: facts with their units in their names."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 
-from trainer.dry_run.measure import Cost, DryRun, Trial, dry_run
+from trainer.dry_run.measure import DryRun, dry_run
 from trainer.engine.provenance import provenance
 from trainer.recipes.recipe import Recipe
 from trainer.report.words import format_duration, format_flops
-
-EXAMPLE_PROCESSES = 8
-"""The paper's number of GPUs."""
 
 
 def print_dry_run(recipe: Recipe, images: int | None, *, as_json: bool) -> int:
@@ -19,17 +17,21 @@ def print_dry_run(recipe: Recipe, images: int | None, *, as_json: bool) -> int:
 
     Raises ValueError as ``dry_run`` does.
     """
-    result = dry_run(recipe, images)
-    print(dry_run_table(result), file=sys.stderr)
+    facts = facts_of(dry_run(recipe, images))
+    for name, text in _lines(facts):
+        print(f"{name:34}{text}", file=sys.stderr)
     if as_json:
-        print(json.dumps(dry_run_to_json(result)))
+        print(json.dumps(facts))
     return 0
 
 
-def dry_run_to_json(result: DryRun) -> dict[str, object]:
-    """Sizes in bytes, times in seconds, FLOPs in multiply-adds."""
+def facts_of(result: DryRun) -> dict[str, object]:
+    """Sizes in bytes, times in seconds, FLOPs in multiply-adds.
+
+    batch_memory: of a batch in one process; each of several has its share of the activations, and
+    all of the rest. Libraries and images come on top.
+    """
     recipe, space, plan, trial = result.recipe, result.space, result.plan, result.trial
-    memory = result.memory
     known = provenance()
     costs = {"masked": trial.masked, "sliced": trial.sliced, "update": trial.update}
     return {
@@ -39,12 +41,11 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
         "sampler": recipe.sampler,
         "resolution": recipe.resolution,
         "precision": recipe.precision,
-        "device": result.device,
         "recipe_device": recipe.device,
+        "device": result.device,
         "threads": result.threads,
         "machine": known["machine"],
         "torch": known["torch"],
-        "decisions": len(space.decisions),
         "min_flops": space.min_flops,
         "max_flops": space.max_flops,
         "min_params": space.params(space.smallest),
@@ -66,127 +67,41 @@ def dry_run_to_json(result: DryRun) -> dict[str, object]:
         "sliced_flops": trial.sliced_flops,
         "prepare_image_s": trial.prepare_s / trial.images,
         "image_cost": {
-            name: None
-            if cost is None
-            else {
-                "seconds": cost.seconds / trial.images,
+            name: {
+                "step_s": cost.seconds / trial.images,
                 "activation_bytes": cost.image_bytes,
                 "fixed_bytes": cost.fixed_bytes,
             }
             for name, cost in costs.items()
+            if cost is not None
         },
         "peak_bytes": trial.peak_bytes,
-        "batch_memory": {
-            "parameter_bytes": memory.parameters,
-            "gradient_bytes": memory.gradients,
-            "optimizer_bytes": memory.optimizer,
-            "before_bytes": memory.before,
-            "average_bytes": memory.average,
-            "copy_bytes": memory.copies,
-            "activation_bytes": memory.activations,
-            "total_bytes": memory.fixed + memory.activations,
-        },
+        "batch_memory": {**result.memory.by_name(), "total_bytes": result.memory.total},
         "epoch_s": result.epoch_s,
         "total_s": result.epoch_s * recipe.epochs,
         "training_flops": result.training_flops,
     }
 
 
-def dry_run_table(result: DryRun) -> str:
-    """A few dozen lines: what the recipe is, what was measured, what follows from it."""
-    recipe, space, plan, trial = result.recipe, result.space, result.plan, result.trial
-    memory, batch = result.memory, recipe.batch_size
-    each = memory.activations // EXAMPLE_PROCESSES
-    why_here = "" if result.device == recipe.device else f" (the recipe's {recipe.device} is not)"
-    rows = [
-        ("recipe", f"{recipe.name}: {space.name} on {recipe.data}, {recipe.resolution} pixels"),
-        ("FLOPs", f"{format_flops(space.min_flops)} to {format_flops(space.max_flops)}"),
-        (
-            "parameters",
-            f"{space.params(space.smallest):,} to {space.params(space.largest):,}",
-        ),
-        ("sampler", f"{recipe.sampler}, {_groups(result)}"),
-        (
-            "images",
-            f"{plan.train_images:,} train, {plan.held_out_images:,} are held out; "
-            f"{plan.classes:,} classes",
-        ),
-        (
-            "optimizer",
-            f"{recipe.optimizer.name}, learning rate {recipe.optimizer.learning_rate:g}, "
-            f"weight decay {recipe.optimizer.weight_decay:g}, {recipe.precision}",
-        ),
-        (
-            "steps",
-            f"{plan.epoch_steps:,} an epoch, {plan.total_steps:,} in {recipe.epochs} epochs of "
-            f"batch {batch:,}; {plan.masked_steps:,} masked, the rest sliced",
-        ),
-        (
-            "distribution",
-            f"uniform for {plan.warm_up_steps:,} steps, then {plan.updates:,} updates"
-            if trial.update is not None
-            else "does not learn",
-        ),
-        ("", ""),
-        (
-            "tried here",
-            f"{trial.images} images at once on {result.device}{why_here}, threads: "
-            f"{result.threads}; a batch of {batch:,} is {batch / trial.images:.4g} times that",
-        ),
-        ("augmentation", f"{_s(trial.prepare_s / trial.images)} an image"),
-        ("masked step", f"{_cost(trial.masked, trial)}, loss {trial.masked_loss:.3f}"),
-        (
-            "sliced step",
-            f"{_cost(trial.sliced, trial)}, loss {trial.sliced_loss:.3f}, "
-            f"{format_flops(trial.sliced_flops)}",
-        ),
-        ("update of B", "none" if trial.update is None else _cost(trial.update, trial)),
-        ("peak memory", f"{_bytes(trial.peak_bytes)} in this process"),
-        ("", ""),
-        ("memory", f"estimated for a batch of {batch:,}"),
-        ("  weights", f"{_bytes(memory.parameters)}, as much again for gradients"),
-        ("  optimizer", _bytes(memory.optimizer)),
-        ("  w of t-1", _bytes(memory.before)),
-        ("  average", _bytes(memory.average) if recipe.ema else "none"),
-        ("  copies", f"{_bytes(memory.copies)}, masked or in another precision"),
-        ("  activations", f"{_bytes(memory.activations)}, the most of the three above"),
-        (
-            "  in all",
-            f"{_bytes(memory.fixed + memory.activations)}; with {EXAMPLE_PROCESSES} processes "
-            f"{_bytes(memory.fixed + each)} each; libraries and images come on top",
-        ),
-        (
-            "time",
-            f"estimated on this machine: {format_duration(result.epoch_s)} an epoch, "
-            f"{result.epoch_s * recipe.epochs / 86400:,.2f} days in all",
-        ),
-        (
-            "training",
-            f"{result.training_flops:.3g} multiply-adds in all, a backward pass as two forward",
-        ),
-    ]
-    return "\n".join(f"{name:14}{text}".rstrip() for name, text in rows)
+def _lines(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _lines(value, f"{name} " if not prefix else f"{prefix}{name} ")
+        else:
+            label = f"{prefix}{name.removesuffix('_bytes').removesuffix('_s')}"
+            yield label.replace("_", " "), _text(name, value)
 
 
-def _groups(result: DryRun) -> str:
-    groups = result.groups
-    if not groups:
-        return "no groups"
-    step = (groups[-1] - groups[0]) / max(len(groups) - 1, 1)
-    shown = [format_flops(group) for group in groups]
-    if len(shown) > 8:
-        shown = [*shown[:3], "...", *shown[-2:]]
-    return f"{len(groups)} groups of {format_flops(step)} up to {', '.join(shown)}"
-
-
-def _cost(cost: Cost, trial: Trial) -> str:
-    images = trial.images
-    return f"{_s(cost.seconds / images)} and {_bytes(cost.image_bytes)} an image"
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+def _text(name: str, value: object) -> str:
+    """With the unit that a name ends in."""
+    if isinstance(value, list):
+        return f"{len(value)} groups up to {', '.join(map(format_flops, value))} FLOPs"
+    if not isinstance(value, int | float):
+        return str(value)
+    if name.endswith("_bytes"):
+        return f"{value / 1e6:,.1f} MB"
+    if name.endswith("_flops"):
+        return format_flops(value)
+    if name.endswith("_s"):
+        return format_duration(value) if value >= 60 else f"{value:.3g} s"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,137 @@
+"""What is searched: a trained supernet and its generator, out of a run or a bundle, with images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.bundle.folder import MANIFEST, load_bundle
+from models.generator.network import ArchitectureGenerator
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
+from models.spaces import get_space
+from trainer.data.batches import Batches
+from trainer.data.reading import load_splits
+from trainer.data.run_data import evaluation_batches, read_splits
+from trainer.data.splits import Splits
+from trainer.engine.average import served_weights
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.evaluate import accuracy, answers, calibrated
+from trainer.job import RECIPE_NAME
+from trainer.recipes.config import read_recipe
+
+HELD_OUT_SHARE = 0.1
+CALIBRATION_BATCHES = 16
+CALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Supernet:
+    """Ready to be searched: subnets are calibrated on training images and tried on held-out ones.
+
+    Held out are the images that the run held out, if the data is the run's. answer: the
+    generator's arch for a budget in FLOPs.
+    """
+
+    net: AbstractNet
+    answer: Callable[[float], Arch]
+    calibration: Sequence[Tensor]
+    held_out: Batches
+    test: Batches
+
+    def accuracy(self, arch: Arch, *, test: bool = False) -> float:
+        """Top-1 accuracy of an arch, in 0..1, with BatchNorm statistics of its own."""
+        statistics = calibrated(self.net, arch, self.calibration, "cpu")
+        data = self.test if test else self.held_out
+        return accuracy(self.net, arch, statistics, data, "cpu")
+
+
+def open_supernet(path: Path, data: str) -> Supernet:
+    """From the folder of a run or of a bundle, and the data that it was trained on.
+
+    Raises ValueError for anything else, and for data of other classes.
+    """
+    if (path / RECIPE_NAME).is_file():
+        return _of_run(path, data)
+    if (path / MANIFEST).is_file():
+        return _of_bundle(path, data)
+    raise ValueError(f"{path} is neither a run ({RECIPE_NAME}) nor a bundle ({MANIFEST})")
+
+
+def _of_run(path: Path, data: str) -> Supernet:
+    recipe, state = read_recipe(path / RECIPE_NAME), load_checkpoint(path)
+    splits = read_splits(recipe.replace(data=data))
+    space = get_space(recipe.space, len(splits.labels))
+    net, generator = build_net(space), ArchitectureGenerator(space)
+    weights = served_weights(state)
+    _check_classes(space, {name: tuple(w.shape) for name, w in weights.items()}, path, data)
+    net.load_state_dict(weights)
+    generator.load_state_dict(state["generator"])
+    return with_images(
+        net,
+        lambda budget: answers(generator, [budget])[0],
+        splits,
+        seed=recipe.seed,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+
+
+def _of_bundle(path: Path, data: str) -> Supernet:
+    bundle = load_bundle(path)
+    space, made = bundle.space, bundle.provenance
+    seed, held_out = made.get("seed"), made.get("val_images")
+    seed = seed if isinstance(seed, int) else 0
+    splits = load_splits(
+        data,
+        held_out_share=HELD_OUT_SHARE,
+        held_out_images=held_out if isinstance(held_out, int) else 0,
+        seed=seed,
+        resolution=space.resolution(space.largest),
+    )
+    own = get_space(space.name, len(splits.labels))
+    _check_classes(own, {n: a.shape for n, a in bundle.weights.items()}, path, data)
+    net = build_net(space)
+    net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in bundle.weights.items()})
+    preprocess = bundle.preprocess
+    return with_images(
+        net, bundle.answer, splits, seed=seed, mean=preprocess.mean, std=preprocess.std
+    )
+
+
+def _check_classes(
+    space: SearchSpace, shapes: Mapping[str, tuple[int, ...]], path: Path, data: str
+) -> None:
+    if any(shapes[w.name] != w.shape_at(space.largest) for w in space.weights):
+        raise ValueError(
+            f"{data} has {space.num_classes} classes, on which {path} was not trained; give the "
+            "data that it was trained on"
+        )
+
+
+def with_images(
+    net: AbstractNet,
+    answer: Callable[[float], Arch],
+    splits: Splits,
+    *,
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Supernet:
+    """A supernet and its images. Calibration images are not changed at random."""
+    size = min(CALIBRATION_BATCH, len(splits.train))
+    train = Batches(splits.train, size, seed=seed, mean=mean, std=std, channels_last=True)
+    count = min(CALIBRATION_BATCHES, len(train))
+    return Supernet(
+        net,
+        answer,
+        [train.batch(0, index).images for index in range(count)],
+        evaluation_batches(splits.held_out, mean, std, "cpu"),
+        evaluation_batches(splits.test, mean, std, "cpu"),
+    )

@@ -1,0 +1,123 @@
+"""Searches keep the budget, find what is better, and go on where they were stopped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.run
+from models.spaces import get_space
+from search.__main__ import SEARCHES, main
+from search.log import TriedArchs
+from tests.trainer.conftest import settings
+
+SPACE = get_space("nano-cnn")
+BUDGET = 0.6 * SPACE.max_flops
+every_search = pytest.mark.parametrize("name", SEARCHES)
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert trainer.run.main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    return folder
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def kernels(arch):
+    """A made-up accuracy: large kernels are right."""
+    chosen = SPACE.arch_to_json(arch)["kernel_size"]
+    return sum(size == 5 for size in chosen) / 5 + SPACE.flops(arch) / SPACE.max_flops / 10
+
+
+@every_search
+def test_what_is_found_is_the_best_of_what_was_tried_and_within_the_budget(name):
+    tried = TriedArchs(SPACE, kernels, None, {})
+    found = SEARCHES[name](SPACE, BUDGET, tried, 40, rng())
+    assert len(tried.scores) <= 40
+    assert all(SPACE.flops(arch) <= BUDGET for arch in tried.scores)
+    assert kernels(found) == max(tried.scores.values())
+    assert found == SEARCHES[name](SPACE, BUDGET, kernels, 40, rng())
+
+
+def test_evolution_finds_more_than_chance():
+    space = get_space("cifar-cnn")
+    wanted = space.indices(space.random_arch(np.random.default_rng(0)))
+
+    def near(arch):
+        return -float(abs(space.indices(arch) - wanted).sum())
+
+    best = {
+        name: [near(search(space, 1e7, near, 60, rng(seed))) for seed in range(4)]
+        for name, search in SEARCHES.items()
+    }
+    assert sum(best["evolutionary"]) > sum(best["random"])
+
+
+def test_evolution_tries_what_it_is_given_first():
+    tried = TriedArchs(SPACE, kernels, None, {})
+    SEARCHES["evolutionary"](SPACE, BUDGET, tried, 10, rng(), first=SPACE.smallest)
+    assert next(iter(tried.scores)) == SPACE.smallest
+
+
+@every_search
+def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not(name, tmp_path):
+    class Stop(Exception):
+        pass
+
+    asked = []
+
+    def stops(arch):
+        asked.append(arch)
+        if len(asked) == 12:
+            raise Stop
+        return kernels(arch)
+
+    file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
+    whole = SEARCHES[name](SPACE, BUDGET, kernels, 30, rng())
+    with pytest.raises(Stop):
+        SEARCHES[name](SPACE, BUDGET, TriedArchs(SPACE, stops, file, settings), 30, rng())
+    again = TriedArchs(SPACE, stops, file, settings)
+    assert len(again.scores) == 11
+    assert SEARCHES[name](SPACE, BUDGET, again, 30, rng()) == whole
+    assert len(set(asked)) == len(asked) - 1  # the one at which it stopped
+    with pytest.raises(ValueError, match="another search"):
+        TriedArchs(SPACE, kernels, file, {"flops": 1})
+
+
+def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, tmp_path):
+    out = tmp_path / "tried.jsonl"
+    for supernet in (trained_run, trained_run / "bundle"):
+        arguments = ["random", str(supernet), "--flops", "1M", "--data", "digits", "--json"]
+        arguments += ["--evaluations", "3", "--out", str(out) + supernet.name]
+        assert main(arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["evaluations"] == 3
+        for name in ("found", "generator"):
+            row = result[name]
+            assert row["flops"] == SPACE.flops(SPACE.arch_from_json(row["arch"])) <= 1e6
+            assert 0 <= row["held_out_accuracy"] <= 1
+            assert 0 <= row["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"--flops": "10k"}, "below the smallest"),
+        ({"--evaluations": "0"}, "--evaluations is 0"),
+        ({"supernet": "nowhere"}, "neither a run"),
+        ({"--data": "nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(trained_run, change, told, capsys):
+    options = {"--flops": "1M", "--data": "digits", "--evaluations": "2", **change}
+    supernet = options.pop("supernet", str(trained_run))
+    flat = [part for pair in options.items() for part in pair]
+    assert main(["random", supernet, *flat]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1

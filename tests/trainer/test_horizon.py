@@ -1,0 +1,86 @@
+"""A run that may spend so much compute spends it, and its schedules end with it."""
+
+import json
+
+import pytest
+import torch
+
+import trainer.run
+from models.nets import build_net
+from models.spaces import get_space
+from tests.one_hot import relax
+from tests.trainer.conftest import settings
+from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.horizon import Horizon, horizon_of, mean_step_flops, pass_flops, step_compute
+from trainer.engine.log import read_log
+from trainer.recipes.config import get_recipe
+from trainer.recipes.settings import SamplerOptions
+from trainer.samplers import build_sampler
+
+SPACE = get_space("nano-cnn")
+
+
+def test_masks_cost_the_whole_supernet_and_a_step_three_passes():
+    small = SPACE.smallest
+    assert pass_flops(SPACE, small, 5) == SPACE.min_flops + 5
+    assert pass_flops(SPACE, relax(SPACE, small), 0) == SPACE.max_flops
+    spent = step_compute(SPACE, [small, SPACE.largest], 10, 0)
+    assert spent == 3 * 10 * (SPACE.min_flops + SPACE.max_flops)
+
+
+def test_a_horizon_is_of_steps_or_of_compute():
+    steps, compute = Horizon(100, 10), Horizon(100, 10, compute=1000.0)
+    assert (steps.position(40, 999), compute.position(1, 400)) == (40, 40)
+    assert steps.is_over(100, 0)
+    assert not steps.is_over(99, 10**9)
+    assert compute.is_over(3, 1000)
+    assert not compute.is_over(10**6, 999)
+
+
+@pytest.mark.parametrize("name", ["uniform-budget", "sandwich", "uniform-arch"])
+def test_the_steps_of_a_compute_budget_are_foreseen(name):
+    recipe = get_recipe("digits").replace(sampler=name, compute=1e10)
+    recipe = recipe.replace(generator=recipe.generator.replace(masked_every=1000))
+    sampler = build_sampler(name, SPACE, SamplerOptions())
+    horizon = horizon_of(recipe, sampler, 20)
+    mean = mean_step_flops(sampler, masked=False)
+    assert horizon.steps == pytest.approx(1e10 / (3 * recipe.batch_size * mean), rel=0.02)
+
+
+def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path):
+    small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
+    compute = 3 * 64 * SPACE.min_flops * 12
+    chosen = settings(f"compute={compute}", "epochs=1000", "optimizer.warm_up_share=0.25")
+    assert trainer.run.main([*chosen, "--arch", small, "--out", str(tmp_path / "run")]) == 0
+    state = load_checkpoint(tmp_path / "run")
+    assert (state["step"], state["compute"]) == (12, compute)
+    last = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["kind"] == "step"][-1]
+    assert last["compute"] == compute
+    assert last["lr"] < 0.01  # the cosine is at its end
+    (row,) = json.loads((tmp_path / "run" / "frontier.json").read_text())
+    assert row["flops"] == SPACE.min_flops
+
+    more = ["--resume", str(tmp_path / "run"), "--set", f"compute={2 * compute}"]
+    assert trainer.run.main(more) == 0
+    assert load_checkpoint(tmp_path / "run")["step"] == 24
+
+
+def test_only_the_arch_that_trains_alone_trains(tmp_path):
+    small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
+    chosen = settings("epochs=1", "optimizer.weight_decay=0")
+    assert trainer.run.main([*chosen, "--arch", small, "--out", str(tmp_path / "run")]) == 0
+    torch.manual_seed(0)
+    state = load_checkpoint(tmp_path / "run")["net"]
+    untrained = build_net(SPACE).state_dict()
+    outside = 0
+    for weight in SPACE.weights:
+        if weight.block is not None and not weight.block.present(SPACE.smallest):
+            assert torch.equal(state[weight.name], untrained[weight.name]), weight.name
+            outside += 1
+    assert outside
+
+
+def test_an_arch_of_another_space_is_refused(tmp_path, capsys):
+    arguments = ["--arch", '{"depth": 99}', "--out", str(tmp_path / "run")]
+    assert trainer.run.main(arguments) == 2
+    assert "resolution is missing" in capsys.readouterr().err
