@@ -36,6 +36,8 @@ ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
     "trainer.report": ["--json", "--out"],
+    "trainer.evaluate": ["--data", "--json"],
+    "search": ["random", "evolutionary"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
@@ -58,7 +60,8 @@ ASK_ALL = """
 import contextlib, importlib, io, json, sys
 
 def ask(module, option):
-    name = COMMANDS.get(module, module)
+    is_package = hasattr(importlib.import_module(module), "__path__")
+    name = COMMANDS.get(module) or (f"{module}.__main__" if is_package else module)
     main, out, err = importlib.import_module(name).main, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -67,7 +70,7 @@ def ask(module, option):
             status = exit.code
     return status, out.getvalue(), err.getvalue()
 
-COMMANDS = {"models": "models.__main__", "shiftnas_serve": "shiftnas_serve.command"}
+COMMANDS = {"shiftnas_serve": "shiftnas_serve.command"}
 modules = sys.argv[1:]
 options = ("--help", "--no-such-option")
 print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
