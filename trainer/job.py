@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models import PRODUCT
 from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
@@ -57,6 +58,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument(
         "--recipe",
         metavar="NAME or FILE",
