@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.converters.progress import Progress
 from models.generator.decode import decode_all
@@ -282,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").split("Training evaluates")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--data", required=True, help="as trainer.run reads it")
     parser.add_argument(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models import PRODUCT
 from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
@@ -57,6 +58,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument(
         "--recipe",
         metavar="NAME or FILE",
@@ -118,7 +120,7 @@ def asked_recipe(options: argparse.Namespace) -> Recipe:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
         source = read_source(options.data)
         counts = np.bincount(source.train.labels, minlength=len(source.classes))
-        recipe = fitted(name, recipe, source.name, counts.tolist())
+        recipe = fitted(name, recipe, counts.tolist())
     recipe = with_settings(recipe, options.set)
     return recipe if options.arch is None else alone(recipe, options.arch)
 

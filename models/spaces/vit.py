@@ -19,17 +19,8 @@ from dataclasses import dataclass
 from operator import mul
 
 from models.space.arch import Choice
-from models.space.search_space import (
-    Block,
-    Decision,
-    Product,
-    SearchSpace,
-    Size,
-    Weight,
-    chosen,
-    derived,
-    fixed,
-)
+from models.space.search_space import SearchSpace
+from models.space.sizes import Block, Decision, Product, Size, Weight, chosen, derived, fixed
 
 
 @dataclass(frozen=True)

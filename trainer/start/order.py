@@ -17,7 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from models.space.search_space import Norm, SearchSpace, Size, Weight
+from models.space.search_space import SearchSpace
+from models.space.sizes import Norm, Size, Weight
 from models.space.weights import SharedStatistics
 from models.spaces.mbconv import MBConvLayout
 
