@@ -120,7 +120,7 @@ def asked_recipe(options: argparse.Namespace) -> Recipe:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
         source = read_source(options.data)
         counts = np.bincount(source.train.labels, minlength=len(source.classes))
-        recipe = fitted(name, recipe, source.name, counts.tolist())
+        recipe = fitted(name, recipe, counts.tolist())
     recipe = with_settings(recipe, options.set)
     return recipe if options.arch is None else alone(recipe, options.arch)
 

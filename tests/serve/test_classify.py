@@ -10,8 +10,8 @@ import pytest
 from shiftnas_serve import load
 from shiftnas_serve.batch import tables
 from shiftnas_serve.classify import main
+from tests.contract.process import ROOT
 from tests.pictures import encoded, picture, write_photos
-from tests.serve.conftest import ROOT
 
 
 def rows_of(path) -> list[dict[str, str]]:

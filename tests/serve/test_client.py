@@ -14,7 +14,7 @@ import pytest
 
 from shiftnas_serve.client import AsyncClient, Client, retry_after_s
 from shiftnas_serve.problem import Problem
-from tests.serve.conftest import ROOT, RunningServer
+from tests.contract.process import ROOT, Server
 
 ANSWER = {
     "predictions": [{"label": "cat", "index": 3, "probability": 0.75}],
@@ -25,7 +25,7 @@ ANSWER = {
 }
 
 
-def test_a_photo_within_budgets(server: RunningServer, bundle, png, tmp_path):
+def test_a_photo_within_budgets(server: Server, bundle, png, tmp_path):
     photo = tmp_path / "photo.png"
     photo.write_bytes(png)
     with Client(server.url) as client:
@@ -45,7 +45,7 @@ def test_a_photo_within_budgets(server: RunningServer, bundle, png, tmp_path):
     assert same["predictions"][0]["probability"] == pytest.approx(smallest.probability)
 
 
-def test_many_at_once_without_threads(server: RunningServer, png):
+def test_many_at_once_without_threads(server: Server, png):
     async def many() -> list[str]:
         async with AsyncClient(server.url) as client:
             answers = await asyncio.gather(*(client.classify(png) for _ in range(20)))
@@ -55,7 +55,7 @@ def test_many_at_once_without_threads(server: RunningServer, png):
     assert len(set(asyncio.run(many()))) == 1
 
 
-def test_a_key_is_sent(keyed_server: RunningServer, png):
+def test_a_key_is_sent(keyed_server: Server, png):
     with Client(keyed_server.url, key="first-key") as client:
         assert client.classify(png).label
     with Client(keyed_server.url) as client, pytest.raises(Problem) as refused:
@@ -64,22 +64,22 @@ def test_a_key_is_sent(keyed_server: RunningServer, png):
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_the_programs_of_the_documents_run(number, server: RunningServer, bundle, capsys):
+def test_the_programs_of_the_documents_run(number, server: Server, bundle, capsys):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
     program = program.replace("localhost:8000", server.url.removeprefix("http://"))
-    program = program.replace("cifar10-cnn", bundle.name).replace("4M", str(bundle.max_flops))
+    program = program.replace("imagenet-mobile", bundle.name).replace("100M", str(bundle.max_flops))
     exec(program, {})  # noqa: S102 (the project's own)
     assert "class" in capsys.readouterr().out
 
 
-def test_the_commands_of_the_documents_run(server: RunningServer, bundle):
+def test_the_commands_of_the_documents_run(server: Server, bundle):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     commands = re.findall(r"^curl .*", text, re.MULTILINE)
     assert commands
     for command in commands:
-        given = command.replace("localhost:8000", server.url).replace("4M", "1G")
-        given = given.replace("Latency-Budget: 25", "Latency-Budget: 9000")
+        given = command.replace("localhost:8000", server.url).replace("100M", "1G")
+        given = given.replace("Latency-Budget: 100", "Latency-Budget: 9000")
         done = subprocess.run(
             ["bash", "-c", given], cwd=ROOT, capture_output=True, text=True, timeout=60
         )

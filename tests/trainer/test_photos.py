@@ -43,15 +43,14 @@ def job(*arguments):
     return find_job(build_parser("").parse_args([*arguments]))
 
 
-def test_it_is_called_after_the_data_and_holds_more_out_of_few_photos(folder, tmp_path):
+def test_it_holds_more_out_of_few_photos(folder, tmp_path):
     made = job("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "a")).recipe
-    assert made.name == "colours"
     assert made.held_out_share == 0.2
     assert made.batch_size == 3
     assert made.held_out_images == 30, "a fifth would be too few to decide by"
-    many = fitted(get_recipe("photos"), "many", [700] * 5)
+    many = fitted(get_recipe("photos"), [700] * 5)
     assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
-    assert fitted(get_recipe("photos"), "huge", [1000] * 100).held_out_images == 5_000
+    assert fitted(get_recipe("photos"), [1000] * 100).held_out_images == 5_000
     asked = job(
         *("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "b")),
         *("--set", "held_out_share=0.3"),

@@ -19,5 +19,5 @@ RECIPES: dict[str, str] = {
 """Name -> ``module:function``; the function takes nothing and gives the recipe."""
 
 FITTED: dict[str, str] = {"photos": "trainer.recipes.photos:fitted"}
-"""Of recipes that look at the data first: ``module:function``, which takes the recipe, the data's
-name and the number of training images of each class, and gives the recipe for them."""
+"""Of recipes that look at the data first: ``module:function``, which takes the recipe and
+the number of training images of each class, and gives the recipe for them."""

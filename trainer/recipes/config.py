@@ -31,10 +31,10 @@ def get_recipe(name: str) -> Recipe:
     return getattr(importlib.import_module(module), function)()
 
 
-def fitted(name: str, recipe: Recipe, data: str, counts: Sequence[int]) -> Recipe:
+def fitted(name: str, recipe: Recipe, counts: Sequence[int]) -> Recipe:
     """A recipe that looks at the data first, for this data (``trainer.recipes.FITTED``)."""
     module, _, function = FITTED[name].partition(":")
-    return getattr(importlib.import_module(module), function)(recipe, data, counts)
+    return getattr(importlib.import_module(module), function)(recipe, counts)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -57,8 +57,8 @@ def photos() -> Recipe:
     )
 
 
-def fitted(recipe: Recipe, name: str, counts: Sequence[int]) -> Recipe:
-    """The recipe for a data set. name: of it; counts: training photos of each class.
+def fitted(recipe: Recipe, counts: Sequence[int]) -> Recipe:
+    """The recipe for a data set. counts: training photos of each class.
 
     Of few photos a larger part is held out, so that decisions have something to go by, and photos
     are cropped harder. Batches are at most a twentieth of the photos.
@@ -68,7 +68,6 @@ def fitted(recipe: Recipe, name: str, counts: Sequence[int]) -> Recipe:
     held_out = round(share * total)
     few = held_out < 2 * LEAST_HELD_OUT  # a fifth of them may become the test images
     return recipe.replace(
-        name=name,
         held_out_share=share,
         held_out_images=LEAST_HELD_OUT if few else MOST_HELD_OUT * (held_out > MOST_HELD_OUT),
         batch_size=max(min(recipe.batch_size, total // 20), 2),
