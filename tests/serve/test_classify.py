@@ -123,4 +123,5 @@ def test_the_program_of_the_document_runs(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     exec(program, {})  # noqa: S102 (the project's own)
     lines = capsys.readouterr().out.splitlines()
-    assert [len(line.split()) for line in lines] == [2, 2]
+    assert len(lines) == 2
+    assert all(int(line.split()[-1]) <= 100e6 for line in lines)
