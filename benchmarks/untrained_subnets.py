@@ -2,8 +2,8 @@
 
     python -m benchmarks.untrained_subnets --photos PHOTOS.parquet
 
-Each line is a subnet of EfficientNet-Lite0 at one resolution and the share of photos that it answers
-as the whole network does there. Statistics that are measured anew see other photos.
+Each line is a subnet of EfficientNet-Lite0 at one resolution, and the share of photos that it
+answers as the whole network does there. Statistics that are measured anew see other photos.
 """
 
 from __future__ import annotations
