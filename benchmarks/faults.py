@@ -29,11 +29,11 @@ from typing import Any
 
 import httpx
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 8
 _RECOVERS_WITHIN_S = 60.0
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--kills", type=int, default=5, help="of each kind")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--drain-s", type=float, default=1.0, help="the server's")

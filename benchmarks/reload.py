@@ -26,12 +26,12 @@ from typing import Any
 
 import httpx
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.load import Server, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 4
 _QUIET_S = 3.0
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--reloads", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--server-core", type=int, default=None)
