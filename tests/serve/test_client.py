@@ -12,7 +12,7 @@ import pytest
 
 from shiftnas_serve.client import AsyncClient, Client, retry_after_s
 from shiftnas_serve.problem import Problem
-from tests.serve.conftest import RunningServer
+from tests.contract.process import Server
 
 ANSWER = {
     "predictions": [{"label": "cat", "index": 3, "probability": 0.75}],
@@ -23,7 +23,7 @@ ANSWER = {
 }
 
 
-def test_a_photo_within_budgets(server: RunningServer, bundle, png, tmp_path):
+def test_a_photo_within_budgets(server: Server, bundle, png, tmp_path):
     photo = tmp_path / "photo.png"
     photo.write_bytes(png)
     with Client(server.url) as client:
@@ -43,7 +43,7 @@ def test_a_photo_within_budgets(server: RunningServer, bundle, png, tmp_path):
     assert same["predictions"][0]["probability"] == pytest.approx(smallest.probability)
 
 
-def test_many_at_once_without_threads(server: RunningServer, png):
+def test_many_at_once_without_threads(server: Server, png):
     async def many() -> list[str]:
         async with AsyncClient(server.url) as client:
             answers = await asyncio.gather(*(client.classify(png) for _ in range(20)))
@@ -53,7 +53,7 @@ def test_many_at_once_without_threads(server: RunningServer, png):
     assert len(set(asyncio.run(many()))) == 1
 
 
-def test_a_key_is_sent(keyed_server: RunningServer, png):
+def test_a_key_is_sent(keyed_server: Server, png):
     with Client(keyed_server.url, key="first-key") as client:
         assert client.classify(png).label
     with Client(keyed_server.url) as client, pytest.raises(Problem) as refused:
