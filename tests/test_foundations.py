@@ -36,6 +36,7 @@ ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
     "trainer.report": ["--json", "--out"],
+    "search": ["--flops", "--data", "--evaluations", "--out", "--json"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
