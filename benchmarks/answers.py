@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.generator.decode import decode
 from models.space.search_space import SearchSpace
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _COUNTABLE = 1_000_000
 """Archs of a space that is small enough to look at all of them."""
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--budgets", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")

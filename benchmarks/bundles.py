@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from shiftnas_serve.settings import DEFAULT_BUNDLE
+CIFAR10_CNN = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
+"""What the recorded figures were measured with: small subnets show what a server adds to them."""
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     """--bundle and --space."""
-    parser.add_argument("--bundle", type=Path, help="default: the one in the repository")
+    parser.add_argument("--bundle", type=Path, help="default: models/zoo/cifar10-cnn")
     parser.add_argument(
         "--space",
         metavar="NAME",
@@ -27,7 +28,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
 def chosen_bundle(options: argparse.Namespace) -> Iterator[Path]:
     """The folder. Raises ValueError for an unknown space."""
     if options.space is None:
-        yield options.bundle or DEFAULT_BUNDLE
+        yield options.bundle or CIFAR10_CNN
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.bundle or Path(scratch) / options.space

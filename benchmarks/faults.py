@@ -1,13 +1,13 @@
-"""How long until everything is well again, when a process of the server dies under load?
+"""How long until everything is well again, when one of two processes of the server dies under load?
 
     python -m benchmarks.faults
-    python -m benchmarks.faults --kills 10 --workers 2
+    python -m benchmarks.faults --kills 10 --processes 3
     python -m benchmarks.faults --kills 0 --drain-s 0        what SIGTERM alone breaks
 
-Kill -9 of a worker and of the HTTP process, and a worker that stands still, each in turn under a
-closed loop: how long the requests took that were in flight (none may hang), how they ended, how
-long until the server answers again and until /readyz says so. At last SIGTERM under load: nothing
-may be dropped, nothing may be left.
+Kill -9 of a process, and one that stands still, each in turn under a closed loop: how long the
+requests took that were in flight (none may hang), how they ended, how long until the server answers
+again and until /readyz says so. At last SIGTERM under load: nothing may be dropped, nothing may be
+left.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from typing import Any
 
 import httpx
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.load import Connections, Server, http_request, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 8
-_STALL_S = 1.0
 _RECOVERS_WITHIN_S = 60.0
 
 
@@ -71,20 +70,10 @@ def descendants(pid: int) -> dict[int, str]:
     return commands
 
 
-def worker_pids(server: Server) -> list[int]:
-    """The processes that run subnets: those that were spawned."""
-    return [pid for pid, line in descendants(server.pid).items() if "spawn_main" in line]
-
-
-def http_pids(server: Server) -> list[int]:
-    """The processes that answer HTTP: forked, and with an event loop."""
-    found = []
-    for pid in set(descendants(server.pid)) - set(worker_pids(server)):
-        with contextlib.suppress(OSError):
-            files = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
-            if "anon_inode:[eventpoll]" in files:
-                found.append(pid)
-    return found
+def serving_pids(server: Server) -> list[int]:
+    """The processes that answer: one, or those below the supervisor, which were spawned."""
+    spawned = [pid for pid, line in descendants(server.pid).items() if "spawn_main" in line]
+    return spawned or [server.pid]
 
 
 async def load(port: int, request: bytes, ended: asyncio.Event, seen: list[Answered]) -> None:
@@ -200,9 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--kills", type=int, default=5, help="of each kind")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--drain-s", type=float, default=1.0, help="the server's")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
@@ -211,12 +200,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
     kinds: dict[str, tuple[Callable[[Server], list[int]], int]] = {
-        "worker killed": (worker_pids, signal.SIGKILL),
-        "HTTP process killed": (http_pids, signal.SIGKILL),
-        f"worker stands still (stall_s {_STALL_S:g})": (worker_pids, signal.SIGSTOP),
+        "killed": (serving_pids, signal.SIGKILL),
+        "stands still": (serving_pids, signal.SIGSTOP),
     }
     command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
-    command += ["--workers", str(options.workers), "--stall-s", str(_STALL_S)]
+    command += ["--processes", str(options.processes)]
     command += ["--drain-s", str(options.drain_s)]
     rows: list[dict[str, Any]] = []
     try:
@@ -233,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.json:
         print_table(options, rows, stopped, list(kinds))
-    about = {"benchmark": "faults", "bundle": bundle.name, "workers": options.workers}
+    about = {"benchmark": "faults", "bundle": bundle.name, "processes": options.processes}
     about["drain_s"] = options.drain_s
     print(json.dumps({**about, "rows": rows, "sigterm": stopped, "machine": machine()}))
     return 0
@@ -247,7 +235,7 @@ def print_table(
 ) -> None:
     """Medians and the worst of each kind."""
     print(
-        f"{options.workers} worker(s), {_CONCURRENCY} requests at once, {options.kills} of each; "
+        f"{options.processes} processes, {_CONCURRENCY} requests at once, {options.kills} of each; "
         "seconds after the signal: median (most)"
     )
     print("fault                            in flight ended   answers again     ready again")

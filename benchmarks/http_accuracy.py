@@ -22,9 +22,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.timing import machine
 from models.bundle.folder import FrontierRow, load_bundle
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 from trainer.data.reading import read_source
 
 READY_WITHIN_S = 60
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, help="the data set the bundle was trained on")
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--budgets", type=int, default=4, help="rows of the table, evenly spaced")
     parser.add_argument("--seed", type=int, default=0)

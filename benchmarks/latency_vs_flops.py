@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
 from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 def session_call(bundle: Bundle, arch: Arch, batch: int, threads: int) -> Callable[[], object]:
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--points", type=int, default=16, help="budgets, evenly spaced")
     parser.add_argument("--rounds", type=int, default=200, help="counted calls of each subnet")
     parser.add_argument("--batch", type=int, default=1, help="images in a call")

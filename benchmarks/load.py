@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-READY_WITHIN_S = 60
+READY_WITHIN_S = 180
 # Less than the 5 s after which uvicorn closes an idle connection.
 _KEPT_S = 2.0
 
@@ -198,6 +198,7 @@ def serving(
     pin = [] if core is None else ["taskset", "-c", str(core)]
     process = subprocess.Popen(
         [*pin, sys.executable, *command, "--port", str(port)],
+        stdout=subprocess.DEVNULL,  # the last line there is ours
         stderr=subprocess.DEVNULL,
         cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

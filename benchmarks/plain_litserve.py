@@ -15,10 +15,10 @@ import litserve
 import numpy as np
 from fastapi import Request
 
+from benchmarks.bundles import CIFAR10_CNN
 from models.bundle.folder import load_bundle
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 class GroupedApi(litserve.LitAPI):
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-batch", type=int, default=8)
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """What does a reload cost those who ask meanwhile, and does its memory come back?
 
     python -m benchmarks.reload
-    python -m benchmarks.reload --reloads 10 --workers 2 --http-processes 2
+    python -m benchmarks.reload --reloads 10 --workers 2
 
 Under a closed loop the server goes to and fro between a bundle and a copy of it with other labels:
 how long each reload took, the latency of requests before, during and after it, how many failed, how
@@ -26,13 +26,12 @@ from typing import Any
 
 import httpx
 
-from benchmarks.faults import http_pids, worker_pids
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.load import Server, serving
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 _CONCURRENCY = 4
 _QUIET_S = 3.0
@@ -50,14 +49,10 @@ def relabelled(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def pss_mb(pids: list[int]) -> float:
-    """Proportional set size of some processes together, in MB."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return total / 1000
+def pss_mb(pid: int) -> float:
+    """Proportional set size of a process, in MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
 
 
 async def reload_under_load(
@@ -95,10 +90,7 @@ async def reload_under_load(
         headers = {"Authorization": f"Bearer {_KEY}"}
         for turn in range(reloads):
             await asyncio.sleep(_QUIET_S)
-            memory = {
-                "workers_mb": pss_mb(worker_pids(server)),
-                "http_mb": pss_mb(http_pids(server)),
-            }
+            memory = {"memory_mb": pss_mb(server.pid)}
             begun = time.monotonic()
             target = {"bundle": str(bundles[(turn + 1) % 2])}
             answer = await admin.post("/admin/reload", json=target, headers=headers)
@@ -111,7 +103,7 @@ async def reload_under_load(
             rows.append(row)
     ended.set()
     await asyncio.gather(*clients)
-    after = {"workers_mb": pss_mb(worker_pids(server)), "http_mb": pss_mb(http_pids(server))}
+    after = {"memory_mb": pss_mb(server.pid)}
     return rows, {"statuses": dict(statuses), "mixed": mixed, **after}
 
 
@@ -122,10 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--reloads", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--http-processes", type=int, default=1)
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
@@ -135,7 +126,6 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["SHIFTNAS_ADMIN_KEYS"] = _KEY
     command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
     command += ["--workers", str(options.workers)]
-    command += ["--http-processes", str(options.http_processes)]
     try:
         with tempfile.TemporaryDirectory() as name:
             bundles = [options.bundle, relabelled(options.bundle, Path(name) / "copy")]
@@ -146,18 +136,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not options.json:
         print(f"{_CONCURRENCY} requests at once; milliseconds p50 / p99; memory as PSS")
-        print("took, s   before          during          after           workers, MB   HTTP, MB")
+        print("took, s   before          during          after           memory, MB")
         for row in rows:
             times = (row["before"], row["during"], row["after"])
             texts = [f"{one['p50_ms']:.1f} / {one['p99_ms']:.1f}" for one in times]
             print(
                 f"{row['took_s']:7.2f}   {texts[0]:15} {texts[1]:15} {texts[2]:15} "
-                f"{row['workers_mb']:11.1f} {row['http_mb']:10.1f}"
+                f"{row['memory_mb']:10.1f}"
             )
-        print(f"at the end{total['workers_mb']:61.1f} {total['http_mb']:10.1f}")
+        print(f"at the end{total['memory_mb']:60.1f}")
         print(f"statuses {total['statuses']}, answers of two versions mixed: {total['mixed']}")
     about = {"benchmark": "reload", "bundle": options.bundle.name, "workers": options.workers}
-    about |= {"http_processes": options.http_processes}
     print(json.dumps({**about, "rows": rows, **total, "machine": machine()}))
     return 0
 

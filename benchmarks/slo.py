@@ -32,6 +32,7 @@ from typing import Any, TypedDict
 import httpx
 import numpy as np
 
+from benchmarks.bundles import CIFAR10_CNN
 from benchmarks.load import (
     Sample,
     Server,
@@ -46,7 +47,6 @@ from benchmarks.plot import Panel, draw_panels
 from benchmarks.serve_load import photo
 from benchmarks.timing import machine
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
-from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 
 class Found(TypedDict):
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
 def bundle_folder(options: argparse.Namespace, stack: contextlib.ExitStack) -> Path:
     """The bundle to serve; made first where ``--published`` asks for one that is not there."""
     if options.published is None:
-        return options.bundle or DEFAULT_BUNDLE
+        return options.bundle or CIFAR10_CNN
     folder = options.bundle
     if folder is None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.published

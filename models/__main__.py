@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.converters import CONVERTERS
 from models.extras import require
@@ -100,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=PRODUCT)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser(
         "describe", help="a space or a bundle: FLOPs, parameters, decisions, labels"

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "timm",
     ),
     "bench": ("httpx", "matplotlib"),
+    "parquet": ("pyarrow",),
 }
 """Extra of ``pyproject.toml`` -> the modules that it installs."""
 

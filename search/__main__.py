@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from models import PRODUCT
 from models.space.quantity import parse_flops
 from search.evolutionary import evolutionary_search
 from search.log import TriedArchs
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument("search", choices=SEARCHES)
     parser.add_argument("supernet", type=Path, metavar="BUNDLE|RUN")
     parser.add_argument("--flops", required=True, help="budget: multiply-adds, such as 8M")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from models import PRODUCT
 from shiftnas_serve.hosts import HOSTS, serve
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=PRODUCT)
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
         allowed = _allowed(name, field.annotation)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
 from models.onnx import OPSET
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=PRODUCT)
     made.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument("--flops", help="the generator's subnet for this budget: 4M, 1.3G, 4e6")

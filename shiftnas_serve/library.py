@@ -33,7 +33,13 @@ from PIL import Image, ImageOps
 from models.images.header import ImageError
 from models.images.image import Photo, read_header
 from models.space.quantity import MAX_LENGTH
-from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget, OutOfRange, earliest_deadline_s
+from shiftnas_serve.budgets import (
+    BUDGET_KINDS,
+    BadBudget,
+    OutOfRange,
+    earliest_deadline_s,
+    may_degrade,
+)
 from shiftnas_serve.engine.model import Model, ModelName, load_model
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
@@ -210,7 +216,7 @@ class Engine:
         one = self._pending(source, asked, top_k, future, loop, model)
         if give_up_s is not None:
             one.deadline_s = min(one.deadline_s, give_up_s)
-        if self.room.images > 1:
+        if self.room.images > 1 and may_degrade(asked):
             # Images that came together all pass here before the first is worked on, so that those
             # that must be refused hear so at once.
             self._backlog.arriving += 1
@@ -252,10 +258,11 @@ class Engine:
         decodes it.
         """
         planner = self.model.planner
-        try:
-            planner.is_quick(asked)
-        except OutOfRange as error:
-            raise out_of_range(error) from None
+        if may_degrade(asked):
+            try:
+                planner.quick_plan(asked)
+            except OutOfRange as error:
+                raise out_of_range(error) from None
         now = time.monotonic()
         deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
         smallest_ms = planner.cost_ms(planner.smallest)
@@ -282,11 +289,12 @@ class Engine:
     def _begin(self, one: Pending) -> None:
         """Prepare it, or let it wait for that. Raises Problem."""
         try:
-            quick = one.model.planner.is_quick(one.asked)
+            one.plan = one.model.planner.quick_plan(one.asked)
             if one.photo is None:
                 one.header = header = read_header(one.data, self.settings.max_pixels)
-                if not (quick and is_small(header, len(one.data))):
-                    one.work = decode_work(header, len(one.data), generator=not quick)
+                if one.plan is None or not is_small(header, len(one.data)):
+                    generator = one.plan is None
+                    one.work = decode_work(header, len(one.data), generator=generator)
         except ImageError as error:
             raise of_image(error) from None
         except OutOfRange as error:

@@ -25,7 +25,7 @@ from models.images.header import MAX_PIXELS
 from models.space.quantity import parse_flops
 from shiftnas_serve.runtimes import RUNTIMES, check_runtime
 
-DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 PREFIX = "SHIFTNAS_"
 _DEVICES = "; ".join(f"{name}: {', '.join(entry.devices)}" for name, entry in RUNTIMES.items())
 _KEEPING = ", ".join(name for name, entry in RUNTIMES.items() if entry.keeps_engines)

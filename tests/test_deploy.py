@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from models import __version__
 from shiftnas_serve.http.about import about_routes
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.oip.routes import oip_routes
@@ -19,7 +20,7 @@ from shiftnas_serve.settings import PREFIX, Settings, load_settings
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kubernetes"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMAGE = f"shiftnas-serve:{PROJECT['version']}"
+IMAGE = f"shiftnas-serve:{__version__}"
 MANIFESTS = {
     path.name: list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     for path in sorted(FOLDER.glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -11,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, save_bundle
+from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, load_bundle, save_bundle
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
-from models.images.preprocess import Preprocess
 from models.nets import build_net
+from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch
@@ -24,26 +26,38 @@ from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
 from trainer.confidence import interval, is_better
-from trainer.data.run_data import batches_of, calibration_images, evaluation_batches
+from trainer.data.run_data import (
+    batches_of,
+    calibration_images,
+    evaluation_batches,
+    preprocess_of,
+)
+from trainer.data.sources import Rows
 from trainer.data.splits import Splits
 from trainer.engine.average import described_weights, served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.log import JsonlLog, Record, read_log
 from trainer.engine.provenance import provenance
+from trainer.engine.state import frozen_of
 from trainer.evaluate import (
     accuracy,
     answers,
+    as_record,
     calibrated,
     right_answers,
 )
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
+from trainer.report.answers import write_answers
 from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
 from trainer.samplers.base import group_archs
+from trainer.served import measure, some_answers
 
+MOST_ANSWERED = 1_000
+"""Test images for the page on what is served."""
 DOMINATED_BY = 0.005
 """Accuracy by which a smaller answer must be better for a larger one to be dropped, if the held-out
 images are enough to tell."""
@@ -62,11 +76,17 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     space = get_space(recipe.space, len(splits.labels))
     net = build_net(space).to(recipe.device)
     net.load_state_dict(served_weights(state))
+    frozen = frozen_of(state, recipe.device)
+    if recipe.half:
+        round_to_half(net)
     generator = ArchitectureGenerator(space)
     generator.load_state_dict(state["generator"])
     # an arch may answer from its own FLOPs on; sorted, so that a larger budget gets a larger one
     alone = group_archs(space, recipe.sampler_options.archs)
-    asked = alone or answers(generator, even_budgets(space, recipe.answer_budgets))
+    asked = alone or (
+        *answers(generator, even_budgets(space, recipe.answer_budgets)),
+        *resolutions_alone(space),
+    )
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
@@ -74,10 +94,10 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     archs = [arch for _, arch in candidates]
-    here: list[tuple[TensorStatistics, np.ndarray]] = []
+    here: list[tuple[TensorStatistics | None, np.ndarray]] = []
     for number, arch in enumerate(ranks.shared_out(archs), start=1):
-        own = calibrated(net, arch, images, recipe.device)
-        here.append((own, right_answers(net, arch, own, held_out, recipe.device)))
+        own = None if frozen else calibrated(net, arch, images, recipe.device)
+        here.append((own, right_answers(net, arch, frozen or own, held_out, recipe.device)))
         done = min(number * ranks.world_size, len(archs))
         if number % 25 == 0 or done == len(archs):
             print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
@@ -90,7 +110,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     budgets = _budgets(space, alone, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in budgets]
     tested_here = [
-        accuracy(net, arch, measured[arch], test, recipe.device)
+        accuracy(net, arch, frozen or measured[arch], test, recipe.device)
         for arch in ranks.shared_out(served)
     ]
     rows = [
@@ -107,6 +127,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     statistics: dict[Arch, Statistics] = {
         arch: {name: (m.cpu().numpy(), v.cpu().numpy()) for name, (m, v) in values.items()}
         for arch, values in measured.items()
+        if values is not None
     }
     report = report_generator(generator)
     with JsonlLog(folder / "log.jsonl", resume_step=int(state["step"])) as log:
@@ -129,14 +150,16 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         folder / "bundle",
         name=recipe.bundle_name or re.sub(r"[^\w.-]+", "-", splits.name).strip("-") or recipe.name,
         space=space,
-        preprocess=Preprocess(mean=recipe.mean, std=recipe.std),
+        preprocess=preprocess_of(recipe),
         labels=splits.labels,
         groups=build_sampler(recipe.sampler, space, recipe.sampler_options).groups,
         frontier=rows,
         answers=[(float(flops), arch) for flops, arch in grid_answers],
         weights={name: p.detach().cpu().numpy() for name, p in net.named_parameters()},
         generator={name: np.asarray(p) for name, p in generator.state_dict().items()},
-        statistics=statistics,
+        statistics=statistics if frozen is None else None,
+        shared_statistics=None if frozen is None else frozen.shared,
+        half=recipe.half,
         template=export_template(space),
         provenance={
             "recipe": recipe.name,
@@ -146,6 +169,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "val_images": len(splits.held_out),
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
+            "start": recipe.start or None,
             "weights": described_weights(state),
             "training_s": max(seconds, default=None),
             "answers_asked": len(candidates),
@@ -159,13 +183,17 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
     table = [frontier_row_to_json(space, row) for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
-    page, *_ = write_report(read_runs([folder]), folder / "report")
+    report_page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows, len(splits.held_out), len(splits.test)), file=sys.stderr)
+    if recipe.answers_page and splits.test_rows is not None:
+        print(
+            f"what is served: {_report_answers(recipe, splits.test_rows, folder)}", file=sys.stderr
+        )
     print(
         f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; the "
         f"{len(grid_answers)} answers that are served use {100 * served_use:.2f} % of it and never "
         "exceed it\n"
-        f"report: {page}\n"
+        f"report: {report_page}\n"
         f"serve it: python -m shiftnas_serve --bundle {shlex.quote(str(folder / 'bundle'))}",
         file=sys.stderr,
     )
@@ -177,6 +205,36 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         "generator_mean_use": report.mean_use,
         "served_mean_use": served_use,
     }
+
+
+def _report_answers(recipe: Recipe, rows: Rows, folder: Path) -> Path:
+    """Answer test images with the bundle as the server does, and write the page on it."""
+    bundle = load_bundle(folder / "bundle")
+    some = np.linspace(0, len(rows) - 1, min(len(rows), MOST_ANSWERED)).astype(np.int64)
+    rows = rows.take(np.unique(some))
+    answers = some_answers(bundle, recipe.evaluation_budgets)
+    threads = recipe.threads or 1
+    measured, read, _ = measure(
+        bundle, answers, rows, rows.labels, threads=threads, skip_broken=recipe.skip_broken
+    )
+    document = [as_record(bundle, one) for one in measured]
+    write_whole(folder / "answers.json", json.dumps(document, indent=1) + "\n")
+    return write_answers(folder / "report", bundle, measured, rows, read)
+
+
+def resolutions_alone(space: SearchSpace) -> list[Arch]:
+    """The largest subnet at each resolution: what the other decisions have to beat."""
+    names = space.resolution.decisions
+    choices = itertools.product(*(space.decision[name].choices for name in names))
+    largest = dict(space.largest)
+    return [space.arch(largest | dict(zip(names, some, strict=True))) for some in choices]
+
+
+@torch.no_grad()
+def round_to_half(net: AbstractNet) -> None:
+    """Every weight to the nearest that half precision holds."""
+    for parameter in net.parameters():
+        parameter.copy_(parameter.half())
 
 
 def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[float]:

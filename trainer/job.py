@@ -7,15 +7,17 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from models import PRODUCT
 from models.space.describe import read_arch
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
-from trainer.data.reading import full_path
+from trainer.data.reading import full_path, read_source
 from trainer.engine.checkpoint import has_checkpoint
-from trainer.recipes import RECIPES
-from trainer.recipes.config import find_recipe, read_recipe, value_of, with_settings
+from trainer.recipes import FITTED, RECIPES
+from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
 
 RECIPE_NAME = "recipe.json"
@@ -23,6 +25,8 @@ DEFAULT_RECIPE = "digits"
 
 FIXED = (
     "space",
+    "start",
+    "statistics",
     "resolution",
     "batch_size",
     "held_out_share",
@@ -54,6 +58,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument(
         "--recipe",
         metavar="NAME or FILE",
@@ -70,6 +75,14 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         help="parquet or tar file or folder, image folder, or a data set's name (digits)",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="NAME, FILE or BUNDLE",
+        help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such, or a bundle",
+    )
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
     )
     parser.add_argument(
         "--arch",
@@ -96,11 +109,19 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe, --set and --arch say.
+    """What --recipe, fitted to --data if it looks at that, --set and --arch say.
 
-    Raises ValueError for a name or a value that does not exist.
+    Raises ValueError for a name or a value that does not exist, and for data that cannot be read.
     """
-    recipe = with_settings(find_recipe(options.recipe or DEFAULT_RECIPE), options.set)
+    name = options.recipe or DEFAULT_RECIPE
+    recipe = find_recipe(name)
+    if name in FITTED and not options.settings:
+        if options.data is None:
+            raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
+        source = read_source(options.data)
+        counts = np.bincount(source.train.labels, minlength=len(source.classes))
+        recipe = fitted(name, recipe, counts.tolist())
+    recipe = with_settings(recipe, options.set)
     return recipe if options.arch is None else alone(recipe, options.arch)
 
 
@@ -130,6 +151,10 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                     f"--resume {options.resume} keeps the run's recipe and folder: leave out "
                     f"{option} {value} (--set changes settings), or leave out --resume"
                 )
+        if options.hours is not None:
+            raise ValueError(
+                f"--hours {options.hours:g}: a run that is resumed keeps its epochs; leave it out"
+            )
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
@@ -147,6 +172,12 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
                 "name another"
             )
+    if options.start is not None:
+        if options.resume is not None:
+            raise ValueError(
+                f"--start {options.start}: a run that is resumed has begun; leave it out"
+            )
+        recipe = recipe.replace(start=options.start)
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
     check_world_size(recipe, world_size)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 from models.generator.network import one_numpy_thread
+from models.nets.normalize import BatchStatistics
+from models.space.arch import Arch
 from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import Splits
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -17,10 +19,11 @@ from trainer.engine.probe import probe_of
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import check_finite, pretrain_generator, train_step
-from trainer.evaluate import Abandoned, evaluate
+from trainer.evaluate import Abandoned, calibrated, evaluate, until
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.monitor import Monitor, Silence
+from trainer.start.begin import begin
 
 
 def train(
@@ -56,6 +59,8 @@ def train(
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
+        elif recipe.start:
+            begin(state, recipe, splits, ranks)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()
         if ranks.is_first:
@@ -133,17 +138,27 @@ def evaluate_now(
 ) -> None:
     """Evaluate at fixed budgets; a signal leaves that to the process that resumes."""
     started = time.monotonic()
+    net, device = state.served_net, recipe.device
+
+    def asked_to_stop() -> bool:
+        return interrupt.signal is not None
+
+    def statistics_of(arch: Arch) -> BatchStatistics:
+        if state.frozen is not None:
+            return state.frozen
+        return calibrated(net, arch, until(asked_to_stop, data.calibration), device)
+
     try:
         evaluation = evaluate(
-            state.served_net,
+            net,
             state.generator,
             state.sampler.groups,
             budgets=recipe.evaluation_budgets,
-            calibration=data.calibration,
+            statistics_of=statistics_of,
             data=data.decisions,
-            device=recipe.device,
+            device=device,
             archs=state.sampler.archs,
-            stop=lambda: interrupt.signal is not None,
+            stop=asked_to_stop,
             ranks=ranks,
         )
     except Abandoned:

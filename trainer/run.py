@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
+from trainer.dry_run.hours import within_hours
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.checkpoint import has_checkpoint, kept_step
 from trainer.engine.disk import write_whole
@@ -67,6 +68,9 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                 torch.backends.cuda.matmul.fp32_precision = "tf32"
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
+            if options.hours is not None:
+                recipe, said = within_hours(recipe, options.hours)
+                print(said, file=sys.stderr)
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             print(f"reading {recipe.data}", file=sys.stderr)

@@ -57,14 +57,16 @@ from models.bundle.value import (
     Bundle,
     FrontierRow,
     Json,
+    pack_shared,
     pack_statistics,
+    unpack_shared,
     unpack_statistics,
 )
 from models.images.preprocess import Preprocess
 from models.onnx.graph_template import Template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics
+from models.space.weights import SharedStatistics, Statistics
 from models.spaces import get_space
 
 __all__ = [
@@ -90,7 +92,7 @@ def save_bundle(
     weights: Mapping[str, np.ndarray],
     generator: Mapping[str, np.ndarray],
     statistics: Mapping[Arch, Statistics] | None = None,
-    shared_statistics: Statistics | None = None,
+    shared_statistics: SharedStatistics | None = None,
     template: bytes,
     provenance: Mapping[str, Json],
     card: str = "",
@@ -98,9 +100,9 @@ def save_bundle(
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
 
-    A space with BatchNorm has ``statistics`` of each arch, or ``shared_statistics`` of the widest
-    channels, of which every arch takes the first. ``half``: store weights in half precision, which
-    has to hold them exactly (``models.bundle.files.halved``).
+    A space with BatchNorm has ``statistics`` of each arch, or ``shared_statistics`` of all.
+    ``half``: store weights in half precision, which has to hold them exactly
+    (``models.bundle.files.halved``).
 
     Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
     """
@@ -117,7 +119,7 @@ def save_bundle(
         if space.norms:
             assert (statistics is None) != (shared_statistics is None)
             if shared_statistics is not None:
-                packed = {SHARED: pack_statistics(space, space.largest, shared_statistics)}
+                packed = pack_shared(space, shared_statistics)
             else:
                 each = (statistics or {}).items()
                 packed = {space.arch_id(a): pack_statistics(space, a, s) for a, s in each}
@@ -238,7 +240,7 @@ def _check_statistics(
 ) -> None:
     """Raises ValueError naming an arch that can be answered and has none, or none that fit."""
     if SHARED in statistics:
-        unpack_statistics(space, space.largest, statistics[SHARED])
+        unpack_shared(space, statistics)
         return
     if not answers:
         raise ValueError("answers is empty, but statistics belong to the archs that are answered")

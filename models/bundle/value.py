@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from models.onnx.graph_template import Template
 from models.space.arch import Arch
 from models.space.describe import describe_arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics, first_channels, fold_norms, slice_weights
+from models.space.weights import SharedStatistics, Statistics, fold_norms, slice_weights
 
 STATISTICS = "statistics.safetensors"
 SHARED = "shared"
@@ -117,8 +117,8 @@ class Bundle:
         if not self.space.norms:
             return {}
         if SHARED in self.statistics:
-            whole = unpack_statistics(self.space, self.space.largest, self.statistics[SHARED])
-            return first_channels(self.space, arch, whole)
+            shared = unpack_shared(self.space, self.statistics)
+            return shared.of(self.space, arch, slice_weights(self.space, arch, self.weights))
         key = self.space.arch_id(arch)
         if key not in self.statistics:
             raise ValueError(
@@ -171,9 +171,21 @@ class Bundle:
         return [budget for budget, _ in self.answers]
 
 
-def statistics_key(space: SearchSpace, arch: Arch, stored: Container[str]) -> str:
-    """Under which name a bundle stores the statistics that an arch uses."""
-    return SHARED if SHARED in stored else space.arch_id(arch)
+def pack_shared(space: SearchSpace, shared: SharedStatistics) -> dict[str, np.ndarray]:
+    """Statistics of all archs as a bundle stores them."""
+    packed = {SHARED: pack_statistics(space, space.largest, shared.norms)}
+    return packed | {f"{SHARED}.{conv}": centre for conv, centre in shared.centres.items()}
+
+
+def unpack_shared(space: SearchSpace, packed: Mapping[str, np.ndarray]) -> SharedStatistics:
+    """The reverse. Raises ValueError where an array has another shape than the space's."""
+    norms = unpack_statistics(space, space.largest, packed[SHARED])
+    centres = {k.removeprefix(f"{SHARED}."): v for k, v in packed.items() if k != SHARED}
+    for conv, centre in centres.items():
+        read = space.weight.get(f"{conv}.weight")
+        if read is None or centre.shape != read.shape_at(space.largest)[1:2]:
+            raise ValueError(f"{STATISTICS}: {SHARED}.{conv} has shape {centre.shape}, not its own")
+    return SharedStatistics(norms, centres)
 
 
 def pack_statistics(space: SearchSpace, arch: Arch, statistics: Statistics) -> np.ndarray:

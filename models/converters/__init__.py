@@ -16,12 +16,11 @@ import numpy as np
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics, first_channels
+from models.space.weights import SharedStatistics, Statistics
 
 CONVERTERS: dict[str, str] = {
     "attentivenas": "models.converters.attentivenas:convert_attentivenas",
     "autoformer": "models.converters.autoformer:convert_autoformer",
-    "efficientnet-lite0": "models.converters.efficientnet_lite:convert_efficientnet_lite0",
 }
 """Name -> ``module:function``; the function takes a ``Checkpoint`` and gives ``Converted``."""
 
@@ -33,17 +32,20 @@ class Converted:
     weights: float32, every weight of the space at the supernet's size.
     statistics: BatchNorm's as the checkpoint stores them, of the widest channels; empty for
     spaces without BatchNorm. They were not measured for any one arch (``models.nets.calibration``).
+    part: the arch that the checkpoint is, where it does not fill the supernet; weights and
+    statistics are of its size then.
     taken: which part of the file, in words.
     """
 
     space: SearchSpace
     weights: Mapping[str, np.ndarray]
     statistics: Statistics
+    part: Arch | None = None
     taken: str = "the whole file"
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """What the original implementation uses for an arch: the first channels of each."""
-        return first_channels(self.space, arch, self.statistics)
+        return SharedStatistics(self.statistics).of(self.space, arch, {})
 
 
 def convert(name: str, checkpoint: Path, entry: str | None = None) -> Converted:

@@ -32,7 +32,7 @@ from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
-from models.space.weights import Statistics
+from models.space.weights import SharedStatistics, Statistics
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.875)
 """What both public projects evaluate with."""
@@ -103,7 +103,7 @@ def convert_to_bundle(
         weights=converted.weights,
         generator={name: p.detach().numpy() for name, p in generator.state_dict().items()},
         statistics=measured,
-        shared_statistics=converted.statistics if measured is None else None,
+        shared_statistics=SharedStatistics(converted.statistics) if measured is None else None,
         template=template,
         provenance={"converted_from": converter, "checkpoint": checkpoint.name, **told},
     )

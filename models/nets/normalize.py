@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from models.space.weights import SharedStatistics
 
 TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """BatchNorm statistics of one arch: norm's name -> (mean, variance)."""
@@ -26,6 +29,10 @@ class AbstractNormalizer(ABC):
 
         ``epsilon`` is added to variances.
         """
+
+    def centring(self, name: str, weight: Tensor) -> Tensor | None:
+        """What a convolution adds to its outputs, (channels,); name: of the convolution."""
+        return None
 
 
 BatchStatistics = TensorStatistics | AbstractNormalizer | None
@@ -53,20 +60,32 @@ class StatisticsRecorder(AbstractNormalizer):
 
 
 class FrozenStatistics(AbstractNormalizer):
-    """One set of statistics for all archs, which does not move: an arch takes the first channels.
+    """One set of statistics for all archs, which does not move (``SharedStatistics``).
 
     A pretrained network's own, under which its weights go on learning: measured anew on a batch,
     or on a thousand photos, they cost more than training wins back (docs/experiments).
     """
 
-    def __init__(self, statistics: TensorStatistics) -> None:
-        self.statistics = statistics
+    def __init__(self, shared: SharedStatistics, device: str | torch.device = "cpu") -> None:
+        self.shared = shared
+
+        def here(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.array(array)).to(device)
+
+        self._norms = {name: (here(m), here(v)) for name, (m, v) in shared.norms.items()}
+        self._centres = {name: here(centre) for name, centre in shared.centres.items()}
 
     def normalize(
         self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
     ) -> Tensor:
-        mean, variance = (of[: x.shape[1]] for of in self.statistics[name])
+        mean, variance = (of[: x.shape[1]] for of in self._norms[name])
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
+
+    def centring(self, name: str, weight: Tensor) -> Tensor | None:
+        if name not in self._centres:
+            return None
+        each = weight.flatten(1)
+        return -(each @ self._centres[name][: each.shape[1]])
 
 
 class SharedBatchNormalizer(AbstractNormalizer):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.space.arch import Arch
 from models.space.relaxed import MaskMaps, Relaxed
-from models.space.search_space import Block, SearchSpace, Size, Weight
+from models.space.search_space import SearchSpace
+from models.space.sizes import Block, Size, Weight
 from models.space.weights import weight_slices
 
 

@@ -18,7 +18,8 @@ import onnx
 
 from models.onnx.graph_template import Template
 from models.space.arch import Arch
-from models.space.search_space import SearchSpace, Weight
+from models.space.search_space import SearchSpace
+from models.space.sizes import Weight
 from models.space.weights import weight_slices
 
 _NO_FILE = "given-by-add_external_initializers"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from models.space.arch import Arch
 from models.space.flops import product_flops, weight_flops
-from models.space.search_space import SearchSpace, Weight
+from models.space.search_space import SearchSpace
+from models.space.sizes import Weight
 
 
 def read_arch(space: SearchSpace, text: str) -> Arch:

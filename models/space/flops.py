@@ -17,14 +17,14 @@ product of decisions (embedding x heads x depth), for which that is wrong. No to
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from models.space.arch import Arch, Choice
-from models.space.search_space import Block, Product, SearchSpace, Size, Weight
+from models.space.arch import Choice
+from models.space.sizes import Block, Decision, Product, Size, Weight
 
 # What does not fit into a cache takes longer than the work on it.
 _ARCHS_AT_ONCE = 512
@@ -43,11 +43,7 @@ class FlopsRule:
     """The FLOPs of every arch of a space."""
 
     terms: tuple[Term, ...]
-    space: SearchSpace
-
-    def exact(self, arch: Arch) -> int:
-        """Multiply-adds of one arch for one image."""
-        return int(self.batch(self.space.indices(arch)[None])[0])
+    decisions: tuple[Decision, ...]
 
     def batch(self, indices: np.ndarray) -> np.ndarray:
         """FLOPs of many archs at once: (archs, decisions) positions of choices -> int64 (archs,).
@@ -82,12 +78,12 @@ class FlopsRule:
         # the last table is of decisions that cost nothing
         flat = [*self._flat, (np.zeros(1, np.int64), (), ())]
         first = np.cumsum([0, *(len(table) for table, _, _ in flat)])
-        strides = np.zeros((len(self.space.decisions), len(flat)), np.int64)
+        strides = np.zeros((len(self.decisions), len(flat)), np.int64)
         for place, (_, decisions, steps) in enumerate(flat):
             strides[list(decisions), place] = steps
         rows: list[tuple[int, int, int, int]] = []
         starts: list[int] = []
-        for d, decision in enumerate(self.space.decisions):
+        for d, decision in enumerate(self.decisions):
             own = [place for place, (_, decisions, _) in enumerate(flat) if d in decisions]
             for choice in range(len(decision.choices)):
                 starts.append(len(rows))
@@ -159,23 +155,25 @@ def product_flops(product: Product, arch: Mapping[str, Choice]) -> int:
     return count
 
 
-def flops_rule(space: SearchSpace) -> FlopsRule:
+def flops_rule(
+    decisions: tuple[Decision, ...], weights: Sequence[Weight], products: Sequence[Product]
+) -> FlopsRule:
     """Tabulate a space's costs, merged so that each set of decisions is looked up once."""
-    position = {decision.name: i for i, decision in enumerate(space.decisions)}
+    position = {decision.name: i for i, decision in enumerate(decisions)}
     tables: dict[tuple[int, ...], np.ndarray] = {}
     costs: list[tuple[tuple[Size, ...], Block | None, Weight | Product]] = [
-        *(((*w.shape, w.positions), w.block, w) for w in space.weights if w.positions is not None),
-        *((p.factors, p.block, p) for p in space.products),
+        *(((*w.shape, w.positions), w.block, w) for w in weights if w.positions is not None),
+        *((p.factors, p.block, p) for p in products),
     ]
     for sizes, block, cost in costs:
         names = {name for size in sizes for name in size.decisions}
         if block is not None:
             names.add(block.depth)
         axes = tuple(sorted(position[name] for name in names))
-        decisions = [space.decisions[i] for i in axes]
-        table = np.zeros([len(d.choices) for d in decisions], np.int64)
+        own = [decisions[i] for i in axes]
+        table = np.zeros([len(d.choices) for d in own], np.int64)
         for index in itertools.product(*(range(n) for n in table.shape)):
-            arch = {d.name: d.choices[i] for d, i in zip(decisions, index, strict=True)}
+            arch = {d.name: d.choices[i] for d, i in zip(own, index, strict=True)}
             if block is None or block.present(arch):
                 table[index] = (
                     weight_flops(cost, arch)
@@ -183,7 +181,7 @@ def flops_rule(space: SearchSpace) -> FlopsRule:
                     else product_flops(cost, arch)
                 )
         tables[axes] = tables[axes] + table if axes in tables else table
-    return FlopsRule(_merged(tables), space)
+    return FlopsRule(_merged(tables), decisions)
 
 
 def _merged(tables: dict[tuple[int, ...], np.ndarray]) -> tuple[Term, ...]:

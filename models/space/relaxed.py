@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from models.space.arch import Arch
 from models.space.flops import FlopsRule
-from models.space.search_space import Block, SearchSpace, Size
+from models.space.search_space import SearchSpace
+from models.space.sizes import Block, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ class RelaxedFlops:
 
     def __init__(self, rule: FlopsRule) -> None:
         self._rule = rule
-        self._names = [decision.name for decision in rule.space.decisions]
+        self._names = [decision.name for decision in rule.decisions]
 
     def __call__(self, policies: Mapping[str, Tensor]) -> Tensor:
         """``policies[name]``, one-hot (batch, choices) -> multiply-adds, float64 (batch,)."""

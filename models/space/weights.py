@@ -6,6 +6,7 @@ One slicing rule for torch parameters (training) and numpy arrays (serving). No 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -43,14 +44,31 @@ def slice_weights(
     return {name: supernet[name][axes] for name, axes in weight_slices(space, arch).items()}
 
 
-def first_channels(space: SearchSpace, arch: Arch, statistics: Statistics) -> Statistics:
-    """Statistics of an arch out of those of the widest channels: the first of each."""
-    return {
-        norm.name: (mean[: norm.size(arch)], variance[: norm.size(arch)])
-        for norm in space.norms
-        if norm.block is None or norm.block.present(arch)
-        for mean, variance in (statistics[norm.name],)
-    }
+@dataclass(frozen=True, eq=False)
+class SharedStatistics:
+    """One set of BatchNorm statistics for all archs: an arch takes the first channels.
+
+    norms: BatchNorm's name -> (mean, variance) of the widest channels. centres: convolution -> the
+    mean of each channel that it reads, by which that is centred first. Then a subnet that lacks
+    some of them lacks what they vary by and not what they add on average, and the mean stays where
+    it is while weights learn. No multiply-add is spent on it: it is a bias.
+    """
+
+    norms: Statistics
+    centres: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, space: SearchSpace, arch: Arch, weights: Mapping[str, np.ndarray]) -> Statistics:
+        """An arch's own, with nothing centred. ``weights``: the arch's (``slice_weights``)."""
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for norm in space.norms:
+            if norm.block is not None and not norm.block.present(arch):
+                continue
+            mean, variance = (of[: norm.size(arch)] for of in self.norms[norm.name])
+            if norm.conv in self.centres:
+                weight = weights[f"{norm.conv}.weight"].reshape(len(mean), -1)
+                mean = mean + weight @ self.centres[norm.conv][: weight.shape[1]]
+            found[norm.name] = mean, variance
+        return found
 
 
 def fold_norms(

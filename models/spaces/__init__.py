@@ -14,6 +14,7 @@ SPACES: dict[str, str] = {
     "cifar-cnn": "models.spaces.cifar_cnn:cifar_cnn",
     "cifar-vit": "models.spaces.cifar_vit:cifar_vit",
     "efficientnet-lite0": "models.spaces.efficientnet_lite:efficientnet_lite0",
+    "mobile": "models.spaces.efficientnet_lite:mobile",
     "nano-cnn": "models.spaces.nano_cnn:nano_cnn",
     "nano-vit": "models.spaces.nano_vit:nano_vit",
     "vit-base": "models.spaces.autoformer:vit_base",

@@ -19,17 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.space.arch import Choice
-from models.space.search_space import (
-    Block,
-    Decision,
-    Norm,
-    SearchSpace,
-    Size,
-    Weight,
-    chosen,
-    derived,
-    fixed,
-)
+from models.space.search_space import SearchSpace
+from models.space.sizes import Block, Decision, Norm, Size, Weight, chosen, derived, fixed
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,8 @@ from dataclasses import dataclass
 from operator import mul
 
 from models.space.arch import Choice
-from models.space.search_space import (
-    Block,
-    Decision,
-    Product,
-    SearchSpace,
-    Size,
-    Weight,
-    chosen,
-    derived,
-    fixed,
-)
+from models.space.search_space import SearchSpace
+from models.space.sizes import Block, Decision, Product, Size, Weight, chosen, derived, fixed
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ def vit_space(
         block = Block(here, "depth", index) if index >= min(depth) else None
         heads, ratio = f"num_heads.{index}", f"mlp_ratio.{index}"
         decisions += [Decision(heads, num_heads, block), Decision(ratio, mlp_ratio, block)]
-        attended = derived(mul, chosen(heads), head_width)
+        attended = derived(mul, chosen(heads), head_width, unit=head_dim)
         hidden = Size(("embed_dim", ratio), hidden_width)
 
         norm(f"{here}.attention_norm", block)

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from models import PRODUCT
 from shiftnas_serve.app import App
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
@@ -108,6 +109,7 @@ def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        headers=[("server", PRODUCT.replace(" ", "/"))],
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.timeout_s) + 1,
         workers=settings.processes,

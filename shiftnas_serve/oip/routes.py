@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope
 
+from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
@@ -51,9 +52,8 @@ def oip_routes(state: ServerState) -> list[Route]:
         return state.engine is not None and state.engine.wedged is None and not state.draining
 
     async def server(request: Request) -> Response:
-        version = state.serving().model.name.version
         return JSONResponse(
-            {"name": "shiftnas-serve", "version": version, "extensions": EXTENSIONS}
+            {"name": "shiftnas-serve", "version": __version__, "extensions": EXTENSIONS}
         )
 
     async def live(request: Request) -> Response:

@@ -93,13 +93,15 @@ class Planner:
         assert subnet.flops <= bound, "an answer is never over budget"
         return Plan(subnet, asked, degraded, shrinks=may_degrade(asked))
 
-    def is_quick(self, asked: Mapping[str, float]) -> bool:
-        """Whether ``plan`` is a look-up. Else the generator is asked, for some milliseconds.
+    def quick_plan(self, asked: Mapping[str, float]) -> Plan | None:
+        """The plan of this moment, if it is a look-up; else the generator takes milliseconds.
 
         Raises OutOfRange as ``plan`` does.
         """
-        bound, _ = self._bound(asked, 0.0)
-        return bool(self._bundle.answers) or bound in self._answers
+        bound, degraded = self._bound(asked, 0.0)
+        if not self._bundle.answers and bound not in self._answers:
+            return None
+        return Plan(self._answer(bound), asked, degraded, shrinks=may_degrade(asked))
 
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.images.header import ImageError
 from models.images.image import size_of
-from shiftnas_serve.budgets import OutOfRange, may_degrade
+from shiftnas_serve.budgets import OutOfRange
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.backlog import Backlog
 from shiftnas_serve.scheduling.pending import Pending, finish
@@ -58,9 +58,11 @@ def prepare(one: Pending, max_pixels: int) -> None:
         if photo is None:
             largest = bundle.space.resolution(bundle.space.largest)
             photo = bundle.preprocess.decode(one.data, largest, max_pixels, one.header)
-        # Time counts: what a latency budget allows now depends on what decoding took.
-        elapsed_ms = 1000 * (time.monotonic() - one.came_s) if may_degrade(one.asked) else 0.0
-        plan = one.plan = planner.plan(one.asked, elapsed_ms)
+        plan = one.plan
+        if plan is None or plan.shrinks:
+            # Time counts: what a latency budget allows now depends on what decoding took.
+            elapsed_ms = 1000 * (time.monotonic() - one.came_s)
+            plan = one.plan = planner.plan(one.asked, elapsed_ms)
     except ImageError as error:
         raise of_image(error) from None
     except OutOfRange as error:

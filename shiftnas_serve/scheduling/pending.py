@@ -27,7 +27,8 @@ class Pending:
     ``deadline_s``: when its answer must be there. ``future``: where its answer goes; ``loop``: the
     event loop that waits for it, None for a thread.
 
-    Prepared: ``pixels``: uint8 (height, width, 3), cropped and resized for ``plan.subnet``
+    ``plan``: of when it came, if that was a look-up; else, and with a latency budget anew, of when
+    it is prepared. Then ``pixels``: uint8 (height, width, 3), cropped and resized for its subnet
     (``resized``), or a small photo as it was decoded, if a smaller subnet may still be chosen.
     ``aim_s``: when it should be done, if so; None if not. ``least_ms``: what it takes at least.
     """

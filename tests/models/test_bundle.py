@@ -25,6 +25,7 @@ from models.bundle.folder import FrontierRow, load_bundle, save_bundle
 from models.generator.decode import decode
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
+from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from tests.bundles import make_bundle, template_of
 
@@ -236,6 +237,16 @@ def test_loading_a_bundle_needs_no_torch(original):
 # ------------------------------------------- statistics for all archs, half precision, the card
 
 
+def random_shared(space, rng):
+    sizes = {norm.name: norm.size(space.largest) for norm in space.norms}
+    norms = {name: (rng.normal(size=n), rng.uniform(1, 2, size=n)) for name, n in sizes.items()}
+    read = space.weight["stages.1.0.project.weight"].shape_at(space.largest)[1]
+    return SharedStatistics(
+        {k: (m.astype(np.float32), v.astype(np.float32)) for k, (m, v) in norms.items()},
+        {"stages.1.0.project": rng.normal(size=read).astype(np.float32)},
+    )
+
+
 def shared_bundle(folder, **changes):
     """Of nano-cnn: no answers are stored, since every arch has its statistics."""
     space = get_space("nano-cnn")
@@ -255,13 +266,7 @@ def shared_bundle(folder, **changes):
         "generator": {
             k: p.detach().numpy() for k, p in ArchitectureGenerator(space).state_dict().items()
         },
-        "shared_statistics": {
-            norm.name: (
-                rng.normal(size=norm.size(space.largest)).astype(np.float32),
-                rng.uniform(1, 2, size=norm.size(space.largest)).astype(np.float32),
-            )
-            for norm in space.norms
-        },
+        "shared_statistics": random_shared(space, rng),
         "template": template_of("nano-cnn", 10),
         "provenance": {},
     }
@@ -272,11 +277,21 @@ def shared_bundle(folder, **changes):
 def test_statistics_for_all_archs_are_the_first_of_the_widest(tmp_path):
     bundle, given = shared_bundle(tmp_path / "bundle")
     space = bundle.space
-    arch = bundle.answer((space.min_flops + space.max_flops) / 2)
+    arch = bundle.answer(space.min_flops)
     wanted = given["shared_statistics"]
     for name, (mean, variance) in bundle.arch_statistics(arch).items():
-        np.testing.assert_array_equal(mean, wanted[name][0][: len(mean)])
-        np.testing.assert_array_equal(variance, wanted[name][1][: len(mean)])
+        np.testing.assert_array_equal(variance, wanted.norms[name][1][: len(mean)])
+        if name != "stages.1.0.project.norm":
+            np.testing.assert_array_equal(mean, wanted.norms[name][0][: len(mean)])
+    weight = bundle.weights["stages.1.0.project.weight"][..., 0, 0]
+    rows, read = space.weight["stages.1.0.project.weight"].shape_at(arch)[:2]
+    centre = wanted.centres["stages.1.0.project"]
+    assert read < len(centre)
+    mean, _ = bundle.arch_statistics(arch)["stages.1.0.project.norm"]
+    moved = weight[:rows, :read] @ centre[:read]
+    np.testing.assert_allclose(
+        mean, wanted.norms["stages.1.0.project.norm"][0][:rows] + moved, rtol=1e-5
+    )
     onnx.checker.check_model(bundle.build_onnx(arch))
 
 

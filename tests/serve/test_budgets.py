@@ -202,16 +202,16 @@ def test_what_answers_is_known_by_its_id(bundle: Bundle):
 
 
 def test_asking_the_generator_is_told_from_looking_up(bundle: Bundle, vit: Bundle):
-    assert planner(bundle).is_quick({"flops": 1e6})
+    assert planner(bundle).quick_plan({"flops": 1e6}).subnet.flops <= 1e6
     vit = replace(vit, answers=())
     plans = planner(vit)
     budget = {"flops": (vit.min_flops + vit.max_flops) / 2 + 1.5}
-    assert not plans.is_quick(budget)
-    plans.plan(budget, 0.0)
-    assert plans.is_quick(budget)
-    assert plans.is_quick({"latency_ms": 20.0})
+    assert plans.quick_plan(budget) is None
+    plan = plans.plan(budget, 0.0)
+    assert plans.quick_plan(budget) == plan
+    assert plans.quick_plan({"latency_ms": 20.0}).shrinks
     with pytest.raises(OutOfRange):
-        plans.is_quick({"flops": 1.0})
+        plans.quick_plan({"flops": 1.0})
 
 
 def test_a_bundle_whose_largest_answer_is_no_step_still_answers_it(bundle: Bundle):

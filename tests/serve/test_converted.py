@@ -1,7 +1,7 @@
-"""A converted checkpoint behind a real server: five budgets, answers as the checkpoint's own.
+"""A converted checkpoint in the engine: five budgets, answers as the checkpoint's own.
 
 Each step of the way is held to the one before: the public implementation's logits, our net with
-the converted weights (tests/models), the bundle's graphs, what comes back over HTTP.
+the converted weights (tests/models), the bundle's graphs, what the engine answers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
+import shiftnas_serve
 from models.bundle.folder import Bundle, load_bundle
 from models.converters import Converted, convert, deployment
 from models.converters.deployment import convert_to_bundle
@@ -25,7 +26,6 @@ from models.spaces import get_space
 from tests.bundles import template_of
 from tests.pictures import encoded, picture
 from tests.reference.state import inputs, state
-from tests.serve.conftest import start_server, stop_server
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 TOLERANCE = 1e-4
@@ -119,19 +119,12 @@ def test_five_budgets_over_http_answer_as_the_checkpoint_does(case, bundle):
     space, preprocess = bundle.space, bundle.preprocess
     photo = picture(320, seed=3)
     net = case.net
-    server = start_server(case.folder, seconds=300)
-    try:
+    with shiftnas_serve.load(case.folder, prebuild=False) as engine:
         served = set()
         for budget in np.linspace(space.min_flops, space.max_flops, 5).astype(int).tolist():
-            answer = server.client.post(
-                f"/classify?top_k={space.num_classes}",
-                content=encoded(photo),
-                headers={"Content-Type": "image/png", "FLOPs-Budget": str(budget)},
-            )
-            assert answer.status_code == 200, answer.text
-            found = answer.json()
-            arch = space.arch_from_json(found["subnet"]["arch"])
-            assert found["subnet"]["flops"] == space.flops(arch) <= budget
+            found = engine.classify(encoded(photo), flops=budget)
+            arch = found.subnet.value
+            assert found.subnet.flops == space.flops(arch) <= budget
             assert arch == bundle.answer(budget)
             served.add(arch)
             image = preprocess.array(photo, space.resolution(arch))
@@ -139,16 +132,12 @@ def test_five_budgets_over_http_answer_as_the_checkpoint_does(case, bundle):
             tensors = {n: tuple(map(torch.from_numpy, parts)) for n, parts in statistics.items()}
             with torch.no_grad():
                 logits = net(torch.from_numpy(image[None]), arch, tensors or None)[0].numpy()
-            probabilities = np.zeros(space.num_classes)
-            for row in found["predictions"]:
-                probabilities[row["index"]] = row["probability"]
             wanted = softmax(logits.astype(np.float64))
             # an error of the logits is one of the same size in the probabilities' logarithms
-            assert np.abs(probabilities - wanted).max() <= TOLERANCE * np.abs(logits).max()
+            wrong = np.abs(found.probabilities - wanted).max()
+            assert wrong <= TOLERANCE * np.abs(logits).max()
         assert len(served) == 5
         assert {space.smallest, space.largest} <= served
-    finally:
-        stop_server(server)
 
 
 @pytest.mark.parametrize("case", PUBLIC, indirect=True, scope="module")

@@ -20,8 +20,8 @@ from PIL import Image
 from models.__main__ import main as models_main
 from models.bundle.folder import Bundle
 from shiftnas_serve.export import main
+from tests.contract.process import PNG
 from tests.pictures import encoded
-from tests.serve.conftest import PNG
 
 ROOT = Path(__file__).resolve().parents[2]
 (PROGRAM,) = re.findall(
@@ -68,7 +68,8 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     picture = file.getvalue()
     asked = {"top_k": len(bundle.labels)}
     headers = {**PNG, "FLOPs-Budget": "1M"}
-    answer = server.client.post("/classify", params=asked, content=picture, headers=headers).json()
+    with server.client() as client:
+        answer = client.post("/classify", params=asked, content=picture, headers=headers).json()
 
     out = tmp_path / "subnet.onnx"
     assert main([str(bundle_folder), "--flops", "1M", "--out", str(out), "--json"]) == 0
@@ -76,7 +77,7 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     path, form = f"/subnets/{answer['subnet']['id']}", {"format": "onnx"}
     (tmp_path / "noise.png").write_bytes(picture)
     downloaded = tmp_path / "downloaded.onnx"
-    sent = server.client.get(path, params=form)
+    sent = server.get(path, params=form)
     assert sent.status_code == 200, sent.text
     downloaded.write_bytes(sent.content)
     for file in (out, downloaded):

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.serve.conftest import RunningServer, encoded, picture, start_server, stop_server
+from tests.contract.process import Server, serving
+from tests.pictures import encoded, picture
 
 KINDS = ("PNG", "JPEG", "WEBP")
 PHOTOS = [encoded(picture(24), kind) for kind in KINDS]
@@ -41,16 +42,22 @@ fuzz = settings(
 
 
 @pytest.fixture(scope="module")
-def fuzzed(bundle_folder: Path) -> Iterator[RunningServer]:
+def fuzzed(bundle_folder: Path) -> Iterator[Server]:
     options = ("--max-body-bytes", "200000")
-    running = start_server(bundle_folder, *options, SHIFTNAS_ADMIN_KEYS=ADMIN_KEY)
-    yield running
-    assert running.client.post("/classify", content=PHOTOS[0]).status_code == 200
-    data = [base64.b64encode(PHOTOS[0]).decode()]
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
-    assert running.client.post(INFER, json={"inputs": [tensor]}).status_code == 200
-    assert "Traceback" not in running.said()
-    stop_server(running)
+    with serving(bundle_folder, *options, SHIFTNAS_ADMIN_KEYS=ADMIN_KEY) as running:
+        yield running
+        assert running.post(PHOTOS[0]).status_code == 200
+        data = [base64.b64encode(PHOTOS[0]).decode()]
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+        with running.client() as client:
+            assert client.post(INFER, json={"inputs": [tensor]}).status_code == 200
+        assert "Traceback" not in running.said()
+
+
+@pytest.fixture(scope="module")
+def client(fuzzed: Server) -> Iterator[httpx.Client]:
+    with fuzzed.client() as one:
+        yield one
 
 
 @st.composite
@@ -182,11 +189,11 @@ def assert_sound(response: httpx.Response) -> None:
         response.json()
 
 
-def check(server: RunningServer, call: Call, fields, query) -> None:
+def check(client: httpx.Client, call: Call, fields, query) -> None:
     given = [*{**fields, **call.headers}.items()]
     encoded_fields = [(name.encode(), text.encode("latin-1")) for name, text in given]
     assert_sound(
-        server.client.request(
+        client.request(
             call.method, call.path, content=call.body, headers=encoded_fields, params=query
         )
     )
@@ -194,14 +201,14 @@ def check(server: RunningServer, call: Call, fields, query) -> None:
 
 @settings(fuzz, max_examples=200)
 @given(calls, headers, queries)
-def test_any_body_header_and_path_gets_an_honest_answer(fuzzed, call, fields, query):
-    check(fuzzed, call, fields, query)
+def test_any_body_header_and_path_gets_an_honest_answer(client, call, fields, query):
+    check(client, call, fields, query)
 
 
-def resident_bytes(server: RunningServer) -> int:
+def resident_bytes(server: Server) -> int:
     """Memory of all its processes (proportional set sizes)."""
     total = 0
-    for pid in (server.process.pid, *server.descendants()):
+    for pid in server.pids():
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         total += sum(1024 * int(x.split()[1]) for x in lines if x.startswith("Pss:"))
     return total
@@ -209,14 +216,14 @@ def resident_bytes(server: RunningServer) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_thousand_bodies_and_headers_get_honest_answers_and_no_memory(fuzzed):
+def test_ten_thousand_bodies_and_headers_get_honest_answers_and_no_memory(fuzzed, client):
     """What caches may hold is there after the first two thousand."""
 
     def send(count: int) -> None:
         @settings(fuzz, max_examples=count)
         @given(calls, headers, queries)
         def fuzz_it(call, fields, query):
-            check(fuzzed, call, fields, query)
+            check(client, call, fields, query)
 
         fuzz_it()
 
@@ -232,7 +239,7 @@ def test_ten_thousand_bodies_and_headers_get_honest_answers_and_no_memory(fuzzed
     st.sampled_from([b"POST /classify HTTP/1.1\r\nHost: x\r\n", b"GET /budgets HTTP/1.1\r\n", b""]),
 )
 def test_any_bytes_on_the_wire_end_in_an_answer_or_a_closed_connection(fuzzed, parts, start):
-    address = ("127.0.0.1", int(fuzzed.url.rpartition(":")[2]))
+    address = ("127.0.0.1", fuzzed.port)
     with socket.create_connection(address, timeout=10) as wire:
         wire.sendall(start + b"\r\n".join(parts) + b"\r\n\r\n")
         wire.shutdown(socket.SHUT_WR)

@@ -320,7 +320,7 @@ def test_nothing_is_written_at_home_and_nobody_is_called(bundle_folder: Path, tm
     import subprocess
     import sys
 
-    from tests.serve.conftest import ROOT
+    from tests.contract.process import ROOT
 
     program = (
         "import socket, sys; socket.getaddrinfo = None\n"

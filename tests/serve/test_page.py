@@ -17,8 +17,8 @@ from shiftnas_serve.app import assemble
 from shiftnas_serve.http.page import STATIC
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.settings import Settings
+from tests.contract.process import Server
 from tests.pictures import encoded, picture
-from tests.serve.conftest import RunningServer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
@@ -107,7 +107,7 @@ def flops(text: str) -> float:
 
 
 @pytest.mark.browser
-def test_a_slider_moves_the_answer(page, server: RunningServer, bundle):
+def test_a_slider_moves_the_answer(page, server: Server, bundle):
     page.goto(server.url)
     answered(page)
     page.focus("#slider")
@@ -121,7 +121,7 @@ def test_a_slider_moves_the_answer(page, server: RunningServer, bundle):
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 5
     # every layer of the subnet, and what is dropped
-    layers = server.client.get(f"/subnets/{page.text_content('#subnet')}").json()["layers"]
+    layers = server.get(f"/subnets/{page.text_content('#subnet')}").json()["layers"]
     page.wait_for_selector(f"#layers[data-columns='{len(layers)}']")
     # milliseconds, chosen with the keyboard
     page.focus("input[value=flops]")
@@ -132,7 +132,7 @@ def test_a_slider_moves_the_answer(page, server: RunningServer, bundle):
 
 
 @pytest.mark.browser
-def test_the_lines_beside_it_give_the_same_answer(page, server: RunningServer, tmp_path):
+def test_the_lines_beside_it_give_the_same_answer(page, server: Server, tmp_path):
     page.goto(server.url)
     subnet = answered(page)
     done = subprocess.run(
@@ -144,7 +144,7 @@ def test_the_lines_beside_it_give_the_same_answer(page, server: RunningServer, t
 
 
 @pytest.mark.browser
-def test_photos_of_ones_own(page, server: RunningServer, tmp_path):
+def test_photos_of_ones_own(page, server: Server, tmp_path):
     page.goto(server.url)
     answered(page)
     photo = tmp_path / "it's mine.png"
@@ -179,7 +179,7 @@ def test_photos_of_ones_own(page, server: RunningServer, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_key_is_asked_for_and_kept_nowhere(page, keyed_server: RunningServer):
+def test_a_key_is_asked_for_and_kept_nowhere(page, keyed_server: Server):
     page.goto(keyed_server.url)
     page.wait_for_selector("#key-form:not([hidden])")
     assert "Bearer" in page.text_content("#error")
@@ -192,7 +192,7 @@ def test_a_key_is_asked_for_and_kept_nowhere(page, keyed_server: RunningServer):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True)
-def test_behind_a_prefix_and_on_a_phone(page, server: RunningServer):
+def test_behind_a_prefix_and_on_a_phone(page, server: Server):
     def behind(route) -> None:
         route.fulfill(response=route.fetch(url=route.request.url.replace("/photos/app/", "/")))
 

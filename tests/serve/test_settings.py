@@ -14,7 +14,7 @@ from shiftnas_serve.command import parser
 from shiftnas_serve.hosts import HOSTS
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.settings import Settings, as_environment, load_settings
-from tests.serve.conftest import ROOT
+from tests.contract.process import ROOT
 
 START_EACH = """
 import contextlib, io, json, sys

@@ -223,7 +223,7 @@ def test_unknown_name_says_what_to_pass(monkeypatch, one_line):
 
 def test_a_file_of_another_kind(tmp_path, one_line):
     (tmp_path / "notes.txt").write_text("hello")
-    with one_line("notes.txt is no data set", ".parquet"):
+    with one_line("notes.txt is not a data set", ".parquet"):
         load(tmp_path / "notes.txt")
 
 

@@ -79,7 +79,7 @@ def load_splits(
     will be cropped at random (Augment.crop_area), so "auto" keeps them only if nothing was cut off.
     skip_broken: leave out images that cannot be decoded; Splits and batches name them.
     Raises ValueError, in one line, for a source that is not there or not usable: no images, a
-    broken image (named), labels that are no integers or have no name, one class only, fewer
+    broken image (named), labels that are not integers or have no name, one class only, fewer
     training images than classes.
     """
     if not 0 < held_out_share < 1:
@@ -122,6 +122,7 @@ def load_splits(
         passed_over=found.passed_over,
         memory=_memory_line(rows, kept_names, resolution),
         broken=tuple(broken),
+        test_rows=test,
     )
 
 
@@ -142,7 +143,7 @@ def read_source(source: str) -> Source:
         kinds = {".parquet": files.parquet, ".tar": files.tars}
         if path.suffix not in kinds:
             raise ValueError(
-                f"{path} is no data set: give a .parquet or .tar file, a folder of them, or an "
+                f"{path} is not a data set: give a .parquet or .tar file, a folder of them, or an "
                 "image folder"
             )
         kinds[path.suffix].append(path.name)

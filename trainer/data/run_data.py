@@ -8,6 +8,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from models.images.preprocess import Preprocess
 from trainer.confidence import LEAST_IMAGES, interval
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
@@ -58,6 +59,7 @@ def read_splits(recipe: Recipe) -> Splits:
         in_memory=recipe.data_in_memory,
         random_crops=recipe.augment.crop_area > 0,
         skip_broken=recipe.skip_broken,
+        preprocess=preprocess_of(recipe),
     )
     count = len(splits.held_out)
     if count < LEAST_IMAGES:
@@ -69,6 +71,11 @@ def read_splits(recipe: Recipe) -> Splits:
             "more images"
         )
     return splits
+
+
+def preprocess_of(recipe: Recipe) -> Preprocess:
+    """How images become what subnets read, in training and in the bundle."""
+    return Preprocess(recipe.mean, recipe.std, crop_ratio=recipe.crop_ratio)
 
 
 def batches_of(

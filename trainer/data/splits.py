@@ -252,7 +252,8 @@ class Splits:
     labels: class names, in label order. name: of the file or folder. title: what to write beside a
     figure. has_own_test: its publisher made the test split. passed_over: what lies there and is not
     used, a line each. memory: one line on what is kept in memory. broken: images left out, each
-    with its reason, found when decoding what is in memory.
+    with its reason, found when decoding what is in memory. test_rows: the test images as they are
+    stored, for what is served.
     """
 
     train: AbstractSplit
@@ -265,6 +266,7 @@ class Splits:
     passed_over: tuple[str, ...] = ()
     memory: str = ""
     broken: tuple[str, ...] = ()
+    test_rows: Rows | None = None
 
     def __str__(self) -> str:
         """One line: what was understood."""

@@ -52,7 +52,7 @@ class JsonlLog:
         return record
 
     def close(self) -> None:
-        """Close the file; closing twice is no error."""
+        """Close the file; closing twice is allowed."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ def set_aside(path: Path) -> None:
 def read_log(path: Path) -> list[Record]:
     """All records. A last line that was torn when the run was killed is left out.
 
-    Raises ValueError if the file is missing, or naming the line if any other is no record.
+    Raises ValueError if the file is missing, or naming the line if any other is not a record.
     """
     return [record for record, _ in _parse(path)]
 
@@ -119,7 +119,7 @@ def _parse(path: Path) -> list[tuple[Record, int]]:
         except ValueError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise ValueError(f'{path}, line {number} is no record like {{"kind": "step", ...}}')
+            raise ValueError(f'{path}, line {number} is not a record like {{"kind": "step", ...}}')
         records.append((record, end))
     return records
 

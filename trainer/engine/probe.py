@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import budget_features
 from models.nets.elastic import AbstractNet
+from models.nets.normalize import FrozenStatistics
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
@@ -39,7 +40,8 @@ class BatchProbe(Probe):
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
     them that run one after another. recompute: as in ``AbstractNet``. compute: multiply-adds spent
     by asking, on this rank's images (``trainer.engine.horizon``). fixed: held-out images in their
-    order, the same on every rank. step_flops: as in ``SamplerOptions``.
+    order, the same on every rank. step_flops: as in ``SamplerOptions``. frozen: statistics by which
+    BatchNorm normalizes instead.
     """
 
     net: AbstractNet
@@ -52,6 +54,7 @@ class BatchProbe(Probe):
     accumulate: int = 1
     recompute: bool = False
     ranks: Ranks = ALONE
+    frozen: FrozenStatistics | None = None
     average: AbstractNet | None = None
     fixed: Iterable[Batch] = ()
     step_flops: float = 0.0
@@ -140,7 +143,7 @@ class BatchProbe(Probe):
     def _loss(self, arch: Arch | Relaxed, before: bool, images: Tensor, labels: Tensor) -> Tensor:
         chosen = arch.arch() if isinstance(arch, Relaxed) else arch
         images = at_resolution(images, self.net.space.resolution(chosen))
-        asked = (images, arch, self.ranks.normalizer)
+        asked = (images, arch, self.frozen or self.ranks.normalizer)
         how = {"recompute": self.recompute}
         if before:
             logits = functional_call(self.net, dict(self.before), asked, how)
@@ -169,6 +172,7 @@ def probe_of(
         accumulate=recipe.accumulate,
         recompute=recipe.activation_checkpointing,
         ranks=ranks,
+        frozen=state.frozen,
         average=None if state.average is None else state.average.net,
         fixed=fixed,
         step_flops=recipe.sampler_options.step_flops,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.resource_loss import ResourceLoss
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.nets.normalize import FrozenStatistics
 from models.space.relaxed import RelaxedFlops
+from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from trainer.data.splits import Splits
 from trainer.engine.average import WeightAverage
@@ -25,6 +28,7 @@ from trainer.engine.optim import (
     build_optimizer,
     set_learning_rate,
 )
+from trainer.engine.teacher import Teacher, open_teacher
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
 
@@ -35,7 +39,9 @@ class TrainingState:
 
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
     the weights, where the recipe has one. compiled: runs masks on the net's weights, where the
-    recipe compiles. rng: every random number that decides a subnet comes from this CPU generator.
+    recipe compiles. frozen: BatchNorm's statistics that do not move, where the recipe keeps those
+    of its start. teacher: a network that does not learn. rng: every random number that decides a
+    subnet comes from this CPU generator.
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
     next one tells. pretrain_step, pretrain_optimizer: of the generator, before the first step.
@@ -58,6 +64,8 @@ class TrainingState:
     before: Mapping[str, Tensor] = field(default_factory=dict)
     average: WeightAverage | None = None
     compiled: CompiledNet | None = None
+    frozen: FrozenStatistics | None = None
+    teacher: Teacher | None = None
     drawn: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
     pretrain_step: int = 0
@@ -135,6 +143,7 @@ class TrainingState:
             "before": dict(self.before),
             "average": None if self.average is None else self.average.state(),
             "trained_on": self.trained_on,
+            "frozen": None if self.frozen is None else statistics_to_tensors(self.frozen.shared),
         }
 
     def load(self, state: State) -> None:
@@ -169,6 +178,23 @@ class TrainingState:
         if self.average is not None:
             begun = {"net": state["net"], "updates": 0}
             self.average.load_state(state.get("average") or begun)
+        self.frozen = frozen_of(state, device)
+
+
+def statistics_to_tensors(shared: SharedStatistics) -> State:
+    """For a checkpoint."""
+    norms = {k: torch.from_numpy(np.stack(pair)) for k, pair in shared.norms.items()}
+    return {"norms": norms, "centres": {k: torch.from_numpy(v) for k, v in shared.centres.items()}}
+
+
+def frozen_of(checkpoint: State, device: str | torch.device) -> FrozenStatistics | None:
+    """The statistics that a checkpoint's run keeps, if it keeps any."""
+    kept = checkpoint.get("frozen")
+    if kept is None:
+        return None
+    norms = {k: (pair[0].numpy(), pair[1].numpy()) for k, pair in kept["norms"].items()}
+    centres = {k: centre.numpy() for k, centre in kept["centres"].items()}
+    return FrozenStatistics(SharedStatistics(norms, centres), device)
 
 
 def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
@@ -203,6 +229,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         ),
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,
         compiled=CompiledNet(net) if recipe.compile else None,
+        teacher=open_teacher(recipe, splits.labels),
     )
     state.keep_weights()
     return state

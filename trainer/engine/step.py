@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from trainer.engine.horizon import step_compute
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.engine.task import MicroBatch, Task, micro_batches
+from trainer.engine.teacher import LARGEST, Teacher
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.samplers.base import Draw
@@ -80,7 +81,17 @@ def add_gradients(
     subnets = choose_subnets(state, draws, policies, schedule, recipe)  # a = AG(b)
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
-    task = Task(recipe.optimizer.label_smoothing)
+    task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
+    teacher = teacher_of(state, recipe)
+    if teacher is not None:
+        # of its own logits the largest learns nothing
+        apart = space.largest if recipe.distillation.teacher == LARGEST else None
+        draws = [
+            replace(draw, distil=arch_of(subnet) != apart)
+            for draw, subnet in zip(draws, subnets, strict=True)
+        ]
+        if any(draw.distil for draw in draws):
+            task.taught = {part.number: task.taken(teacher(part.images)) for part in parts}
     losses: list[tuple[int, float]] = []
     for number, (draw, subnet) in enumerate(zip(draws, subnets, strict=True)):
         more = any(isinstance(later, Relaxed) for later in subnets[number + 1 :])
@@ -100,6 +111,26 @@ def add_gradients(
             space, subnets, len(images) * ranks.world_size, recipe.sampler_options.step_flops
         ),
     )
+
+
+def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:
+    """Whose answers subnets are drawn to in a step, if anyone's.
+
+    The largest subnet as a teacher is that of the weights that will be served, their average where
+    there is one. It runs forwards alone: what trains it are the steps that draw it.
+    """
+    if recipe.distillation.teacher != LARGEST:
+        return state.teacher
+    net, largest = state.served_net, state.net.space.largest
+    half = recipe.distillation.precision == "bf16"
+
+    @torch.no_grad()
+    def answer(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            resized = at_resolution(images, net.space.resolution(largest))
+            return net(resized, largest, state.frozen)
+
+    return answer
 
 
 def choose_subnets(
@@ -158,7 +189,7 @@ def add_subnet_gradients(
             logits = run(
                 at_resolution(part.images, resolution),
                 subnet,
-                ranks.normalizer,
+                state.frozen or ranks.normalizer,
                 drop_path=recipe.drop_path,
                 share=part.share,
                 recompute=recipe.activation_checkpointing,

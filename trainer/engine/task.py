@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.nets.view import Share
 from trainer.ranks import ALONE, Ranks
+from trainer.recipes.settings import Distillation
 from trainer.samplers.base import Draw
 
 
@@ -46,19 +47,33 @@ def micro_batches(
 class Task:
     """The loss of every subnet of one step.
 
-    The first subnet of a step learns from the labels, and is the teacher of those that distil.
-    taught: a teacher's probabilities (B, classes) for each micro-batch, by its number.
+    Subnets that distil learn from a teacher, and by the rest of the weight from the labels as all
+    others do. Where there is no other teacher, the first subnet of a step is. taught: a teacher's
+    probabilities (B, classes) for each micro-batch, by its number.
     """
 
     label_smoothing: float = 0.0
+    distillation: Distillation = field(default_factory=Distillation)
     taught: dict[int, Tensor] = field(default_factory=dict)
 
     def loss(self, draw: Draw, part: MicroBatch, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) over a micro-batch, in nats, in fp32."""
         logits = logits.float()
+        weight = self.distillation.weight if draw.distil else 0.0
+        loss = logits.new_zeros(())
         if draw.distil:
             assert part.number in self.taught, "the first draw of a step is the teacher"
-            return F.cross_entropy(logits, self.taught[part.number])
-        if part.number not in self.taught:
-            self.taught[part.number] = logits.detach().softmax(1)
-        return F.cross_entropy(logits, part.labels, label_smoothing=self.label_smoothing)
+            heat = self.distillation.temperature
+            # its gradient shrinks by the square of the temperature, which is given back
+            taught = F.cross_entropy(logits / heat, self.taught[part.number])
+            loss = loss + weight * heat**2 * taught
+        elif part.number not in self.taught:
+            self.taught[part.number] = self.taken(logits)
+        if weight < 1:
+            labels = F.cross_entropy(logits, part.labels, label_smoothing=self.label_smoothing)
+            loss = loss + (1 - weight) * labels
+        return loss
+
+    def taken(self, logits: Tensor) -> Tensor:
+        """What is taken of a teacher's logits: probabilities at the temperature."""
+        return (logits.detach().float() / self.distillation.temperature).softmax(1)

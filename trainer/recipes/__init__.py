@@ -8,6 +8,7 @@ from __future__ import annotations
 
 RECIPES: dict[str, str] = {
     "digits": "trainer.recipes.digits:digits",
+    "photos": "trainer.recipes.photos:photos",
     "cifar10-cnn": "trainer.recipes.cifar10_cnn:cifar10_cnn",
     "vit-tiny": "trainer.recipes.vit:vit_tiny",
     "vit-small": "trainer.recipes.vit:vit_small",
@@ -16,3 +17,7 @@ RECIPES: dict[str, str] = {
     "attentivenas": "trainer.recipes.cnn:attentivenas",
 }
 """Name -> ``module:function``; the function takes nothing and gives the recipe."""
+
+FITTED: dict[str, str] = {"photos": "trainer.recipes.photos:fitted"}
+"""Of recipes that look at the data first: ``module:function``, which takes the recipe and
+the number of training images of each class, and gives the recipe for them."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainer.recipes import RECIPES
+from trainer.recipes import FITTED, RECIPES
 from trainer.recipes.recipe import Recipe
 
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -29,6 +29,12 @@ def get_recipe(name: str) -> Recipe:
         )
     module, _, function = RECIPES[name].partition(":")
     return getattr(importlib.import_module(module), function)()
+
+
+def fitted(name: str, recipe: Recipe, counts: Sequence[int]) -> Recipe:
+    """A recipe that looks at the data first, for this data (``trainer.recipes.FITTED``)."""
+    module, _, function = FITTED[name].partition(":")
+    return getattr(importlib.import_module(module), function)(recipe, counts)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -12,6 +12,7 @@ from trainer.recipes.settings import (
     Augment,
     Count,
     CountOrZero,
+    Distillation,
     GeneratorOptions,
     Optimizer,
     SamplerOptions,
@@ -41,6 +42,14 @@ class Recipe(Settings):
     pass counts as two forward ones, a masked pass as the whole supernet."""
     batch_size: Count
     """Images of a step, of all processes together."""
+    start: str = ""
+    """What the weights begin as: efficientnet-lite0, timm:NAME, a file with such a network's
+    weights, or a bundle; empty is at random."""
+    statistics: Literal["arch", "start"] = "arch"
+    """BatchNorm's: measured for each arch (arch), or those of the start, which all archs share and
+    which do not move (start)."""
+    distillation: Distillation = Distillation()
+    """From a teacher."""
     sampler: str = "shift"
     """What draws the subnets of a step."""
     sampler_options: SamplerOptions = SamplerOptions()
@@ -61,6 +70,8 @@ class Recipe(Settings):
     """Of the three channels, on images scaled to 0..1."""
     std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
     """Their standard deviations."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of the shorter side that the centred square of an image keeps; ImageNet's is 0.875."""
     warm_up_share: Share = 0.1
     """Part of the steps in which the distribution B stays uniform."""
     shift_every: CountOrZero = 0
@@ -78,6 +89,11 @@ class Recipe(Settings):
     """Batches of training images from which BatchNorm statistics are measured."""
     answer_budgets: Annotated[int, Field(ge=2)] = 128
     """Budgets that the generator is asked at the end, for what the bundle serves."""
+    answers_page: bool = False
+    """Answer up to 1,000 test images with the bundle at the end, and report on it, worst photos
+    and all."""
+    half: bool = False
+    """Store the bundle's weights in half precision, rounded before anything is measured."""
     data_in_memory: Literal["auto", "always", "never"] = "auto"
     """Decode images once (always), as they are needed (never), or as memory allows (auto)."""
     data_workers: Annotated[int, Field(ge=-1)] = -1

@@ -87,6 +87,20 @@ class GeneratorOptions(Settings):
     """Of Adam in those first steps."""
 
 
+class Distillation(Settings):
+    """What subnets learn from a teacher's answers to the same images, beside their labels."""
+
+    teacher: str = ""
+    """largest: the largest subnet, as it is at that moment. Or a network that does not learn: a
+    bundle (its largest subnet), a subnet as an .onnx file, timm:NAME. Empty: none."""
+    weight: Share = 1.0
+    """Of the teacher's answers in the loss; the labels have the rest."""
+    temperature: AboveZero = 1.0
+    """By which the logits of both are divided (arXiv 1503.02531)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """In which the largest subnet answers as the teacher."""
+
+
 class Augment(Settings):
     """Which random changes an image gets, in this order; cutout and erase after normalization."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib.style
 
+from models import PRODUCT
 from trainer.engine.disk import writing
 from trainer.report import plots
 from trainer.report.page import report_page, report_text, summary, tables
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=PRODUCT)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument(
         "--out", type=Path, help="folder to write to (default: RUN/report; of several runs, none)"

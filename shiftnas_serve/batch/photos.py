@@ -1,0 +1,79 @@
+"""Photos: the images of files, folders and parquet files, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.extras import require
+from models.images.photos import find_photos
+
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image by its name. ``source``: a file's path, or its content; None: there is none."""
+
+    name: str
+    source: str | bytes | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some photos, as many as ``count``; they are read when they are asked for."""
+
+    count: int
+    photos: Callable[[], Iterator[Photo]]
+
+
+def sources(paths: Sequence[Path], column: str = "image") -> list[Source]:
+    """What the paths hold: a folder all below it, a parquet file its ``column``.
+
+    A photo of a parquet file has the name ``FILE#ROW``. Raises ValueError naming what is not there.
+    """
+    return [_source(path, column) for path in paths]
+
+
+def _source(path: Path, column: str) -> Source:
+    if path.is_dir():
+        return _files(find_photos(path))
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; give photos, folders or parquet files")
+    return _parquet(path, column) if path.suffix == ".parquet" else _files([path])
+
+
+def _files(files: Sequence[Path]) -> Source:
+    return Source(len(files), lambda: (Photo(str(file), str(file)) for file in files))
+
+
+def _parquet(path: Path, column: str) -> Source:
+    require("parquet", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+    names = file.schema_arrow.names
+    if column not in names:
+        raise ValueError(f"{path} has no column {column!r}; --column names one of {names}")
+
+    def photos() -> Iterator[Photo]:
+        row = 0
+        for batch in file.iter_batches(_ROWS, columns=[column]):
+            for cell in batch.column(0).to_pylist():
+                yield Photo(f"{path}#{row}", _content(cell))
+                row += 1
+
+    return Source(file.metadata.num_rows, photos)
+
+
+def _content(cell: Any) -> bytes | None:
+    """The bytes of a cell: themselves, or as data sets of the Hugging Face Hub have them."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes")
+    return cell if isinstance(cell, bytes) else None

@@ -1,0 +1,178 @@
+"""Classify many photos without a server: ``python -m shiftnas_serve.classify --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from models import PRODUCT
+from shiftnas_serve.batch.photos import Photo, sources
+from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
+from shiftnas_serve.library import Engine, parse_budgets
+from shiftnas_serve.log import configure_log
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
+
+_DESCRIPTION = """\
+Classify photos without a server: files, folders with all that is below them, parquet files.
+
+  python -m shiftnas_serve.classify photos/ --flops 4M --csv labels.csv
+  python -m shiftnas_serve.classify photos.parquet --parquet labels/
+  python -m shiftnas_serve.classify cat.jpg dog.jpg
+
+One row a photo: what it is, how sure that is, which subnet said so. A photo that cannot be read has
+the reason in the column error, and the end names some of them. Started again with the same words,
+it goes on where it was stopped. docs/batches.md spreads the work over many machines."""
+_AT_ONCE = 64
+_SAY_S = 0.5
+_NAMED = 10
+_WEDGED = 70
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m shiftnas_serve.classify",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=PRODUCT)
+    made.add_argument(
+        "photos",
+        nargs="+",
+        type=Path,
+        metavar="PHOTO|FOLDER",
+        help="photos, folders of them, or parquet files with a column of images",
+    )
+    made.add_argument("--flops", help="the budget of each photo: 4M, 1.3G (default: none)")
+    out = made.add_mutually_exclusive_group()
+    out.add_argument("--csv", type=Path, metavar="FILE", help="where to (default: standard output)")
+    out.add_argument("--parquet", type=Path, metavar="FOLDER", help="the same as parquet files")
+    made.add_argument("--column", default="image", help="of parquet files (default: image)")
+    made.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="a bundle's folder")
+    made.add_argument("--workers", type=int, help="threads that run subnets (default: one a core)")
+    made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")
+    made.add_argument("--device", default="cpu", help="where subnets run")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 where photos could not be read; 2 a user's mistake; 130 Ctrl-C."""
+    options = parser().parse_args(arguments)
+    configure_log("warning", "text")
+    try:
+        return 1 if run(options) else 0
+    except (ValueError, Problem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as in `... | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """How many photos could not be read. Raises ValueError, Problem for a user's mistake."""
+    asked = parse_budgets({"flops": options.flops})
+    found = sources(options.photos, options.column)
+    workers = options.workers if options.workers is not None else cores()
+    settings = EngineSettings(
+        bundle=options.bundle,
+        workers=workers,
+        runtime=options.runtime,
+        device=options.device,
+        prebuild=False,
+        # nobody waits for an answer, and no more is worked on than is asked for
+        timeout_s=86_400,
+        max_waiting_bytes=1 << 40,
+    )
+    with Engine(settings, wedged=_end) as engine:
+        engine.refuse_if_hopeless(asked)
+        name = f"{engine.model.name.name}:{engine.model.name.version}"
+        with open_table(options.csv, options.parquet, name, options.flops or "none") as table:
+            every = (photo for source in found for photo in source.photos())
+            left = (photo for photo in every if photo.name not in table.done)
+            say = partial(row_of, engine, name, options.flops)
+            total = sum(source.count for source in found)
+            return _write(in_order(say, left), table, total)
+
+
+def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
+    broken: list[Row] = []
+    started_s = said_s = time.monotonic()
+    count, before, shows = 0, len(table.done), sys.stderr.isatty()
+    if before:
+        print(f"{before:,} of {total:,} are done already", file=sys.stderr)
+    for row in rows:
+        table.write(row)
+        count += 1
+        if row.error is not None:
+            broken.append(row)
+        now_s = time.monotonic()
+        if shows and now_s - said_s > _SAY_S:
+            said_s = now_s
+            rate = count / (now_s - started_s)
+            line = f"{before + count:,} of {total:,}, {rate:,.0f} a second, {len(broken):,} broken"
+            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+    if shows and said_s > started_s:
+        print(file=sys.stderr)
+    for row in broken[:_NAMED]:
+        print(f"broken: {row.photo}: {row.error}", file=sys.stderr)
+    if len(broken) > _NAMED:
+        print(f"and {len(broken) - _NAMED:,} more; see the column error", file=sys.stderr)
+    seconds = time.monotonic() - started_s
+    print(f"{count:,} photos in {seconds:.1f} s, {len(broken):,} broken", file=sys.stderr)
+    return len(broken)
+
+
+def in_order(say: partial[Row], photos: Iterable[Photo], at_once: int = _AT_ONCE) -> Iterator[Row]:
+    """A row for each photo, in their order; some of them are worked on at once."""
+    with ThreadPoolExecutor(at_once, thread_name_prefix="photo") as threads:
+        begun: deque[Future[Row]] = deque()
+        try:
+            for photo in photos:
+                begun.append(threads.submit(say, photo))
+                if len(begun) >= 2 * at_once:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for one in begun:
+                one.cancel()
+
+
+def row_of(engine: Engine, model: str, flops: str | None, photo: Photo) -> Row:
+    """What the engine says of a photo, or why it says nothing."""
+    row = partial(Row, photo.name, model, flops or "none")
+    if photo.source is None:
+        return row(error="there is no image in this row")
+    try:
+        result = engine.classify(photo.source, flops=flops, top_k=1)
+    except (Problem, ValueError) as error:
+        return row(error=str(error))
+    (best,) = result.predictions
+    subnet = result.subnet
+    return row(best.label, best.index, best.probability, subnet.id, subnet.flops)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _end(reason: str) -> None:
+    print(f"error: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
+    os._exit(_WEDGED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

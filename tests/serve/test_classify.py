@@ -1,0 +1,115 @@
+"""Photos in batches, without a server: ``python -m shiftnas_serve.classify``."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from shiftnas_serve import load
+from shiftnas_serve.batch import tables
+from shiftnas_serve.classify import main
+from tests.pictures import encoded, picture, write_photos
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_with_broken_files(bundle, bundle_folder, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", 6)
+    (photos / "not, a photo.jpg").write_bytes(b"no")
+    out = tmp_path / "out.csv"
+    budget = str(bundle.min_flops)
+    command = [str(photos), "--flops", budget, "--bundle", str(bundle_folder), "--csv", str(out)]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    rows = rows_of(out)
+    assert "7 photos in" in said
+    assert "1 broken" in said
+    assert f"broken: {photos}/not, a photo.jpg: " in said
+    assert [row["photo"] for row in rows] == sorted(map(str, photos.rglob("*.*")))
+    with load(bundle_folder, prebuild=False) as engine:
+        for row in rows:
+            if "not" in row["photo"]:
+                assert row["error"]
+                assert not row["label"]
+                continue
+            result = engine.classify(row["photo"], flops=budget)
+            assert (row["label"], row["subnet"]) == (
+                result.predictions[0].label,
+                result.subnet.id,
+            )
+            assert float(row["probability"]) == pytest.approx(result.predictions[0].probability)
+            assert int(row["flops"]) <= bundle.min_flops
+
+
+def test_it_goes_on_where_it_was_stopped(bundle_folder, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", 4)
+    strange = photos / 'two\n"lines".png'
+    strange.write_bytes(encoded(picture()))
+    out = tmp_path / "out.csv"
+    command = [str(photos), "--bundle", str(bundle_folder), "--csv", str(out)]
+    assert main(command) == 0
+    whole = out.read_text()
+    for cut in (len(whole) - 30, whole.index("two\n") + 5, whole.index("\n") + 1):
+        out.write_text(whole[:cut])
+        assert main(command) == 0
+        assert sorted(map(str, rows_of(out))) == sorted(
+            str(row) for row in csv.DictReader(whole.splitlines(keepends=True))
+        )
+    assert "are done already" in capsys.readouterr().err
+
+
+def test_a_table_of_something_else_is_left_alone(bundle_folder, tmp_path, capsys):
+    photo = write_photos(tmp_path / "photos", 1) / "0.jpeg"
+    command = [str(photo), "--bundle", str(bundle_folder), "--csv"]
+    mine = tmp_path / "mine.csv"
+    assert main([*command, str(mine)]) == 0
+    other = tmp_path / "other.csv"
+    other.write_text("name,salary\n")
+    for file, more in ((mine, ["--flops", "1G"]), (other, [])):
+        before = file.read_text()
+        assert main([*command, str(file), *more]) == 2
+        assert file.read_text() == before
+        assert "choose another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.jpg"], "there is no nothing.jpg"),
+        ([__file__, "--flops", "1"], "below the smallest subnet"),
+        ([__file__, "--flops", "many"], "FLOPs-Budget"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_done(bundle_folder, arguments, said, capsys):
+    assert main([*arguments, "--bundle", str(bundle_folder)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    photos = [encoded(picture(seed=seed)) for seed in range(5)]
+    cells = [{"bytes": one, "path": None} for one in photos[:-1]] + [None]
+    source = tmp_path / "photos.parquet"
+    pq.write_table(pa.table({"img": cells}), source)
+    out = tmp_path / "out"
+    monkeypatch.setattr(tables, "PART_ROWS", 2)
+    command = [str(source), "--bundle", str(bundle_folder), "--parquet", str(out)]
+    assert main(command) == 2
+    assert "--column names one of ['img']" in capsys.readouterr().err
+    command += ["--column", "img"]
+    assert main(command) == 1
+    assert len(list(out.iterdir())) == 3
+    first = pq.read_table(out).to_pylist()
+    assert [row["photo"] for row in first] == [f"{source}#{row}" for row in range(5)]
+    assert first[-1]["error"] == "there is no image in this row"
+    # what was not finished is done again, and nothing twice
+    (out / "part-00001.parquet").unlink()
+    assert main(command) == 0
+    again = pq.read_table(out).to_pylist()
+    assert sorted(row["photo"] for row in again) == [row["photo"] for row in first]

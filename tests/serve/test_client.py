@@ -1,0 +1,144 @@
+"""The Python client against a real server, and against one that refuses for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+from shiftnas_serve.client import AsyncClient, Client, retry_after_s
+from shiftnas_serve.problem import Problem
+from tests.contract.process import Server
+
+ANSWER = {
+    "predictions": [{"label": "cat", "index": 3, "probability": 0.75}],
+    "subnet": {"id": "a" * 12, "flops": 4, "params": 2, "arch": {"depth": [1]}},
+    "budget": {"flops": 5, "latency_ms": None, "degraded": False, "of_tomorrow": 1},
+    "model": {"name": "m", "version": "v"},
+    "request_id": "r",
+}
+
+
+def test_a_photo_within_budgets(server: Server, bundle, png, tmp_path):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png)
+    with Client(server.url) as client:
+        low, high = (client.budgets()["flops"][end] for end in ("min", "max"))
+        smallest = client.classify(photo, flops=low, top_k=3)
+        largest = client.classify(str(photo), latency_ms=10_000)
+        assert client.classify(png, flops=f"{high / 1e6:.6f}M").subnet == largest.subnet
+        with pytest.raises(Problem, match="below the smallest subnet") as refused:
+            client.classify(png, flops=low - 1)
+    assert (refused.value.status, refused.value.extra["allowed"]["min_flops"]) == (422, low)
+    assert smallest.subnet.flops == low == smallest.budget.flops
+    assert len(smallest.predictions) == 3
+    assert smallest.label == smallest.predictions[0].label
+    assert smallest.model.version == bundle.version
+    assert {"decode", "queue", "infer", "build"} <= smallest.timing_ms.keys()
+    same = server.post(png, **{"FLOPs-Budget": str(low)}).json()
+    assert same["predictions"][0]["probability"] == pytest.approx(smallest.probability)
+
+
+def test_many_at_once_without_threads(server: Server, png):
+    async def many() -> list[str]:
+        async with AsyncClient(server.url) as client:
+            answers = await asyncio.gather(*(client.classify(png) for _ in range(20)))
+            assert (await client.budgets())["model"]["name"] == answers[0].model.name
+            return [answer.subnet.id for answer in answers]
+
+    assert len(set(asyncio.run(many()))) == 1
+
+
+def test_a_key_is_sent(keyed_server: Server, png):
+    with Client(keyed_server.url, key="first-key") as client:
+        assert client.classify(png).label
+    with Client(keyed_server.url) as client, pytest.raises(Problem) as refused:
+        client.classify(png)
+    assert refused.value.status == 401
+
+
+# --------------------------------------------------------------------------------- what is refused
+
+
+def scripted(*script: httpx.Response | Exception) -> tuple[httpx.MockTransport, list[float]]:
+    """A server that answers so, one after the other; when it was asked."""
+    turns, asked_s = iter(script), []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked_s.append(time.monotonic())
+        turn = next(turns)
+        if isinstance(turn, Exception):
+            raise turn
+        return turn
+
+    return httpx.MockTransport(answer), asked_s
+
+
+def refusal(status: int, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"detail": "later", "request_id": "r"}, headers=headers)
+
+
+def test_what_passes_is_tried_again_and_no_sooner_than_the_server_says():
+    transport, asked_s = scripted(
+        refusal(429, **{"Retry-After": "1"}),
+        httpx.ConnectError("refused"),
+        httpx.Response(200, json=ANSWER),
+    )
+    with Client("http://there", transport=transport) as client:
+        answer = client.classify(b"photo")
+    assert (answer.label, answer.budget.flops) == ("cat", 5)
+    assert len(asked_s) == 3
+    assert asked_s[1] - asked_s[0] >= 1
+
+
+def test_async_too():
+    transport, asked_s = scripted(refusal(503), httpx.Response(200, json=ANSWER))
+
+    async def ask() -> str:
+        async with AsyncClient("http://there", transport=transport) as client:
+            return (await client.classify(b"photo")).label
+
+    assert asyncio.run(ask()) == "cat"
+    assert len(asked_s) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "times"),
+    [
+        ([refusal(400)], 1),  # no better the second time
+        ([refusal(429, **{"Retry-After": "60"})], 1),  # later than anyone waits
+        ([refusal(503)] * 3, 3),
+        ([httpx.Response(502, text="<html>")] * 3, 3),
+    ],
+)
+def test_what_stays_refused_is_said(script, times):
+    transport, asked_s = scripted(*script)
+    with (
+        Client("http://there", transport=transport, retries=2, timeout_s=20) as client,
+        pytest.raises(Problem) as refused,
+    ):
+        client.classify(b"photo")
+    assert refused.value.status == script[0].status_code
+    assert refused.value.detail in ("later", "502 Bad Gateway")
+    assert len(asked_s) == times
+
+
+def test_nobody_there_and_no_photo(tmp_path):
+    transport, asked_s = scripted(*[httpx.ConnectError("refused")] * 2)
+    with Client("http://there", transport=transport, retries=1) as client:
+        with pytest.raises(httpx.ConnectError):
+            client.classify(b"photo")
+        with pytest.raises(ValueError, match=r"cannot read .*nothing\.png: No such file"):
+            client.classify(tmp_path / "nothing.png")
+    assert len(asked_s) == 2
+
+
+def test_a_retry_after_is_a_number_or_a_date():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert 50 < retry_after_s(soon) <= 60
+    given = (None, "7", "soon", "Thu, 01 Jan 1970 00:00:00 GMT")
+    assert [retry_after_s(text) for text in given] == [0, 7, 0, 0]

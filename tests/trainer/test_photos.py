@@ -1,0 +1,97 @@
+"""The recipe for one's own photos: what it fits to data and hours, and what it ends in."""
+
+import io
+import json
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import trainer.dry_run.hours
+import trainer.finish
+import trainer.run
+from models.bundle.folder import load_bundle
+from tests.bundles import template_of
+from tests.trainer.conftest import settings
+from trainer.dry_run.hours import within_hours
+from trainer.job import build_parser, find_job
+from trainer.recipes.config import get_recipe
+from trainer.recipes.photos import fitted
+
+
+def photo(colour, rng):
+    noise = rng.integers(-20, 20, (30, 24, 3))
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three colours, a folder each."""
+    where = tmp_path_factory.mktemp("photos") / "colours"
+    rng = np.random.default_rng(0)
+    for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40)), ("blue", (40, 40, 200))):
+        (where / name).mkdir(parents=True)
+        for index in range(20):
+            (where / name / f"{index}.jpg").write_bytes(photo(colour, rng))
+    return where
+
+
+def job(*arguments):
+    return find_job(build_parser("").parse_args([*arguments]))
+
+
+def test_it_holds_more_out_of_few_photos(folder, tmp_path):
+    made = job("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "a")).recipe
+    assert made.held_out_share == 0.2
+    assert made.batch_size == 3
+    assert made.held_out_images == 30, "a fifth would be too few to decide by"
+    many = fitted(get_recipe("photos"), [700] * 5)
+    assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
+    assert fitted(get_recipe("photos"), [1000] * 100).held_out_images == 5_000
+    asked = job(
+        *("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "b")),
+        *("--set", "held_out_share=0.3"),
+    )
+    assert asked.recipe.held_out_share == 0.3, "what is asked wins"
+
+
+def test_without_data_it_says_what_to_do():
+    with pytest.raises(ValueError, match="name their folder"):
+        job("--recipe", "photos")
+
+
+def test_hours_become_epochs():
+    class Tried:
+        epoch_s = 100.0
+
+    recipe = get_recipe("photos")
+    with patch.object(trainer.dry_run.hours, "dry_run", lambda _: Tried):
+        made, said = within_hours(recipe, 1.0)
+        assert made.epochs == 28
+        assert said.startswith("28 epochs of about 1.7 minutes")
+        assert within_hours(recipe, 100.0)[0].epochs == 60
+        with pytest.raises(ValueError, match="give at least"):
+            within_hours(recipe, 0.01)
+        with pytest.raises(ValueError, match="above 0"):
+            within_hours(recipe, float("nan"))
+
+
+def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
+    """With a small space in place of the recipe's, from nothing: what is told is what is meant."""
+    small = ("space=nano-cnn", "start=", "statistics=arch", "resolution=16", "epochs=2")
+    run = tmp_path / "run"
+    arguments = ["--recipe", "photos", "--data", str(folder), "--out", str(run)]
+    with patch.object(trainer.finish, "export_template", lambda s: template_of(s.name, 3)):
+        assert trainer.run.main([*arguments, *settings(*small, "batch_size=4")]) == 0
+    bundle = load_bundle(run / "bundle")
+    assert bundle.name == "colours"
+    assert bundle.labels == ("blue", "green", "red")
+    page = (run / "report" / "answers.html").read_text()
+    assert page.count("<tr>") > 6
+    assert "By class" in page
+    for row in json.loads((run / "answers.json").read_text()):
+        assert row["images"] == 12
+        assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]

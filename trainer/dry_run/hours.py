@@ -1,0 +1,31 @@
+"""How many epochs fit into some hours, by trying some steps."""
+
+from __future__ import annotations
+
+from trainer.dry_run.measure import dry_run
+from trainer.recipes.recipe import Recipe
+
+MOST_EPOCHS = 60
+"""More of the same photos teaches a pretrained network little."""
+OF_TRAINING = 0.8
+"""Part of the hours: the rest is for the start, decoding, and measuring what will be served."""
+
+
+def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
+    """The recipe with as many epochs as fit, and a line that says so.
+
+    Raises ValueError if not one epoch fits, or for hours that are no time.
+    """
+    if not hours > 0:
+        raise ValueError(f"--hours is {hours:g}: give a number above 0, like 1")
+    epoch_s = dry_run(recipe).epoch_s
+    epochs = int(hours * 3600 * OF_TRAINING / epoch_s)
+    if epochs < 1:
+        needed = epoch_s / OF_TRAINING / 3600
+        raise ValueError(
+            f"--hours is {hours:g}, and one epoch takes {epoch_s / 60:.0f} minutes here: give at "
+            f"least {needed:.1f}, or fewer photos"
+        )
+    epochs = min(epochs, MOST_EPOCHS)
+    said = f"{epochs} epochs of about {epoch_s / 60:.1f} minutes are planned for {hours:g} hours"
+    return recipe.replace(epochs=epochs), said

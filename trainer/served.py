@@ -1,0 +1,117 @@
+"""What a bundle answers to images, as it is served: ONNX Runtime, and the server's own decoding.
+
+``python -m trainer.evaluate`` and the end of a run measure with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+
+from models.bundle.folder import Bundle
+from models.images.header import ImageError
+from models.space.arch import Arch
+from trainer.data.sources import Rows
+from trainer.scores import Scores
+
+BATCH = 32
+AT_ONCE = 512
+"""Images whose pixels are kept while all subnets look at them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A subnet, and how right it is. budget_flops: from which on it answers."""
+
+    budget_flops: float
+    arch: Arch
+    scores: Scores
+
+
+def some_answers(bundle: Bundle, count: int) -> list[tuple[float, Arch]]:
+    """What is answered at ``count`` even budgets, each subnet once, with its own FLOPs."""
+    budgets = np.linspace(bundle.min_flops, bundle.max_flops, count)
+    archs = dict.fromkeys(bundle.answer(float(budget)) for budget in budgets)
+    return [(float(bundle.space.flops(arch)), arch) for arch in archs]
+
+
+def measure(
+    bundle: Bundle,
+    answers: Sequence[tuple[float, Arch]],
+    rows: Rows,
+    labels: np.ndarray | None,
+    *,
+    threads: int = 1,
+    skip_broken: bool = False,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> tuple[list[Measured], list[int], list[str]]:
+    """How right subnets are on encoded images; which were read, and why the others were not.
+
+    labels: (images,), of the bundle's classes; None takes what the largest of ``answers`` says.
+    ``track`` sees each piece of the work. Raises ValueError naming a broken image, unless those
+    are skipped, and if none are left.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = [
+        onnxruntime.InferenceSession(
+            bundle.build_onnx(arch).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        for _, arch in answers
+    ]
+    logits: list[list[np.ndarray]] = [[] for _ in answers]
+    kept: list[int] = []
+    broken: list[str] = []
+    for piece in track(range(0, len(rows), AT_ONCE)):
+        pixels, seen, reasons = _read(
+            bundle, answers, rows, range(piece, min(piece + AT_ONCE, len(rows))), skip_broken
+        )
+        kept += seen
+        broken += reasons
+        for (_, arch), session, found in zip(answers, sessions, logits, strict=True):
+            images = pixels[bundle.space.resolution(arch)]
+            for start in range(0, len(images), BATCH):
+                batch = bundle.preprocess.normalize(np.stack(images[start : start + BATCH]))
+                found.append(np.asarray(session.run(None, {"images": batch})[0]))
+    if not kept:
+        raise ValueError("no image could be read")
+    of_each = [np.concatenate(found) for found in logits]
+    right = of_each[-1].argmax(1) if labels is None else labels[kept]
+    return (
+        [
+            Measured(budget, arch, Scores.of(found, right))
+            for (budget, arch), found in zip(answers, of_each, strict=True)
+        ],
+        kept,
+        broken,
+    )
+
+
+def _read(
+    bundle: Bundle,
+    answers: Sequence[tuple[float, Arch]],
+    rows: Rows,
+    indices: range,
+    skip_broken: bool,
+) -> tuple[dict[int, list[np.ndarray]], list[int], list[str]]:
+    """Pixels at every resolution that is asked, which images those are, and broken ones."""
+    space = bundle.space
+    sides = sorted({space.resolution(arch) for _, arch in answers})
+    pixels: dict[int, list[np.ndarray]] = {side: [] for side in sides}
+    kept: list[int] = []
+    broken: list[str] = []
+    for index in indices:
+        try:
+            photo = bundle.preprocess.decode(rows.read(index), space.resolution(space.largest))
+        except (ImageError, OSError) as error:
+            if not skip_broken:
+                raise ValueError(f"{rows.where(index)}: {error}") from error
+            broken.append(f"{rows.where(index)}: {error}")
+            continue
+        kept.append(index)
+        for side in sides:
+            pixels[side].append(bundle.preprocess.pixels(photo, side))
+    return pixels, kept, broken
