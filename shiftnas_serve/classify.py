@@ -23,7 +23,7 @@ from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
 _DESCRIPTION = """\
 Classify photos without a server: files, folders with all that is below them, parquet files.
 
-  python -m shiftnas_serve.classify photos/ --flops 4M --csv labels.csv
+  python -m shiftnas_serve.classify photos/ --flops 100M --csv labels.csv
   python -m shiftnas_serve.classify photos.parquet --parquet labels/
   python -m shiftnas_serve.classify cat.jpg dog.jpg
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PHOTO|FOLDER",
         help="photos, folders of them, or parquet files with a column of images",
     )
-    made.add_argument("--flops", help="the budget of each photo: 4M, 1.3G (default: none)")
+    made.add_argument("--flops", help="the budget of each photo: 100M, 1.3G (default: none)")
     out = made.add_mutually_exclusive_group()
     out.add_argument("--csv", type=Path, metavar="FILE", help="where to (default: standard output)")
     out.add_argument("--parquet", type=Path, metavar="FOLDER", help="the same as parquet files")

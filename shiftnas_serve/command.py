@@ -19,7 +19,7 @@ the budget answers.
 
   python -m shiftnas_serve                                    the bundle in this repository
   python -m shiftnas_serve --bundle runs/digits/bundle --port 9000
-  curl -T docs/images/ship.jpg -H 'FLOPs-Budget: 4M' localhost:8000/classify
+  curl -T docs/images/coffee.jpg -H 'FLOPs-Budget: 100M' localhost:8000/classify
 
 Every setting can also stand in a JSON file (--config) or in the environment ({PREFIX}PORT=9000);
 the command line wins over the environment, the environment over the file."""

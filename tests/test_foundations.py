@@ -39,6 +39,7 @@ ENTRY_POINTS = {
     "trainer.evaluate": ["--data", "--json"],
     "search": ["random", "evolutionary"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
+    "shiftnas_serve.classify": ["--flops", "--csv", "--parquet", "--bundle"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
 }
@@ -72,7 +73,7 @@ def ask(module, option):
 
 COMMANDS = {"shiftnas_serve": "shiftnas_serve.command"}
 modules = sys.argv[1:]
-options = ("--help", "--no-such-option")
+options = ("--help", "--no-such-option", "--version")
 print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
 """
 
@@ -123,6 +124,36 @@ def test_an_unknown_option_is_refused_in_words(module):
     status, _, errors = ask_all()["--no-such-option"][module]
     assert status == 2
     assert "error:" in errors
+
+
+@pytest.mark.parametrize("module", [m for m in ENTRY_POINTS if not m.startswith("benchmarks")])
+def test_commands_tell_their_version(module):
+    assert ask_all()["--version"][module] == [0, f"{models.PRODUCT}\n", ""]
+
+
+def test_a_wheel_has_all_files_of_its_packages():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs the git repository")
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    packages = tuple(one.rstrip("*") + "/" for one in setuptools["packages"]["find"]["include"])
+    data = {
+        str(path.relative_to(ROOT))
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    for name in listed.stdout.split():
+        # (the README of a folder, and the figures that tests compare with, are no part of it)
+        beside = name.endswith("README.md") or name.startswith("models/spaces/published/")
+        if name.startswith(packages) and not name.endswith(".py") and not beside:
+            assert name in data, f"{name} is in no list of package-data in pyproject.toml"
+
+
+def test_a_target_of_a_folders_name_says_what_is_meant():
+    ended = run("make", "tests")
+    assert ended.returncode == 2
+    assert "make test" in ended.stderr
 
 
 def test_every_benchmark_is_listed():

@@ -69,7 +69,7 @@ def _announce(settings: Settings) -> None:
         url = f"http://{host}:{settings.port}"
         print(
             f"{url}{'/' if settings.page else '/docs'}\n"
-            f"  curl -T {shlex.quote(str(PHOTO))} -H 'FLOPs-Budget: 4M' {url}/classify",
+            f"  curl -T {shlex.quote(str(PHOTO))} -H 'Latency-Budget: 100' {url}/classify",
             file=sys.stderr,
         )
 

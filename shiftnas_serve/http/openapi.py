@@ -129,6 +129,7 @@ def _oip(bundle: Bundle) -> Json:
         "/v2/health/live": {"get": _get("The process is up", "v2_live")},
         "/v2/health/ready": {"get": _get("Requests may come", "v2_ready")},
         model: {"get": _get("Input, outputs, version", "v2_model", 404)},
+        f"{model}/config": {"get": _get("The same as Triton has it", "v2_model_config", 404)},
         f"{model}/ready": {"get": _get("The model answers", "v2_model_ready", 404)},
         f"{model}/infer": {"post": infer},
         f"{model}/versions/{bundle.version}": {

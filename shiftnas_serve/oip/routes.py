@@ -30,7 +30,7 @@ from shiftnas_serve.library import parse_budgets
 from shiftnas_serve.oip.wire import LENGTH_HEADER, parse_request, respond
 from shiftnas_serve.problem import Problem
 
-EXTENSIONS = ("binary_tensor_data", "classification")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 PLATFORM = "onnx_onnxv1"
 _OUTPUTS = {"probabilities": "FP32", "subnet_id": "BYTES", "subnet_flops": "INT64"}
 
@@ -83,6 +83,27 @@ def oip_routes(state: ServerState) -> list[Route]:
             }
         )
 
+    async def config(request: Request) -> Response:
+        model = known(request.scope)
+        classes = len(model.bundle.labels)
+        return JSONResponse(
+            {
+                "name": model.name.name,
+                "platform": PLATFORM,
+                # images are put together here, whatever requests they came in
+                "max_batch_size": 0,
+                "input": [{"name": "image", "data_type": "TYPE_STRING", "dims": [-1]}],
+                "output": [
+                    {
+                        "name": name,
+                        "data_type": f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}",
+                        "dims": [-1, classes] if name == "probabilities" else [-1],
+                    }
+                    for name, datatype in _OUTPUTS.items()
+                ],
+            }
+        )
+
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
         headers = scope["state"]["headers"]
@@ -123,6 +144,8 @@ def oip_routes(state: ServerState) -> list[Route]:
         "/v2/health/ready": ready,
         "/v2/models/{name}": metadata,
         "/v2/models/{name}/versions/{version}": metadata,
+        "/v2/models/{name}/config": config,
+        "/v2/models/{name}/versions/{version}/config": config,
         "/v2/models/{name}/ready": model_ready,
         "/v2/models/{name}/versions/{version}/ready": model_ready,
     }

@@ -45,6 +45,9 @@ def test_health_and_metadata(triton: InferenceServerClient, bundle: Bundle):
     metadata = triton.get_model_metadata(bundle.name)
     assert metadata["versions"] == [bundle.version]
     assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    config = triton.get_model_config(bundle.name)
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert [one["name"] for one in config["output"]] == [o["name"] for o in metadata["outputs"]]
 
 
 @pytest.mark.parametrize("binary", [True, False])

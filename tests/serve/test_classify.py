@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 
 from shiftnas_serve import load
 from shiftnas_serve.batch import tables
 from shiftnas_serve.classify import main
+from tests.contract.process import ROOT
 from tests.pictures import encoded, picture, write_photos
 
 
@@ -113,3 +115,13 @@ def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     again = pq.read_table(out).to_pylist()
     assert sorted(row["photo"] for row in again) == [row["photo"] for row in first]
+
+
+def test_the_program_of_the_document_runs(capsys, monkeypatch):
+    text = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    monkeypatch.chdir(ROOT)
+    exec(program, {})  # noqa: S102 (the project's own)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(int(line.split()[-1]) <= 100e6 for line in lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -12,7 +14,7 @@ import pytest
 
 from shiftnas_serve.client import AsyncClient, Client, retry_after_s
 from shiftnas_serve.problem import Problem
-from tests.contract.process import Server
+from tests.contract.process import ROOT, Server
 
 ANSWER = {
     "predictions": [{"label": "cat", "index": 3, "probability": 0.75}],
@@ -59,6 +61,29 @@ def test_a_key_is_sent(keyed_server: Server, png):
     with Client(keyed_server.url) as client, pytest.raises(Problem) as refused:
         client.classify(png)
     assert refused.value.status == 401
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_programs_of_the_documents_run(number, server: Server, bundle, capsys):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+    program = program.replace("localhost:8000", server.url.removeprefix("http://"))
+    program = program.replace("imagenet-mobile", bundle.name).replace("100M", str(bundle.max_flops))
+    exec(program, {})  # noqa: S102 (the project's own)
+    assert "class" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_documents_run(server: Server, bundle):
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^curl .*", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        given = command.replace("localhost:8000", server.url).replace("100M", "1G")
+        given = given.replace("Latency-Budget: 100", "Latency-Budget: 9000")
+        done = subprocess.run(
+            ["bash", "-c", given], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert '"predictions":[{' in done.stdout, (command, done.stdout)
 
 
 # --------------------------------------------------------------------------------- what is refused

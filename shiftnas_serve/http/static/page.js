@@ -431,8 +431,9 @@ function inline(name, text) {
 
 function table(lines) {
   const made = element("table", "");
-  const rows = lines.filter((line) => !/^[|:\- ]+$/.test(line));
-  rows.forEach((line, index) => {
+  const blank = /^[|:\- ]+$/; // the line below the names of the columns, and names that are none
+  lines.forEach((line, index) => {
+    if (blank.test(line)) return;
     const row = element("tr", "");
     const cells = line.replace(/^\||\|\s*$/g, "").split("|");
     row.append(...cells.map((cell) => inline(index ? "td" : "th", cell.trim())));
