@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +104,9 @@ def run(options: argparse.Namespace) -> int:
             left = (photo for photo in every if photo.name not in table.done)
             say = partial(row_of, engine, name, options.flops)
             total = sum(source.count for source in found)
-            return _write(in_order(say, left), table, total)
+            # Closed before the engine: its threads wait for answers.
+            with closing(in_order(say, left)) as rows:
+                return _write(rows, table, total)
 
 
 def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
@@ -134,7 +137,9 @@ def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
     return len(broken)
 
 
-def in_order(say: partial[Row], photos: Iterable[Photo], at_once: int = _AT_ONCE) -> Iterator[Row]:
+def in_order(
+    say: partial[Row], photos: Iterable[Photo], at_once: int = _AT_ONCE
+) -> Generator[Row, None, None]:
     """A row for each photo, in their order; some of them are worked on at once."""
     with ThreadPoolExecutor(at_once, thread_name_prefix="photo") as threads:
         begun: deque[Future[Row]] = deque()

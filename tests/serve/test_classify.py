@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 
 import pytest
@@ -62,6 +63,28 @@ def test_it_goes_on_where_it_was_stopped(bundle_folder, tmp_path, capsys):
             str(row) for row in csv.DictReader(whole.splitlines(keepends=True))
         )
     assert "are done already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, KeyboardInterrupt])
+def test_a_stop_ends_it_at_once_and_loses_no_row(error, bundle_folder, tmp_path, monkeypatch):
+    photos = write_photos(tmp_path / "photos", 12)
+    out = tmp_path / "out.csv"
+    write, written = tables.CsvTable.write, []
+
+    def stop(self, row) -> None:
+        if len(written) == 2:
+            raise error
+        written.append(row)
+        write(self, row)
+
+    command = [str(photos), "--bundle", str(bundle_folder), "--csv", str(out)]
+    with monkeypatch.context() as patched:
+        patched.setattr(tables.CsvTable, "write", stop)
+        patched.setattr(os, "dup2", lambda *_: None)
+        assert main(command) == (1 if error is BrokenPipeError else 130)
+    assert len(rows_of(out)) == 2
+    assert main(command) == 0
+    assert len(rows_of(out)) == 12
 
 
 def test_a_table_of_something_else_is_left_alone(bundle_folder, tmp_path, capsys):
