@@ -11,6 +11,11 @@ again goes on where it was stopped. Pages are in ``docs/experiments/``.
 from __future__ import annotations
 
 EXPERIMENTS: dict[str, str] = {
+    "uniform-archs": "benchmarks.experiments.uniform_archs:UniformArchs",
+    "groups": "benchmarks.experiments.settings:Groups",
+    "update-every": "benchmarks.experiments.settings:UpdateEvery",
+    "ranking": "benchmarks.experiments.ranking:Ranking",
+    "rejection": "benchmarks.experiments.rejection:Rejection",
     "samplers": "benchmarks.experiments.samplers:Samplers",
     "static-tilts": "benchmarks.experiments.static_tilts:StaticTilts",
 }

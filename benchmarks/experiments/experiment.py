@@ -31,10 +31,14 @@ SETUP_NAME = "setup.json"
 
 @dataclass(frozen=True)
 class Case:
-    """One run: what it is called in the results, and its recipe (whose seed is the run's)."""
+    """One run: what it is called in the results, and its recipe (whose seed is the run's).
+
+    archs: what is measured of it, if not what is measured of all runs.
+    """
 
     name: str
     recipe: Recipe
+    archs: tuple[Arch, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -96,6 +100,7 @@ class AbstractExperiment(ABC):
         state = load_checkpoint(folder)
         generator = ArchitectureGenerator(self.space)
         generator.load_state_dict(state["generator"])
+        archs = case.archs or self.archs(setup, generator)
         row: Record = {
             "case": case.name,
             "seed": case.recipe.seed,
@@ -104,7 +109,7 @@ class AbstractExperiment(ABC):
             "cpu_s": None if resume else round(cpu_s, 2),
             "wall_s": None if resume else round(wall_s, 2),
             "commit": provenance()["commit"],
-            "rows": measured(case.recipe, splits, folder, self.archs(setup, generator)),
+            "rows": measured(case.recipe, splits, folder, archs),
         }
         with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -29,6 +29,11 @@ ROUNDS, STEPS = 7, 8
 
 def ladder(space: SearchSpace, count: int, seed: int = 0) -> list[Arch]:
     """What a generator answers that knows its budgets and no image, at so many even budgets."""
+    return answers(taught_generator(space, seed), even_budgets(space, count))
+
+
+def taught_generator(space: SearchSpace, seed: int = 0) -> ArchitectureGenerator:
+    """A generator that keeps its budgets, and has seen no image."""
     torch.manual_seed(seed)
     generator = ArchitectureGenerator(space)
     fit_to_budgets(
@@ -39,7 +44,7 @@ def ladder(space: SearchSpace, count: int, seed: int = 0) -> list[Arch]:
         temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(seed),
     )
-    return answers(generator, even_budgets(space, count))
+    return generator
 
 
 def step_times(base: Recipe, archs: Sequence[Arch], splits: Splits) -> list[float]:

@@ -359,3 +359,18 @@ def test_every_sampler_trains_a_supernet_within_its_compute(name, tmp_path):
     assert learns == any(record["kind"] == "groups" for record in records)
     if learns:
         assert last["compute"] > trained
+
+
+@pytest.mark.parametrize(("name", "directions"), [("shift", 1), ("shift-features", 2)])
+def test_a_scalar_budget_leaves_the_gradient_of_b_one_direction(name, directions):
+    """For one Gumbel draw: whatever the losses are, ``shift`` moves B along the same line."""
+    found = []
+    for drops in ([0.3, 0.1, 0.2, 0.0], [0.0, 0.4, 0.1, 0.3], [0.1, 0.3, 0.55, 0.2]):
+        sampler = built(name, 4)
+        before = torch.full((4,), 2.0, dtype=torch.float64)
+        now = before - torch.tensor(drops, dtype=torch.float64)
+        probe = SyntheticProbe(SPACE, torch.tensor(sampler.groups).double(), before, now)
+        direction, _ = sampler.measure(probe, rng())
+        found.append(direction / direction.norm())
+    assert torch.linalg.matrix_rank(torch.stack(found), atol=1e-3) >= directions
+    assert (torch.linalg.matrix_rank(torch.stack(found), atol=1e-3) == 1) == (directions == 1)

@@ -1,0 +1,109 @@
+"""Experiments run, stop, go on, and make their tables again from their logs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments.__main__ import main
+from benchmarks.experiments.experiment import AbstractExperiment
+from benchmarks.experiments.paired import interval
+from benchmarks.experiments.scales import digits_scale
+from benchmarks.experiments.settings import Groups
+from benchmarks.experiments.static_tilts import DISTRIBUTIONS, StaticTilts
+from benchmarks.experiments.table import paired_table
+from models.spaces import get_space
+from trainer.engine.horizon import FORWARD_AND_BACKWARD
+
+PAGES = Path(__file__).parents[2] / "docs" / "experiments"
+
+
+def row(case, seed, loss):
+    rows = [{"flops": 1, "held_out_loss": loss, "test_loss": loss, "test_accuracy": loss / 10}]
+    return {"case": case, "seed": seed, "steps": 10, "compute": 100, "rows": rows}
+
+
+def test_intervals_are_those_of_the_paired_mean():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert (mean, round(half, 2)) == (2.0, 2.48)
+    assert interval([1.0])[1] == float("inf")
+
+
+def test_a_table_pairs_seeds_and_leaves_out_those_that_are_not_there():
+    results = [row("a/x", 0, 1.0), row("a/x", 1, 1.2), row("b/x", 1, 1.1), row("b/x", 2, 9.0)]
+    lines = paired_table(results, ["x"], ["a", "b"], lambda account: f"a/{account}").splitlines()
+    assert len(lines) == 4
+    assert "| b | 1 | 10 | -0.100 |" in lines[3]
+
+
+def test_accounts_are_equal_in_what_they_count():
+    """Of static distributions the expected steps, multiply-adds and time are known."""
+    experiment = StaticTilts(digits_scale(), None, [0])
+    setup = {"flops": [1e5, 3e5, 9e5], "step_ms": [10.0, 12.0, 18.0]}
+    a_step = FORWARD_AND_BACKWARD * experiment.base.batch_size
+
+    class Splits:
+        train = range(640)
+
+    experiment.splits = lambda seed: Splits
+    steps = experiment.base.epochs * 10
+    import benchmarks.experiments.static_tilts as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "batches_of", lambda *_, **__: range(10))
+        uniform = experiment.compute_of(setup, "uniform", "multiply-adds")
+        assert uniform == pytest.approx(a_step * steps * 1.3e6 / 3)
+        for account in ("time", "steps"):
+            assert experiment.compute_of(setup, "uniform", account) == pytest.approx(uniform)
+        for name in DISTRIBUTIONS:
+            assert experiment.compute_of(setup, name, "multiply-adds") == uniform
+        assert experiment.compute_of(setup, "small-4", "steps") < 0.6 * uniform
+        assert experiment.compute_of(setup, "small-4", "time") < uniform
+        assert experiment.compute_of(setup, "large-2", "steps") > uniform
+
+
+def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(AbstractExperiment, "splits", None, raising=False)
+
+    def run(self, case, setup, interrupt):
+        if len(trained) == 4:
+            raise ValueError("stopped")
+        trained.append(case.key)
+        with (self.folder / "results.jsonl").open("a") as file:
+            file.write(json.dumps(row(case.name, case.recipe.seed, 1.0)) + "\n")
+
+    monkeypatch.setattr(AbstractExperiment, "_run", run)
+    arguments = ["groups", "--scale", "digits", "--seeds", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert len(trained) == 4
+    trained, before = [], list(trained)
+    assert main(arguments) == 0
+    assert len({*before, *trained}) == 2 * len(Groups.variants) == len(before) + len(trained)
+    table = capsys.readouterr().out
+    assert main([*arguments, "--table"]) == 0
+    assert capsys.readouterr().out == table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_on_digits(name, tmp_path, capsys):
+    assert main([name, "--scale", "digits", "--seeds", "1", "--out", str(tmp_path / name)]) == 0
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) > 2
+    assert main([name, "--scale", "digits", "--out", str(tmp_path / name), "--table"]) == 0
+    assert capsys.readouterr().out == table
+
+
+def test_the_committed_tables_come_from_the_committed_logs(capsys):
+    for name in ("static-tilts", "uniform-archs"):
+        assert main([name, "--table", "--out", str(PAGES / name)]) == 0
+        said = capsys.readouterr().out
+        assert said.strip() in (PAGES / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_ladder_of_the_log_is_of_the_space():
+    space = get_space("nano-cnn")
+    setup = json.loads((PAGES / "static-tilts" / "setup.json").read_text(encoding="utf-8"))
+    assert [space.flops(space.arch_from_json(d)) for d in setup["ladder"]] == setup["flops"]
