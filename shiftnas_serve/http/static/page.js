@@ -301,15 +301,16 @@ function showServed({ flops }) {
   const { x, y, rows, words, width } = chart;
   const measured = rows.find(([one]) => one === flops);
   const height = between(flops);
-  const at = x(flops), end = at + 210 > width;
+  const at = x(flops);
   const dot = $("served"), said = $("said");
   dot.setAttribute("cx", at);
   dot.setAttribute("cy", y(height));
   dot.setAttribute("visibility", "visible");
-  said.setAttribute("x", at + (end ? -14 : 14));
-  said.setAttribute("y", Math.min(y(height) + 26, BOTTOM - 26));
-  said.setAttribute("text-anchor", end ? "end" : "start");
   said.textContent = `${flopsText(flops)}, ${measured ? "" : "about "}${words(height)}`;
+  const long = said.getComputedTextLength();
+  const fits = at + 14 + long < width - BESIDE;
+  said.setAttribute("x", fits ? at + 14 : Math.max(at - 14 - long, LEFT));
+  said.setAttribute("y", Math.min(y(height) + 26, BOTTOM - 26));
 }
 
 function placeSlider() {
