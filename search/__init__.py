@@ -3,3 +3,7 @@
 A search tries archs within a budget with the weights of a trained supernet, and needs images and
 many evaluations for every budget; the generator needs neither. ``python -m search --help``.
 """
+
+from models.extras import explain_missing
+
+explain_missing("train")

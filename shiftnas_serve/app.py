@@ -86,7 +86,8 @@ class App:
             await send({"type": "lifespan.startup.failed", "message": self.failure})
             return
         await send({"type": "lifespan.startup.complete"})
-        assert (await receive())["type"] == "lifespan.shutdown"
+        with suppress(asyncio.CancelledError):  # a second signal: nothing is waited for
+            assert (await receive())["type"] == "lifespan.shutdown"
         if self.state.engine is not None:
             self.state.engine.close()
         await send({"type": "lifespan.shutdown.complete"})

@@ -21,7 +21,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
@@ -44,6 +46,9 @@ from trainer.served import Measured, measure, some_answers
 
 Item = TypeVar("Item")
 
+SUFFICIENCY_IMAGES = 128
+"""Held-out images on which Eq. 4 is measured at an evaluation."""
+
 
 class Abandoned(Exception):
     """An evaluation was asked to stop before its end."""
@@ -62,7 +67,7 @@ class Evaluation:
     """Of the supernet and the generator at one step.
 
     entropy: of the policy at each group, nats. rows: what is served at a budget (budget_flops,
-    flops, arch) and its top-1 accuracy on held-out images (val_accuracy, in 0..1).
+    flops, arch), its top-1 accuracy on held-out images (val_accuracy, in 0..1) and gradient_norm.
     """
 
     generator: GeneratorReport
@@ -123,6 +128,20 @@ def right_answers(
     return torch.cat(right).numpy()
 
 
+def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:
+    """Eq. 4, the paper's sufficiency: the norm of the gradient of a subnet's weights.
+
+    Of the loss on at most 128 images of a batch, by which BatchNorm normalizes; 0 where a subnet
+    has converged. Changes nothing.
+    """
+    images, labels = batch.images[:SUFFICIENCY_IMAGES], batch.labels[:SUFFICIENCY_IMAGES]
+    images = at_resolution(images.to(device), net.space.resolution(arch))
+    weights = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    loss = F.cross_entropy(functional_call(net, weights, (images, arch)), labels.to(device))
+    found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+    return float(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
+
+
 def evaluate(
     net: AbstractNet,
     generator: ArchitectureGenerator,
@@ -136,7 +155,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """What is served at so many even budgets, and how often it is right on ``data``.
+    """What is served at so many even budgets, how often it is right on ``data``, and Eq. 4.
 
     ``statistics_of``: BatchNorm's, of an arch.
 
@@ -147,11 +166,15 @@ def evaluate(
     space = generator.space
     asked = [float(space.flops(arch)) for arch in archs] or even_budgets(space, budgets)
     archs = archs or answers(generator, asked)
-    right: list[float] = []
+    found: list[tuple[float, float]] = []
+    first = data.batch(0, 0)
     abandoned = False
     try:
-        right = [
-            accuracy(net, arch, statistics_of(arch), until(stop, data), device)
+        found = [
+            (
+                accuracy(net, arch, statistics_of(arch), until(stop, data), device),
+                gradient_norm(net, arch, first, device),
+            )
             for arch in ranks.shared_out(archs)
         ]
     except Abandoned:
@@ -162,10 +185,11 @@ def evaluate(
         {
             "budget_flops": budget,
             "flops": space.flops(arch),
-            "val_accuracy": found,
+            "val_accuracy": right,
+            "gradient_norm": norm,
             "arch": space.arch_to_json(arch),
         }
-        for budget, arch, found in zip(asked, archs, ranks.gathered(right), strict=True)
+        for budget, arch, (right, norm) in zip(asked, archs, ranks.gathered(found), strict=True)
     ]
     return Evaluation(report_generator(generator), entropies(generator, groups), rows)
 

@@ -84,6 +84,16 @@ def test_sigint_to_all_under_load_loses_nothing(bundle_folder, png):
         assert "Traceback" not in server.said()
 
 
+def test_a_second_ctrl_c_ends_it_without_a_traceback(bundle_folder):
+    with serving(bundle_folder, "--drain-s", "0") as server:
+        for _ in range(10):  # some come while uvicorn stops already
+            if server.process.poll() is None:
+                server.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        assert server.process.wait(40) in (0, -signal.SIGINT)
+        assert "Traceback" not in server.said()
+
+
 def test_kill_leaves_nothing_behind_and_a_clean_tmp_hurts_nobody(
     bundle_folder, other_folder, tmp_path, png
 ):

@@ -119,7 +119,7 @@ def test_no_compiler_is_one_line(tmp_path, monkeypatch, capsys, backend):
     assert [line for line in said if "error:" in line] == said[-1:]
     assert said[-1].startswith("error: torch.compile failed: ")
     assert "o working C++ compiler found" in said[-1]
-    assert said[-1].endswith("--set compile=false")
+    assert "--set compile=false" in said[-1]
 
 
 def test_what_keeps_activations_is_chosen_once():

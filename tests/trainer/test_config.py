@@ -92,12 +92,14 @@ NEVER_0 = {
     *("calibration_batches", "answer_budgets", "accumulate", "augment.repeats"),
     *("sampler_options.groups", "sampler_options.groups_per_update", "generator.resource_batch"),
     *("generator.masked_every", "generator.first_temperature", "generator.last_temperature"),
+    *("distillation.temperature", "crop_ratio"),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_numbers_that_no_run_can_use_are_refused_and_all_others_make_a_plan(name, monkeypatch):
     monkeypatch.setitem(KNOWN_DATA, "digits", (1437, 10))
+    monkeypatch.setitem(KNOWN_DATA, "", (1437, 10))  # photos has no data of its own
     recipe = get_recipe(name)
     numbers = [key for key in setting_keys() if type(value_of(recipe, key)) in (int, float)]
     assert set(numbers) > NEVER_0
@@ -199,6 +201,8 @@ def test_what_a_checkpoint_is_made_of_is_kept(tmp_path, fixed):
         "held_out_share": "0.2",
         "mean": "[0.5,0.5,0.5]",
         "std": "[0.5,0.5,0.5]",
+        "sampler_options.archs": '[{"depth":[1]}]',
+        "statistics": "start",
     }.get(fixed, "13")
     with pytest.raises(ValueError, match=f"keeps its {fixed};"):
         find_job(options("--resume", str(tmp_path), "--set", f"{fixed}={other}"))

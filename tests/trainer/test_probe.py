@@ -10,7 +10,9 @@ from models.nets.resolution import at_resolution
 from models.spaces.mbconv import Stage, mbconv_space
 from models.spaces.vit import vit_space
 from tests.one_hot import relax
+from trainer.data.batches import Batch
 from trainer.engine.probe import BatchProbe
+from trainer.evaluate import gradient_norm
 
 SPACES = {
     "relative": vit_space(
@@ -61,3 +63,21 @@ def test_losses_are_those_of_the_subnet_with_either_weights(name, of, masked):
         logits = which(at_resolution(images, space.resolution(arch)), arch)
         expected = F.cross_entropy(logits, labels)
         assert probe.loss(asked, before=before).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_sufficiency_is_the_norm_of_the_subnets_gradient_and_changes_nothing():
+    """Eq. 4, with averages of weights that want no gradient, too."""
+    space = next(iter(SPACES.values()))
+    torch.manual_seed(0)
+    net = build_net(space).train()
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
+    arch = space.smallest
+    logits = net(at_resolution(images, space.resolution(arch)), arch)
+    F.cross_entropy(logits, labels).backward()
+    parts = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    for wanted in (True, False):
+        net.requires_grad_(wanted)
+        norm = gradient_norm(net, arch, Batch(0, 0, images, labels), "cpu")
+        assert norm == pytest.approx(float(torch.cat(parts).norm()), rel=1e-4)
+    assert all(p.grad is None for p in net.parameters())
