@@ -97,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         max_waiting_bytes=1 << 40,
     )
     with Engine(settings, wedged=_end) as engine:
-        engine.refuse_if_hopeless(asked)
+        for budget in asked.values():
+            engine.model.bundle.answer(budget)  # or says that none is so small
         name = f"{engine.model.name.name}:{engine.model.name.version}"
         with open_table(options.csv, options.parquet, name, options.flops or "none") as table:
             every = (photo for source in found for photo in source.photos())
