@@ -23,7 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "threadpoolctl",
         "timm",
     ),
-    "bench": ("httpx", "matplotlib"),
+    "bench": ("httpx", "matplotlib", "scipy"),
     "parquet": ("pyarrow",),
 }
 """Extra of ``pyproject.toml`` -> the modules that it installs."""
