@@ -109,7 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
     parser.add_argument(
-        "--against", type=Path, metavar="CHECKOUT", help="its server, too, in turn with this one"
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure that server as well, in turn with this one",
     )
     parser.add_argument("--workers", type=int, default=1, help="of this server and that one")
     parser.add_argument("--server-core", type=int, default=None)

@@ -1,7 +1,7 @@
 """Which sampler trains best: every one against uniform budgets and the best static tilt.
 
 All train as long as uniform budgets do by two accounts: the same multiply-adds, and the same time.
-Time is counted as multiply-adds, too, with what a pass costs beside its FLOPs
+Time is counted in multiply-adds as well, with what a pass costs beside its FLOPs
 (``sampler_options.step_flops``), fitted to the steps of a frozen ladder that took turns. What a
 sampler asks of the supernet on held-out images is counted in both.
 """

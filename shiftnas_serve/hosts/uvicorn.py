@@ -83,8 +83,10 @@ def listen(host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
         )
     except OSError as error:
+        # create_server says the address once more behind what the system said
+        reason = (error.strerror or str(error)).partition(" (while ")[0]
         raise ValueError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port"
+            f"cannot listen on {host}:{port} ({reason}); choose another with --port"
         ) from None
 
 
