@@ -1,4 +1,4 @@
-"""How a training step chooses its subnets. A new sampler: a file in a folder here and a line below."""
+"""How a step chooses its subnets. A new sampler: a file in a folder here, and a line below."""
 
 from __future__ import annotations
 
