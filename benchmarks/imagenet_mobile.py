@@ -5,8 +5,9 @@ r"""Which subnets of EfficientNet-Lite0 are worth an answer, on photos; writes t
 
 Candidates are resolutions with blocks left out, and, with ``--bundle`` of a run that distilled the
 network, the answers of that run. Half of the photos choose, by how far an answer's probabilities
-are from those of the full network (mean KL divergence, which needs no labels and tells more than
-whether the first class is right). All combinations of depths are tried at two resolutions; those
+are from those of the full network (mean KL divergence at the best temperature, which needs no
+labels and tells more than whether the first class is right). All combinations of depths are tried
+at two resolutions; those
 that are near the best for their FLOPs at either are tried at all. An answer is kept if none that is
 smaller is as near. The other half of the photos is reported. They are probably among those that the
 public weights were trained on, so all figures are relative.
@@ -30,7 +31,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, draw_panels
 from models.bundle.files import halved
 from models.bundle.folder import Bundle, FrontierRow, Json, load_bundle, save_bundle
 from models.bundle.value import unpack_shared
@@ -60,6 +61,7 @@ NEAR = 1.15
 those that take no more FLOPs."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
+TEMPERATURES = np.geomspace(0.7, 3.0, 30)
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
 
@@ -81,7 +83,8 @@ Tells the 1,000 classes of ImageNet apart, at whatever budget a request names.
 Measured on {count} photos of ImageNet, one a class, which the weights were probably trained on:
 **the figures compare answers with each other and are not ImageNet accuracies.** Half of the photos
 chose what is answered, the other half ({reported}) is reported, with 95 % intervals (Wilson).
-The divergence is that of an answer's probabilities from those of the full network, in nats.
+The divergence is that of an answer's probabilities from those of the full network, in nats, at the
+temperature that brings them nearest.
 
 | MFLOPs | pixels | blocks | right | as the full network | divergence | params |
 |--:|--:|--:|--:|--:|--:|--:|
@@ -188,9 +191,15 @@ def logits(
 
 
 def divergence(full: np.ndarray, other: np.ndarray) -> float:
-    """Mean over photos of KL(full, other), nats, from logits."""
-    of_full, of_other = (_log_softmax(each.astype(np.float64)) for each in (full, other))
-    return float((np.exp(of_full) * (of_full - of_other)).sum(1).mean())
+    """Mean over photos of KL(full, other), nats, from logits.
+
+    The other's are divided by the temperature that brings it nearest: what is asked is what a
+    subnet tells apart, and not how sure it is, which a temperature can set.
+    """
+    of_full = _log_softmax(full)
+    own = (np.exp(of_full) * of_full).sum(1).mean()
+    each = [own - (np.exp(of_full) * _log_softmax(other / t)).sum(1).mean() for t in TEMPERATURES]
+    return float(min(each))
 
 
 def _log_softmax(each: np.ndarray) -> np.ndarray:
@@ -231,6 +240,7 @@ class Search:
             row = {
                 "flops": space.flops(arch),
                 "divergence": self.found[arch],
+                "agrees": round(float((said.argmax(1) == self.full.argmax(1)).mean()), 4),
                 "arch": {name: document[name] for name in CHOSEN},
             }
             if self.file is not None:
@@ -373,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "made_by": "benchmarks.imagenet_mobile",
             "start": "efficientnet-lite0",
             "distilled": distilled,
-            "data": f"{len(reported)} ImageNet photos that it probably learned from",
+            "data": f"{len(reported)} ImageNet photos that its weights may know",
         },
         card([rows[arch] for arch in kept], len(photos.labels), distilled=bool(distilled)),
     )

@@ -121,8 +121,7 @@ def right_answers(
     resolution = net.space.resolution(arch)
     right: list[Tensor] = []
     for batch in data:
-        images = batch.images.to(device, memory_format=torch.channels_last)  # which is faster
-        images = at_resolution(images, resolution)
+        images = at_resolution(batch.images.to(device), resolution)
         predicted = net(images, arch, statistics).argmax(1).cpu()
         right.append(predicted == batch.labels.cpu())
     net.train(was_training)

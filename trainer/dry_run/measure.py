@@ -27,7 +27,7 @@ from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import StepResult, images_of, teacher_of, train_step
+from trainer.engine.step import StepResult, teacher_of, train_step
 from trainer.recipes.recipe import Recipe
 
 Result = TypeVar("Result")
@@ -181,7 +181,7 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     teacher_s = 0.0
     teacher = teacher_of(state, recipe)
     if teacher is not None:
-        _, teacher_s, _ = measured(state, lambda: teacher(images_of(batch, recipe)))
+        _, teacher_s, _ = measured(state, lambda: teacher(batch.images.to(recipe.device)))
     update_cost = None
     if state.sampler.learns:
         _, few_update_bytes = update(few.held_out.batch(0, 0))

@@ -79,7 +79,7 @@ def add_gradients(
     state.scaler.scale(generator_loss).backward(retain_graph=is_relaxed)
 
     subnets = choose_subnets(state, draws, policies, schedule, recipe)  # a = AG(b)
-    images, labels = images_of(batch, recipe), batch.labels.to(recipe.device)
+    images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
     task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
     teacher = teacher_of(state, recipe)
@@ -111,12 +111,6 @@ def add_gradients(
             space, subnets, len(images) * ranks.world_size, recipe.sampler_options.step_flops
         ),
     )
-
-
-def images_of(batch: Batch, recipe: Recipe) -> Tensor:
-    """A batch's images as a step takes them."""
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return batch.images.to(recipe.device, memory_format=layout)
 
 
 def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:

@@ -54,7 +54,6 @@ def photos() -> Recipe:
         answer_budgets=24,
         answers_page=True,
         threads=1,
-        channels_last=True,
     )
 
 

@@ -114,9 +114,6 @@ class Recipe(Settings):
     """Parts of a process's images of a batch, which run one after another to need less memory."""
     activation_checkpointing: bool = False
     """Keep only what goes into blocks and run them again for their gradients, for less memory."""
-    channels_last: bool = False
-    """Keep an image's channels side by side in memory: depthwise convolutions take three fifths of
-    their time on a CPU then. Sums are rounded otherwise."""
     compile: bool = False
     """Run masked steps through torch.compile."""
     checkpoint_every_s: AtLeastZero = 120.0
