@@ -313,7 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--against", type=Path, metavar="BUNDLE", help="count agreement with this one's largest"
     )
-    parser.add_argument("--budgets", type=int, default=8, help="even over the range (8)")
+    parser.add_argument(
+        "--budgets", type=int, default=8, help="so many, each a fixed times the one before (8)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     options = parser.parse_args(arguments)
