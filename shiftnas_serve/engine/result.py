@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -20,8 +19,7 @@ class Prediction(msgspec.Struct, frozen=True):
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """Milliseconds of each stage; how many images ran together.
 
     ``source``: where the session came from: ``resident``, ``built`` for this image, ``universal``.
@@ -35,8 +33,7 @@ class Timing:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The classes of one image, the subnet that found them, and what was asked for.
 
     ``predictions``: the most probable first. ``asked``: budgets by the name of their kind;
