@@ -10,9 +10,9 @@ import msgspec
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from shiftnas_serve.answer import ModelName, Prediction
 from shiftnas_serve.budgets import BUDGET_KINDS
-from shiftnas_serve.engine.model import ModelName
-from shiftnas_serve.engine.result import Prediction, Result
+from shiftnas_serve.engine.result import Result
 from shiftnas_serve.planning.planner import Subnet
 from shiftnas_serve.problem import TITLES, Problem
 
