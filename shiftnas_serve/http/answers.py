@@ -103,16 +103,21 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
+class ProblemDocument(msgspec.Struct):
     """What RFC 9457 has in an answer, and the id of the request."""
-    return {
-        "type": "about:blank",
-        "title": TITLES.get(problem.status, "Error"),
-        "status": problem.status,
-        "detail": problem.detail,
-        "request_id": request_id,
-        **problem.extra,
-    }
+
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    type: str = "about:blank"
+
+
+def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
+    """As JSON has it, with the fields that this problem has beside them."""
+    title = TITLES.get(problem.status, "Error")
+    document = ProblemDocument(title, problem.status, problem.detail, request_id)
+    return {**msgspec.structs.asdict(document), **problem.extra}
 
 
 def unknown_problem() -> Problem:
