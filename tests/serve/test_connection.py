@@ -496,19 +496,3 @@ def test_an_application_that_fails_leaves_no_half_of_an_answer(caplog):
         assert wire.sent == b""
 
     run(test)
-
-
-def test_what_is_no_http_is_a_problem_and_upgrades_are_answered_as_if_they_had_not_been_asked():
-    async def test() -> None:
-        made, wire = connect()
-        made.data_received(b"\0\1\2\r\n\r\n")
-        assert wire.status == 400
-        assert b"problem+json" in wire.sent
-        assert wire.closed
-        made, wire = connect()
-        asked = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-        made.data_received(GET[:-2] + asked)
-        await turns()
-        assert wire.status == 200
-
-    run(test)
