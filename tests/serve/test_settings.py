@@ -65,7 +65,7 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
     assert (settings.port, settings.workers, settings.threads) == (9002, 2, 3)
     for variable, advice in (
         ("SHIFTNAS_WORKER", "did you mean SHIFTNAS_WORKERS?"),
-        ("SHIFTNAS_QUUX", "unset it"),
+        ("SHIFTNAS_QUUX", "leave it out"),
         ("SHIFTNAS_SERVE_PORT_8000_TCP", "enableServiceLinks: false"),
     ):
         with pytest.raises(ValueError, match=f"no setting {variable};") as refused:
