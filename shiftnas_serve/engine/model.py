@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
+from shiftnas_serve.answer import ModelName
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.planning.planner import Planner, check_budgets
@@ -18,13 +18,6 @@ from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import EngineSettings
 
 _MEASURED_SUBNETS = 5
-
-
-class ModelName(msgspec.Struct, frozen=True):
-    """What an answer says of the model."""
-
-    name: str
-    version: str
 
 
 @dataclass(frozen=True, eq=False)

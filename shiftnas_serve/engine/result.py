@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from shiftnas_serve.engine.model import Model, ModelName
+from shiftnas_serve.answer import ModelName, Prediction
+from shiftnas_serve.engine.model import Model
 from shiftnas_serve.planning.planner import Plan, Subnet
-
-
-class Prediction(msgspec.Struct, frozen=True):
-    """One class and how probable it is, 0 to 1."""
-
-    label: str
-    index: int
-    probability: float
 
 
 class Timing(msgspec.Struct, frozen=True):
