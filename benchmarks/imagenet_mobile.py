@@ -7,10 +7,9 @@ Candidates are resolutions with blocks left out, and, with ``--bundle`` of a run
 network, the answers of that run. Half of the photos choose, by how far an answer's probabilities
 are from those of the full network (mean KL divergence at the best temperature, which needs no
 labels and tells more than whether the first class is right). All combinations of depths are tried
-at two resolutions; those
-that are near the best for their FLOPs at either are tried at all. An answer is kept if none that is
-smaller is as near. The other half of the photos is reported. They are probably among those that the
-public weights were trained on, so all figures are relative.
+at one resolution; those that are near the best for their FLOPs there are tried at all. An answer is
+kept if none that is smaller is as near. The other half of the photos is reported. They are probably
+among those that the public weights were trained on, so all figures are relative.
 
 ``--searched`` keeps the divergences, of these photos and weights: with it, nothing is tried twice.
 """
@@ -30,10 +29,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from pydantic import JsonValue
 
 from benchmarks.parts.plot import Panel, draw_panels
 from models.bundle.files import halved
-from models.bundle.folder import Bundle, FrontierRow, Json, load_bundle, save_bundle
+from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
 from models.bundle.value import unpack_shared
 from models.converters.checkpoint import read_checkpoint
 from models.converters.deployment import GENERATOR_STEPS, fit_generator
@@ -54,9 +54,9 @@ SPACE = "mobile"
 CHOSEN = ("resolution", "depth")
 """What the archs of the space differ in."""
 BATCH = 32
-SCOUTS = (128, 176)
-"""Resolutions at which all combinations of depths are tried."""
-NEAR = 1.15
+SCOUT = 128
+"""The resolution at which all combinations of depths are tried."""
+NEAR = 1.25
 """A combination is tried at all resolutions if its divergence is at most so many times the best of
 those that take no more FLOPs."""
 STEP = 0.97
@@ -249,10 +249,10 @@ class Search:
             if number % 20 == 0 or number == len(new):
                 print(f"tried {number} of {len(new)}", file=sys.stderr)
 
-    def near_best(self, resolution: int) -> list[Arch]:
-        """Of the archs at a resolution, those near the best for their FLOPs."""
+    def near_best(self) -> list[Arch]:
+        """Of the archs at the first resolution, those near the best for their FLOPs."""
         space = self.bundle.space
-        here = [arch for arch in self.found if space.resolution(arch) == resolution]
+        here = [arch for arch in self.found if space.resolution(arch) == SCOUT]
         kept: list[Arch] = []
         best = math.inf
         for arch in sorted(here, key=space.flops):
@@ -278,10 +278,8 @@ class Search:
         alone = resolutions_alone(space)
         self.read()
         self.measure((*alone, *others))
-        for side in SCOUTS:
-            self.measure(depths(space, side))
-        near = [arch for side in SCOUTS for arch in self.near_best(side)]
-        sides = [space.resolution(arch) for arch in alone]
+        self.measure(depths(space, SCOUT))
+        near, sides = self.near_best(), [space.resolution(arch) for arch in alone]
         self.measure(space.arch({**arch, "resolution": side}) for side in sides for arch in near)
         return self.front(self.found[alone[0]])
 
@@ -303,7 +301,7 @@ def write(
     shared: SharedStatistics,
     classes: Sequence[str],
     rows: Sequence[FrontierRow],
-    provenance: Mapping[str, Json],
+    provenance: Mapping[str, JsonValue],
     card: str = "",
 ) -> Bundle:
     """A bundle with these answers, as it is read again."""
@@ -359,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     full = said_by(bundle, space.largest)
     answered: tuple[Arch, ...] = ()
-    distilled: Json = None
+    distilled: JsonValue = None
     if options.bundle is not None:
         bundle = load_bundle(options.bundle)
         shared, answered = unpack_shared(space, bundle.statistics), bundle.archs()
