@@ -38,9 +38,9 @@ from models.nets.normalize import FrozenStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch, Choice
 from models.space.weights import SharedStatistics
-from trainer.confidence import interval
 from trainer.data.reading import read_source
 from trainer.finish import resolutions_alone, round_to_half
+from trainer.intervals import interval
 
 SPACE = "mobile"
 BATCH = 32

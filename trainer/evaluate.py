@@ -3,9 +3,12 @@
     python -m trainer.evaluate models/zoo/imagenet-mobile --data photos/      # a folder a class
     python -m trainer.evaluate runs/flowers/bundle --data flowers/ --budgets 12 --json
     python -m trainer.evaluate BUNDLE --data photos/ --against OTHER    # labels: what OTHER answers
+    python -m trainer.evaluate BUNDLE --data PATH --budgets 64 --plot frontier.png
 
 Data of any kind that training reads; of a set with a test split, that. Classes are matched by name.
-Answers are those that are served: same decoding, same graphs. Intervals are 95 % (Wilson).
+Answers are those that are served: same decoding, same graphs. Intervals are 95 % (Wilson). Of a
+bundle that knows how sure it is, also what requests with a confidence cost and how right they are,
+and how much better that is than one subnet of as many FLOPs.
 Training evaluates with ``evaluate``, on weights that are still moving.
 """
 
@@ -40,6 +43,7 @@ from trainer.data.batches import Batch, Batches
 from trainer.data.reading import read_source
 from trainer.data.sources import Rows
 from trainer.engine.log import Record
+from trainer.pairs import Curve, curve, drawn_budgets
 from trainer.ranks import ALONE, Ranks
 from trainer.scores import confused
 from trainer.served import Measured, measure, some_answers
@@ -241,6 +245,7 @@ class Evaluated:
     bundle: Bundle
     data: str
     measured: list[Measured]
+    curves: list[Curve]
     broken: list[str]
 
 
@@ -249,7 +254,10 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     bundle = load_bundle(options.bundle)
     source = read_source(str(options.data))
     rows = source.train if source.test is None else source.test
-    answers = some_answers(bundle, options.budgets)
+    pairs = drawn_budgets(bundle)
+    archs = {arch for _, arch in some_answers(bundle, options.budgets)}.union(*pairs.values())
+    flops = bundle.space.flops
+    answers = sorted((float(flops(arch)), arch) for arch in archs)
     with Progress() as progress:
 
         def track(pieces: range) -> Iterable[int]:
@@ -270,7 +278,9 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
         measured, _, broken = measure(
             bundle, answers, rows, labels, threads=options.threads, skip_broken=True, track=track
         )
-    return Evaluated(bundle, source.name, measured, broken)
+    scores = {flops(one.arch): one.scores for one in measured}
+    curves = [curve(scores, budget, [flops(a) for a in pair]) for budget, pair in pairs.items()]
+    return Evaluated(bundle, source.name, measured, curves, broken)
 
 
 def table(done: Evaluated) -> str:
@@ -284,6 +294,8 @@ def table(done: Evaluated) -> str:
             f"{100 * one.scores.accuracy:9.2f}   {100 * low:5.2f} to {100 * high:5.2f} "
             f"{100 * float(one.scores.top5.mean()):9.2f}"
         )
+    for one in done.curves:
+        lines += curve_table(one)
     largest = done.measured[-1].scores
     known = [
         (right / seen, label)
@@ -298,6 +310,23 @@ def table(done: Evaluated) -> str:
     lines.append(f"the largest knows least: {least}")
     lines.append(f"and takes {', '.join(taken)}" if taken else "and is never wrong")
     return "\n".join(lines)
+
+
+def curve_table(pair: Curve) -> list[str]:
+    """What a pair does at every confidence, for people."""
+    bound = "any budget" if pair.budget_flops is None else f"{pair.budget_flops / 1e6:.2f} MFLOPs"
+    return [
+        f"with a confidence, within {bound}: {pair.first_flops / 1e6:.2f} MFLOPs first, and "
+        f"{pair.second_flops / 1e6:.2f} where that is not sure",
+        "confidence  first alone %  mean MFLOPs   right %     95 %           than one subnet",
+        *(
+            f"{point.confidence:10.2f} {100 * point.sure:14.1f} {point.spent_flops / 1e6:12.2f} "
+            f"{100 * point.accuracy:9.2f}   {100 * point.accuracy_95[0]:5.2f} to "
+            f"{100 * point.accuracy_95[1]:5.2f}  {100 * point.gain:+5.2f} "
+            f"({100 * point.gain_95[0]:+.2f} to {100 * point.gain_95[1]:+.2f})"
+            for point in pair.points
+        ),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -342,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "against": None if options.against is None else str(options.against),
         "broken": done.broken,
         "answers": [as_record(done.bundle, one) for one in done.measured],
+        "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
     }
     print(json.dumps(result))
     return 0

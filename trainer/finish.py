@@ -25,7 +25,6 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
-from trainer.confidence import interval, is_better
 from trainer.data.run_data import (
     batches_of,
     calibration_images,
@@ -47,6 +46,7 @@ from trainer.evaluate import (
     calibrated,
     right_answers,
 )
+from trainer.intervals import interval, is_better
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.answers import write_answers

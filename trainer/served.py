@@ -46,13 +46,15 @@ def measure(
     *,
     threads: int = 1,
     skip_broken: bool = False,
+    fit: bool = False,
     track: Callable[[range], Iterable[int]] = iter,
 ) -> tuple[list[Measured], list[int], list[str]]:
     """How right subnets are on encoded images; which were read, and why the others were not.
 
     labels: (images,), of the bundle's classes; None takes what the largest of ``answers`` says.
-    ``track`` sees each piece of the work. Raises ValueError naming a broken image, unless those
-    are skipped, and if none are left.
+    ``fit``: temperatures to these images, in place of the bundle's. ``track`` sees each piece of
+    the work. Raises ValueError naming a broken image, unless those are skipped, and if none are
+    left.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -80,9 +82,16 @@ def measure(
         raise ValueError("no image could be read")
     of_each = [np.concatenate(found) for found in logits]
     right = of_each[-1].argmax(1) if labels is None else labels[kept]
+
+    def scores(arch: Arch, found: np.ndarray) -> Scores:
+        if fit:
+            return Scores.fitted(found, right)
+        known = bundle.confidence
+        return Scores.of(found, right, known.temperature(bundle.space.flops(arch)) if known else 1)
+
     return (
         [
-            Measured(budget, arch, Scores.of(found, right))
+            Measured(budget, arch, scores(arch, found))
             for (budget, arch), found in zip(answers, of_each, strict=True)
         ],
         kept,

@@ -22,11 +22,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from models.bundle.confidence import Confidence
 from models.bundle.disk import refused
 from models.bundle.files import (
     CARD,
@@ -48,6 +50,7 @@ from models.bundle.manifest import (
     Fields,
     answers_from_json,
     arch_to_json,
+    confidence_from_json,
     frontier_from_json,
     frontier_row_to_json,
     version_of,
@@ -73,6 +76,7 @@ __all__ = [
     "Bundle",
     "FrontierRow",
     "Json",
+    "add_confidence",
     "frontier_row_to_json",
     "load_bundle",
     "save_bundle",
@@ -97,6 +101,7 @@ def save_bundle(
     provenance: Mapping[str, Json],
     card: str = "",
     half: bool = False,
+    confidence: Confidence | None = None,
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
 
@@ -151,6 +156,8 @@ def save_bundle(
             "provenance": dict(provenance),
             "files": files,
         }
+        if confidence is not None:
+            document["confidence"] = json.loads(json.dumps(confidence.to_json()))
         document["version"] = version_of(document)
         (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
         if card:
@@ -163,23 +170,46 @@ def save_bundle(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def add_confidence(path: Path, confidence: Confidence) -> str:
+    """Write it into a bundle, in place of what the bundle has; answers the bundle's new version.
+
+    Raises ValueError where there is no bundle, or none that can be written.
+    """
+    load_bundle(path)
+    document = _read_manifest(path) | {"confidence": confidence.to_json()}
+    document["version"] = version_of(document)
+    partial = path / f".{MANIFEST}.partial-{os.getpid()}"
+    try:
+        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path / MANIFEST)
+    except OSError as error:
+        raise ValueError(refused(path, error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return load_bundle(path).version
+
+
 def load_bundle(path: Path | str) -> Bundle:
     """Read and check a bundle. Raises ValueError naming the file or field that is wrong.
 
     What is read is a copy: files that change later change nothing.
     """
     path = Path(path)
-    manifest = path / MANIFEST
-    if not manifest.is_file():
-        raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
-    try:
-        document = json.loads(manifest.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{manifest} is no JSON: {error}") from None
+    document = _read_manifest(path)
     try:
         return _parse(path, Fields(document, MANIFEST))
     except ValueError as error:
         raise ValueError(f"bundle {path}: {error}") from None
+
+
+def _read_manifest(path: Path) -> Any:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{manifest} is no JSON: {error}") from None
 
 
 def _parse(path: Path, fields: Fields) -> Bundle:
@@ -224,6 +254,9 @@ def _parse(path: Path, fields: Fields) -> Bundle:
         template=template,
         provenance=json.loads(json.dumps(fields.mapping("provenance"))),
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
+        confidence=confidence_from_json(fields.part("confidence"))
+        if "confidence" in fields.document
+        else None,
     )
     content = version_of(fields.document)
     if bundle.version != content:

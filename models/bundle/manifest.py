@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+from models.bundle.confidence import Confidence
 from models.bundle.value import FrontierRow, Json
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -64,6 +67,11 @@ class Fields:
     def part(self, name: str) -> Fields:
         return Fields(self.value(name, dict), f"{self._where}: {name}")
 
+    def rows(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        where = f"{self._where}: {name}"
+        return [Fields(one, f"{where}[{index}]") for index, one in enumerate(self.items(name))]
+
     def mapping(self, name: str) -> dict[str, object]:
         value = self.value(name, dict)
         assert isinstance(value, dict)
@@ -113,6 +121,24 @@ def frontier_from_json(space: SearchSpace, entries: Sequence[object]) -> tuple[F
         _frontier_row(space, Fields(entry, f"frontier[{index}]"))
         for index, entry in enumerate(entries)
     )
+
+
+def confidence_from_json(fields: Fields) -> Confidence:
+    """Raises ValueError for what is no temperature, is out of order, or is no half of a budget."""
+    temperatures = tuple(
+        (row.integer("flops"), row.number("temperature")) for row in fields.rows("temperatures")
+    )
+    firsts = tuple(
+        (row.integer("budget_flops"), row.integer("first_flops")) for row in fields.rows("firsts")
+    )
+    if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
+        raise ValueError("confidence: temperatures must be there, and more than 0")
+    if not all(2 * first < budget for budget, first in firsts):
+        raise ValueError("confidence: a first subnet has less than half of its budget")
+    for name, rows in (("temperatures", temperatures), ("firsts", firsts)):
+        if any(row[0] >= following[0] for row, following in pairwise(rows)):
+            raise ValueError(f"confidence: {name} must ascend")
+    return Confidence(temperatures, firsts, fields.integer("images"), fields.text("data"))
 
 
 def _frontier_row(space: SearchSpace, row: Fields) -> FrontierRow:

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from models.bundle.confidence import Confidence
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
@@ -47,6 +48,7 @@ class Bundle:
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
     without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
     can be answered, and the generator is asked. card: what it was made from and is good for.
+    confidence: how sure its subnets are; None: it was not fitted.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Bundle:
     template: Template
     provenance: Mapping[str, Json]
     card: str = ""
+    confidence: Confidence | None = None
 
     @property
     def min_flops(self) -> int:
@@ -106,6 +109,27 @@ class Bundle:
         arch = decode(self.policy, budget_flops)
         assert self.space.flops(arch) <= budget_flops
         return arch
+
+    def steps(self, budget_flops: float) -> tuple[Arch, ...]:
+        """Who shares a budget: a first arch, and a larger one for images that it is not sure of.
+
+        The sum of their FLOPs is within the budget, always; one arch alone where that is too small
+        for two. ``math.inf``: without bound. Raises ValueError as ``answer`` does, and where the
+        bundle has no confidence.
+        """
+        if self.confidence is None:
+            raise ValueError(
+                f"{self.name} does not know how sure it is; fit that on held-out images: "
+                "python -m trainer.confidence"
+            )
+        first_flops = self.confidence.first_flops(budget_flops)
+        if first_flops is not None:
+            first = self.answer(first_flops)
+            left = min(budget_flops - self.space.flops(first), float(self.max_flops))
+            second = self.answer(left)
+            if self.space.flops(second) > self.space.flops(first):
+                return first, second
+        return (self.answer(min(budget_flops, float(self.max_flops))),)
 
     def archs(self) -> tuple[Arch, ...]:
         """The stored answers, each once; where there are none, the frontier's archs."""

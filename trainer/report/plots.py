@@ -17,8 +17,8 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
-from trainer.confidence import interval
 from trainer.engine.log import Record, number, numbers
+from trainer.intervals import interval
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
 from trainer.report.words import flops_unit, format_flops
