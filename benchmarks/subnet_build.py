@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import machine, time_in_turn
-from benchmarks.untrained import write_untrained
+from benchmarks.parts.timing import machine, time_in_turn
+from benchmarks.parts.untrained import write_untrained
 from models.bundle.folder import Bundle, load_bundle
 from models.onnx.graph import cut_graph_apart, graph_weights
 from models.onnx.ort import onnxruntime

@@ -17,8 +17,8 @@ from trainer.samplers.base import (
     Draw,
     SamplerState,
 )
-from trainer.samplers.distribution import GroupDistribution
 from trainer.samplers.probe import Probe
+from trainer.samplers.shifting.distribution import GroupDistribution
 
 
 class AbstractShiftingSampler(AbstractSampler):

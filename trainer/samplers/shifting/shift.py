@@ -10,7 +10,7 @@ from torch import Tensor
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
-from trainer.samplers.shifting import AbstractShiftingSampler
+from trainer.samplers.shifting.base import AbstractShiftingSampler
 
 
 class Shift(AbstractShiftingSampler):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.space.arch import Arch
 from trainer.samplers.probe import Probe
-from trainer.samplers.targets import AbstractTargetSampler
+from trainer.samplers.scored.base import AbstractTargetSampler
 
 
 class Regret(AbstractTargetSampler):

@@ -13,14 +13,14 @@ from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.spaces import get_space
 from tests.trainer.conftest import settings
-from tests.trainer.learning_curves import SyntheticProbe, simulate
+from tests.trainer.samplers.learning_curves import SyntheticProbe, simulate
 from trainer.data.batches import Batch
 from trainer.engine.log import read_log
 from trainer.engine.probe import BatchProbe
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import SAMPLERS, build_sampler
 from trainer.samplers.base import group_budgets
-from trainer.samplers.regret import lower_hull
+from trainer.samplers.scored.regret import lower_hull
 
 SPACE = get_space("nano-cnn")
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)

@@ -22,7 +22,7 @@ from trainer.recipes.config import (
 )
 from trainer.run import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 DIGITS = get_recipe("digits").model_dump(mode="json")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from trainer.samplers.base import Draw
-from trainer.samplers.fixed import AbstractFixedSampler
-from trainer.samplers.uniform_arch import uniform_arch
+from trainer.samplers.fixed.base import AbstractFixedSampler
+from trainer.samplers.fixed.uniform_arch import uniform_arch
 
 
 class Sandwich(AbstractFixedSampler):

@@ -11,7 +11,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
-from trainer.samplers.shifting import AbstractShiftingSampler
+from trainer.samplers.shifting.base import AbstractShiftingSampler
 
 FADE = 0.95
 """Of the running mean and variance of a group's drop, by times that it was measured."""

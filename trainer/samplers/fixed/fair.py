@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer.samplers.base import Draw
-from trainer.samplers.fixed import AbstractFixedSampler
+from trainer.samplers.fixed.base import AbstractFixedSampler
 
 
 class Fair(AbstractFixedSampler):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-CIFAR10_CNN = Path(__file__).resolve().parents[1] / "models" / "zoo" / "cifar10-cnn"
+CIFAR10_CNN = Path(__file__).resolve().parents[2] / "models" / "zoo" / "cifar10-cnn"
 """What the recorded figures were measured with: small subnets show what a server adds to them."""
 
 
@@ -33,7 +33,7 @@ def chosen_bundle(options: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.bundle or Path(scratch) / options.space
         if not folder.exists():
-            from benchmarks.untrained import write_untrained
+            from benchmarks.parts.untrained import write_untrained
 
             print(f"writing an untrained bundle of {options.space}", file=sys.stderr)
             write_untrained(options.space, folder, options.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from models.space.arch import Arch
-from trainer.samplers.candidates import TRIED, AbstractCandidateSampler, arch_between
+from trainer.samplers.candidates.base import TRIED, AbstractCandidateSampler, arch_between
 
 
 class Focus(AbstractCandidateSampler):

@@ -6,7 +6,7 @@ import torch
 
 from models.space.arch import Arch
 from trainer.samplers.probe import Probe
-from trainer.samplers.shift_direct import ShiftDirect
+from trainer.samplers.shifting.shift_direct import ShiftDirect
 
 
 class Headroom(ShiftDirect):

@@ -6,8 +6,8 @@ import torch
 
 from models.space.arch import Arch
 from trainer.samplers.base import Draw
-from trainer.samplers.candidates import AbstractCandidateSampler
-from trainer.samplers.uniform_arch import uniform_arch
+from trainer.samplers.candidates.base import AbstractCandidateSampler
+from trainer.samplers.fixed.uniform_arch import uniform_arch
 
 FINAL_SHARE = 0.8
 """Of draws from the pool, at the end of the run; it grows linearly from none, as theirs."""

@@ -11,7 +11,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
-from trainer.samplers.targets import AbstractTargetSampler
+from trainer.samplers.scored.base import AbstractTargetSampler
 
 MOST = 6.0
 """The steepest tilt: one end is drawn e^6 times as often as the other, but for the floor."""

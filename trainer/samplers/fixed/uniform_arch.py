@@ -7,7 +7,7 @@ import torch
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.samplers.base import Draw
-from trainer.samplers.fixed import AbstractFixedSampler
+from trainer.samplers.fixed.base import AbstractFixedSampler
 
 
 def uniform_arch(space: SearchSpace, rng: torch.Generator) -> Arch:

@@ -14,7 +14,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
-from trainer.samplers.shifting import AbstractShiftingSampler
+from trainer.samplers.shifting.base import AbstractShiftingSampler
 
 FADE = 0.7
 """Of the running mean of a group's score, by times that it was measured."""

@@ -7,7 +7,7 @@ import torch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import Draw
-from trainer.samplers.fixed import AbstractFixedSampler
+from trainer.samplers.fixed.base import AbstractFixedSampler
 
 
 class StaticTilt(AbstractFixedSampler):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.space.arch import Arch
 from trainer.samplers.probe import Probe
-from trainer.samplers.targets import AbstractTargetSampler
+from trainer.samplers.scored.base import AbstractTargetSampler
 
 LEAST = 0.05
 """Of the mean influence: what a group counts as that helps less, or harms."""

@@ -7,7 +7,7 @@ predictor, before every step; here at updates, on held-out images (``candidates`
 from __future__ import annotations
 
 from models.space.arch import Arch
-from trainer.samplers.candidates import AbstractCandidateSampler
+from trainer.samplers.candidates.base import AbstractCandidateSampler
 
 
 class BestUp(AbstractCandidateSampler):

@@ -12,8 +12,8 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import AbstractSampler, Draw, SamplerState
+from trainer.samplers.fixed.uniform_arch import uniform_arch
 from trainer.samplers.probe import Probe
-from trainer.samplers.uniform_arch import uniform_arch
 
 TRIED = 4
 """Archs that are tried in a group at an update."""
