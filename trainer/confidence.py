@@ -22,11 +22,10 @@ from models.converters.progress import Progress
 from trainer.data.reading import cut, read_source
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
-from trainer.evaluate import labels_in
 from trainer.intervals import LEAST_IMAGES
 from trainer.pairs import fit_confidence
 from trainer.recipes.config import read_recipe
-from trainer.served import measure, some_answers
+from trainer.served import labels_in, measure, some_answers
 
 
 def held_out(source: Source, run: Path | None) -> tuple[Rows, str]:

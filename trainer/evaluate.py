@@ -9,7 +9,6 @@ Data of any kind that training reads; of a set with a test split, that. Classes 
 Answers are those that are served: same decoding, same graphs. Intervals are 95 % (Wilson). Of a
 bundle that knows how sure it is, also what requests with a confidence cost and how right they are,
 and how much better that is than one subnet of as many FLOPs.
-Training evaluates with ``evaluate``, on weights that are still moving.
 """
 
 from __future__ import annotations
@@ -17,225 +16,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.func import functional_call
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.converters.progress import Progress
-from models.generator.decode import decode_all
-from models.generator.network import ArchitectureGenerator
-from models.generator.report import GeneratorReport, even_budgets, policy_of, report_generator
-from models.nets.calibration import calibrate
-from models.nets.elastic import AbstractNet
-from models.nets.normalize import BatchStatistics, TensorStatistics
-from models.nets.resolution import at_resolution
-from models.space.arch import Arch
-from trainer.data.batches import Batch, Batches
 from trainer.data.reading import read_source
-from trainer.data.sources import Rows
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
-from trainer.ranks import ALONE, Ranks
+from trainer.report.answers import draw, frontier
 from trainer.scores import confused
-from trainer.served import Measured, measure, some_answers
-
-Item = TypeVar("Item")
-
-SUFFICIENCY_IMAGES = 128
-"""Held-out images on which Eq. 4 is measured at an evaluation."""
-
-
-class Abandoned(Exception):
-    """An evaluation was asked to stop before its end."""
-
-
-def until(stop: Callable[[], bool], items: Iterable[Item]) -> Iterator[Item]:
-    """The items, as long as nothing asks to stop. Raises Abandoned then."""
-    for item in items:
-        if stop():
-            raise Abandoned
-        yield item
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Of the supernet and the generator at one step.
-
-    entropy: of the policy at each group, nats. rows: what is served at a budget (budget_flops,
-    flops, arch), its top-1 accuracy on held-out images (val_accuracy, in 0..1) and gradient_norm.
-    """
-
-    generator: GeneratorReport
-    entropy: list[float]
-    rows: list[Record]
-
-
-def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
-    """What is served at each budget: the generator's policy, decoded within the budget."""
-    return decode_all(policy_of(generator), budgets)
-
-
-def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:
-    """Entropy in nats of the generator's policy at each group: 0 is one arch and no other."""
-    with torch.no_grad():
-        _, log_probabilities = generator(torch.tensor(groups, dtype=torch.float64))
-    each = [-(p.exp() * p).sum(1) for p in log_probabilities.values()]
-    return torch.stack(each).sum(0).tolist()
-
-
-def calibrated(
-    net: AbstractNet, arch: Arch, images: Iterable[Tensor], device: str
-) -> TensorStatistics:
-    """BatchNorm statistics of an arch on cached training batches."""
-    resolution = net.space.resolution(arch)
-    return calibrate(net, arch, (at_resolution(i.to(device), resolution) for i in images))
-
-
-def accuracy(
-    net: AbstractNet,
-    arch: Arch,
-    statistics: BatchStatistics,
-    data: Iterable[Batch],
-    device: str,
-) -> float:
-    """Top-1 accuracy of a subnet, in 0..1."""
-    return float(right_answers(net, arch, statistics, data, device).mean())
-
-
-@torch.inference_mode()
-def right_answers(
-    net: AbstractNet,
-    arch: Arch,
-    statistics: BatchStatistics,
-    data: Iterable[Batch],
-    device: str,
-) -> np.ndarray:
-    """Which images a subnet gets right: bool, (images,), in the order of the data."""
-    was_training = net.training
-    net.eval()
-    resolution = net.space.resolution(arch)
-    right: list[Tensor] = []
-    for batch in data:
-        images = at_resolution(batch.images.to(device), resolution)
-        predicted = net(images, arch, statistics).argmax(1).cpu()
-        right.append(predicted == batch.labels.cpu())
-    net.train(was_training)
-    return torch.cat(right).numpy()
-
-
-def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:
-    """Eq. 4, the paper's sufficiency: the norm of the gradient of a subnet's weights.
-
-    Of the loss on at most 128 images of a batch, by which BatchNorm normalizes; 0 where a subnet
-    has converged. Changes nothing.
-    """
-    images, labels = batch.images[:SUFFICIENCY_IMAGES], batch.labels[:SUFFICIENCY_IMAGES]
-    images = at_resolution(images.to(device), net.space.resolution(arch))
-    weights = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
-    loss = F.cross_entropy(functional_call(net, weights, (images, arch)), labels.to(device))
-    found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-    return float(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
-
-
-def evaluate(
-    net: AbstractNet,
-    generator: ArchitectureGenerator,
-    groups: Sequence[int],
-    *,
-    budgets: int,
-    statistics_of: Callable[[Arch], BatchStatistics],
-    data: Batches,
-    device: str,
-    archs: Sequence[Arch] = (),
-    stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks = ALONE,
-) -> Evaluation:
-    """What is served at so many even budgets, how often it is right on ``data``, and Eq. 4.
-
-    ``statistics_of``: BatchNorm's, of an arch.
-
-    archs: in place of what the generator answers, where a run trains them and no others. All ranks
-    have the same images, and share the budgets out. Raises Abandoned in all of them as
-    soon as ``stop`` says so in one, which it is asked before every batch.
-    """
-    space = generator.space
-    asked = [float(space.flops(arch)) for arch in archs] or even_budgets(space, budgets)
-    archs = archs or answers(generator, asked)
-    found: list[tuple[float, float]] = []
-    first = data.batch(0, 0)
-    abandoned = False
-    try:
-        found = [
-            (
-                accuracy(net, arch, statistics_of(arch), until(stop, data), device),
-                gradient_norm(net, arch, first, device),
-            )
-            for arch in ranks.shared_out(archs)
-        ]
-    except Abandoned:
-        abandoned = True
-    if ranks.most(abandoned):
-        raise Abandoned
-    rows: list[Record] = [
-        {
-            "budget_flops": budget,
-            "flops": space.flops(arch),
-            "val_accuracy": right,
-            "gradient_norm": norm,
-            "arch": space.arch_to_json(arch),
-        }
-        for budget, arch, (right, norm) in zip(asked, archs, ranks.gathered(found), strict=True)
-    ]
-    return Evaluation(report_generator(generator), entropies(generator, groups), rows)
-
-
-# ------------------------------------------------------------------------------ a bundle's answers
-
-
-def as_record(bundle: Bundle, measured: Measured) -> Record:
-    """One answer for JSON: accuracy with its interval, top-5, confusion, per class."""
-    scores, space = measured.scores, bundle.space
-    return {
-        "budget_flops": measured.budget_flops,
-        "id": space.arch_id(measured.arch),
-        "flops": space.flops(measured.arch),
-        "images": len(scores.labels),
-        "accuracy": scores.accuracy,
-        "accuracy_95": list(scores.interval),
-        "top5": float(scores.top5.mean()),
-        "per_class": {
-            label: {"right": right, "images": seen}
-            for label, (right, seen) in zip(bundle.labels, scores.per_class(), strict=True)
-            if seen
-        },
-        "confusion": [
-            {"label": bundle.labels[i], "answer": bundle.labels[j], "images": count}
-            for i, j, count in confused(scores.confusion())
-        ],
-    }
-
-
-def labels_in(bundle: Bundle, classes: Sequence[str], rows: Rows) -> np.ndarray:
-    """The images' labels as the bundle numbers them. Raises ValueError for a class it lacks."""
-    place = {label: index for index, label in enumerate(bundle.labels)}
-    used = np.unique(rows.labels)
-    missing = [classes[int(label)] for label in used if classes[int(label)] not in place]
-    if missing:
-        raise ValueError(
-            f"{bundle.name} has no class {missing[0]!r}"
-            + (f" and {len(missing) - 1} more of the data's" if len(missing) > 1 else "")
-            + "; compare with another bundle instead (--against), or name the folders as its labels"
-        )
-    return np.array([place.get(name, -1) for name in classes])[rows.labels]
+from trainer.served import Measured, as_record, labels_in, measure, some_answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description=(__doc__ or "").split("Training evaluates")[0],
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=PRODUCT)
@@ -344,12 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--budgets", type=int, default=8, help="even over the range (8)")
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     options = parser.parse_args(arguments)
     try:
         if options.budgets < 2:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = evaluate_bundle(options)
+        if options.plot is not None:
+            draw(options.plot, frontier(done.bundle, done.measured, done.curves))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from models.bundle.confidence import Confidence
@@ -19,44 +21,60 @@ from trainer.intervals import Z, interval
 from trainer.scores import Scores
 
 CHOSEN_BY = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""A first subnet is chosen by what it wins at these, on average."""
+"""A pair is chosen by what it wins at these, on average."""
+LOSES_AT_MOST = 0.005
+"""Accuracy at the last of them, beside that of the largest subnet within the budget."""
+STAYS_WITHIN = 0.002
+"""Accuracy by which another pair must win more before larger budgets get it."""
 DRAWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def fit_confidence(scores: Mapping[int, Scores], data: str) -> Confidence:
-    """Temperatures, and who answers first, from what subnets (by FLOPs) say to held-out images.
+    """Temperatures, and who shares which budget, from what subnets say to held-out images.
 
-    A budget's second subnet is the largest that is left room for. Its first is the one with which
-    accuracy is highest above that of one subnet of the same FLOPs: of as many as the pair spends on
-    average.
+    scores: by FLOPs. The pair of a budget is the one that wins most: whose accuracy is highest
+    above that of one subnet of the same FLOPs, of as many as the pair spends on average. A pair
+    that wins nothing, or is less right than the largest subnet of the budget alone, is not used.
     """
     flops = np.array(sorted(scores))
     ordered = [scores[int(one)] for one in flops]
-    wins = _wins(flops, ordered)
-    firsts: list[tuple[int, int]] = []
+    accuracy, spent = _measured(flops, ordered)
+    alone = np.maximum.accumulate([one.accuracy for one in ordered])
+    wins = (accuracy - np.interp(spent, flops, alone)).mean(0)
+    wins[np.tril_indices(len(flops))] = -1.0
     sums = flops[:, None] + flops
-    for budget in np.unique(sums[np.triu_indices(len(flops), 1)]):
-        seconds = np.searchsorted(flops, budget - flops, side="right") - 1
-        possible = np.flatnonzero(seconds > np.arange(len(flops)))
-        best = possible[np.argmax(wins[possible, seconds[possible]])]
-        if not firsts or firsts[-1][1] != flops[best]:
-            firsts.append((int(budget), int(flops[best])))
+    pairs: list[tuple[int, int, int]] = []
+    now: tuple[int, int] | None = None
+    for budget in np.unique([*flops, *sums[wins > 0]]):
+        largest = int(np.searchsorted(flops, budget, side="right")) - 1
+        good = accuracy[-1] >= ordered[largest].accuracy - LOSES_AT_MOST
+        won = np.where(good & (sums <= budget), wins, -1.0)
+        best = np.unravel_index(int(won.argmax()), won.shape)
+        if won[best] <= 0:
+            chosen = None
+        elif now is None or won[best] > won[now] + STAYS_WITHIN:
+            chosen = int(best[0]), int(best[1])
+        else:
+            chosen = now
+        if chosen != now:
+            first, second = (0, 0) if chosen is None else (flops[chosen[0]], flops[chosen[1]])
+            pairs.append((int(budget), int(first), int(second)))
+            now = chosen
     temperatures = tuple((int(f), s.temperature) for f, s in zip(flops, ordered, strict=True))
-    return Confidence(temperatures, tuple(firsts), len(ordered[0].labels), data)
+    return Confidence(temperatures, tuple(pairs), len(ordered[0].labels), data)
 
 
-def _wins(flops: np.ndarray, scores: Sequence[Scores]) -> np.ndarray:
-    """Of a first (row) and a second subnet (column): accuracy above one subnet's, on average."""
+def _measured(flops: np.ndarray, scores: Sequence[Scores]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean FLOPs: (confidences, first subnets, second subnets)."""
     right = np.stack([one.right for one in scores]).astype(np.float64)
-    alone = np.maximum.accumulate(right.mean(1))
-    wins = np.zeros((len(flops), len(flops)))
-    for first, one in enumerate(scores):
-        for wish in CHOSEN_BY:
+    accuracy = np.zeros((len(CHOSEN_BY), len(flops), len(flops)))
+    spent = np.zeros_like(accuracy)
+    for place, wish in enumerate(CHOSEN_BY):
+        for first, one in enumerate(scores):
             unsure = one.confidence < wish
-            accuracy = (right @ unsure + right[first] @ ~unsure) / len(unsure)
-            spent = flops[first] + unsure.mean() * flops
-            wins[first] += (accuracy - np.interp(spent, flops, alone)) / len(CHOSEN_BY)
-    return wins
+            accuracy[place, first] = (right @ unsure + right[first] @ ~unsure) / len(unsure)
+            spent[place, first] = flops[first] + unsure.mean() * flops
+    return accuracy, spent
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,11 @@ class Curve:
     def to_json(self) -> dict[str, object]:
         """For logs and commands."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Curve:
+        """The reverse. Raises ValueError for what is none."""
+        return msgspec.convert(row, cls)
 
 
 def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, ...]]:

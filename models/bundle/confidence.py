@@ -15,13 +15,14 @@ import numpy as np
 class Confidence:
     """What makes a probability one that can be compared with a wish, and splits a budget in two.
 
-    temperatures: (FLOPs of a subnet, by what its logits are divided), by FLOPs. firsts: (budget,
-    FLOPs of the subnet that answers first), from which budget on, ascending; below, a budget is too
-    small for two. images, data: what both were fitted on.
+    temperatures: (FLOPs of a subnet, by what its logits are divided), by FLOPs. pairs: (budget,
+    FLOPs of the subnet that answers first, of the one that does where that is not sure), from which
+    budget on, ascending; 0 and 0 where two subnets are worth less than one. images, data: what both
+    were fitted on.
     """
 
     temperatures: tuple[tuple[int, float], ...]
-    firsts: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int, int], ...]
     images: int
     data: str
 
@@ -30,10 +31,11 @@ class Confidence:
         known, values = zip(*self.temperatures, strict=True)
         return float(np.interp(flops, known, values))
 
-    def first_flops(self, budget_flops: float) -> int | None:
-        """Of the subnet that answers first; None where one subnet has all of the budget."""
-        place = bisect_right(self.firsts, budget_flops, key=lambda row: row[0])
-        return self.firsts[place - 1][1] if place else None
+    def pair(self, budget_flops: float) -> tuple[int, int] | None:
+        """FLOPs of those who share a budget; None where one subnet has all of it."""
+        place = bisect_right(self.pairs, budget_flops, key=lambda row: row[0])
+        _, first, second = self.pairs[place - 1] if place else (0, 0, 0)
+        return (first, second) if first else None
 
     def to_json(self) -> dict[str, object]:
         """As ``bundle.json`` has it."""
@@ -41,5 +43,8 @@ class Confidence:
             "images": self.images,
             "data": self.data,
             "temperatures": [{"flops": f, "temperature": t} for f, t in self.temperatures],
-            "firsts": [{"budget_flops": b, "first_flops": f} for b, f in self.firsts],
+            "pairs": [
+                {"budget_flops": budget, "first_flops": first, "second_flops": second}
+                for budget, first, second in self.pairs
+            ],
         }

@@ -124,21 +124,25 @@ def frontier_from_json(space: SearchSpace, entries: Sequence[object]) -> tuple[F
 
 
 def confidence_from_json(fields: Fields) -> Confidence:
-    """Raises ValueError for what is no temperature, is out of order, or is no half of a budget."""
+    """Raises ValueError for what is no temperature, is out of order, or exceeds its budget."""
     temperatures = tuple(
         (row.integer("flops"), row.number("temperature")) for row in fields.rows("temperatures")
     )
-    firsts = tuple(
-        (row.integer("budget_flops"), row.integer("first_flops")) for row in fields.rows("firsts")
+    pairs = tuple(
+        (row.integer("budget_flops"), row.integer("first_flops"), row.integer("second_flops"))
+        for row in fields.rows("pairs")
     )
     if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
         raise ValueError("confidence: temperatures must be there, and more than 0")
-    if not all(2 * first < budget for budget, first in firsts):
-        raise ValueError("confidence: a first subnet has less than half of its budget")
-    for name, rows in (("temperatures", temperatures), ("firsts", firsts)):
+    for budget, first, second in pairs:
+        if first + second > budget or ((first or second) and not 0 < first < second):
+            raise ValueError(
+                f"confidence: {first:,} and {second:,} FLOPs are no pair for {budget:,}"
+            )
+    for name, rows in (("temperatures", temperatures), ("pairs", pairs)):
         if any(row[0] >= following[0] for row, following in pairwise(rows)):
             raise ValueError(f"confidence: {name} must ascend")
-    return Confidence(temperatures, firsts, fields.integer("images"), fields.text("data"))
+    return Confidence(temperatures, pairs, fields.integer("images"), fields.text("data"))
 
 
 def _frontier_row(space: SearchSpace, row: Fields) -> FrontierRow:

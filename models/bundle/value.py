@@ -122,11 +122,9 @@ class Bundle:
                 f"{self.name} does not know how sure it is; fit that on held-out images: "
                 "python -m trainer.confidence"
             )
-        first_flops = self.confidence.first_flops(budget_flops)
-        if first_flops is not None:
-            first = self.answer(first_flops)
-            left = min(budget_flops - self.space.flops(first), float(self.max_flops))
-            second = self.answer(left)
+        pair = self.confidence.pair(budget_flops)
+        if pair is not None:
+            first, second = (self.answer(flops) for flops in pair)
             if self.space.flops(second) > self.space.flops(first):
                 return first, second
         return (self.answer(min(budget_flops, float(self.max_flops))),)
