@@ -258,6 +258,10 @@ def _parse(path: Path, fields: Fields) -> Bundle:
         if "confidence" in fields.document
         else None,
     )
+    for _, *pair in bundle.confidence.pairs if bundle.confidence else ():
+        for flops in filter(None, pair):
+            if flops not in bundle.listed:
+                raise ValueError(f"confidence: no subnet that is answered has {flops:,} FLOPs")
     content = version_of(fields.document)
     if bundle.version != content:
         raise ValueError(

@@ -136,9 +136,7 @@ def confidence_from_json(fields: Fields) -> Confidence:
         raise ValueError("confidence: temperatures must be there, and more than 0")
     for budget, first, second in pairs:
         if first + second > budget or ((first or second) and not 0 < first < second):
-            raise ValueError(
-                f"confidence: {first:,} and {second:,} FLOPs are no pair for {budget:,}"
-            )
+            raise ValueError(f"confidence: {first:,} and {second:,} FLOPs do not share {budget:,}")
     for name, rows in (("temperatures", temperatures), ("pairs", pairs)):
         if any(row[0] >= following[0] for row, following in pairwise(rows)):
             raise ValueError(f"confidence: {name} must ascend")

@@ -124,15 +124,18 @@ class Bundle:
             )
         pair = self.confidence.pair(budget_flops)
         if pair is not None:
-            first, second = (self.answer(flops) for flops in pair)
-            if self.space.flops(second) > self.space.flops(first):
-                return first, second
+            return self.listed[pair[0]], self.listed[pair[1]]
         return (self.answer(min(budget_flops, float(self.max_flops))),)
 
     def archs(self) -> tuple[Arch, ...]:
         """The stored answers, each once; where there are none, the frontier's archs."""
         listed = [arch for _, arch in self.answers] or [row.arch for row in self.frontier]
         return tuple(dict.fromkeys(listed))
+
+    @cached_property
+    def listed(self) -> dict[int, Arch]:
+        """``archs`` by their FLOPs."""
+        return {self.space.flops(arch): arch for arch in self.archs()}
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """BatchNorm statistics of an arch. Raises ValueError for one that was not calibrated."""

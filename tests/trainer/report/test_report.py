@@ -83,7 +83,7 @@ def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     report = finished_run / "report"
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-12] == str(report / "report.html")
+    assert printed.splitlines()[-13] == str(report / "report.html")
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text
