@@ -18,6 +18,7 @@ from pathlib import Path
 
 from models import PRODUCT
 from models.bundle.folder import add_confidence, load_bundle
+from models.bundle.manifest import confidence_entry
 from models.converters.progress import Progress
 from trainer.data.reading import cut, read_source
 from trainer.data.sources import Rows, Source
@@ -73,7 +74,7 @@ def fit(options: argparse.Namespace) -> Record:
         "bundle": str(options.bundle),
         "version": version,
         "previous": bundle.version,
-        "confidence": json.loads(json.dumps(confidence.to_json())),
+        "confidence": confidence_entry(confidence).model_dump(mode="json"),
     }
 
 

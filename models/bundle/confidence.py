@@ -36,15 +36,3 @@ class Confidence:
         place = bisect_right(self.pairs, budget_flops, key=lambda row: row[0])
         _, first, second = self.pairs[place - 1] if place else (0, 0, 0)
         return (first, second) if first else None
-
-    def to_json(self) -> dict[str, object]:
-        """As ``bundle.json`` has it."""
-        return {
-            "images": self.images,
-            "data": self.data,
-            "temperatures": [{"flops": f, "temperature": t} for f, t in self.temperatures],
-            "pairs": [
-                {"budget_flops": budget, "first_flops": first, "second_flops": second}
-                for budget, first, second in self.pairs
-            ],
-        }

@@ -11,8 +11,8 @@ A folder::
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.
 
-Here is how one is written and read; ``bundle_value`` is what it answers, ``bundle_manifest`` what
-``bundle.json`` says, ``bundle_files`` the files beside it.
+Here is how one is written and read; ``value`` is what it answers, ``manifest`` what ``bundle.json``
+says, ``files`` the files beside it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -47,19 +47,22 @@ from models.bundle.files import (
 )
 from models.bundle.manifest import (
     FORMAT,
-    Fields,
-    answers_from_json,
-    arch_to_json,
-    confidence_from_json,
-    frontier_from_json,
-    frontier_row_to_json,
+    FlopsEntry,
+    Manifest,
+    SpaceEntry,
+    answer_entry,
+    answers_of,
+    confidence_entry,
+    confidence_of,
+    frontier_entry,
+    frontier_row,
+    read_manifest,
     version_of,
 )
 from models.bundle.value import (
     SHARED,
     Bundle,
     FrontierRow,
-    Json,
     pack_shared,
     pack_statistics,
     unpack_shared,
@@ -71,16 +74,6 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics
 from models.spaces import get_space
-
-__all__ = [
-    "Bundle",
-    "FrontierRow",
-    "Json",
-    "add_confidence",
-    "frontier_row_to_json",
-    "load_bundle",
-    "save_bundle",
-]
 
 
 def save_bundle(
@@ -98,7 +91,7 @@ def save_bundle(
     statistics: Mapping[Arch, Statistics] | None = None,
     shared_statistics: SharedStatistics | None = None,
     template: bytes,
-    provenance: Mapping[str, Json],
+    provenance: Mapping[str, JsonValue],
     card: str = "",
     half: bool = False,
     confidence: Confidence | None = None,
@@ -131,35 +124,25 @@ def save_bundle(
             save_file(contiguous(packed), partial / STATISTICS)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
-        files = {file.name: describe(file) for file in sorted(partial.iterdir())}
-        document: dict[str, Json] = {
-            "format": FORMAT,
-            "name": name,
-            "version": "",
-            "space": {"name": space.name, "num_classes": space.num_classes},
-            "preprocess": json.loads(json.dumps(preprocess.to_json())),
-            "labels": list(labels),
-            "flops": {
-                "min": space.flops(answers[0][1]) if answers else space.min_flops,
-                "max": space.max_flops,
-                "groups": list(groups),
-            },
-            "frontier": [frontier_row_to_json(space, row) for row in frontier],
-            "answers": [
-                {
-                    "budget_flops": budget,
-                    "id": space.arch_id(arch),
-                    "arch": arch_to_json(space, arch),
-                }
-                for budget, arch in answers
-            ],
-            "provenance": dict(provenance),
-            "files": files,
-        }
-        if confidence is not None:
-            document["confidence"] = json.loads(json.dumps(confidence.to_json()))
-        document["version"] = version_of(document)
-        (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            version="",
+            space=SpaceEntry(name=space.name, num_classes=space.num_classes),
+            preprocess=preprocess,
+            labels=tuple(labels),
+            flops=FlopsEntry(
+                min=space.flops(answers[0][1]) if answers else space.min_flops,
+                max=space.max_flops,
+                groups=tuple(groups),
+            ),
+            frontier=tuple(frontier_entry(space, row) for row in frontier),
+            answers=tuple(answer_entry(space, budget, arch) for budget, arch in answers),
+            provenance=dict(provenance),
+            files={file.name: describe(file) for file in sorted(partial.iterdir())},
+            confidence=None if confidence is None else confidence_entry(confidence),
+        )
+        _write_manifest(partial / MANIFEST, manifest)
         if card:
             (partial / CARD).write_text(card, encoding="utf-8")
         load_bundle(partial)
@@ -176,17 +159,26 @@ def add_confidence(path: Path, confidence: Confidence) -> str:
     Raises ValueError where there is no bundle, or none that can be written.
     """
     load_bundle(path)
-    document = _read_manifest(path) | {"confidence": confidence.to_json()}
-    document["version"] = version_of(document)
+    said = read_manifest((path / MANIFEST).read_text(encoding="utf-8"))
+    said = said.model_copy(update={"confidence": confidence_entry(confidence)})
     partial = path / f".{MANIFEST}.partial-{os.getpid()}"
     try:
-        partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        version = _write_manifest(partial, said)
         partial.replace(path / MANIFEST)
     except OSError as error:
         raise ValueError(refused(path, error)) from error
     finally:
         partial.unlink(missing_ok=True)
-    return load_bundle(path).version
+    return version
+
+
+def _write_manifest(file: Path, manifest: Manifest) -> str:
+    """Answers the version that its content has."""
+    without = {"confidence"} if manifest.confidence is None else None
+    document = manifest.model_dump(mode="json", exclude=without)
+    document["version"] = version_of(document)
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    return document["version"]
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -195,41 +187,39 @@ def load_bundle(path: Path | str) -> Bundle:
     What is read is a copy: files that change later change nothing.
     """
     path = Path(path)
-    document = _read_manifest(path)
-    try:
-        return _parse(path, Fields(document, MANIFEST))
-    except ValueError as error:
-        raise ValueError(f"bundle {path}: {error}") from None
-
-
-def _read_manifest(path: Path) -> Any:
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
     try:
-        return json.loads(manifest.read_text(encoding="utf-8"))
+        text = manifest.read_text(encoding="utf-8")
+        document = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{manifest} is no JSON: {error}") from None
-
-
-def _parse(path: Path, fields: Fields) -> Bundle:
-    number = fields.integer("format")
-    if number != FORMAT:
-        raise ValueError(f"format is {number}; this version reads format {FORMAT}")
-    described = fields.part("space")
-    space = get_space(described.text("name"), described.integer("num_classes"))
-    labels = tuple(str(label) for label in fields.items("labels"))
-    if len(labels) != space.num_classes:
-        raise ValueError(f"labels has {len(labels)} entries for {space.num_classes} classes")
-    flops = fields.part("flops")
-    check_files(path, fields.mapping("files"), space)
-    answers = answers_from_json(space, fields.items("answers"))
-    least = space.flops(answers[0][1]) if answers else space.min_flops
-    for name, mine in (("min", least), ("max", space.max_flops)):
-        if flops.integer(name) != mine:
+    try:
+        said = read_manifest(text)
+        bundle = _load(path, said)
+        if said.version != (content := version_of(document)):
             raise ValueError(
-                f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
+                f"version is {said.version}, its content's is {content}: {MANIFEST} was changed"
             )
+    except ValueError as error:
+        raise ValueError(f"bundle {path}: {error}") from None
+    return bundle
+
+
+def _load(path: Path, said: Manifest) -> Bundle:
+    space = get_space(said.space.name, said.space.num_classes)
+    if len(said.labels) != space.num_classes:
+        raise ValueError(f"labels has {len(said.labels)} entries for {space.num_classes} classes")
+    check_files(path, said.files, space)
+    answers = answers_of(space, said.answers)
+    least = space.flops(answers[0][1]) if answers else space.min_flops
+    for name, written, mine in (
+        ("min", said.flops.min, least),
+        ("max", said.flops.max, space.max_flops),
+    ):
+        if written != mine:
+            raise ValueError(f"flops: {name} is {written:,}, but {space.name} has {mine:,}")
     weights = load_arrays(path / SUPERNET)
     check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
     statistics = load_arrays(path / STATISTICS) if space.norms else {}
@@ -240,33 +230,26 @@ def _parse(path: Path, fields: Fields) -> Bundle:
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
     bundle = Bundle(
-        name=fields.text("name"),
-        version=fields.text("version"),
+        name=said.name,
+        version=said.version,
         space=space,
-        preprocess=Preprocess.from_json(fields.mapping("preprocess")),
-        labels=labels,
-        groups=tuple(int(str(group)) for group in flops.items("groups")),
-        frontier=frontier_from_json(space, fields.items("frontier")),
+        preprocess=said.preprocess,
+        labels=said.labels,
+        groups=said.flops.groups,
+        frontier=tuple(frontier_row(space, entry) for entry in said.frontier),
         answers=answers,
         weights=template.lay_out(weights),
         generator=load_arrays(path / GENERATOR),
         statistics=statistics,
         template=template,
-        provenance=json.loads(json.dumps(fields.mapping("provenance"))),
+        provenance=said.provenance,
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
-        confidence=confidence_from_json(fields.part("confidence"))
-        if "confidence" in fields.document
-        else None,
+        confidence=None if said.confidence is None else confidence_of(said.confidence),
     )
     for _, *pair in bundle.confidence.pairs if bundle.confidence else ():
         for flops in filter(None, pair):
             if flops not in bundle.listed:
                 raise ValueError(f"confidence: no subnet that is answered has {flops:,} FLOPs")
-    content = version_of(fields.document)
-    if bundle.version != content:
-        raise ValueError(
-            f"version is {bundle.version}, its content's is {content}: {MANIFEST} was changed"
-        )
     return bundle
 
 

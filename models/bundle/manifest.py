@@ -1,4 +1,4 @@
-"""What ``bundle.json`` says, field by field, each named when it is wrong. No torch."""
+"""``bundle.json``: its fields, and what is wrong with one that is not as it should be. No torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,124 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, field_validator
 
 from models.bundle.confidence import Confidence
-from models.bundle.value import FrontierRow, Json
+from models.bundle.value import FrontierRow
+from models.images.preprocess import Preprocess
+from models.mistake import in_words
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 
 FORMAT = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class SpaceEntry(_Part):
+    """Which search space, for how many classes."""
+
+    name: str
+    num_classes: int
+
+
+class FlopsEntry(_Part):
+    """Of the smallest and the largest subnet that are answered; the upper ends of the groups."""
+
+    min: int
+    max: int
+    groups: tuple[int, ...]
+
+
+class AnswerEntry(_Part):
+    """An arch, and the budget from which on it is answered."""
+
+    budget_flops: float
+    id: str
+    arch: dict[str, Any]
+
+    def arch_in(self, space: SearchSpace) -> Arch:
+        """The arch. Raises ValueError if the space does not have it, or by another id."""
+        arch = space.arch_from_json(self.arch)
+        if self.id != space.arch_id(arch):
+            raise ValueError(f"id {self.id} is not that of its arch ({space.arch_id(arch)})")
+        return arch
+
+
+class FrontierEntry(AnswerEntry):
+    """A row of the frontier table. FLOPs and parameters are for people: the space knows them."""
+
+    flops: int
+    params: int
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+class TemperatureEntry(_Part):
+    """By what the logits of a subnet are divided."""
+
+    flops: int
+    temperature: float
+
+
+class PairEntry(_Part):
+    """Who shares a budget from so many FLOPs on; 0 and 0: nobody."""
+
+    budget_flops: int
+    first_flops: int
+    second_flops: int
+
+
+class ConfidenceEntry(_Part):
+    """How sure subnets are."""
+
+    images: int
+    data: str
+    temperatures: tuple[TemperatureEntry, ...]
+    pairs: tuple[PairEntry, ...]
+
+
+class FileEntry(_Part):
+    """A file beside the manifest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(_Part):
+    """All of ``bundle.json``. What it does not know is left to later versions."""
+
+    format: int
+    name: str
+    version: str
+    space: SpaceEntry
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    flops: FlopsEntry
+    frontier: tuple[FrontierEntry, ...]
+    answers: tuple[AnswerEntry, ...]
+    provenance: dict[str, JsonValue]
+    files: dict[str, FileEntry]
+    confidence: ConfidenceEntry | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _is_read(cls, number: int) -> int:
+        if number != FORMAT:
+            raise ValueError(f"format is {number}; this version reads format {FORMAT}")
+        return number
+
+
+def read_manifest(text: str) -> Manifest:
+    """What the text says. Raises ValueError, in one line, for the first field that is wrong."""
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(in_words(error)) from None
 
 
 def version_of(document: Mapping[str, object]) -> str:
@@ -25,137 +136,44 @@ def version_of(document: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Fields:
-    """A JSON object whose fields are asked for by name and type, and named when wrong."""
-
-    def __init__(self, document: object, where: str) -> None:
-        if not isinstance(document, dict):
-            raise ValueError(f"{where} must be an object, not {type(document).__name__}")
-        self.document: dict[str, object] = document
-        self._where = where
-
-    def value(self, name: str, *kinds: type) -> object:
-        if name not in self.document:
-            raise ValueError(f"{self._where} has no {name!r}")
-        value = self.document[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            allowed = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{self._where}: {name} must be {allowed}, not {value!r:.60}")
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self.value(name, str))
-
-    def integer(self, name: str) -> int:
-        value = self.value(name, int)
-        assert isinstance(value, int)
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.value(name, int, float)
-        assert isinstance(value, int | float)
-        return float(value)
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self.document.get(name) is None else self.number(name)
-
-    def items(self, name: str) -> list[object]:
-        value = self.value(name, list)
-        assert isinstance(value, list)
-        return value
-
-    def part(self, name: str) -> Fields:
-        return Fields(self.value(name, dict), f"{self._where}: {name}")
-
-    def rows(self, name: str) -> list[Fields]:
-        """A list of objects."""
-        where = f"{self._where}: {name}"
-        return [Fields(one, f"{where}[{index}]") for index, one in enumerate(self.items(name))]
-
-    def mapping(self, name: str) -> dict[str, object]:
-        value = self.value(name, dict)
-        assert isinstance(value, dict)
-        return value
-
-
-def frontier_row_to_json(space: SearchSpace, row: FrontierRow) -> dict[str, Json]:
-    """A row of the frontier table as plain JSON values."""
-    return {
-        "budget_flops": row.budget_flops,
-        "id": space.arch_id(row.arch),
-        "arch": arch_to_json(space, row.arch),
-        "flops": row.flops,
-        "params": row.params,
-        "val_accuracy": row.val_accuracy,
-        "test_accuracy": row.test_accuracy,
-    }
-
-
-def arch_to_json(space: SearchSpace, arch: Arch) -> Json:
-    """An arch as plain JSON values."""
-    return json.loads(json.dumps(space.arch_to_json(arch)))
-
-
-def _arch(space: SearchSpace, row: Fields) -> Arch:
-    arch = space.arch_from_json(row.mapping("arch"))
-    if row.text("id") != space.arch_id(arch):
-        raise ValueError(f"id {row.text('id')} is not that of its arch ({space.arch_id(arch)})")
-    return arch
-
-
-def answers_from_json(
-    space: SearchSpace, entries: Sequence[object]
-) -> tuple[tuple[float, Arch], ...]:
-    """Budgets and archs. Raises ValueError for one that exceeds its budget or is out of order."""
-    answers = []
-    for index, entry in enumerate(entries):
-        row = Fields(entry, f"answers[{index}]")
-        answers.append((row.number("budget_flops"), _arch(space, row)))
-    _check_answers(space, answers)
-    return tuple(answers)
-
-
-def frontier_from_json(space: SearchSpace, entries: Sequence[object]) -> tuple[FrontierRow, ...]:
-    """The frontier table; FLOPs and parameters are the space's, whatever the entries say."""
-    return tuple(
-        _frontier_row(space, Fields(entry, f"frontier[{index}]"))
-        for index, entry in enumerate(entries)
+def answer_entry(space: SearchSpace, budget_flops: float, arch: Arch) -> AnswerEntry:
+    """What the manifest says of an answer."""
+    return AnswerEntry(
+        budget_flops=budget_flops,
+        id=space.arch_id(arch),
+        arch=dict(space.arch_to_json(arch)),
     )
 
 
-def confidence_from_json(fields: Fields) -> Confidence:
-    """Raises ValueError for what is no temperature, is out of order, or exceeds its budget."""
-    temperatures = tuple(
-        (row.integer("flops"), row.number("temperature")) for row in fields.rows("temperatures")
+def frontier_entry(space: SearchSpace, row: FrontierRow) -> FrontierEntry:
+    """What the manifest says of a row of the frontier table."""
+    return FrontierEntry(
+        **dict(answer_entry(space, row.budget_flops, row.arch)),
+        flops=row.flops,
+        params=row.params,
+        val_accuracy=row.val_accuracy,
+        test_accuracy=row.test_accuracy,
     )
-    pairs = tuple(
-        (row.integer("budget_flops"), row.integer("first_flops"), row.integer("second_flops"))
-        for row in fields.rows("pairs")
-    )
-    if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
-        raise ValueError("confidence: temperatures must be there, and more than 0")
-    for budget, first, second in pairs:
-        if first + second > budget or ((first or second) and not 0 < first < second):
-            raise ValueError(f"confidence: {first:,} and {second:,} FLOPs do not share {budget:,}")
-    for name, rows in (("temperatures", temperatures), ("pairs", pairs)):
-        if any(row[0] >= following[0] for row, following in pairwise(rows)):
-            raise ValueError(f"confidence: {name} must ascend")
-    return Confidence(temperatures, pairs, fields.integer("images"), fields.text("data"))
 
 
-def _frontier_row(space: SearchSpace, row: Fields) -> FrontierRow:
-    arch = _arch(space, row)
+def frontier_row(space: SearchSpace, entry: FrontierEntry) -> FrontierRow:
+    """The reverse; FLOPs and parameters are the space's, whatever the entry says."""
+    arch = entry.arch_in(space)
     return FrontierRow(
-        budget_flops=row.number("budget_flops"),
+        budget_flops=entry.budget_flops,
         arch=arch,
         flops=space.flops(arch),
         params=space.params(arch),
-        val_accuracy=row.optional_number("val_accuracy"),
-        test_accuracy=row.optional_number("test_accuracy"),
+        val_accuracy=entry.val_accuracy,
+        test_accuracy=entry.test_accuracy,
     )
 
 
-def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) -> None:
+def answers_of(
+    space: SearchSpace, entries: Sequence[AnswerEntry]
+) -> tuple[tuple[float, Arch], ...]:
+    """Budgets and archs. Raises ValueError for one that exceeds its budget or is out of order."""
+    answers = tuple((entry.budget_flops, entry.arch_in(space)) for entry in entries)
     for index, (budget, arch) in enumerate(answers):
         if space.flops(arch) > budget:
             raise ValueError(f"answers[{index}]: {space.flops(arch):,} FLOPs exceed {budget:,}")
@@ -165,3 +183,32 @@ def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) ->
         raise ValueError(
             f"answers must begin at their smallest subnet ({space.flops(answers[0][1]):,} FLOPs)"
         )
+    return answers
+
+
+def confidence_entry(known: Confidence) -> ConfidenceEntry:
+    """What the manifest says of it."""
+    return ConfidenceEntry(
+        images=known.images,
+        data=known.data,
+        temperatures=tuple(TemperatureEntry(flops=f, temperature=t) for f, t in known.temperatures),
+        pairs=tuple(
+            PairEntry(budget_flops=budget, first_flops=first, second_flops=second)
+            for budget, first, second in known.pairs
+        ),
+    )
+
+
+def confidence_of(entry: ConfidenceEntry) -> Confidence:
+    """Raises ValueError for what is no temperature, is out of order, or exceeds its budget."""
+    temperatures = tuple((row.flops, row.temperature) for row in entry.temperatures)
+    pairs = tuple((row.budget_flops, row.first_flops, row.second_flops) for row in entry.pairs)
+    if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
+        raise ValueError("confidence: temperatures must be there, and more than 0")
+    for budget, first, second in pairs:
+        if first + second > budget or ((first or second) and not 0 < first < second):
+            raise ValueError(f"confidence: {first:,} and {second:,} FLOPs do not share {budget:,}")
+    for name, rows in (("temperatures", temperatures), ("pairs", pairs)):
+        if any(row[0] >= following[0] for row, following in pairwise(rows)):
+            raise ValueError(f"confidence: {name} must ascend")
+    return Confidence(temperatures, pairs, entry.images, entry.data)
