@@ -127,6 +127,8 @@ def tabulated(name: str, unit: str, space: SearchSpace, table: CostTable | None)
             f"the table is of {table.space[0]} with {table.space[1]} classes, not of {space.name} "
             f"with {space.num_classes}"
         )
+    if not any(part.decisions for part in table.parts):
+        raise ValueError("no part of the table depends on a decision; then all archs cost the same")
     fixed = _whole("fixed", np.array(table.fixed))
     parts = [Part((), lambda arch: int(fixed)), *(_part(space, part) for part in table.parts)]
     cost = Cost(name, unit, _SCALE, space, cost_rule(space.decisions, parts))
