@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bundles import CIFAR10_CNN
-from benchmarks.timing import machine
+from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.generator.decode import decode
 from models.space.search_space import SearchSpace

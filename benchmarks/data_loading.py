@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from trainer.data.batches import Batch, Batches
 from trainer.data.reading import InMemory, load_splits
 from trainer.recipes.settings import Augment

@@ -24,10 +24,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.load import Connections, Server, closed_loop, http_request, serving
+from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
+from benchmarks.parts.load import Connections, Server, closed_loop, http_request, serving
+from benchmarks.parts.timing import machine
 from benchmarks.serve_load import figures, photo, zipf_budgets
-from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
 from shiftnas_serve.hosts import HOSTS
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.bundles import CIFAR10_CNN
-from benchmarks.timing import machine
+from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.timing import machine
 from models.bundle.folder import FrontierRow, load_bundle
 from trainer.data.reading import read_source
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bundles import CIFAR10_CNN
-from benchmarks.timing import Timing, machine, rank_correlation, time_in_turn
+from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
 from models.onnx.ort import onnxruntime

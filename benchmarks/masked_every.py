@@ -16,8 +16,8 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+from benchmarks.parts.step_costs import Costs, Trial, Variants
 from benchmarks.samplers import build_parser, compare
-from benchmarks.step_costs import Costs, Trial, Variants
 from trainer.recipes.config import with_settings
 from trainer.recipes.recipe import Recipe
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.plot import Panel, draw_panels
-from benchmarks.timing import machine
+from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
+from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from shiftnas_serve.engine.sessions import Sessions

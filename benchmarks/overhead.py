@@ -21,10 +21,10 @@ import time
 import numpy as np
 from PIL import Image
 
-from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.load import Connections, Server, http_request, serving
+from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
+from benchmarks.parts.load import Connections, Server, http_request, serving
+from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
-from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime

@@ -15,7 +15,7 @@ import litserve
 import numpy as np
 from fastapi import Request
 
-from benchmarks.bundles import CIFAR10_CNN
+from benchmarks.parts.bundles import CIFAR10_CNN
 from models.bundle.folder import load_bundle
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime

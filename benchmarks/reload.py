@@ -26,10 +26,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.bundles import CIFAR10_CNN
-from benchmarks.load import Server, serving
+from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.load import Server, serving
+from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
-from benchmarks.timing import machine
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
 

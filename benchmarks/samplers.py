@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.step_costs import Costs, Variants, step_costs
-from benchmarks.timing import machine
+from benchmarks.parts.step_costs import Costs, Variants, step_costs
+from benchmarks.parts.timing import machine
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import SAMPLERS

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.load import Sample, Server, closed_loop, http_request, serving
-from benchmarks.plot import Panel, draw_panels
-from benchmarks.timing import machine
+from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
+from benchmarks.parts.load import Sample, Server, closed_loop, http_request, serving
+from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from shiftnas_serve.engine.sessions import Sessions

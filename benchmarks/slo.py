@@ -32,8 +32,8 @@ from typing import Any, TypedDict
 import httpx
 import numpy as np
 
-from benchmarks.bundles import CIFAR10_CNN
-from benchmarks.load import (
+from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.load import (
     Sample,
     Server,
     arrivals,
@@ -43,9 +43,9 @@ from benchmarks.load import (
     recorded,
     serving,
 )
-from benchmarks.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
-from benchmarks.timing import machine
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
 
 
@@ -207,7 +207,7 @@ def bundle_folder(options: argparse.Namespace, stack: contextlib.ExitStack) -> P
     if folder is None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / options.published
     if not (folder / "bundle.json").exists():
-        from benchmarks.untrained import write_published  # takes torch, and a minute
+        from benchmarks.parts.untrained import write_published  # takes torch, and a minute
 
         print(f"writing {options.published} with random weights", file=sys.stderr)
         write_published(options.published, folder, options.seed)

@@ -25,9 +25,9 @@ from typing import cast
 
 import numpy as np
 
-from benchmarks.load import arrivals
+from benchmarks.parts.load import arrivals
+from benchmarks.parts.timing import machine
 from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_rows
-from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from shiftnas_serve.engine.model import Model, measure_latency

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from models.nets import build_net
 from models.space.arch import Arch
 from models.space.describe import describe_arch, read_arch

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from models.generator.decode import decode
 from models.generator.report import policy_of
 from models.nets import build_net

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bundles import add_bundle_options, chosen_bundle
-from benchmarks.load import Connections, Sample, http_request, serving
-from benchmarks.plot import Panel, draw_panels
+from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
+from benchmarks.parts.load import Connections, Sample, http_request, serving
+from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
-from benchmarks.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 
 

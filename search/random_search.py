@@ -8,7 +8,7 @@ import torch
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
-from trainer.samplers.candidates import arch_between
+from trainer.samplers.candidates.base import arch_between
 
 WINDOW = 0.97
 """Archs of at least this share of a budget compete for it, as the generator's answers do."""

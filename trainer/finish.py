@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
-from models.bundle.folder import FrontierRow, Json, frontier_row_to_json, load_bundle, save_bundle
+from models.bundle.folder import FrontierRow, load_bundle, save_bundle
+from models.bundle.manifest import frontier_entry
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
 from models.nets import build_net
@@ -143,9 +145,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
     # The last process had the settings that hold; of those before it, only what was otherwise.
     *before, last = [record for record in records if record["kind"] == "start"]
-    trained_with: Json = json.loads(json.dumps(last | {"step": int(state["step"])}))
+    trained_with: JsonValue = json.loads(json.dumps(last | {"step": int(state["step"])}))
     changed = [{k: v for k, v in one.items() if k == "step" or v != last.get(k)} for one in before]
-    resumed: Json = json.loads(json.dumps(changed))
+    resumed: JsonValue = json.loads(json.dumps(changed))
     save_bundle(
         folder / "bundle",
         name=recipe.bundle_name or re.sub(r"[^\w.-]+", "-", splits.name).strip("-") or recipe.name,
@@ -181,7 +183,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     )
     grid = even_budgets(space, recipe.answer_budgets)
     served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
-    table = [frontier_row_to_json(space, row) for row in rows]
+    table = [frontier_entry(space, row).model_dump() for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
     report_page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows, len(splits.held_out), len(splits.test)), file=sys.stderr)

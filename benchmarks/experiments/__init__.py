@@ -12,9 +12,12 @@ from __future__ import annotations
 
 EXPERIMENTS: dict[str, str] = {
     "uniform-archs": "benchmarks.experiments.uniform_archs:UniformArchs",
+    "shift": "benchmarks.experiments.settings:Shift",
     "groups": "benchmarks.experiments.settings:Groups",
     "update-every": "benchmarks.experiments.settings:UpdateEvery",
     "ranking": "benchmarks.experiments.ranking:Ranking",
+    "inherited": "benchmarks.experiments.inherited:Inherited",
+    "sufficiency": "benchmarks.experiments.sufficiency:Sufficiency",
     "rejection": "benchmarks.experiments.rejection:Rejection",
     "samplers": "benchmarks.experiments.samplers:Samplers",
     "static-tilts": "benchmarks.experiments.static_tilts:StaticTilts",

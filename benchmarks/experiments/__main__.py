@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.out or Path("runs/experiments") / options.name
     try:
         base = based(SCALES[options.scale](), options.data)
-        experiment = make(base, folder, list(range(options.seeds)))
+        experiment = make(base, folder, list(range(options.seeds)), options.only)
         if not options.table:
             experiment.run()
         print(experiment.table(experiment.kept_setup(), experiment.results()))

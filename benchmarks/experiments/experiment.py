@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
 from trainer.data.splits import Splits
-from trainer.engine.checkpoint import has_checkpoint, load_checkpoint
+from trainer.engine.checkpoint import State, has_checkpoint, load_checkpoint, save_checkpoint
 from trainer.engine.interrupt import Interrupt
 from trainer.engine.log import Record
 from trainer.engine.provenance import provenance
@@ -48,11 +48,14 @@ class Case:
 class AbstractExperiment(ABC):
     """Runs in the order of ``cases``; those that have a line in the results are done.
 
-    base: the recipe of the scale, its ``data`` as it was asked for. folder: of the results.
+    base: the recipe of the scale, its ``data`` as it was asked for. folder: of the results. only:
+    names of cases, up to the slash; empty for all.
     """
 
-    def __init__(self, base: Recipe, folder: Path, seeds: list[int]) -> None:
-        self.base, self.folder, self.seeds = base, folder, seeds
+    def __init__(
+        self, base: Recipe, folder: Path, seeds: list[int], only: Collection[str] = ()
+    ) -> None:
+        self.base, self.folder, self.seeds, self.only = base, folder, seeds, only
         self.space = get_space(base.space, 10)
         self.splits = cache(self._splits)
 
@@ -87,35 +90,53 @@ class AbstractExperiment(ABC):
         done = {(row["case"], row["seed"]) for row in self.results()}
         with Interrupt() as interrupt:
             for case in self.cases(setup):
-                if case.key not in done:
-                    self._run(case, setup, interrupt)
+                if case.key in done or not self._wanted(case):
+                    continue
+                cpu = time.process_time()
+                row = {"case": case.name, "seed": case.recipe.seed}
+                row |= {"commit": provenance()["commit"], **self.run_case(case, setup, interrupt)}
+                with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                cpu = time.process_time() - cpu
+                print(f"{case.name} seed {case.recipe.seed}: {cpu:.0f} s", file=sys.stderr)
 
-    def _run(self, case: Case, setup: Record, interrupt: Interrupt) -> None:
+    def _wanted(self, case: Case) -> bool:
+        return not self.only or case.name.split("/")[0] in self.only
+
+    def first_state(self, case: Case) -> State | None:
+        """The checkpoint that a run begins at; None where it begins untrained."""
+        return None
+
+    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Record:
+        """More for the line of a run that has ended, while its checkpoint is there."""
+        return {}
+
+    def run_case(self, case: Case, setup: Record, interrupt: Interrupt) -> Record:
+        """Train, measure, and tell what the line of the results has."""
         folder = self.folder / f"{case.name}-{case.recipe.seed}"
         folder.mkdir(parents=True, exist_ok=True)
         splits, resume = self.splits(case.recipe.seed), has_checkpoint(folder)
+        first = None if resume else self.first_state(case)
+        if first is not None:
+            save_checkpoint(folder, first)
         started, cpu = time.monotonic(), time.process_time()
-        train(case.recipe, splits, folder, interrupt, resume=resume)
+        train(case.recipe, splits, folder, interrupt, resume=has_checkpoint(folder))
         cpu_s, wall_s = time.process_time() - cpu, time.monotonic() - started
         state = load_checkpoint(folder)
         generator = ArchitectureGenerator(self.space)
         generator.load_state_dict(state["generator"])
-        archs = case.archs or self.archs(setup, generator)
+        archs = list(case.archs) or self.archs(setup, generator)
         row: Record = {
-            "case": case.name,
-            "seed": case.recipe.seed,
             "steps": int(state["step"]),
             "compute": int(state["compute"]),
             "cpu_s": None if resume else round(cpu_s, 2),
             "wall_s": None if resume else round(wall_s, 2),
-            "commit": provenance()["commit"],
             "rows": measured(case.recipe, splits, folder, archs),
+            **self.kept(case, folder, archs),
         }
-        with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
         for left in folder.glob("checkpoint*"):
             left.unlink()
-        print(f"{case.name} seed {case.recipe.seed}: {cpu_s:.0f} s", file=sys.stderr)
+        return row
 
     def kept_setup(self) -> Record:
         """What ``setup`` made. Raises ValueError before the first run."""
@@ -138,6 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
     parser.add_argument("--data", help="CIFAR-10, as for trainer.run (digits need none)")
     parser.add_argument("--seeds", type=int, default=8, help="how many (default: 8)")
     parser.add_argument("--out", type=Path, help="folder (default: runs/experiments/NAME)")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="NAME", help="these variants (default: all)"
+    )
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from benchmarks.step_costs import Trial
+from benchmarks.parts.step_costs import Trial
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets

@@ -6,8 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Of Student's distribution, 95 % two-sided, with 1, 2, ... degrees of freedom."""
+from scipy.stats import t
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -16,8 +15,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     count = len(differences)
     if count < 2:
         return mean, math.inf
-    t = _T[min(count - 1, len(_T)) - 1]
-    return mean, t * statistics.stdev(differences) / math.sqrt(count)
+    return mean, float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
 
 
 def in_words(differences: Sequence[float], digits: int = 2) -> str:

@@ -21,7 +21,7 @@ from benchmarks.experiments.table import by_case
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from trainer.engine.log import Record
-from trainer.samplers.candidates import arch_between
+from trainer.samplers.candidates.base import arch_between
 
 ARCHS = 25
 SUPERNETS = ("uniform-budget", "shift")

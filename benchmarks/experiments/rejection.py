@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import taught_generator
 from benchmarks.experiments.uniform_archs import uniform_flops
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from models.generator.decode import WITHIN, decode
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, policy_of

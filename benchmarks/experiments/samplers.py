@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, step_times
 from benchmarks.experiments.table import paired_table
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.space.arch import Arch

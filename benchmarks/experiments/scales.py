@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.recipes.cifar10_cnn import cifar10_cnn
 from trainer.recipes.digits import digits
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import Augment, GeneratorOptions, Optimizer, SamplerOptions
@@ -35,5 +36,17 @@ def nano_scale() -> Recipe:
     )
 
 
-SCALES = {"digits": digits_scale, "nano": nano_scale}
+def cnn_scale() -> Recipe:
+    """cifar-cnn on CIFAR-10: hours a run on one core; time follows FLOPs here."""
+    recipe = cifar10_cnn().replace(name="cifar-cnn", sampler="uniform-budget", evaluate_every=0)
+    return recipe.replace(tensorboard=False)
+
+
+def vit_scale() -> Recipe:
+    """cifar-vit on CIFAR-10: hours a run on one core."""
+    optimizer = Optimizer(name="adamw", learning_rate=1e-3, weight_decay=0.05)
+    return cnn_scale().replace(name="cifar-vit", space="cifar-vit", optimizer=optimizer)
+
+
+SCALES = {"digits": digits_scale, "nano": nano_scale, "cnn": cnn_scale, "vit": vit_scale}
 """Name -> the recipe."""

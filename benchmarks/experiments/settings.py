@@ -1,17 +1,20 @@
-"""Figures 7 and 8 of the paper: how many groups, and how often B moves."""
+"""Figures 4, 5, 7 and 8 of the paper: with and without the shift, how many groups, how often."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from benchmarks.experiments.experiment import AbstractExperiment, Case
-from benchmarks.experiments.table import paired_table
+from benchmarks.experiments.table import by_case, paired_table
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.space.arch import Arch
-from trainer.engine.log import Record
+from trainer.engine.log import Record, read_log
 from trainer.evaluate import answers
 
 EPOCHS = "epochs"
@@ -32,12 +35,20 @@ class AbstractSettings(AbstractExperiment):
             options = {"learning_rate": 0.05, **changes.pop("sampler_options", {})}
             recipe = self.base.replace(
                 name=name,
-                sampler="shift",
+                sampler=changes.pop("sampler", "shift"),
                 seed=seed,
                 sampler_options=self.base.sampler_options.replace(**options),
                 **changes,
             )
             yield Case(f"{name}/{EPOCHS}", recipe)
+
+    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Record:
+        """B at the end of each quarter of the run, and where it stays after the last update."""
+        updates = [r for r in read_log(folder / "log.jsonl") if r["kind"] == "groups"]
+        quarters = (
+            [updates[len(updates) * part // 4 - 1] for part in (1, 2, 3, 4)] if updates else []
+        )
+        return {"probabilities": [record["probabilities"] for record in quarters]}
 
     def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
         return answers(generator, even_budgets(self.space, 8))
@@ -59,3 +70,32 @@ class UpdateEvery(AbstractSettings):
     """Figure 8: q is 50, 100, 500 and 1,000 of 625,000 steps; here of a run's few thousand."""
 
     variants: ClassVar = {f"q = {every}": {"shift_every": every} for every in (25, 12, 100, 250)}
+
+
+class Shift(AbstractSettings):
+    """Figure 4: the same training with and without the shift. Figure 5: B over the run."""
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "uniform": {"sampler": "uniform-budget"},
+        "shift": {},
+        "shift, as printed": {"sampler_options": {"as_printed": True}},
+    }
+
+    def table(self, setup: Record, results: list[Record]) -> str:
+        head = " | ".join(str(place) for place in range(1, self.base.sampler_options.groups + 1))
+        lines = [
+            super().table(setup, results),
+            "",
+            "B in %, mean over seeds, by group from the smallest subnets to the largest:",
+            "",
+            f"| name | after | {head} |",
+            "|---|---|" + "--:|" * self.base.sampler_options.groups,
+        ]
+        found = by_case(results)
+        for name in self.variants:
+            runs = found.get(f"{name}/{EPOCHS}", {}).values()
+            moved = np.array([run["probabilities"] for run in runs if run["probabilities"]])
+            for quarter, shares in enumerate(100 * moved.mean(0) if len(moved) else (), start=1):
+                cells = " | ".join(f"{share:.1f}" for share in shares)
+                lines.append(f"| {name} | {quarter}/4 | {cells} |")
+        return "\n".join(lines)

@@ -16,14 +16,14 @@ import numpy as np
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, step_times
 from benchmarks.experiments.table import paired_table
-from benchmarks.timing import machine
+from benchmarks.parts.timing import machine
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD
 from trainer.engine.log import Record
 from trainer.recipes.recipe import Recipe
-from trainer.samplers.static_tilt import tilted
+from trainer.samplers.fixed.static_tilt import tilted
 
 RUNGS = 8
 DISTRIBUTIONS: dict[str, tuple[tuple[float, float], float]] = {
@@ -38,7 +38,7 @@ DISTRIBUTIONS: dict[str, tuple[tuple[float, float], float]] = {
     "large-1": ((1, 1), 0),
     "large-4": ((4, 4), 0),
 }
-"""Name -> tilt at the start and at the end, and bend (``trainer.samplers.static_tilt``)."""
+"""Name -> tilt at the start and at the end, and bend (``trainer.samplers.fixed.static_tilt``)."""
 
 FIRST = 3
 """So many of them run on every seed before the others do."""

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from models.bundle.manifest import Fields
-from models.bundle.value import STATISTICS, Json
+from models.bundle.manifest import FileEntry
+from models.bundle.value import STATISTICS
 from models.space.search_space import SearchSpace
 
 MANIFEST, CARD = "bundle.json", "card.md"
@@ -33,10 +33,10 @@ def halved(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: np.asarray(v, np.float16).astype(np.float32) for k, v in arrays.items()}
 
 
-def describe(file: Path) -> Json:
-    """What the manifest says of a file: its hash and size."""
+def describe(file: Path) -> FileEntry:
+    """What the manifest says of a file."""
     data = file.read_bytes()
-    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
 def swap(partial: Path, path: Path) -> None:
@@ -53,22 +53,20 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(path: Path, files: Mapping[str, object], space: SearchSpace) -> None:
+def check_files(path: Path, files: Mapping[str, FileEntry], space: SearchSpace) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
-    needed = (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []))
-    for name in needed:
+    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else [])):
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():
             raise ValueError(f"{name} is missing")
-        expected = Fields(files[name], f"files: {name}")
-        found = Fields(describe(path / name), name)
-        if expected.integer("size_bytes") != found.integer("size_bytes"):
+        expected, found = files[name], describe(path / name)
+        if expected.size_bytes != found.size_bytes:
             raise ValueError(
-                f"{name} has {found.integer('size_bytes'):,} bytes, "
-                f"not {expected.integer('size_bytes'):,}; it is cut off or another file"
+                f"{name} has {found.size_bytes:,} bytes, not {expected.size_bytes:,}; "
+                "it is cut off or another file"
             )
-        if expected.text("sha256") != found.text("sha256"):
+        if expected.sha256 != found.sha256:
             raise ValueError(f"{name} has another SHA-256 than {MANIFEST} says; it was changed")
 
 

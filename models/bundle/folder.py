@@ -11,8 +11,8 @@ A folder::
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.
 
-Here is how one is written and read; ``bundle_value`` is what it answers, ``bundle_manifest`` what
-``bundle.json`` says, ``bundle_files`` the files beside it.
+Here is how one is written and read; ``value`` is what it answers, ``manifest`` what ``bundle.json``
+says, ``files`` the files beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -45,18 +46,20 @@ from models.bundle.files import (
 )
 from models.bundle.manifest import (
     FORMAT,
-    Fields,
-    answers_from_json,
-    arch_to_json,
-    frontier_from_json,
-    frontier_row_to_json,
+    FlopsEntry,
+    Manifest,
+    SpaceEntry,
+    answer_entry,
+    answers_of,
+    frontier_entry,
+    frontier_row,
+    read_manifest,
     version_of,
 )
 from models.bundle.value import (
     SHARED,
     Bundle,
     FrontierRow,
-    Json,
     pack_shared,
     pack_statistics,
     unpack_shared,
@@ -68,15 +71,6 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics
 from models.spaces import get_space
-
-__all__ = [
-    "Bundle",
-    "FrontierRow",
-    "Json",
-    "frontier_row_to_json",
-    "load_bundle",
-    "save_bundle",
-]
 
 
 def save_bundle(
@@ -94,7 +88,7 @@ def save_bundle(
     statistics: Mapping[Arch, Statistics] | None = None,
     shared_statistics: SharedStatistics | None = None,
     template: bytes,
-    provenance: Mapping[str, Json],
+    provenance: Mapping[str, JsonValue],
     card: str = "",
     half: bool = False,
 ) -> None:
@@ -126,31 +120,24 @@ def save_bundle(
             save_file(contiguous(packed), partial / STATISTICS)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, which a container's user could not read
-        files = {file.name: describe(file) for file in sorted(partial.iterdir())}
-        document: dict[str, Json] = {
-            "format": FORMAT,
-            "name": name,
-            "version": "",
-            "space": {"name": space.name, "num_classes": space.num_classes},
-            "preprocess": json.loads(json.dumps(preprocess.to_json())),
-            "labels": list(labels),
-            "flops": {
-                "min": space.flops(answers[0][1]) if answers else space.min_flops,
-                "max": space.max_flops,
-                "groups": list(groups),
-            },
-            "frontier": [frontier_row_to_json(space, row) for row in frontier],
-            "answers": [
-                {
-                    "budget_flops": budget,
-                    "id": space.arch_id(arch),
-                    "arch": arch_to_json(space, arch),
-                }
-                for budget, arch in answers
-            ],
-            "provenance": dict(provenance),
-            "files": files,
-        }
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            version="",
+            space=SpaceEntry(name=space.name, num_classes=space.num_classes),
+            preprocess=preprocess,
+            labels=tuple(labels),
+            flops=FlopsEntry(
+                min=space.flops(answers[0][1]) if answers else space.min_flops,
+                max=space.max_flops,
+                groups=tuple(groups),
+            ),
+            frontier=tuple(frontier_entry(space, row) for row in frontier),
+            answers=tuple(answer_entry(space, budget, arch) for budget, arch in answers),
+            provenance=dict(provenance),
+            files={file.name: describe(file) for file in sorted(partial.iterdir())},
+        )
+        document = manifest.model_dump(mode="json")
         document["version"] = version_of(document)
         (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
         if card:
@@ -173,33 +160,35 @@ def load_bundle(path: Path | str) -> Bundle:
     if not manifest.is_file():
         raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
     try:
-        document = json.loads(manifest.read_text(encoding="utf-8"))
+        text = manifest.read_text(encoding="utf-8")
+        document = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{manifest} is no JSON: {error}") from None
     try:
-        return _parse(path, Fields(document, MANIFEST))
+        said = read_manifest(text)
+        bundle = _load(path, said)
+        if said.version != (content := version_of(document)):
+            raise ValueError(
+                f"version is {said.version}, its content's is {content}: {MANIFEST} was changed"
+            )
     except ValueError as error:
         raise ValueError(f"bundle {path}: {error}") from None
+    return bundle
 
 
-def _parse(path: Path, fields: Fields) -> Bundle:
-    number = fields.integer("format")
-    if number != FORMAT:
-        raise ValueError(f"format is {number}; this version reads format {FORMAT}")
-    described = fields.part("space")
-    space = get_space(described.text("name"), described.integer("num_classes"))
-    labels = tuple(str(label) for label in fields.items("labels"))
-    if len(labels) != space.num_classes:
-        raise ValueError(f"labels has {len(labels)} entries for {space.num_classes} classes")
-    flops = fields.part("flops")
-    check_files(path, fields.mapping("files"), space)
-    answers = answers_from_json(space, fields.items("answers"))
+def _load(path: Path, said: Manifest) -> Bundle:
+    space = get_space(said.space.name, said.space.num_classes)
+    if len(said.labels) != space.num_classes:
+        raise ValueError(f"labels has {len(said.labels)} entries for {space.num_classes} classes")
+    check_files(path, said.files, space)
+    answers = answers_of(space, said.answers)
     least = space.flops(answers[0][1]) if answers else space.min_flops
-    for name, mine in (("min", least), ("max", space.max_flops)):
-        if flops.integer(name) != mine:
-            raise ValueError(
-                f"flops: {name} is {flops.integer(name):,}, but {space.name} has {mine:,}"
-            )
+    for name, written, mine in (
+        ("min", said.flops.min, least),
+        ("max", said.flops.max, space.max_flops),
+    ):
+        if written != mine:
+            raise ValueError(f"flops: {name} is {written:,}, but {space.name} has {mine:,}")
     weights = load_arrays(path / SUPERNET)
     check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
     statistics = load_arrays(path / STATISTICS) if space.norms else {}
@@ -209,28 +198,22 @@ def _parse(path: Path, fields: Fields) -> Bundle:
         template = Template.parse((path / TEMPLATE).read_bytes())
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
-    bundle = Bundle(
-        name=fields.text("name"),
-        version=fields.text("version"),
+    return Bundle(
+        name=said.name,
+        version=said.version,
         space=space,
-        preprocess=Preprocess.from_json(fields.mapping("preprocess")),
-        labels=labels,
-        groups=tuple(int(str(group)) for group in flops.items("groups")),
-        frontier=frontier_from_json(space, fields.items("frontier")),
+        preprocess=said.preprocess,
+        labels=said.labels,
+        groups=said.flops.groups,
+        frontier=tuple(frontier_row(space, entry) for entry in said.frontier),
         answers=answers,
         weights=template.lay_out(weights),
         generator=load_arrays(path / GENERATOR),
         statistics=statistics,
         template=template,
-        provenance=json.loads(json.dumps(fields.mapping("provenance"))),
+        provenance=said.provenance,
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
     )
-    content = version_of(fields.document)
-    if bundle.version != content:
-        raise ValueError(
-            f"version is {bundle.version}, its content's is {content}: {MANIFEST} was changed"
-        )
-    return bundle
 
 
 def _check_statistics(

@@ -1,16 +1,102 @@
-"""What ``bundle.json`` says, field by field, each named when it is wrong. No torch."""
+"""``bundle.json``: its fields, and what is wrong with one that is not as it should be. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from models.bundle.value import FrontierRow, Json
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, field_validator
+
+from models.bundle.value import FrontierRow
+from models.images.preprocess import Preprocess
+from models.mistake import in_words
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 
 FORMAT = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class SpaceEntry(_Part):
+    """Which search space, for how many classes."""
+
+    name: str
+    num_classes: int
+
+
+class FlopsEntry(_Part):
+    """Of the smallest and the largest subnet that are answered; the upper ends of the groups."""
+
+    min: int
+    max: int
+    groups: tuple[int, ...]
+
+
+class AnswerEntry(_Part):
+    """An arch, and the budget from which on it is answered."""
+
+    budget_flops: float
+    id: str
+    arch: dict[str, Any]
+
+    def arch_in(self, space: SearchSpace) -> Arch:
+        """The arch. Raises ValueError if the space does not have it, or by another id."""
+        arch = space.arch_from_json(self.arch)
+        if self.id != space.arch_id(arch):
+            raise ValueError(f"id {self.id} is not that of its arch ({space.arch_id(arch)})")
+        return arch
+
+
+class FrontierEntry(AnswerEntry):
+    """A row of the frontier table. FLOPs and parameters are for people: the space knows them."""
+
+    flops: int
+    params: int
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+class FileEntry(_Part):
+    """A file beside the manifest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(_Part):
+    """All of ``bundle.json``. What it does not know is left to later versions."""
+
+    format: int
+    name: str
+    version: str
+    space: SpaceEntry
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    flops: FlopsEntry
+    frontier: tuple[FrontierEntry, ...]
+    answers: tuple[AnswerEntry, ...]
+    provenance: dict[str, JsonValue]
+    files: dict[str, FileEntry]
+
+    @field_validator("format")
+    @classmethod
+    def _is_read(cls, number: int) -> int:
+        if number != FORMAT:
+            raise ValueError(f"format is {number}; this version reads format {FORMAT}")
+        return number
+
+
+def read_manifest(text: str) -> Manifest:
+    """What the text says. Raises ValueError, in one line, for the first field that is wrong."""
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(in_words(error)) from None
 
 
 def version_of(document: Mapping[str, object]) -> str:
@@ -22,112 +108,44 @@ def version_of(document: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Fields:
-    """A JSON object whose fields are asked for by name and type, and named when wrong."""
-
-    def __init__(self, document: object, where: str) -> None:
-        if not isinstance(document, dict):
-            raise ValueError(f"{where} must be an object, not {type(document).__name__}")
-        self.document: dict[str, object] = document
-        self._where = where
-
-    def value(self, name: str, *kinds: type) -> object:
-        if name not in self.document:
-            raise ValueError(f"{self._where} has no {name!r}")
-        value = self.document[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            allowed = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{self._where}: {name} must be {allowed}, not {value!r:.60}")
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self.value(name, str))
-
-    def integer(self, name: str) -> int:
-        value = self.value(name, int)
-        assert isinstance(value, int)
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.value(name, int, float)
-        assert isinstance(value, int | float)
-        return float(value)
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self.document.get(name) is None else self.number(name)
-
-    def items(self, name: str) -> list[object]:
-        value = self.value(name, list)
-        assert isinstance(value, list)
-        return value
-
-    def part(self, name: str) -> Fields:
-        return Fields(self.value(name, dict), f"{self._where}: {name}")
-
-    def mapping(self, name: str) -> dict[str, object]:
-        value = self.value(name, dict)
-        assert isinstance(value, dict)
-        return value
-
-
-def frontier_row_to_json(space: SearchSpace, row: FrontierRow) -> dict[str, Json]:
-    """A row of the frontier table as plain JSON values."""
-    return {
-        "budget_flops": row.budget_flops,
-        "id": space.arch_id(row.arch),
-        "arch": arch_to_json(space, row.arch),
-        "flops": row.flops,
-        "params": row.params,
-        "val_accuracy": row.val_accuracy,
-        "test_accuracy": row.test_accuracy,
-    }
-
-
-def arch_to_json(space: SearchSpace, arch: Arch) -> Json:
-    """An arch as plain JSON values."""
-    return json.loads(json.dumps(space.arch_to_json(arch)))
-
-
-def _arch(space: SearchSpace, row: Fields) -> Arch:
-    arch = space.arch_from_json(row.mapping("arch"))
-    if row.text("id") != space.arch_id(arch):
-        raise ValueError(f"id {row.text('id')} is not that of its arch ({space.arch_id(arch)})")
-    return arch
-
-
-def answers_from_json(
-    space: SearchSpace, entries: Sequence[object]
-) -> tuple[tuple[float, Arch], ...]:
-    """Budgets and archs. Raises ValueError for one that exceeds its budget or is out of order."""
-    answers = []
-    for index, entry in enumerate(entries):
-        row = Fields(entry, f"answers[{index}]")
-        answers.append((row.number("budget_flops"), _arch(space, row)))
-    _check_answers(space, answers)
-    return tuple(answers)
-
-
-def frontier_from_json(space: SearchSpace, entries: Sequence[object]) -> tuple[FrontierRow, ...]:
-    """The frontier table; FLOPs and parameters are the space's, whatever the entries say."""
-    return tuple(
-        _frontier_row(space, Fields(entry, f"frontier[{index}]"))
-        for index, entry in enumerate(entries)
+def answer_entry(space: SearchSpace, budget_flops: float, arch: Arch) -> AnswerEntry:
+    """What the manifest says of an answer."""
+    return AnswerEntry(
+        budget_flops=budget_flops,
+        id=space.arch_id(arch),
+        arch=dict(space.arch_to_json(arch)),
     )
 
 
-def _frontier_row(space: SearchSpace, row: Fields) -> FrontierRow:
-    arch = _arch(space, row)
+def frontier_entry(space: SearchSpace, row: FrontierRow) -> FrontierEntry:
+    """What the manifest says of a row of the frontier table."""
+    return FrontierEntry(
+        **dict(answer_entry(space, row.budget_flops, row.arch)),
+        flops=row.flops,
+        params=row.params,
+        val_accuracy=row.val_accuracy,
+        test_accuracy=row.test_accuracy,
+    )
+
+
+def frontier_row(space: SearchSpace, entry: FrontierEntry) -> FrontierRow:
+    """The reverse; FLOPs and parameters are the space's, whatever the entry says."""
+    arch = entry.arch_in(space)
     return FrontierRow(
-        budget_flops=row.number("budget_flops"),
+        budget_flops=entry.budget_flops,
         arch=arch,
         flops=space.flops(arch),
         params=space.params(arch),
-        val_accuracy=row.optional_number("val_accuracy"),
-        test_accuracy=row.optional_number("test_accuracy"),
+        val_accuracy=entry.val_accuracy,
+        test_accuracy=entry.test_accuracy,
     )
 
 
-def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) -> None:
+def answers_of(
+    space: SearchSpace, entries: Sequence[AnswerEntry]
+) -> tuple[tuple[float, Arch], ...]:
+    """Budgets and archs. Raises ValueError for one that exceeds its budget or is out of order."""
+    answers = tuple((entry.budget_flops, entry.arch_in(space)) for entry in entries)
     for index, (budget, arch) in enumerate(answers):
         if space.flops(arch) > budget:
             raise ValueError(f"answers[{index}]: {space.flops(arch):,} FLOPs exceed {budget:,}")
@@ -137,3 +155,4 @@ def _check_answers(space: SearchSpace, answers: Sequence[tuple[float, Arch]]) ->
         raise ValueError(
             f"answers must begin at their smallest subnet ({space.flops(answers[0][1]):,} FLOPs)"
         )
+    return answers

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
+from pydantic import JsonValue
 
 from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
@@ -25,8 +26,6 @@ from models.space.weights import SharedStatistics, Statistics, fold_norms, slice
 STATISTICS = "statistics.safetensors"
 SHARED = "shared"
 """In place of an arch's id: statistics of the widest channels, of which archs take the first."""
-
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Bundle:
     generator: Mapping[str, np.ndarray]
     statistics: Mapping[str, np.ndarray]
     template: Template
-    provenance: Mapping[str, Json]
+    provenance: Mapping[str, JsonValue]
     card: str = ""
 
     @property

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
-from models.bundle.folder import FrontierRow, Json, save_bundle
+from models.bundle.folder import FrontierRow, save_bundle
 from models.converters import Converted, convert
 from models.converters.progress import Progress
 from models.generator.decode import decode_all
@@ -74,7 +75,7 @@ def convert_to_bundle(
         progress.message(f"{checkpoint}, {converted.taken}: fits {space.name}")
         photos = None if files is None else _read(files, space, progress)
         generator = fit_generator(space, steps, progress=progress)
-        told: dict[str, Json] = {
+        told: dict[str, JsonValue] = {
             "taken": converted.taken,
             "generator": f"resource loss, {steps} steps",
             "batch_norm": "the checkpoint's own statistics" if space.norms else None,

@@ -11,16 +11,20 @@ channels are normalized. Each step is a documented call of Pillow, which a scrip
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from models.images.header import MAX_PIXELS, ImageHeader
 from models.images.image import WHITE, Photo, decode_image, decode_plain_jpeg, read_header, size_of
+from models.mistake import in_words
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -33,7 +37,12 @@ _REDUCING_GAP = 3.0
 """Pillow's: a large photo is first averaged down to so many times the target. Much faster."""
 
 
-@dataclass(frozen=True)
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Preprocess:
     """How images become arrays for one bundle. JSON round trip; equal by value.
 
@@ -42,55 +51,23 @@ class Preprocess:
     None squeezes the whole image to a square.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_ratio: float | None = 1.0
-    interpolation: str = "bicubic"
-    background: tuple[int, int, int] = WHITE
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"mean and std need 3 numbers each, not {self.mean} and {self.std}")
-        if not all(math.isfinite(v) for v in self.mean) or not all(v > 0 for v in self.std):
-            raise ValueError(f"mean must be finite, std positive; got {self.mean} and {self.std}")
-        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"crop_ratio must be in (0, 1] or null, not {self.crop_ratio}")
-        if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation must be one of {sorted(_INTERPOLATIONS)}, "
-                f"not {self.interpolation!r}"
-            )
-        if len(self.background) != 3 or not all(0 <= v <= 255 for v in self.background):
-            raise ValueError(f"background must be 3 integers in 0..255, not {self.background}")
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    background: tuple[_Byte, _Byte, _Byte] = WHITE
 
     def to_json(self) -> dict[str, object]:
         """The fields as plain JSON values."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "crop_ratio": self.crop_ratio,
-            "interpolation": self.interpolation,
-            "background": list(self.background),
-        }
+        return _JSON.dump_python(self, mode="json")
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> Preprocess:
         """The reverse of ``to_json``. ValueError names the field that is wrong."""
-        known = {"mean", "std", "crop_ratio", "interpolation", "background"}
-        for name in document:
-            if name not in known:
-                raise ValueError(f"preprocess has no field {name!r}; it has {sorted(known)}")
         try:
-            crop_ratio = document.get("crop_ratio", 1.0)
-            return cls(
-                mean=_three(document, "mean"),
-                std=_three(document, "std"),
-                crop_ratio=None if crop_ratio is None else _number("crop_ratio", crop_ratio),
-                interpolation=str(document.get("interpolation", "bicubic")),
-                background=_colour(document.get("background", list(WHITE))),
-            )
-        except ValueError as error:
-            raise ValueError(f"preprocess: {error}") from None
+            return _JSON.validate_json(json.dumps(document))
+        except ValidationError as error:
+            raise ValueError(f"preprocess: {in_words(error)}") from None
 
     def steps(self, resolution: int, largest: int) -> dict[str, object]:
         """All numbers of the way from a file to what a subnet reads, for JSON.
@@ -201,20 +178,4 @@ class Preprocess:
         return self.normalize(self.pixels(photo, resolution)[None])[0]
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, not {value!r}")
-    return float(value)
-
-
-def _three(document: Mapping[str, object], name: str) -> tuple[float, float, float]:
-    match document.get(name):
-        case [first, second, third]:
-            return _number(name, first), _number(name, second), _number(name, third)
-        case value:
-            raise ValueError(f"{name} must be 3 numbers, not {value!r}")
-
-
-def _colour(value: object) -> tuple[int, int, int]:
-    red, green, blue = _three({"background": value}, "background")
-    return int(red), int(green), int(blue)
+_JSON = TypeAdapter(Preprocess)

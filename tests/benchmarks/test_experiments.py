@@ -71,10 +71,9 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
         if len(trained) == 4:
             raise ValueError("stopped")
         trained.append(case.key)
-        with (self.folder / "results.jsonl").open("a") as file:
-            file.write(json.dumps(row(case.name, case.recipe.seed, 1.0)) + "\n")
+        return row(case.name, case.recipe.seed, 1.0)
 
-    monkeypatch.setattr(AbstractExperiment, "_run", run)
+    monkeypatch.setattr(AbstractExperiment, "run_case", run)
     arguments = ["groups", "--scale", "digits", "--seeds", "2", "--out", str(tmp_path)]
     assert main(arguments) == 2
     assert len(trained) == 4
@@ -84,6 +83,11 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     table = capsys.readouterr().out
     assert main([*arguments, "--table"]) == 0
     assert capsys.readouterr().out == table
+
+    one = tmp_path / "one"
+    chosen = ["groups", "--scale", "digits", "--seeds", "2", "--only", "6 groups"]
+    assert main([*chosen, "--out", str(one)]) == 0
+    assert len((one / "results.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow

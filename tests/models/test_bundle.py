@@ -50,7 +50,7 @@ def edit(folder, change):
 
 def rehash(folder, name):
     """Let the manifest agree with a file that was changed on purpose."""
-    described = describe(folder / name)
+    described = describe(folder / name).model_dump()
     edit(folder, lambda d: d["files"].update({name: described}))
 
 
@@ -64,17 +64,19 @@ def refused(folder, words):
     ("change", "words"),
     [
         (lambda d: d.update(format=2), "format is 2"),
-        (lambda d: d.pop("labels"), "no 'labels'"),
+        (lambda d: d.pop("labels"), "labels is missing"),
         (lambda d: d.update(labels=["a"]), "labels has 1 entries"),
         (lambda d: d["space"].update(name="nano-cn"), "did you mean 'nano-cnn'"),
         (lambda d: d["flops"].update(max=5), "flops: max is 5"),
+        (lambda d: d["flops"].update(max="5"), "flops.max is '5'; it should be a valid integer"),
+        (lambda d: d["files"].update({"template.onnx": {}}), "template.onnx.sha256 is missing"),
         (lambda d: d["preprocess"].update(mean=[1]), "mean"),
         (lambda d: d["answers"][0].update(budget_flops=5), "exceed"),
         (lambda d: d["answers"].pop(0), "begin at their smallest"),
         (lambda d: d["frontier"][0].update(id="x"), "not that of its arch"),
         (lambda d: d["frontier"][0]["arch"].update(depth="deep"), "must be numbers"),
         (lambda d: d["files"].pop("template.onnx"), "does not list template.onnx"),
-        (lambda d: d.update(version=7), "version must be str"),
+        (lambda d: d.update(version=7), "version is 7; it should be a valid string"),
         (lambda d: d["labels"].reverse(), "bundle.json was changed"),
         (lambda d: d["preprocess"].update(mean=[0.5, 0.5, 0.4]), "bundle.json was changed"),
     ],

@@ -212,7 +212,7 @@ def test_json_round_trip_and_named_mistakes():
         ({"std": [1, 0, 1]}, "std"),
         ({"crop_ratio": 2}, "crop_ratio"),
         ({"interpolation": "magic"}, "bicubic"),
-        ({"colour": 1}, "no field 'colour'"),
+        ({"colour": 1}, "there is no field 'colour'"),
     ]:
         with pytest.raises(ValueError, match=words):
             Preprocess.from_json({**whole.to_json(), **wrong})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.load import arrivals
+from benchmarks.parts.load import arrivals
 from benchmarks.slo_virtual import Machine, Outcome, simulate
 from models.bundle.folder import Bundle
 from models.space.arch import Arch

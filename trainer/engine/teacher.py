@@ -106,7 +106,9 @@ def _timm_teacher(name: str, recipe: Recipe, labels: Sequence[str]) -> Teacher:
             f"teacher timm:{name} tells {net.num_classes} classes apart, the data {len(labels)}"
         )
     config = timm.data.resolve_data_config(model=net)
-    seen = _seen_by(Preprocess(config["mean"], config["std"]), config["input_size"][-1], recipe)
+    seen = _seen_by(
+        Preprocess(tuple(config["mean"]), tuple(config["std"])), config["input_size"][-1], recipe
+    )
     net.to(recipe.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How a training step chooses its subnets. A new sampler: a file in this folder and a line here."""
+"""How a step chooses its subnets. A new sampler: a file in a folder here, and a line below."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import AbstractSampler
 
 SAMPLERS: dict[str, str] = {
-    "shift": "trainer.samplers.shift:Shift",
-    "shift-direct": "trainer.samplers.shift_direct:ShiftDirect",
-    "uniform-budget": "trainer.samplers.uniform_budget:UniformBudget",
-    "shift-features": "trainer.samplers.shift_features:ShiftFeatures",
-    "headroom": "trainer.samplers.headroom:Headroom",
-    "regret": "trainer.samplers.regret:Regret",
-    "influence": "trainer.samplers.influence:Influence",
-    "learned-tilt": "trainer.samplers.learned_tilt:LearnedTilt",
-    "static-tilt": "trainer.samplers.static_tilt:StaticTilt",
-    "uniform-arch": "trainer.samplers.uniform_arch:UniformArch",
-    "best-up": "trainer.samplers.attentive:BestUp",
-    "worst-up": "trainer.samplers.attentive:WorstUp",
-    "greedy": "trainer.samplers.greedy:Greedy",
-    "focus": "trainer.samplers.focus:Focus",
-    "fair": "trainer.samplers.fair:Fair",
-    "fixed-arch": "trainer.samplers.fixed_arch:FixedArch",
-    "sandwich": "trainer.samplers.sandwich:Sandwich",
+    "shift": "trainer.samplers.shifting.shift:Shift",
+    "shift-direct": "trainer.samplers.shifting.shift_direct:ShiftDirect",
+    "uniform-budget": "trainer.samplers.fixed.uniform_budget:UniformBudget",
+    "shift-features": "trainer.samplers.shifting.shift_features:ShiftFeatures",
+    "headroom": "trainer.samplers.shifting.headroom:Headroom",
+    "regret": "trainer.samplers.scored.regret:Regret",
+    "influence": "trainer.samplers.scored.influence:Influence",
+    "learned-tilt": "trainer.samplers.scored.learned_tilt:LearnedTilt",
+    "static-tilt": "trainer.samplers.fixed.static_tilt:StaticTilt",
+    "uniform-arch": "trainer.samplers.fixed.uniform_arch:UniformArch",
+    "best-up": "trainer.samplers.candidates.attentive:BestUp",
+    "worst-up": "trainer.samplers.candidates.attentive:WorstUp",
+    "greedy": "trainer.samplers.candidates.greedy:Greedy",
+    "focus": "trainer.samplers.candidates.focus:Focus",
+    "fair": "trainer.samplers.fixed.fair:Fair",
+    "fixed-arch": "trainer.samplers.fixed.fixed_arch:FixedArch",
+    "sandwich": "trainer.samplers.fixed.sandwich:Sandwich",
 }
 """Name -> ``module:Class``."""
 

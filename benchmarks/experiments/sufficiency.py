@@ -1,0 +1,171 @@
+"""Table 4 of the paper: does a score at an update foretell which subnet still learns most?
+
+A supernet trains with uniform budgets. At four moments of the run 30 subnets get scores: the
+gradient of Eq. 8, the loss drop of Eq. 4, and others that samplers look at. Then each trains for a
+while by itself, from the weights of that moment and on the same batches. Kendall's tau compares
+each score with the loss that this takes off on held-out images. FLOPs are the control.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from benchmarks.experiments.experiment import AbstractExperiment, Case
+from benchmarks.experiments.measure import loss_and_accuracy
+from models.generator.network import ArchitectureGenerator
+from models.nets.resolution import at_resolution
+from models.space.arch import Arch
+from trainer.data.run_data import RunData, run_data
+from trainer.engine.horizon import horizon_of
+from trainer.engine.interrupt import Interrupt, Stopped
+from trainer.engine.log import Record
+from trainer.engine.optim import Schedule, build_optimizer, schedule_at, set_learning_rate
+from trainer.engine.probe import probe_of
+from trainer.engine.seeds import seed_step
+from trainer.engine.state import TrainingState, fresh_state
+from trainer.engine.step import pretrain_generator, train_step
+from trainer.evaluate import calibrated
+
+SUBNETS = 30
+MOMENTS = (0.2, 0.4, 0.6, 0.8)
+"""Shares of the run."""
+ALONE_SHARE = 0.25
+"""Of an epoch, for which each subnet then trains by itself."""
+SCORES = (
+    "Eq. 8, one budget",
+    "Eq. 8, mixed budgets",
+    "loss drop (Eq. 4)",
+    "loss level",
+    "influence",
+    "FLOPs",
+)
+
+
+class Sufficiency(AbstractExperiment):
+    """A case is a seed; its line has the scores and the variations of all moments."""
+
+    def setup(self) -> Record:
+        return {}
+
+    def cases(self, setup: Record) -> Iterator[Case]:
+        for seed in self.seeds:
+            # a sampler that keeps the weights of the update before; B is never moved
+            yield Case("uniform", self.base.replace(name="uniform", sampler="shift", seed=seed))
+
+    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+        raise AssertionError("measured while it trains")
+
+    def run_case(self, case: Case, setup: Record, interrupt: Interrupt) -> Record:
+        recipe, splits = case.recipe, self.splits(case.recipe.seed)
+        state, data = fresh_state(recipe, splits), run_data(recipe, splits)
+        steps = horizon_of(recipe, state.sampler, len(data.train)).steps
+        moments = {round(share * steps): share for share in MOMENTS}
+        pretrain_generator(state, recipe, lambda step: None)
+        stream = data.train.stream(0, 0)
+        found: list[Record] = []
+        while len(found) < len(moments):
+            if interrupt.signal is not None:
+                raise Stopped(interrupt.signal)
+            seed_step(recipe.seed, state.step)
+            schedule = schedule_at(state.step, steps, recipe, state.step)
+            train_step(state, next(stream), schedule, recipe)
+            if state.step + recipe.shift_every in moments:
+                state.keep_weights()
+            if state.step in moments:
+                found.append(
+                    {"share": moments[state.step], **self._moment(state, data, case, schedule)}
+                )
+        return {"moments": found}
+
+    def _moment(
+        self, state: TrainingState, data: RunData, case: Case, schedule: Schedule
+    ) -> Record:
+        """Scores of subnets over the whole range, and what they learn when they train alone."""
+        rng = np.random.default_rng(case.recipe.seed)
+        low, high = state.generator.space.min_flops, state.generator.space.max_flops
+        budgets = np.sort(rng.uniform(low, high, SUBNETS)).tolist()
+        probe = probe_of(
+            state, data.held_out.batch(0, 0), schedule, case.recipe, fixed=data.decisions
+        )
+        scores: dict[str, list[float]] = {name: [] for name in SCORES}
+        archs: list[Arch] = []
+        for flops in budgets:
+            budget = torch.tensor(flops, dtype=torch.float64, requires_grad=True)
+            relaxed = probe.generate(budget)
+            losses: list[float] = []
+            slopes: list[float] = []
+            for before in (True, False):
+                loss = probe.loss(relaxed, before=before)
+                (slope,) = torch.autograd.grad(loss, budget, retain_graph=True)
+                losses.append(float(loss.detach()))
+                slopes.append(float(slope))
+            mixed = [
+                float(probe.mixing_gradient(relaxed, [flops], before=before)[1][0])
+                for before in (True, False)
+            ]
+            archs.append(relaxed.arch())
+            scores["Eq. 8, one budget"].append(flops * (slopes[0] - slopes[1]))
+            scores["Eq. 8, mixed budgets"].append(mixed[0] - mixed[1])
+            scores["loss drop (Eq. 4)"].append(losses[0] - losses[1])
+            scores["loss level"].append(probe.level(archs[-1]))
+            scores["FLOPs"].append(float(state.net.space.flops(archs[-1])))
+        scores["influence"] = probe.influences(archs)
+        count = max(1, round(ALONE_SHARE * len(data.train)))
+        batches = [(batch.images, batch.labels) for batch in islice(data.train.stream(0, 0), count)]
+        gained = [self._gained(state, data, case, schedule, arch, batches) for arch in archs]
+        return {"scores": cast("Record", scores), "gained": gained}
+
+    def _gained(
+        self,
+        state: TrainingState,
+        data: RunData,
+        case: Case,
+        schedule: Schedule,
+        arch: Arch,
+        batches: Sequence[tuple[Tensor, Tensor]],
+    ) -> float:
+        """By how much held-out loss falls, in nats, when a subnet trains on these batches."""
+        net = copy.deepcopy(state.net)
+        side = net.space.resolution(arch)
+        losses: list[float] = []
+        optimizer = build_optimizer(net, case.recipe.optimizer)
+        set_learning_rate(optimizer, schedule.learning_rate)
+        for trains in (True, False):
+            statistics_of = calibrated(net, arch, data.calibration, case.recipe.device)
+            losses.append(loss_and_accuracy(net, arch, statistics_of, data.decisions)[0])
+            for images, labels in batches if trains else ():
+                optimizer.zero_grad()
+                F.cross_entropy(net(at_resolution(images, side), arch), labels).backward()
+                optimizer.step()
+        return losses[0] - losses[1]
+
+    def table(self, setup: Record, results: list[Record]) -> str:
+        lines = [
+            "| score | " + " | ".join(f"at {share:.0%}" for share in MOMENTS) + " |",
+            "|---|" + "--:|" * len(MOMENTS),
+        ]
+        runs = [cast("list[Record]", run["moments"]) for run in results]
+        for name in SCORES:
+            cells = []
+            for place in range(len(MOMENTS)):
+                taus = [_tau(run[place], name) for run in runs]
+                low, high = (f"{end:+.2f}" for end in (min(taus), max(taus)))
+                cells.append(f"{statistics.mean(taus):+.2f} ({low} to {high})")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"\n{len(runs)} seeds: mean Kendall's tau, lowest and highest.")
+        return "\n".join(lines)
+
+
+def _tau(moment: Record, name: str) -> float:
+    scores = cast("dict[str, list[float]]", moment["scores"])[name]
+    return float(kendalltau(scores, cast("list[float]", moment["gained"])).statistic)

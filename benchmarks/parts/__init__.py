@@ -1,0 +1,1 @@
+"""What several benchmarks share: bundles to serve, load, timing, plots."""

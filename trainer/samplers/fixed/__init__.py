@@ -1,0 +1,1 @@
+"""Samplers that learn nothing: what a shift is compared with."""

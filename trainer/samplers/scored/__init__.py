@@ -1,0 +1,1 @@
+"""Samplers whose distribution follows a score of each group."""

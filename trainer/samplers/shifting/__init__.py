@@ -1,0 +1,1 @@
+"""Samplers that move a distribution over FLOPs groups by what an update measures."""
