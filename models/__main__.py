@@ -25,6 +25,8 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
   python -m models describe cifar-cnn --arch '{"resolution": 32, ...}'   (or a file with it)
   python -m models describe models/zoo/cifar10-cnn
   python -m models generate models/zoo/cifar10-cnn --flops 4M
+  python -m models extract models/zoo/cifar10-cnn --flops 4M --out 4m.pt2
+  python -m models extract models/zoo/cifar10-cnn --flops 4M --features --out maps.onnx
   python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
   python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
 
@@ -84,10 +86,33 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
     return {"budget_flops": budget, **describe_arch(bundle.space, arch), "model": model}
 
 
+def extract(options: argparse.Namespace) -> dict[str, object]:
+    """A subnet, or its features, as a file for Python users."""
+    bundle = load_bundle(options.bundle)
+    if options.arch is not None:
+        arch = read_arch(bundle.space, options.arch)
+    else:
+        arch = bundle.answer(parse_flops(options.flops))
+    kind = options.out.suffix
+    if kind == ".onnx" and not options.features:
+        data = bundle.build_onnx(arch).SerializeToString()
+    elif kind in (".onnx", ".pt2"):
+        require("train", "torch", "onnxscript", "onnx_ir")
+        deployed = importlib.import_module("models.nets.deployed")
+        if kind == ".onnx":
+            data = deployed.features_onnx(bundle, arch)
+        else:
+            data = deployed.exported_program(bundle, arch, features=options.features)
+    else:
+        raise ValueError(f"--out {options.out}: name a file .onnx, or .pt2 for torch.export")
+    options.out.write_bytes(data)
+    return {**bundle.describe(arch), "out": str(options.out), "size_bytes": len(data)}
+
+
 def convert(options: argparse.Namespace) -> dict[str, object]:
     """A bundle from a public checkpoint."""
     require("train", "torch", "threadpoolctl", "onnxscript", "onnx_ir", "rich")
-    # loaded by name, since it is the only command here that needs torch
+    # loaded by name, as what needs torch is
     deployment = importlib.import_module("models.converters.deployment")
     write: Callable[..., dict[str, object]] = deployment.convert_to_bundle
     where = options.converter, options.checkpoint, options.out
@@ -120,6 +145,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument("--flops", required=True, help="the budget: 4000000, 4e6, 4M, 1.3G")
     one.set_defaults(run=generate)
+    one = commands.add_parser("extract", help="a subnet as a file: .onnx, or .pt2 of torch.export")
+    one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--flops", help="what the bundle answers to this budget: 4M, 1.3G")
+    which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
+    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.onnx or *.pt2")
+    one.add_argument(
+        "--features",
+        action="store_true",
+        help="maps for dense tasks in place of logits, one for each stride (needs torch)",
+    )
+    one.set_defaults(run=extract)
     one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")
     one.add_argument(
         "converter", metavar="CONVERTER", help=f"one of: {', '.join(sorted(CONVERTERS))}"

@@ -49,7 +49,7 @@ def export_tensorrt(bundle: Bundle, arch: Arch) -> bytes:
 def export_torch(bundle: Bundle, arch: Arch) -> bytes:
     """A torch.export program. Raises ValueError without torch."""
     require("train", "torch")
-    from shiftnas_serve.runtimes.torch import exported_program
+    from models.nets.deployed import exported_program
 
     return exported_program(bundle, arch)
 
