@@ -53,7 +53,7 @@ def make_bundle(
         )
     weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
     generator_weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
-    answers = _answers(space, GeneratorPolicy(space, generator_weights))
+    answers = _answers(space, GeneratorPolicy(generator.cost, generator_weights))
     statistics = {}
     for _, arch in answers:
         side = space.resolution(arch)

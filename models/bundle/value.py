@@ -13,6 +13,7 @@ import onnx
 from pydantic import JsonValue
 
 from models.bundle.confidence import Confidence
+from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
@@ -77,7 +78,7 @@ class Bundle:
 
     @cached_property
     def policy(self) -> GeneratorPolicy:
-        return GeneratorPolicy(self.space, self.generator)
+        return GeneratorPolicy(flops_cost(self.space), self.generator)
 
     def answer(self, budget_flops: float) -> Arch:
         """The arch for a budget: ``space.flops(arch) <= budget_flops`` always.
