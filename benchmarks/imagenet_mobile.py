@@ -32,6 +32,7 @@ import torch
 from pydantic import JsonValue
 
 from benchmarks.parts.plot import Panel, draw_panels
+from models.bundle.confidence import Confidence
 from models.bundle.files import halved
 from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
 from models.bundle.value import unpack_shared
@@ -46,9 +47,11 @@ from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
-from trainer.confidence import interval
 from trainer.data.reading import read_source
 from trainer.finish import resolutions_alone
+from trainer.intervals import interval
+from trainer.pairs import fit_confidence
+from trainer.scores import Scores
 
 SPACE = "mobile"
 CHOSEN = ("resolution", "depth")
@@ -62,6 +65,7 @@ those that take no more FLOPs."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
 TEMPERATURES = np.geomspace(0.7, 3.0, 30)
+CHOOSING = "photos, every other one: those that chose the answers"
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
 
@@ -82,9 +86,9 @@ Tells the 1,000 classes of ImageNet apart, at whatever budget a request names.
 
 Measured on {count} photos of ImageNet, one a class, which the weights were probably trained on:
 **the figures compare answers with each other and are not ImageNet accuracies.** Half of the photos
-chose what is answered, the other half ({reported}) is reported, with 95 % intervals (Wilson).
-The divergence is that of an answer's probabilities from those of the full network, in nats, at the
-temperature that brings them nearest.
+chose what is answered and fitted how sure that is; the other half ({reported}) is reported, with
+95 % intervals (Wilson). The divergence is that of an answer's probabilities from those of the full
+network, in nats, at the temperature that brings them nearest.
 
 | MFLOPs | pixels | blocks | right | as the full network | divergence | params |
 |--:|--:|--:|--:|--:|--:|--:|
@@ -303,6 +307,7 @@ def write(
     rows: Sequence[FrontierRow],
     provenance: Mapping[str, JsonValue],
     card: str = "",
+    confidence: Confidence | None = None,
 ) -> Bundle:
     """A bundle with these answers, as it is read again."""
     generator = fit_generator(space, GENERATOR_STEPS).state_dict()
@@ -322,6 +327,7 @@ def write(
         provenance=provenance,
         card=card,
         half=True,
+        confidence=confidence,
     )
     return load_bundle(path)
 
@@ -366,9 +372,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = search.run(answered)
 
     reported = photos.labels[~chooses]
+    said = {arch: said_by(bundle, arch) for arch in dict.fromkeys((*kept, *alone))}
     rows = {
-        arch: Row.of(space, arch, said_by(bundle, arch)[~chooses], full[~chooses], reported)
-        for arch in dict.fromkeys((*kept, *alone))
+        arch: Row.of(space, arch, its[~chooses], full[~chooses], reported)
+        for arch, its in said.items()
+    }
+    sure = {
+        space.flops(arch): Scores.fitted(said[arch][chooses], photos.labels[chooses])
+        for arch in kept
     }
     written = write(
         options.out,
@@ -384,6 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "data": f"{len(reported)} ImageNet photos that its weights may know",
         },
         card([rows[arch] for arch in kept], len(photos.labels), distilled=bool(distilled)),
+        fit_confidence(sure, CHOOSING),
     )
     if options.plot is not None:
         draw(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
