@@ -115,13 +115,13 @@ class Curve:
         return msgspec.convert(row, cls)
 
 
-def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, ...]]:
+def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, Arch]]:
     """Who shares the budget of the largest subnet, and one without bound; none where one does."""
     if bundle.confidence is None:
         return {}
     asked = {bundle.max_flops: float(bundle.max_flops), None: float("inf")}
-    found = {budget: bundle.steps(bound) for budget, bound in asked.items()}
-    return {budget: archs for budget, archs in found.items() if len(archs) == 2}
+    found = {budget: bundle.pair(bound) for budget, bound in asked.items()}
+    return {budget: pair for budget, pair in found.items() if pair is not None}
 
 
 def curve(scores: Mapping[int, Scores], budget_flops: int | None, pair: Sequence[int]) -> Curve:
