@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope
 from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
-from shiftnas_serve.http.classify import Counted, client_gone
+from shiftnas_serve.http.classify import client_gone, counted
 from shiftnas_serve.http.options import read_budgets
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import parse_budgets
@@ -151,5 +151,5 @@ def oip_routes(state: ServerState) -> list[Route]:
     }
     infer_paths = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
     return [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()] + [
-        Route(path, Counted(infer, state), methods=["POST"]) for path in infer_paths
+        Route(path, counted(infer, state), methods=["POST"]) for path in infer_paths
     ]
