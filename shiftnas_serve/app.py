@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shiftnas_serve.http.about import about_routes
 from shiftnas_serve.http.admin import admin_route
 from shiftnas_serve.http.answers import problem_response, unknown_problem
-from shiftnas_serve.http.classify import classify_endpoint, counted
+from shiftnas_serve.http.classify import Counted, classify_endpoint
 from shiftnas_serve.http.context import RequestContext
 from shiftnas_serve.http.page import page_routes
 from shiftnas_serve.http.state import ServerState
@@ -138,7 +138,7 @@ def assemble(state: ServerState) -> ASGIApp:
     ]
     # (a redirect would go to where the client's Host header says)
     rest = Router(routes, redirect_slashes=False, default=_nothing)
-    classify = counted(classify_endpoint(state), state)
+    classify = Counted(classify_endpoint(state), state)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         await (classify if scope["path"] == "/classify" else rest)(scope, receive, send)

@@ -55,20 +55,20 @@ def classify_endpoint(state: ServerState) -> Endpoint:
     return classify
 
 
-def counted(endpoint: Endpoint, state: ServerState) -> ASGIApp:
+class Counted:
     """An endpoint as an ASGI app; what it answers is counted by its status."""
-    metrics = state.metrics
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["answered"] = metrics.answered
-        metrics.in_flight.inc()
+    def __init__(self, endpoint: Endpoint, state: ServerState) -> None:
+        self._endpoint, self._metrics = endpoint, state.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["answered"] = self._metrics.answered
+        self._metrics.in_flight.inc()
         try:
-            answer = await endpoint(scope, receive)
+            answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
         finally:
-            metrics.in_flight.dec()
-
-    return app
+            self._metrics.in_flight.dec()
 
 
 async def client_gone(receive: Receive) -> None:

@@ -57,6 +57,9 @@ def openapi_document(bundle: Bundle) -> Json:
             f"/v2/models/{name}/config": {
                 "get": _operation("The same as Triton has it", errors=[404])
             },
+            f"/v2/models/{name}/stats": {
+                "get": _operation("Images, and the time of their stages", errors=[404])
+            },
             f"/v2/models/{name}/ready": {"get": _operation("The model answers", errors=[404])},
             f"/v2/models/{name}/infer": {"post": _infer(bundle)},
             f"/v2/models/{name}/versions/{version}": {
