@@ -65,7 +65,6 @@ class Metrics:
         self._answers[status].inc()
 
     def observed(self, result: Result) -> None:
-        """An image was classified."""
         timing = result.timing
         self._decode.observe(timing.decode_ms / 1000)
         self._queue.observe(timing.queue_ms / 1000)
@@ -88,7 +87,6 @@ class Metrics:
         self._reloads.labels(result).inc()
 
     def text(self) -> bytes:
-        """All of it."""
         return generate_latest(self._registry)
 
 

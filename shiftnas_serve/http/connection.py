@@ -219,11 +219,9 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client takes nothing."""
         self.drained.clear()
 
     def resume_writing(self) -> None:
-        """It does again."""
         self.drained.set()
 
     def _pause_reading(self) -> None:
@@ -238,7 +236,6 @@ class HttpConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
-        """To the client."""
         if not self.transport.is_closing():
             self.transport.write(data)
 
