@@ -38,14 +38,17 @@ from models.nets.normalize import FrozenStatistics
 from models.onnx.template import export_template
 from models.space.arch import Arch, Choice
 from models.space.weights import SharedStatistics
-from trainer.confidence import interval
 from trainer.data.reading import read_source
 from trainer.finish import resolutions_alone, round_to_half
+from trainer.intervals import interval
+from trainer.pairs import fit_confidence
+from trainer.scores import Scores
 
 SPACE = "mobile"
 BATCH = 32
 MIDDLE, PATTERNS = 160, 3
 """The resolution at which blocks are left out, and how many at most."""
+CHOOSING = "photos, every other one: those that chose the answers"
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
 
@@ -66,7 +69,8 @@ Tells the 1,000 classes of ImageNet apart, at whatever budget a request names.
 
 Measured on {count} photos of ImageNet, one a class, which the weights were probably trained on:
 **the figures compare answers with each other and are not ImageNet accuracies.** Half of the photos
-chose what is answered, the other half ({reported}) is reported, with 95 % intervals (Wilson).
+chose what is answered and fitted how sure that is; the other half ({reported}) is reported, with
+95 % intervals (Wilson).
 
 | MFLOPs | pixels | blocks | right | as the full network | params |
 |--:|--:|--:|--:|--:|--:|
@@ -128,10 +132,15 @@ def read_photos(path: Path, sides: Sequence[int]) -> Photos:
 
 
 @torch.inference_mode()
+def logits_of(net: AbstractNet, arch: Arch, frozen: FrozenStatistics, photos: Photos) -> np.ndarray:
+    """What an arch says to each photo: float32, (photos, classes)."""
+    images = photos.images[net.space.resolution(arch)].split(BATCH)
+    return torch.cat([net(some, arch, frozen) for some in images]).numpy()
+
+
 def predict(net: AbstractNet, arch: Arch, frozen: FrozenStatistics, photos: Photos) -> np.ndarray:
     """The class that an arch gives each photo."""
-    images = photos.images[net.space.resolution(arch)].split(BATCH)
-    return torch.cat([net(some, arch, frozen).argmax(1) for some in images]).numpy()
+    return logits_of(net, arch, frozen, photos).argmax(1)
 
 
 def fewer_blocks(
@@ -211,8 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         candidates += [space.arch(dict(arch) | depths) for arch in resolutions_alone(space)]
     by_flops = sorted({space.flops(arch): arch for arch in candidates}.items())
     answers: dict[Arch, np.ndarray] = {}
+    sure: dict[int, Scores] = {}
     for flops, arch in by_flops:
-        answers[arch] = predict(net, arch, frozen, photos)
+        logits = logits_of(net, arch, frozen, photos)
+        sure[flops] = Scores.fitted(logits[chooses], photos.labels[chooses])
+        answers[arch] = logits.argmax(1)
         right = answers[arch] == photos.labels
         print(f"{flops / 1e6:8.1f} MFLOPs: {100 * right[chooses].mean():.1f} %", file=sys.stderr)
     chosen = {arch: float((a == photos.labels)[chooses].mean()) for arch, a in answers.items()}
@@ -260,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         card=card(rows, len(photos.labels), distilled=distilled is not None),
         half=True,
+        confidence=fit_confidence({flops: sure[flops] for flops, _ in kept}, CHOOSING),
     )
     table = [
         {

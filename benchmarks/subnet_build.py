@@ -34,13 +34,13 @@ import torch
 from benchmarks.parts.timing import machine, time_in_turn
 from benchmarks.parts.untrained import write_untrained
 from models.bundle.folder import Bundle, load_bundle
+from models.nets.deployed import deployed_net
 from models.onnx.graph import cut_graph_apart, graph_weights
 from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
 from models.space.weights import weight_slices
 from shiftnas_serve.runtimes.base import AbstractSession
 from shiftnas_serve.runtimes.onnxruntime import OnnxRuntime
-from shiftnas_serve.runtimes.torch import static_net
 
 STAGES = ("answer", "slice", "graph", "session", "total", "first run", "as served")
 """``total``: of the four before it. ``as served``: a subnet's share of a universal session."""
@@ -190,7 +190,7 @@ def measure(
             samples.add("as served", at)
             runs["as served"] = kept[-1].run
         if index in export_at:
-            runs, why = compare(static_net(bundle, arch), side, runs, samples)
+            runs, why = compare(deployed_net(bundle, arch), side, runs, samples)
             failed.update(why)
             calls = [lambda run=run, x=images: run(x) for run in runs.values()]
             for name, timing in zip(runs, time_in_turn(calls, rounds=rounds), strict=True):

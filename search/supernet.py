@@ -22,7 +22,7 @@ from trainer.data.run_data import evaluation_batches, read_splits
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.evaluate import accuracy, answers, calibrated
+from trainer.evaluation import accuracy, answers, calibrated
 from trainer.job import RECIPE_NAME
 from trainer.recipes.config import read_recipe
 

@@ -15,7 +15,6 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from shiftnas_serve.answer import Classification
 from shiftnas_serve.problem import Problem
 
 _FOR_NOW = (429, 502, 503, 504)
@@ -31,54 +31,11 @@ _FIRST_WAIT_S = 0.1
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
-Steps = Generator[httpx.Request | float, httpx.Response | httpx.TransportError | None, Any]
-"""What a call does: it yields a request that is to be sent, or seconds that are to pass."""
 
+class Answer(Classification, frozen=True):
+    """``timing_ms``: milliseconds of each stage in the server (decode, queue, infer, build)."""
 
-class Prediction(msgspec.Struct, frozen=True):
-    """One class and how probable it is, 0 to 1."""
-
-    label: str
-    index: int
-    probability: float
-
-
-class Subnet(msgspec.Struct, frozen=True):
-    """What answered: its multiply-adds for an image, its parameters, its choices."""
-
-    id: str
-    flops: int
-    params: int
-    arch: dict[str, Any]
-
-
-class Budget(msgspec.Struct, frozen=True):
-    """What was asked for. ``degraded``: a latency budget made the subnet smaller."""
-
-    flops: float | None = None
-    latency_ms: float | None = None
-    degraded: bool = False
-
-
-class Model(msgspec.Struct, frozen=True):
-    """Of which bundle the subnet is."""
-
-    name: str
-    version: str
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The classes of a photo, the most probable first.
-
-    ``timing_ms``: milliseconds of each stage in the server (decode, queue, infer, build).
-    """
-
-    predictions: tuple[Prediction, ...]
-    subnet: Subnet
-    budget: Budget
-    model: Model
-    request_id: str
-    timing_ms: dict[str, float] = {}
+    timing_ms: dict[str, float] = msgspec.field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -91,62 +48,7 @@ class Answer(msgspec.Struct, frozen=True):
         return self.predictions[0].probability
 
 
-class _Calls:
-    """What both clients do, step by step, and how each of them takes a step is its own."""
-
-    def __init__(self, timeout_s: float, retries: int) -> None:
-        self._timeout_s, self._retries = timeout_s, retries
-
-    def _classify(
-        self,
-        http: httpx.Client | httpx.AsyncClient,
-        image: str | Path | bytes,
-        flops: str | float | None,
-        latency_ms: str | float | None,
-        top_k: int | None,
-    ) -> Steps:
-        asked = {"FLOPs-Budget": flops, "Latency-Budget": latency_ms}
-        headers = {name: str(value) for name, value in asked.items() if value is not None}
-        headers["Content-Type"] = "application/octet-stream"  # the content says what it is
-        path = "classify" if top_k is None else f"classify?top_k={top_k}"
-        response = yield from self._ask(http, "POST", path, headers, _read(image))
-        timing = _TIMING.findall(response.headers.get("server-timing", ""))
-        answer = msgspec.json.decode(response.content, type=Answer)
-        return msgspec.structs.replace(answer, timing_ms={k: float(v) for k, v in timing})
-
-    def _budgets(self, http: httpx.Client | httpx.AsyncClient) -> Steps:
-        response = yield from self._ask(http, "GET", "budgets")
-        return response.json()
-
-    def _ask(
-        self,
-        http: httpx.Client | httpx.AsyncClient,
-        method: str,
-        path: str,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-    ) -> Steps:
-        """Until there is an answer. Raises Problem, or httpx's error where nobody answers."""
-        end_s = time.monotonic() + self._timeout_s
-        for attempt in range(self._retries + 1):
-            given = yield http.build_request(method, path, headers=headers, content=content)
-            wait_s = _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0)
-            if isinstance(given, httpx.Response):
-                if given.is_success:
-                    return given
-                error: Exception = problem_of(given)
-                passes = given.status_code in _FOR_NOW
-                wait_s = max(retry_after_s(given.headers.get("retry-after")), wait_s)
-            else:
-                assert given is not None
-                error, passes = given, True
-            if not passes or attempt == self._retries or time.monotonic() + wait_s > end_s:
-                raise error
-            yield wait_s
-        raise AssertionError("the last attempt returns or raises")
-
-
-class Client(_Calls):
+class Client:
     """Waits for its answers. Thread-safe; a context that closes its connections."""
 
     def __init__(
@@ -162,10 +64,8 @@ class Client(_Calls):
 
         ``timeout_s``: of one call, with all its ``retries``. ``transport``: of httpx.
         """
-        super().__init__(timeout_s, retries)
-        self._http = httpx.Client(
-            base_url=url, headers=_key(key), timeout=timeout_s, limits=_LIMITS, transport=transport
-        )
+        self._timeout_s, self._retries = timeout_s, retries
+        self._http = httpx.Client(transport=transport, **_options(url, key, timeout_s))
 
     def __enter__(self) -> Client:
         return self
@@ -190,30 +90,25 @@ class Client(_Calls):
         ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: inside the server.
         Raises Problem: why the server has no answer.
         """
-        return self._run(self._classify(self._http, image, flops, latency_ms, top_k))
+        return _answer(self._ask("POST", "classify", **_asked(image, flops, latency_ms, top_k)))
 
     def budgets(self) -> dict[str, Any]:
         """What may be asked for, and what one may expect: ``GET /budgets``."""
-        return self._run(self._budgets(self._http))
+        return self._ask("GET", "budgets").json()
 
-    def _run(self, steps: Steps) -> Any:
-        given: httpx.Response | httpx.TransportError | None = None
-        try:
-            while True:
-                step = steps.send(given)
-                given = None
-                if isinstance(step, httpx.Request):
-                    try:
-                        given = self._http.send(step)
-                    except httpx.TransportError as error:
-                        given = error
-                else:
-                    time.sleep(step)
-        except StopIteration as done:
-            return done.value
+    def _ask(self, method: str, path: str, **named: Any) -> httpx.Response:
+        tries = _Tries(self._timeout_s, self._retries)
+        while True:
+            try:
+                given = self._http.request(method, path, **named)
+                if given.is_success:
+                    return given
+            except httpx.TransportError as error:
+                given = error
+            time.sleep(tries.wait_s(given))
 
 
-class AsyncClient(_Calls):
+class AsyncClient:
     """As ``Client``, for an event loop: ``async with AsyncClient(url) as client``."""
 
     def __init__(
@@ -226,10 +121,8 @@ class AsyncClient(_Calls):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """As ``Client``."""
-        super().__init__(timeout_s, retries)
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=_key(key), timeout=timeout_s, limits=_LIMITS, transport=transport
-        )
+        self._timeout_s, self._retries = timeout_s, retries
+        self._http = httpx.AsyncClient(transport=transport, **_options(url, key, timeout_s))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -250,27 +143,45 @@ class AsyncClient(_Calls):
         top_k: int | None = None,
     ) -> Answer:
         """As ``Client.classify``."""
-        return await self._run(self._classify(self._http, image, flops, latency_ms, top_k))
+        asked = _asked(image, flops, latency_ms, top_k)
+        return _answer(await self._ask("POST", "classify", **asked))
 
     async def budgets(self) -> dict[str, Any]:
         """As ``Client.budgets``."""
-        return await self._run(self._budgets(self._http))
+        return (await self._ask("GET", "budgets")).json()
 
-    async def _run(self, steps: Steps) -> Any:
-        given: httpx.Response | httpx.TransportError | None = None
-        try:
-            while True:
-                step = steps.send(given)
-                given = None
-                if isinstance(step, httpx.Request):
-                    try:
-                        given = await self._http.send(step)
-                    except httpx.TransportError as error:
-                        given = error
-                else:
-                    await asyncio.sleep(step)
-        except StopIteration as done:
-            return done.value
+    async def _ask(self, method: str, path: str, **named: Any) -> httpx.Response:
+        tries = _Tries(self._timeout_s, self._retries)
+        while True:
+            try:
+                given = await self._http.request(method, path, **named)
+                if given.is_success:
+                    return given
+            except httpx.TransportError as error:
+                given = error
+            await asyncio.sleep(tries.wait_s(given))
+
+
+class _Tries:
+    """Of one call."""
+
+    def __init__(self, timeout_s: float, retries: int) -> None:
+        self._end_s, self._left = time.monotonic() + timeout_s, retries
+        self._pause_s = _FIRST_WAIT_S
+
+    def wait_s(self, given: httpx.Response | httpx.TransportError) -> float:
+        """Until the next. Raises what is wrong, if it does not pass, or not in time."""
+        wait_s = self._pause_s * random.uniform(0.5, 1.0)
+        error: Exception
+        if isinstance(given, httpx.TransportError):
+            error, passes = given, True
+        else:
+            error, passes = problem_of(given), given.status_code in _FOR_NOW
+            wait_s = max(retry_after_s(given.headers.get("retry-after")), wait_s)
+        if not passes or not self._left or time.monotonic() + wait_s > self._end_s:
+            raise error
+        self._pause_s, self._left = 2 * self._pause_s, self._left - 1
+        return wait_s
 
 
 def problem_of(response: httpx.Response) -> Problem:
@@ -296,14 +207,30 @@ def retry_after_s(text: str | None) -> float:
         return 0.0
 
 
-def _key(key: str | None) -> dict[str, str] | None:
-    return None if key is None else {"Authorization": f"Bearer {key}"}
+def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+    bearer = None if key is None else {"Authorization": f"Bearer {key}"}
+    return {"base_url": url, "headers": bearer, "timeout": timeout_s, "limits": _LIMITS}
 
 
-def _read(image: str | Path | bytes) -> bytes:
-    if isinstance(image, bytes):
-        return image
+def _asked(
+    image: str | Path | bytes,
+    flops: str | float | None,
+    latency_ms: str | float | None,
+    top_k: int | None,
+) -> dict[str, Any]:
+    """What a request has. Raises ValueError for a file that cannot be read."""
     try:
-        return Path(image).read_bytes()
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {image}: {error.strerror}") from None
+    budgets = {"FLOPs-Budget": flops, "Latency-Budget": latency_ms}
+    headers = {name: str(value) for name, value in budgets.items() if value is not None}
+    headers["Content-Type"] = "application/octet-stream"  # the content says what it is
+    query = None if top_k is None else {"top_k": top_k}
+    return {"content": content, "headers": headers, "params": query}
+
+
+def _answer(response: httpx.Response) -> Answer:
+    timing = _TIMING.findall(response.headers.get("server-timing", ""))
+    answer = msgspec.json.decode(response.content, type=Answer)
+    return msgspec.structs.replace(answer, timing_ms={k: float(v) for k, v in timing})

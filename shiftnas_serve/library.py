@@ -33,6 +33,7 @@ from PIL import Image, ImageOps
 from models.images.header import ImageError
 from models.images.image import Photo, read_header
 from models.space.quantity import MAX_LENGTH
+from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
     BUDGET_KINDS,
     BadBudget,
@@ -40,7 +41,7 @@ from shiftnas_serve.budgets import (
     earliest_deadline_s,
     may_degrade,
 )
-from shiftnas_serve.engine.model import Model, ModelName, load_model
+from shiftnas_serve.engine.model import Model, load_model
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog

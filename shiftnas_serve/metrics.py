@@ -95,28 +95,26 @@ class _OfEngine(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        lost = CounterMetricFamily(
-            "shiftnas_log_lines_lost", "Lines of the log nobody took in time"
-        )
-        lost.add_metric([], log.lost_lines())
-        yield lost
         engine = self._engine()
-        failures = CounterMetricFamily(
-            "shiftnas_prebuild_failures", "Sessions that could not be built while nothing waited"
+        failures = 0 if engine is None else engine.runners.prebuild_failures
+        yield CounterMetricFamily(
+            "shiftnas_log_lines_lost", "Lines of the log nobody took in time", log.lost_lines()
         )
-        failures.add_metric([], 0 if engine is None else engine.runners.prebuild_failures)
-        yield failures
+        yield CounterMetricFamily(
+            "shiftnas_prebuild_failures", "Sessions that could not be built ahead of time", failures
+        )
         if engine is None:
             return
         model = engine.model
-        waiting = GaugeMetricFamily("shiftnas_images_waiting", "Images that are here now")
-        waiting.add_metric([], engine.room.images)
-        yield waiting
-        resident = GaugeMetricFamily("shiftnas_session_bytes", "Memory of sessions (an estimate)")
-        resident.add_metric([], model.sessions.size_bytes)
-        yield resident
+        size_bytes = model.sessions.size_bytes
         info = GaugeMetricFamily(
             "shiftnas_model_info", "What is served", labels=["name", "version"]
         )
         info.add_metric([model.name.name, model.name.version], 1.0)
+        yield GaugeMetricFamily(
+            "shiftnas_images_waiting", "Images that are here now", engine.room.images
+        )
+        yield GaugeMetricFamily(
+            "shiftnas_session_bytes", "Memory of sessions (an estimate)", size_bytes
+        )
         yield info

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -235,10 +235,7 @@ def _read(config: Path) -> dict[str, object]:
     if not isinstance(document, dict):
         raise ValueError(f"{config} must be a JSON object of settings")
     for name in document:
-        if name not in Settings.model_fields:
-            near = _nearest(name)
-            hint = f"did you mean {near!r}?" if near else "leave it out"
-            raise ValueError(f"{config}: no setting {name!r}; {hint} (--help lists all)")
+        _check(name, f"{config}: no setting {name!r}", repr)
     return document
 
 
@@ -248,20 +245,18 @@ def _named(environment: Mapping[str, str]) -> dict[str, object]:
         name = variable.removeprefix(PREFIX).lower()
         if not variable.startswith(PREFIX) or name == "data":  # the trainer's
             continue
-        is_port_of_service = name == "port" and "://" in value  # a Service called shiftnas
-        if name not in Settings.model_fields or is_port_of_service:
-            near = _nearest(name)
-            if _SERVICE_LINK.search(variable):
-                hint = "Kubernetes sets it for a Service: give the pod enableServiceLinks: false"
-            elif near:
-                hint = f"did you mean {PREFIX}{near.upper()}?"
-            else:
-                hint = "unset it"
-            raise ValueError(f"environment: no setting {variable}; {hint} (--help lists all)")
+        said = f"environment: no setting {variable}"
+        of_service = name not in Settings.model_fields and _SERVICE_LINK.search(variable)
+        if of_service or (name == "port" and "://" in value):  # of a Service called shiftnas
+            hint = "Kubernetes sets it for a Service: give the pod enableServiceLinks: false"
+            raise ValueError(f"{said}; {hint} (--help lists all)")
+        _check(name, said, lambda near: PREFIX + near.upper())
         values[name] = value
     return values
 
 
-def _nearest(name: str) -> str | None:
-    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-    return near[0] if near else None
+def _check(name: str, said: str, spelt: Callable[[str], str]) -> None:
+    if name not in Settings.model_fields:
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {spelt(near[0])}?" if near else "leave it out"
+        raise ValueError(f"{said}; {hint} (--help lists all)")

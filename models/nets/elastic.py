@@ -48,18 +48,28 @@ class AbstractNet(nn.Module, ABC):
         share: Share | None = None,
         recompute: bool = False,
     ) -> Tensor:
-        view: AbstractView
-        if arch is None:
-            view = Whole(self.own_arch)
-        else:
-            assert self.own_arch == self.space.largest, "only the supernet has smaller subnets"
-            if isinstance(arch, Relaxed):
-                view = Masked(self._mask_maps, arch)
-            else:
-                view = Sliced(self.space, arch)
+        view = self._view(arch)
         if drop_path:
             view = DropPath(view, drop_path, self.branches, share)
         return self.run(images, view, statistics, run_again if recompute else run_once)
+
+    def features(
+        self, images: Tensor, arch: Arch | None = None, statistics: BatchStatistics = None
+    ) -> list[Tensor]:
+        """What a subnet gives to dense tasks: the last map of each stride, from fine to coarse.
+
+        Each is float (batch, channels, side / stride, side / stride): of a CNN at strides 2 to 32
+        (as its space has them, images of any side), of a ViT one map of its patches.
+        """
+        return self.maps(images, self._view(arch), statistics)
+
+    def _view(self, arch: Arch | Relaxed | None) -> AbstractView:
+        if arch is None:
+            return Whole(self.own_arch)
+        assert self.own_arch == self.space.largest, "only the supernet has smaller subnets"
+        if isinstance(arch, Relaxed):
+            return Masked(self._mask_maps, arch)
+        return Sliced(self.space, arch)
 
     @property
     @abstractmethod
@@ -75,6 +85,16 @@ class AbstractNet(nn.Module, ABC):
         run_block: RunBlock = run_once,
     ) -> Tensor:
         """The forward pass: the one place where the network is written."""
+
+    @abstractmethod
+    def maps(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
+    ) -> list[Tensor]:
+        """The last map of each stride; what ``run`` classifies comes from the last of them."""
 
     def parameter_for(self, name: str) -> nn.Parameter:
         """An uninitialized parameter of the size it has in this net."""

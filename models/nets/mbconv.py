@@ -139,17 +139,29 @@ class MBConvNet(AbstractNet):
         statistics: BatchStatistics,
         run_block: RunBlock = run_once,
     ) -> Tensor:
+        x = self.maps(images, view, statistics, run_block)[-1]
+        return self.classifier(self._pooled(x, view, statistics), view)
+
+    def maps(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
+    ) -> list[Tensor]:
         if self._turned:
             images = images.flip(2, 3)
-        x = self.stem(images, view, statistics)
+        maps = [self.stem(images, view, statistics)]
         blocks = [block for stage in self.stages for block in stage.children()]
         for block, layout in zip(blocks, self._blocks, strict=True):
             if view.present(layout.block):
-                x = run_block(block, x, view, statistics)
-        return self.classifier(self._features(x, view, statistics), view)
+                x = run_block(block, maps[-1], view, statistics)
+                # no longer the last of its stride: nothing else keeps it from being freed
+                maps[-1 if layout.stride == 1 else len(maps) :] = [x]
+        return maps
 
-    def _features(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
-        """The head: the last map (batch, channels, side, side) -> features (batch, features)."""
+    def _pooled(self, x: Tensor, view: AbstractView, statistics: BatchStatistics) -> Tensor:
+        """The head: the last map (batch, channels, side, side) -> (batch, features)."""
         if isinstance(self.head, ElasticConv2d):
             return self.head(x, view, statistics).mean((2, 3))
         assert self.head_expand is not None

@@ -7,6 +7,8 @@ adds. A second mask in the same path would make the gradient of a silenced chann
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -199,7 +201,27 @@ class ViTNet(AbstractNet):
         statistics: BatchStatistics,
         run_block: RunBlock = run_once,
     ) -> Tensor:
-        """The forward pass; see ``AbstractNet.run``."""
+        return self.classifier(self._tokens(images, view, statistics, run_block).mean(1), view)
+
+    def maps(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: BatchStatistics,
+        run_block: RunBlock = run_once,
+    ) -> list[Tensor]:
+        tokens = self._tokens(images, view, statistics, run_block)
+        side = math.isqrt(tokens.shape[1])
+        return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+
+    def _tokens(
+        self,
+        images: Tensor,
+        view: AbstractView,
+        statistics: BatchStatistics,
+        run_block: RunBlock,
+    ) -> Tensor:
+        """Of each patch, normalized: (batch, patches, width)."""
         x = self.patches(images, view)
         token = view.weight(self.class_token, self.space.weight["class_token"])
         x = torch.cat((token.expand(x.shape[0], 1, -1), x), dim=1)
@@ -207,4 +229,4 @@ class ViTNet(AbstractNet):
         for block, layout in zip(self.blocks, self._blocks, strict=True):
             if view.present(layout.block):
                 x = run_block(block, x, view, statistics)
-        return self.classifier(self.norm(x, view)[:, 1:].mean(1), view)
+        return self.norm(x, view)[:, 1:]

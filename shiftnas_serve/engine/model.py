@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
+from shiftnas_serve.answer import ModelName
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.planning.planner import Planner, check_budgets
@@ -20,22 +20,19 @@ from shiftnas_serve.settings import EngineSettings
 _MEASURED_SUBNETS = 5
 
 
-class ModelName(msgspec.Struct, frozen=True):
-    """What an answer says of the model."""
-
-    name: str
-    version: str
-
-
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A bundle, its sessions and its planner. ``runtime``: what really runs it."""
+    """A bundle, its sessions and its planner. ``runtime``: what really runs it.
+
+    ``largest_side``: of the images that the largest subnet reads; photos are decoded for it.
+    """
 
     bundle: Bundle
     sessions: Sessions
     planner: Planner
     runtime: dict[str, str]
     name: ModelName
+    largest_side: int
 
 
 def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> Model:
@@ -63,7 +60,8 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
         raise ValueError(f"bundle {path} cannot run here: {reason}") from error
     planner = Planner(bundle, settings.default_flops, LatencyTable.of(points), sessions.is_resident)
     name = ModelName(bundle.name, bundle.version)
-    return Model(bundle, sessions, planner, runtime.describe(), name)
+    largest_side = bundle.space.resolution(bundle.space.largest)
+    return Model(bundle, sessions, planner, runtime.describe(), name, largest_side)
 
 
 def measure_latency(

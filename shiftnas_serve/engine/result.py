@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from shiftnas_serve.engine.model import Model, ModelName
+from shiftnas_serve.answer import ModelName, Prediction
+from shiftnas_serve.engine.model import Model
 from shiftnas_serve.planning.planner import Plan, Subnet
 
 
-class Prediction(msgspec.Struct, frozen=True):
-    """One class and how probable it is, 0 to 1."""
-
-    label: str
-    index: int
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """Milliseconds of each stage; how many images ran together.
 
     ``source``: where the session came from: ``resident``, ``built`` for this image, ``universal``.
@@ -35,8 +26,7 @@ class Timing:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The classes of one image, the subnet that found them, and what was asked for.
 
     ``predictions``: the most probable first. ``asked``: budgets by the name of their kind;

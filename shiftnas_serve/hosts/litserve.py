@@ -12,27 +12,24 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import litserve
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shiftnas_serve.app import App, end_soon
-from shiftnas_serve.hosts.uvicorn import KEEP_ALIVE_S
-from shiftnas_serve.http.answers import problem_response
-from shiftnas_serve.http.connection import HttpConnection
-from shiftnas_serve.http.context import request_id
+from shiftnas_serve.hosts.uvicorn import HTTP
+from shiftnas_serve.http.answers import problem_response, unknown_problem
+from shiftnas_serve.http.body import BodyLimits, read_body
+from shiftnas_serve.http.context import plain_headers, request_id
 from shiftnas_serve.library import Engine
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.settings import Settings
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _CARRIED = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string")
 # A worker answers in time, if only to say that there was none; after that it is lost.
 _GRACE_S = 5.0
@@ -46,21 +43,22 @@ class Carried(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An answer on its way back."""
+    """An answer on its way back: what the app sent."""
 
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
+    messages: list[Message]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it on."""
+        for message in self.messages:
+            await send(message)
 
 
-class WholeApp(LitSpec):
-    """Every path is the app's, but LitServe's own ``/``, ``/health`` and ``/info``."""
+class Way(LitSpec):
+    """The way to a worker and back: by LitServe's queue, with nothing of its own forms."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.api_path = "/classify"
-        self._settings = settings
-        self.add_endpoint("/{path:path}", self.carry, _METHODS)
 
     def decode_request(self, request: Carried, context_kwargs: object = None) -> Carried:
         return request
@@ -68,18 +66,8 @@ class WholeApp(LitSpec):
     def encode_response(self, output: Answered, context_kwargs: object = None) -> Answered:
         return output
 
-    async def carry(self, request: Request) -> Response:
-        """Runs in an HTTP process: to a worker and back."""
-        try:
-            body = await _body(request, self._settings)
-            given = await self._answer(Carried(_scope(request), body))
-        except Problem as problem:
-            return _response(problem, request)
-        answer = Response(given.body, given.status)
-        answer.raw_headers = given.headers
-        return answer
-
-    async def _answer(self, carried: Carried) -> Answered:
+    async def ask(self, carried: Carried, within_s: float) -> Answered:
+        """What a worker answers. Raises Problem: 500, 504."""
         uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event())
         waiting, queue = self.response_buffer, self.request_queue  # ``setup`` has set them
         assert waiting is not None
@@ -87,7 +75,7 @@ class WholeApp(LitSpec):
         waiting[uid] = item
         try:
             queue.put((self.response_queue_id, uid, time.monotonic(), carried))
-            async with asyncio.timeout(self._settings.timeout_s + _GRACE_S):
+            async with asyncio.timeout(within_s):
                 await item.event.wait()
         except TimeoutError:
             raise Problem(504, "no worker answered in time; it may have been lost") from None
@@ -96,15 +84,43 @@ class WholeApp(LitSpec):
         assert item.response is not None
         answered, status = item.response
         if status != LitAPIStatus.OK:
-            raise Problem(500, "an error of the server's own; its log has the details")
+            raise unknown_problem()
         return answered
+
+
+class Carry:
+    """Middleware of LitServe's HTTP processes: every request is the app's, whatever its path."""
+
+    def __init__(self, app: ASGIApp, way: Way, settings: Settings) -> None:
+        self._litserve, self._way, self._settings = app, way, settings
+        self._limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
+        self._room = Room(1, settings.max_waiting_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._litserve(scope, receive, send)
+            return
+        headers = plain_headers(scope)
+        scope["state"] = {"headers": headers, "request_id": request_id(headers)}
+        carried = {name: scope[name] for name in (*_CARRIED, "headers")}
+        answer: ASGIApp
+        try:
+            with self._room.share() as share:
+                body = await read_body(scope, receive, self._limits, share)
+                answer = await self._way.ask(
+                    Carried(carried, body), self._settings.timeout_s + _GRACE_S
+                )
+        except Problem as problem:
+            problem.headers["Request-Id"] = scope["state"]["request_id"]
+            answer = problem_response(problem, scope)
+        await answer(scope, receive, send)
 
 
 class AppApi(litserve.LitAPI):
     """A worker: one engine, on one device, behind the app."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(spec=WholeApp(settings), enable_async=True)
+    def __init__(self, way: Way, settings: Settings) -> None:
+        super().__init__(spec=way, enable_async=True)
         self._settings = settings
 
     def setup(self, device: str) -> None:
@@ -128,68 +144,36 @@ class AppApi(litserve.LitAPI):
         return output
 
 
-async def answer_of(app: Callable[..., Awaitable[None]], carried: Carried) -> Answered:
+async def answer_of(app: ASGIApp, carried: Carried) -> Answered:
     """What an ASGI app answers to a request whose body is here."""
-    messages = iter([{"type": "http.request", "body": carried.body, "more_body": False}])
-    parts: list[Message] = []
+    given = iter([{"type": "http.request", "body": carried.body, "more_body": False}])
+    messages: list[Message] = []
 
     async def receive() -> Message:
-        for message in messages:
+        for message in given:
             return message
         await asyncio.Event().wait()  # nobody tells a worker that a client has gone
         raise AssertionError
 
     async def send(message: Message) -> None:
-        parts.append(message)
+        messages.append(message)
 
-    await app(dict(carried.scope), receive, send)
-    start, *bodies = parts
-    body = b"".join(part.get("body", b"") for part in bodies)
-    return Answered(start["status"], list(start["headers"]), body)
-
-
-def _scope(request: Request) -> dict[str, Any]:
-    scope = {name: request.scope[name] for name in _CARRIED}
-    return scope | {"headers": list(request.scope["headers"])}
-
-
-async def _body(request: Request, settings: Settings) -> bytes:
-    """The body, or as much of it as makes the app say that it is too long. Raises Problem 408."""
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and len(length) < 20 and int(length) > settings.max_body_bytes:
-        return b""  # its header says it
-    body = bytearray()
-    try:
-        async with asyncio.timeout(settings.timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > settings.max_body_bytes:
-                    break
-    except TimeoutError:
-        raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
-    return bytes(body)
-
-
-def _response(problem: Problem, request: Request) -> Response:
-    """A problem of the way to a worker and back, as the app would write it."""
-    identity = request_id(request.headers)
-    scope = {"path": request.url.path, "state": {"request_id": identity}}
-    answer = problem_response(problem, scope)
-    answer.headers["Request-Id"] = identity
-    return answer
+    await app(carried.scope, receive, send)
+    return Answered(messages)
 
 
 def serve(settings: Settings) -> int:
     """Until it is told to stop: the exit status. Raises ValueError in one line."""
     on_gpu = settings.device != "cpu"
+    way = Way()
     server = litserve.LitServer(
-        AppApi(settings),
+        AppApi(way, settings),
+        middlewares=[(Carry, {"way": way, "settings": settings})],
         accelerator="cuda" if on_gpu else "cpu",
         devices="auto",
         workers_per_device=settings.processes,
         timeout=False,  # the app has deadlines of its own
         restart_workers=True,
-        disable_openapi_url=True,  # the app documents itself
     )
     started_by = os.getpid()
 
@@ -205,13 +189,7 @@ def serve(settings: Settings) -> int:
             port=settings.port,
             log_level=settings.log_level,
             generate_client_file=False,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            http=HttpConnection,
-            ws="none",
+            **HTTP,
         )
     except KeyboardInterrupt:
         pass  # while it was starting

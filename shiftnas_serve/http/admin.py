@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import structlog
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shiftnas_serve.answer import ModelName
+from shiftnas_serve.http.answers import JsonAnswer
 from shiftnas_serve.http.body import BodyLimits, read_body
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import Reloaded
@@ -22,15 +24,27 @@ _MAX_BODY_BYTES = 65_536
 _LOG = structlog.get_logger("shiftnas_serve.reload")
 
 
-class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+class Reload(msgspec.Struct, forbid_unknown_fields=True):
+    """What to serve: the bundle at a path on the server, or the path that is served, read again."""
+
     bundle: str | None = None
+
+
+class ReloadAnswer(msgspec.Struct):
+    """What came of it; ``model`` is what is served now."""
+
+    status: Literal["reloaded", "unchanged"]
+    model: ModelName
+    previous: ModelName
+    duration_ms: float
+    request_id: str
 
 
 def admin_route(state: ServerState) -> Route:
     """``POST /admin/reload``."""
     limits = BodyLimits(_MAX_BODY_BYTES, state.settings.timeout_s)
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> JsonAnswer:
         if not len(state.admin_keys):
             raise Problem(
                 403,
@@ -49,15 +63,10 @@ def admin_route(state: ServerState) -> Route:
             body = await read_body(request.scope, request.receive, limits, share)
         done = await reload(state, read_source(body))
         request.state.details.append(lambda: {"model": done.model, "previous": done.previous})
-        return JSONResponse(
-            {
-                "status": "reloaded" if done.changed else "unchanged",
-                "model": msgspec.to_builtins(done.model),
-                "previous": msgspec.to_builtins(done.previous),
-                "duration_ms": round(done.duration_ms, 1),
-                "request_id": request.state.request_id,
-            }
-        )
+        status = "reloaded" if done.changed else "unchanged"
+        duration_ms, identity = round(done.duration_ms, 1), request.state.request_id
+        answered = ReloadAnswer(status, done.model, done.previous, duration_ms, identity)
+        return JsonAnswer(msgspec.json.encode(answered), [])
 
     return Route("/admin/reload", answer, methods=["POST"])
 
@@ -82,7 +91,7 @@ def read_source(body: bytes) -> Path | None:
     if not body.strip():
         return None
     try:
-        path = msgspec.json.decode(body, type=_Wanted).bundle
+        path = msgspec.json.decode(body, type=Reload).bundle
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         path = ""
     if path is None:

@@ -10,9 +10,9 @@ import msgspec
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from shiftnas_serve.answer import ModelName, Prediction
 from shiftnas_serve.budgets import BUDGET_KINDS
-from shiftnas_serve.engine.model import ModelName
-from shiftnas_serve.engine.result import Prediction, Result
+from shiftnas_serve.engine.result import Result
 from shiftnas_serve.planning.planner import Subnet
 from shiftnas_serve.problem import TITLES, Problem
 
@@ -103,16 +103,21 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     )
 
 
-def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
+class ProblemDocument(msgspec.Struct):
     """What RFC 9457 has in an answer, and the id of the request."""
-    return {
-        "type": "about:blank",
-        "title": TITLES.get(problem.status, "Error"),
-        "status": problem.status,
-        "detail": problem.detail,
-        "request_id": request_id,
-        **problem.extra,
-    }
+
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    type: str = "about:blank"
+
+
+def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
+    """As JSON has it, with the fields that this problem has beside them."""
+    title = TITLES.get(problem.status, "Error")
+    document = ProblemDocument(title, problem.status, problem.detail, request_id)
+    return {**msgspec.structs.asdict(document), **problem.extra}
 
 
 def unknown_problem() -> Problem:

@@ -14,7 +14,6 @@ import os
 import re
 import resource
 from collections import deque
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import unquote
@@ -46,8 +45,6 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
-_FRAMING = (b"content-length", b"transfer-encoding")
-
 _LOG = structlog.get_logger("shiftnas_serve.connection")
 
 
@@ -56,25 +53,21 @@ class Exchange:
 
     def __init__(self, connection: HttpConnection, scope: Scope, *, keep_alive: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
-        self.expects_continue = False
+        expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
+        self.expects_continue = expected == [b"100-continue"]
         self.complete = self.done = self.gone = False
         self._connection = connection
-        self._delivered = False
-        self._pieces: list[bytes] = []
-        self._size_bytes = 0
+        self._body = bytearray()
+        self._delivered = self._chunked = False
         self._moved = asyncio.Event()
-        self._head: Message | None = None
-        self._begun = self._chunked = False
-
-    # -- what comes in -----------------------------------------------------------------------
+        self._head = b""
 
     def feed(self, piece: bytes) -> bool:
         """Part of the body; whether that is enough for now."""
         if self.done:
             return False
-        self._pieces.append(piece)
-        self._size_bytes += len(piece)
-        if self._size_bytes < READ_AHEAD:
+        self._body += piece
+        if len(self._body) < READ_AHEAD:
             return False
         self._moved.set()
         return True
@@ -85,60 +78,51 @@ class Exchange:
         self._moved.set()
 
     async def receive(self) -> Message:
-        """As ASGI wants it."""
+        """As ASGI wants it. A body comes whole, or in pieces of ``READ_AHEAD``."""
         if self.expects_continue:
             self.expects_continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while True:
-            if self.gone or self.done:
-                return {"type": "http.disconnect"}
-            enough = self.complete or self._size_bytes >= READ_AHEAD
-            if enough and not self._delivered:
-                body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-                self._pieces, self._size_bytes = list[bytes](), 0
+        while not self.gone and not self.done:
+            if not self._delivered and (self.complete or len(self._body) >= READ_AHEAD):
+                body, self._body = bytes(self._body), bytearray()
                 self._delivered = self.complete
                 return {"type": "http.request", "body": body, "more_body": not self.complete}
             self._connection.resume_reading()
             self._moved.clear()
             await self._moved.wait()
-
-    # -- what goes out -----------------------------------------------------------------------
+        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
         """As ASGI wants it. The head goes out with the first piece of the body."""
         if self.gone:
             return
         if message["type"] == "http.response.start":
-            assert self._head is None, "an answer begins once"
-            self._head = message
+            self._head = self._written_head(message)
             return
-        assert message["type"] == "http.response.body", message["type"]
-        assert self._head is not None, "an answer begins with its head"
         assert not self.done, "an answer ends once"
         body, more = message.get("body", b""), message.get("more_body", False)
-        head = b"" if self._begun else self._write_head(self._head)
-        self._begun = True
         if self.scope["method"] == "HEAD":
             body = b""
         elif self._chunked:
-            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (
-                b"" if more else b"0\r\n\r\n"
-            )
-        self._connection.write(head + body if head else body)
-        if not more:
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            body = chunk if more else chunk + b"0\r\n\r\n"
+        self._connection.write(self._head + body)
+        self._head = b""
+        if more:
+            await self._connection.drained.wait()
+        else:
             self.done = True
             self._moved.set()
             self._connection.answered(self)
-        else:
-            await self._connection.drained.wait()
 
-    def _write_head(self, message: Message) -> bytes:
+    def _written_head(self, message: Message) -> bytes:
+        status = message["status"]
         # A body that nobody will read would be taken for the next request.
         self.keep_alive = self.keep_alive and self.complete and not self._connection.stopping
         self.expects_continue = False
-        lines = [_STATUS_LINES.get(message["status"]) or b"HTTP/1.1 %d \r\n" % message["status"]]
-        framed = message["status"] in (204, 304) or self.scope["method"] == "HEAD"
-        for name, value in (*self._connection.default_headers, *message.get("headers", ())):
+        lines = [_STATUS_LINES[status]]
+        framed = status in (204, 304) or self.scope["method"] == "HEAD"
+        for name, value in (*self._connection.server.default_headers, *message.get("headers", ())):
             assert not _BAD_IN_HEADER.search(value), (name, value)
             name = name.lower()
             if name == b"connection":
@@ -151,20 +135,17 @@ class Exchange:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+        return b"".join([*lines, b"\r\n"])
 
     async def run(self, app: ASGIApp) -> None:
-        """Let the application answer."""
+        """Let the application answer. A client must not take a part for the whole answer."""
         try:
             await app(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            self._connection.abort()
-            raise
         except Exception:  # noqa: BLE001 (in the log, and the connection is closed)
             _LOG.exception("an error in the application", path=self.scope["path"])
-        if not self.done and not self.gone:
-            self._connection.abort()  # the client must not take it for a whole answer
+        finally:
+            if not self.done and not self.gone:
+                self._connection.transport.abort()
 
 
 class HttpConnection(asyncio.Protocol):
@@ -178,17 +159,15 @@ class HttpConnection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._app = cast("ASGIApp", config.loaded_app)
-        self._server, self._app_state = server_state, app_state
+        self.server, self._app_state = server_state, app_state
         self._keep_alive_s = config.timeout_keep_alive
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport = cast("Any", None)
+        self.transport: asyncio.Transport = cast("Any", None)
         self.drained = asyncio.Event()
         self.drained.set()
-        self._peers: dict[str, object] = {}
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
         self._in_head = False
-        self._upgrading = self._replaying = False
         # Bytes since the last that were body or the end of headers or of a request.
         self._unread_bytes = 0
         self._receiving: Exchange | None = None
@@ -200,29 +179,22 @@ class HttpConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[object, ...] = ()
         self._unchanged = 0
-        self._refusal: Problem | None = None
 
     # -- the connection ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take it, unless there are as many as the process has room for (503)."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._server.connections.add(cast("Any", self))
-        self._peers = {
-            "client": _address(transport.get_extra_info("peername")),
-            "server": _address(transport.get_extra_info("sockname")),
-            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
-        }
-        self._seen = self._state()
-        self._timer = self._loop.call_later(HEAD_S, self._look)
-        most = connection_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        if len(self._server.connections) > most:
+        self.transport = cast("asyncio.Transport", transport)
+        self.server.connections.add(cast("Any", self))
+        self._look()
+        most = connection_limit()
+        if len(self.server.connections) > most:
             full = f"{most} connections are open already; try again"
             self._refuse(Problem(503, full, headers={"Retry-After": "1"}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it; who waits for the client hears that it has gone."""
-        self._server.connections.discard(cast("Any", self))
+        self.server.connections.discard(cast("Any", self))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -238,16 +210,13 @@ class HttpConnection(asyncio.Protocol):
         return self._answering is not None and self._receiving is None and not self._in_head
 
     def shutdown(self) -> None:
-        """The server stops: close with the next answer, or soon.
-
-        Not at once: a request may be on its way.
-        """
+        """The server stops: close with the next answer, or soon: one may be asked for already."""
         self.stopping = True
         self._loop.call_later(CLOSING_S, self._close_idle)
 
     def _close_idle(self) -> None:
         if self._answering is None:
-            self._transport.close()
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The client takes nothing."""
@@ -257,54 +226,39 @@ class HttpConnection(asyncio.Protocol):
         """It does again."""
         self.drained.set()
 
+    def _pause_reading(self) -> None:
+        if not self._paused and not self.transport.is_closing():
+            self._paused = True
+            self.transport.pause_reading()
+
     def resume_reading(self) -> None:
         """The application reads on."""
         if self._paused and not self._waiting:
             self._paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
         """To the client."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._transport.abort()
-
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """uvicorn's, of every answer."""
-        return self._server.default_headers
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def _look(self) -> None:
         """End what has stood still since the last look, or longer, and look again later."""
-        seen = self._state()
+        self._timer = self._loop.call_later(HEAD_S, self._look)
+        answers, unsent_bytes = self._answering is not None, self.transport.get_write_buffer_size()
+        seen = (answers, bool(self._unread_bytes), unsent_bytes, self._answered)
         self._unchanged = self._unchanged + 1 if seen == self._seen else 0
         self._seen = seen
-        waits, unsent_bytes, _ = seen
-        if self._unchanged and unsent_bytes:
-            self._transport.abort()  # nothing of an answer was taken
+        if not self._unchanged:
             return
-        if self._unchanged and not self._transport.is_closing():
-            idle_s = self._unchanged * HEAD_S
-            if waits == "headers":
-                self._refuse(Problem(408, f"no complete headers came in {HEAD_S:g} s"))
-            elif waits == "anything" or (waits == "idle" and idle_s >= self._keep_alive_s):
-                self._transport.close()
-        self._timer = self._loop.call_later(HEAD_S, self._look)
-
-    def _state(self) -> tuple[str, int, int]:
-        """What it waits for, how much of an answer is not sent, and a count of answers."""
-        if self._lingering:
-            waits = "anything"
-        elif self._answering is not None:
-            waits = "application"
-        elif self._unread_bytes:
-            waits = "headers"
-        else:
-            waits = "idle" if self._answered else "anything"
-        return waits, self._transport.get_write_buffer_size(), self._answered
+        if unsent_bytes:
+            self.transport.abort()  # nothing of an answer was taken
+        elif self._lingering:
+            self.transport.close()
+        elif self._unread_bytes and not answers:
+            self._refuse(Problem(408, f"no complete headers came in {HEAD_S:g} s"))
+        elif not answers and (not self._answered or self._unchanged * HEAD_S >= self._keep_alive_s):
+            self.transport.close()
 
     # -- what the parser finds ---------------------------------------------------------------
 
@@ -314,76 +268,65 @@ class HttpConnection(asyncio.Protocol):
             return
         self._unread_bytes += len(data)
         try:
-            while True:
-                try:
-                    self._parser.feed_data(data)
-                    break
-                except httptools.HttpParserUpgrade as pause:
-                    data = data[pause.args[0] :]
-                    self._ignore_upgrade()
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or Problem(400, "this is no HTTP request"))
+            while data:
+                data = self._parse(data)
+        except httptools.HttpParserError as error:
+            given = error.__context__  # what a callback raised
+            plain = Problem(400, "this is no HTTP request")
+            self._refuse(given if isinstance(given, Problem) else plain)
             return
-        if self._unread_bytes > MAX_HEAD_BYTES and not self._transport.is_closing():
+        if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_too_long())
 
-    def _ignore_upgrade(self) -> None:
-        """Go on behind the head of a request that offered an upgrade, by its own framing.
+    def _parse(self, data: bytes) -> bytes:
+        """What is still to be parsed.
 
-        The parser takes what follows for another protocol. A new one is told of the framing alone.
+        An offer to upgrade is not taken. The parser takes what follows for another protocol, so a
+        new one begins with the same head without the offer.
         """
-        framing = [one for one in self._headers if one[0] in _FRAMING]
-        self._upgrading, self._replaying = False, True
-        self._parser = httptools.HttpRequestParser(self)
-        self._parser.feed_data(
-            b"POST / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % one for one in framing) + b"\r\n"
-        )
-        self._replaying = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            version = self._parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
+            lines += [b"%b: %b" % one for one in self._headers if one[0] != b"upgrade"]
+            self._parser = httptools.HttpRequestParser(self)
+            return b"\r\n".join([*lines, b"", data[offer.args[0] :]])
+        return b""
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         self._in_head = True
-        if not self._replaying:
-            self._url, self._headers = b"", list[tuple[bytes, bytes]]()
+        self._url, self._headers = b"", list[tuple[bytes, bytes]]()
 
     def on_url(self, url: bytes) -> None:
-        """Part of it."""
-        if not self._replaying:
-            self._url += url
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One field. What follows a chunked body is nobody's header."""
-        if self._in_head and not self._replaying:
+        if self._in_head:  # what follows a chunked body is nobody's header
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The application begins, or waits for the one before it."""
         self._in_head = False
-        if self._replaying:
-            return
+        parser = self._parser
         if self._unread_bytes > MAX_HEAD_BYTES:  # maybe with some body
             lengths = (len(name) + len(value) + 4 for name, value in self._headers)
             if len(self._url) + sum(lengths) > MAX_HEAD_BYTES:
-                self._stop_parser(_too_long())
+                raise _too_long()
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            return  # it comes once more (``_parse``)
         if len(self._waiting) >= MAX_PIPELINED:
-            self._stop_parser(Problem(429, f"{MAX_PIPELINED} requests wait on this connection"))
+            raise Problem(429, f"{MAX_PIPELINED} requests wait on this connection")
         self._unread_bytes = 0
-        parser = self._parser
         version = parser.get_http_version()
         keep_alive = version != "1.0" and parser.should_keep_alive()
-        if parser.should_upgrade():
-            self._upgrading = True
-            tokens = b",".join([v for n, v in self._headers if n == b"connection"]).lower()
-            keep_alive = version != "1.0" and b"close" not in tokens
         exchange = Exchange(self, self._scope(version), keep_alive=keep_alive)
-        expects = [v for n, v in self._headers if n == b"expect"]
-        exchange.expects_continue = bool(expects) and expects[0].lower() == b"100-continue"
         self._receiving = exchange
         if self._answering is None:
             self._start(exchange)
         else:
             self._waiting.append(exchange)
-            self._pause()
+            self._pause_reading()
 
     def _scope(self, version: str) -> Scope:
         url = httptools.parse_url(self._url)
@@ -392,6 +335,7 @@ class HttpConnection(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
+            "scheme": "http",
             "method": self._parser.get_method().decode("ascii"),
             "path": unquote(path) if "%" in path else path,
             "raw_path": url.path,
@@ -399,22 +343,16 @@ class HttpConnection(asyncio.Protocol):
             "root_path": "",
             "headers": self._headers,
             "state": self._app_state.copy(),
-            "extensions": {},
-            **self._peers,
         }
 
     def on_body(self, body: bytes) -> None:
-        """Part of a body."""
         self._unread_bytes = 0
         if self._receiving is not None and self._receiving.feed(body):
-            self._pause()
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
-        """A request is all here."""
-        if self._upgrading:
-            return  # it is not: its body comes
-        self._unread_bytes = 0
         if self._receiving is not None:
+            self._unread_bytes = 0
             self._receiving.end()
             self._receiving = None
 
@@ -423,70 +361,46 @@ class HttpConnection(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         self._answering = exchange
         task = self._loop.create_task(exchange.run(self._app))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        self.server.tasks.add(task)
+        task.add_done_callback(self.server.tasks.discard)
 
     def answered(self, exchange: Exchange) -> None:
         """The next request may come."""
-        self._server.total_requests += 1
+        self.server.total_requests += 1
         self._answered += 1
         self._answering = None
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
-        if not exchange.keep_alive:
-            self._close(exchange)
+        if not exchange.keep_alive and not exchange.complete and not self._ended:
+            # A client that still sends must not lose its answer to a reset.
+            self._lingering = True
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+        elif not exchange.keep_alive:
+            self.transport.close()
         elif self._waiting:
             self._start(self._waiting.popleft())
         elif self._ended:
-            self._transport.close()
+            self.transport.close()
         self.resume_reading()
-
-    def _close(self, exchange: Exchange) -> None:
-        """With the last answer. A client that still sends must not lose it to a reset."""
-        if exchange.complete or self._ended:
-            self._transport.close()
-            return
-        self._lingering = True
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _pause(self) -> None:
-        if not self._paused and not self._transport.is_closing():
-            self._paused = True
-            self._transport.pause_reading()
-
-    # -- refusals ----------------------------------------------------------------------------
-
-    def _stop_parser(self, problem: Problem) -> None:
-        self._refusal = problem
-        raise problem  # out of the parser
 
     def _refuse(self, problem: Problem) -> None:
         """Answer and close: there is no telling where a next request would begin."""
-        document = problem_document(problem, os.urandom(16).hex())
-        self.write(_refusal(problem.status, problem.headers, json.dumps(document)))
-        self._transport.close()
+        body = json.dumps(problem_document(problem, os.urandom(16).hex()))
+        named = {"content-type": "application/problem+json", "content-length": len(body)}
+        fields = {**named, **problem.headers, "connection": "close"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.write(_STATUS_LINES[problem.status] + f"{head}\r\n{body}".encode("ascii"))
+        self.transport.close()
 
 
 def _too_long() -> Problem:
     return Problem(431, f"the headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
-def _address(name: object) -> tuple[str, int] | None:
-    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
-
-
-def connection_limit(descriptors: int) -> int:
-    """How many connections a process with so many descriptors (-1: no limit) may have open."""
-    if descriptors < 0:
+def connection_limit() -> int:
+    """How many connections this process may have open, with its limit of descriptors."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
     return max(1, min(descriptors - min(_OWN_DESCRIPTORS, descriptors // 2), _MOST_CONNECTIONS))
-
-
-def _refusal(status: int, headers: Mapping[str, str], body: str) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    head = (
-        f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
-        f"{''.join(lines)}connection: close\r\n\r\n"
-    )
-    return _STATUS_LINES[status] + (head + body).encode("ascii")

@@ -40,9 +40,8 @@ class Trace:
 
 
 class RequestContext:
-    """Middleware. Leaves in ``scope["state"]``: ``headers``, ``request_id`` and ``details``.
+    """Middleware. Leaves in ``scope["state"]``: plain ``headers``, ``request_id`` and ``details``.
 
-    ``headers``: a plain dict by lower-case name, of several fields of one name the first.
     What the functions that a route appends to ``details`` answer is in the request's line.
     ``draining``: whether answers tell clients to connect anew, to another replica.
     """
@@ -57,7 +56,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"][::-1]}
+        headers = plain_headers(scope)
         if "traceparent" in headers and _count(scope, b"traceparent") > 1:
             del headers["traceparent"]  # which of them is the caller's?
         identity, trace = request_id(headers), continue_trace(headers)
@@ -97,6 +96,11 @@ class RequestContext:
                     parent_id=trace.parent_id,
                     **{name: value for some in details for name, value in some().items()},
                 )
+
+
+def plain_headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; of several fields of one name the first."""
+    return {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"][::-1]}
 
 
 def _count(scope: Scope, name: bytes) -> int:

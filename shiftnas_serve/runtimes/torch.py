@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 
 from models.bundle.folder import Bundle
-from models.nets import build_net
+from models.nets.deployed import deployed_net
 from models.nets.elastic import AbstractNet
 from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
-
-
-def static_net(bundle: Bundle, arch: Arch) -> AbstractNet:
-    """A subnet as deployed: its own weights, BatchNorm folded, evaluation mode."""
-    net = build_net(bundle.space, arch, folded=True).eval()
-    weights = bundle.subnet_weights(arch)
-    net.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
-    return net
-
-
-def exported_program(bundle: Bundle, arch: Arch) -> bytes:
-    """A subnet as the bytes of a torch.export program (.pt2), for any batch size.
-
-    ``bundle.metadata(arch)`` is inside, as its ``extra_files``.
-    """
-    side = bundle.space.resolution(arch)
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    shapes = ({0: batch},)
-    images = torch.zeros(2, 3, side, side)
-    program = torch.export.export(static_net(bundle, arch), (images,), dynamic_shapes=shapes)
-    file = io.BytesIO()
-    torch.export.save(program, file, extra_files=bundle.metadata(arch))
-    return file.getvalue()
 
 
 class TorchSession(AbstractSession):
@@ -64,7 +39,7 @@ class Torch(AbstractRuntime):
         self._device = device
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
-        return TorchSession(static_net(bundle, arch).to(self._device), self._device)
+        return TorchSession(deployed_net(bundle, arch).to(self._device), self._device)
 
     def describe(self) -> dict[str, str]:
         return {"runtime": "torch", "device": self._device, "version": torch.__version__}

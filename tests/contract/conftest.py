@@ -10,10 +10,8 @@ import httpx
 import pytest
 
 from models.bundle.folder import Bundle, load_bundle
-from tests.bundles import make_bundle
 from tests.contract.hosts import Host, host_parameters
 from tests.contract.process import Server, serving
-from tests.pictures import encoded, picture
 
 API_KEYS = ("first-key", "second-key")
 ADMIN_KEY = "admin-key"
@@ -22,23 +20,6 @@ ADMIN_KEY = "admin-key"
 @pytest.fixture(scope="session", params=host_parameters())
 def host(request: pytest.FixtureRequest) -> Host:
     return request.param
-
-
-@pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
-
-
-@pytest.fixture(scope="session")
-def bundle(bundle_folder: Path) -> Bundle:
-    return load_bundle(bundle_folder)
-
-
-@pytest.fixture(scope="session")
-def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the same space and name with other weights and labels."""
-    folder = tmp_path_factory.mktemp("other") / "nano"
-    return make_bundle("nano-cnn", folder, seed=1, label="kind")
 
 
 @pytest.fixture(scope="session")
@@ -71,19 +52,6 @@ def keyed(host: Host, bundle_folder: Path) -> Iterator[Server]:
         SHIFTNAS_ADMIN_KEYS=f"old-admin-key, {ADMIN_KEY}",
     ) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def alone(bundle_folder: Path) -> Iterator[Server]:
-    """The default host, for what only concerns it: connections, memory, processes."""
-    with serving(bundle_folder) as running:
-        yield running
-        assert "Traceback" not in running.said()
-
-
-@pytest.fixture(scope="session")
-def png() -> bytes:
-    return encoded(picture())
 
 
 @pytest.fixture(scope="session")

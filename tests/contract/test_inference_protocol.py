@@ -132,51 +132,12 @@ def test_keys_guard_inference(keyed: Server, bundle: Bundle, png):
 ONE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aa=="]}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b"[" * 100_000,
-        *(
-            json.dumps({"inputs": inputs}).encode()
-            for inputs in (
-                *(3, [], [3], [ONE, ONE]),
-                [ONE | {"datatype": "UINT8"}],
-                [ONE | {"data": ["?"]}],
-                [ONE | {"shape": [2]}],
-                [ONE | {"shape": [0], "data": []}],
-                [ONE | {"shape": [1000], "data": [""] * 1000}],
-                [ONE | {"datatype": "\ud800"}],
-                [ONE | {"name": "\ud800"}],
-                [ONE | {"parameters": {"binary_data_size": 9}}],
-            )
-        ),
-        *(
-            json.dumps({"inputs": [ONE]} | more).encode()
-            for more in (
-                {"id": 7},
-                {"parameters": {"flops_budget": ["1M"]}},
-                {"parameters": 3},
-                {"outputs": [{"name": "probabilities"}] * 17},
-                {"outputs": 3},
-            )
-        ),
-    ],
-)
-def test_malformed_requests_are_400_and_say_why(client, bundle: Bundle, body):
-    answer = client.post(f"/v2/models/{bundle.name}/infer", content=body)
+@pytest.mark.parametrize("body", [b"", b"[" * 100_000, json.dumps({"inputs": [ONE] * 2}).encode()])
+@pytest.mark.parametrize("length", [{}, {"Inference-Header-Content-Length": "9" * 4301}])
+def test_malformed_requests_are_400_and_say_why(client, bundle: Bundle, body, length):
+    answer = client.post(f"/v2/models/{bundle.name}/infer", content=body, headers=length)
     assert answer.status_code == 400, answer.text[:300]
     assert 0 < len(answer.json()["error"]) < 500
-
-
-@pytest.mark.parametrize("length", ["3", "-1", "9" * 4301, "x"])
-def test_a_wrong_length_of_the_json_is_400(client, bundle: Bundle, length):
-    headers = {"Inference-Header-Content-Length": length}
-    answer = client.post(f"/v2/models/{bundle.name}/infer", content=b"{}", headers=headers)
-    assert answer.status_code == 400
-    assert answer.json()["error"]
 
 
 def test_an_id_comes_back_as_it_was_sent(client, bundle: Bundle, b64):

@@ -10,10 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from models import PRODUCT
 from models.bundle.folder import Bundle
 from tests.contract.hosts import Host
 from tests.contract.problem import assert_problem
-from tests.contract.process import PNG, Server, wait_for
+from tests.contract.process import PNG, wait_for
 
 
 def test_budgets_list_what_may_be_asked_for(client, bundle: Bundle):
@@ -113,10 +114,13 @@ def test_docs_are_ours_and_need_no_network(client):
     assert "cdn." not in page.text
 
 
-@pytest.mark.parametrize("path", ["/health", "/info", "/predict", "/shutdown"])
-def test_there_is_nothing_but_what_the_documents_list(alone: Server, path):
-    assert alone.get(path).status_code == 404
-    assert path not in alone.get("/openapi.json").json()["paths"]
+def test_there_is_nothing_of_the_hosts_own(client, host: Host):
+    page = client.get("/")
+    assert "ShiftNAS" in page.text
+    if host.name != "ray":  # whose proxy has its own
+        assert page.headers["server"] == PRODUCT.replace(" ", "/")
+    for path in ("/health", "/info", "/predict", "/shutdown"):
+        assert_problem(client.get(path), 404)
 
 
 def metrics(client: httpx.Client) -> dict[str, float]:

@@ -90,14 +90,6 @@ def test_what_is_refused_for_its_length_or_coding_takes_no_room_and_is_not_read(
         assert room.size_bytes == 0
 
 
-def test_a_body_that_does_not_come_is_408_and_takes_no_room():
-    slow, room = BodyLimits(max_bytes=1000, timeout_s=0.01), Room(1, 10)
-    with pytest.raises(Problem) as refused, room.share() as share:
-        asyncio.run(read_body(*request([], content_length="5"), slow, share))
-    assert refused.value.status == 408
-    assert (room.images, room.size_bytes) == (0, 0)
-
-
 def test_a_body_of_one_piece_is_not_copied():
     piece = bytes(1000)
     assert read([piece], Room(1, 1000).share()) is piece
@@ -132,18 +124,8 @@ def test_a_long_malformed_form_is_a_problem_in_a_thread_too():
     assert refused.value.status == 400
 
 
-def test_base64_in_the_forms_that_libraries_write_it():
-    data = bytes(range(256)) + b"ab"
-    plain = base64.b64encode(data).decode()
-    for text in (
-        plain,
-        base64.encodebytes(data).decode(),
-        base64.urlsafe_b64encode(data).decode(),
-        plain.rstrip("="),
-        f"data:image/png;base64,{plain}",
-        plain.replace("A", "A\r\n"),
-    ):
-        assert decode_base64(text) == data
+def test_what_is_no_base64_is_refused():
+    plain = base64.b64encode(bytes(range(256)) + b"ab").decode()
     for text in ("***", "data:image/png,abc", "data:base64", "a", plain + "=a", "\u00e9"):
         with pytest.raises(Problem, match="base64"):
             decode_base64(text)

@@ -25,10 +25,10 @@ ANSWER = {
 }
 
 
-def test_a_photo_within_budgets(server: Server, bundle, png, tmp_path):
+def test_a_photo_within_budgets(alone: Server, bundle, png, tmp_path):
     photo = tmp_path / "photo.png"
     photo.write_bytes(png)
-    with Client(server.url) as client:
+    with Client(alone.url) as client:
         low, high = (client.budgets()["flops"][end] for end in ("min", "max"))
         smallest = client.classify(photo, flops=low, top_k=3)
         largest = client.classify(str(photo), latency_ms=10_000)
@@ -41,13 +41,13 @@ def test_a_photo_within_budgets(server: Server, bundle, png, tmp_path):
     assert smallest.label == smallest.predictions[0].label
     assert smallest.model.version == bundle.version
     assert {"decode", "queue", "infer", "build"} <= smallest.timing_ms.keys()
-    same = server.post(png, **{"FLOPs-Budget": str(low)}).json()
+    same = alone.post(png, **{"FLOPs-Budget": str(low)}).json()
     assert same["predictions"][0]["probability"] == pytest.approx(smallest.probability)
 
 
-def test_many_at_once_without_threads(server: Server, png):
+def test_many_at_once_without_threads(alone: Server, png):
     async def many() -> list[str]:
-        async with AsyncClient(server.url) as client:
+        async with AsyncClient(alone.url) as client:
             answers = await asyncio.gather(*(client.classify(png) for _ in range(20)))
             assert (await client.budgets())["model"]["name"] == answers[0].model.name
             return [answer.subnet.id for answer in answers]
@@ -55,30 +55,22 @@ def test_many_at_once_without_threads(server: Server, png):
     assert len(set(asyncio.run(many()))) == 1
 
 
-def test_a_key_is_sent(keyed_server: Server, png):
-    with Client(keyed_server.url, key="first-key") as client:
-        assert client.classify(png).label
-    with Client(keyed_server.url) as client, pytest.raises(Problem) as refused:
-        client.classify(png)
-    assert refused.value.status == 401
-
-
 @pytest.mark.parametrize("number", range(2))
-def test_the_programs_of_the_documents_run(number, server: Server, bundle, capsys):
+def test_the_programs_of_the_documents_run(number, alone: Server, bundle, capsys):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     program = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
-    program = program.replace("localhost:8000", server.url.removeprefix("http://"))
+    program = program.replace("localhost:8000", alone.url.removeprefix("http://"))
     program = program.replace("imagenet-mobile", bundle.name).replace("100M", str(bundle.max_flops))
     exec(program, {})  # noqa: S102 (the project's own)
     assert "class" in capsys.readouterr().out
 
 
-def test_the_commands_of_the_documents_run(server: Server, bundle):
+def test_the_commands_of_the_documents_run(alone: Server, bundle):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     commands = re.findall(r"^curl .*", text, re.MULTILINE)
     assert commands
     for command in commands:
-        given = command.replace("localhost:8000", server.url).replace("100M", "1G")
+        given = command.replace("localhost:8000", alone.url).replace("100M", "1G")
         given = given.replace("Latency-Budget: 100", "Latency-Budget: 9000")
         done = subprocess.run(
             ["bash", "-c", given], cwd=ROOT, capture_output=True, text=True, timeout=60
@@ -90,10 +82,11 @@ def test_the_commands_of_the_documents_run(server: Server, bundle):
 
 
 def scripted(*script: httpx.Response | Exception) -> tuple[httpx.MockTransport, list[float]]:
-    """A server that answers so, one after the other; when it was asked."""
+    """A server that answers so, one after the other, to whom has a key; when it was asked."""
     turns, asked_s = iter(script), []
 
     def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Bearer my-key"
         asked_s.append(time.monotonic())
         turn = next(turns)
         if isinstance(turn, Exception):
@@ -113,7 +106,7 @@ def test_what_passes_is_tried_again_and_no_sooner_than_the_server_says():
         httpx.ConnectError("refused"),
         httpx.Response(200, json=ANSWER),
     )
-    with Client("http://there", transport=transport) as client:
+    with Client("http://there", key="my-key", transport=transport) as client:
         answer = client.classify(b"photo")
     assert (answer.label, answer.budget.flops) == ("cat", 5)
     assert len(asked_s) == 3
@@ -124,7 +117,7 @@ def test_async_too():
     transport, asked_s = scripted(refusal(503), httpx.Response(200, json=ANSWER))
 
     async def ask() -> str:
-        async with AsyncClient("http://there", transport=transport) as client:
+        async with AsyncClient("http://there", key="my-key", transport=transport) as client:
             return (await client.classify(b"photo")).label
 
     assert asyncio.run(ask()) == "cat"
@@ -143,7 +136,9 @@ def test_async_too():
 def test_what_stays_refused_is_said(script, times):
     transport, asked_s = scripted(*script)
     with (
-        Client("http://there", transport=transport, retries=2, timeout_s=20) as client,
+        Client(
+            "http://there", key="my-key", transport=transport, retries=2, timeout_s=20
+        ) as client,
         pytest.raises(Problem) as refused,
     ):
         client.classify(b"photo")
@@ -154,7 +149,7 @@ def test_what_stays_refused_is_said(script, times):
 
 def test_nobody_there_and_no_photo(tmp_path):
     transport, asked_s = scripted(*[httpx.ConnectError("refused")] * 2)
-    with Client("http://there", transport=transport, retries=1) as client:
+    with Client("http://there", key="my-key", transport=transport, retries=1) as client:
         with pytest.raises(httpx.ConnectError):
             client.classify(b"photo")
         with pytest.raises(ValueError, match=r"cannot read .*nothing\.png: No such file"):

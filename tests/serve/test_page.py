@@ -17,7 +17,7 @@ from shiftnas_serve.app import assemble
 from shiftnas_serve.http.page import STATIC
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.settings import Settings
-from tests.contract.process import Server
+from tests.contract.process import Server, serving
 from tests.pictures import encoded, picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -107,8 +107,8 @@ def flops(text: str) -> float:
 
 
 @pytest.mark.browser
-def test_a_slider_moves_the_answer(page, server: Server, bundle):
-    page.goto(server.url)
+def test_a_slider_moves_the_answer(page, alone: Server, bundle):
+    page.goto(alone.url)
     answered(page)
     page.focus("#slider")
     page.keyboard.press("Home")
@@ -121,7 +121,7 @@ def test_a_slider_moves_the_answer(page, server: Server, bundle):
     assert shares == sorted(shares, reverse=True)
     assert len(shares) == 5
     # every layer of the subnet, and what is dropped
-    layers = server.get(f"/subnets/{page.text_content('#subnet')}").json()["layers"]
+    layers = alone.get(f"/subnets/{page.text_content('#subnet')}").json()["layers"]
     page.wait_for_selector(f"#layers[data-columns='{len(layers)}']")
     # milliseconds, chosen with the keyboard
     page.focus("input[value=flops]")
@@ -132,8 +132,8 @@ def test_a_slider_moves_the_answer(page, server: Server, bundle):
 
 
 @pytest.mark.browser
-def test_the_lines_beside_it_give_the_same_answer(page, server: Server, tmp_path):
-    page.goto(server.url)
+def test_the_lines_beside_it_give_the_same_answer(page, alone: Server, tmp_path):
+    page.goto(alone.url)
     subnet = answered(page)
     done = subprocess.run(
         ["bash", "-c", page.text_content("#curl")], capture_output=True, text=True, timeout=60
@@ -144,8 +144,8 @@ def test_the_lines_beside_it_give_the_same_answer(page, server: Server, tmp_path
 
 
 @pytest.mark.browser
-def test_photos_of_ones_own(page, server: Server, tmp_path):
-    page.goto(server.url)
+def test_photos_of_ones_own(page, alone: Server, tmp_path):
+    page.goto(alone.url)
     answered(page)
     photo = tmp_path / "it's mine.png"
     photo.write_bytes(encoded(picture()))
@@ -157,7 +157,7 @@ def test_photos_of_ones_own(page, server: Server, tmp_path):
         "#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no photo"}
     )
     page.wait_for_selector("#error:not([hidden])")
-    detail = server.post(b"no photo").json()["detail"]
+    detail = alone.post(b"no photo").json()["detail"]
     assert page.text_content("#error") == detail
     for event, carrier in (("paste", "clipboardData"), ("drop", "dataTransfer")):
         page.evaluate(
@@ -179,25 +179,26 @@ def test_photos_of_ones_own(page, server: Server, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_key_is_asked_for_and_kept_nowhere(page, keyed_server: Server):
-    page.goto(keyed_server.url)
-    page.wait_for_selector("#key-form:not([hidden])")
-    assert "Bearer" in page.text_content("#error")
-    page.fill("#key", "first-key")
-    page.keyboard.press("Enter")
-    answered(page)
-    assert page.is_hidden("#key-form")
-    assert "first-key" not in page.content()
+def test_a_key_is_asked_for_and_kept_nowhere(page, bundle_folder):
+    with serving(bundle_folder, SHIFTNAS_API_KEYS="a-key") as keyed:
+        page.goto(keyed.url)
+        page.wait_for_selector("#key-form:not([hidden])")
+        assert "Bearer" in page.text_content("#error")
+        page.fill("#key", "a-key")
+        page.keyboard.press("Enter")
+        answered(page)
+        assert page.is_hidden("#key-form")
+        assert "a-key" not in page.content()
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True)
-def test_behind_a_prefix_and_on_a_phone(page, server: Server):
+def test_behind_a_prefix_and_on_a_phone(page, alone: Server):
     def behind(route) -> None:
         route.fulfill(response=route.fetch(url=route.request.url.replace("/photos/app/", "/")))
 
     page.route("**/photos/app/**", behind)
-    page.goto(f"{server.url}/photos/app/")
+    page.goto(f"{alone.url}/photos/app/")
     answered(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert "/photos/app/classify" in page.text_content("#curl")

@@ -72,13 +72,13 @@ def test_every_batch_gives_the_logits_of_each_image(name, bundle: Bundle):
 
 @every_runtime
 def test_runtimes_agree_with_the_network_in_torch(name, bundle: Bundle):
-    from shiftnas_serve.runtimes.torch import static_net
+    from models.nets.deployed import deployed_net
 
     runtime = build_runtime(name, RUNTIMES[name].devices[0], 1)
     for arch in (bundle.space.smallest, bundle.space.largest):
         images = images_for(bundle, arch, 3)
         with torch.no_grad():
-            wanted = static_net(bundle, arch)(torch.from_numpy(images)).numpy()
+            wanted = deployed_net(bundle, arch)(torch.from_numpy(images)).numpy()
         given = runtime.build(bundle, arch).run(images)
         np.testing.assert_allclose(given, wanted, atol=1e-4 * np.abs(wanted).max())
 
@@ -124,7 +124,7 @@ def random_archs(bundle: Bundle, count: int) -> list[Arch]:
 
 def test_one_universal_session_answers_as_every_subnets_own_network(vit: Bundle):
     """Whatever order subnets come in, and whatever ran before them."""
-    from shiftnas_serve.runtimes.torch import static_net
+    from models.nets.deployed import deployed_net
 
     runtime = build_runtime("onnxruntime", "cpu", 1)
     archs = [vit.space.smallest, *random_archs(vit, 30), vit.space.largest]
@@ -134,7 +134,7 @@ def test_one_universal_session_answers_as_every_subnets_own_network(vit: Bundle)
         for arch, session in zip(archs, sessions, strict=True):
             images = images_for(vit, arch, 2)
             with torch.no_grad():
-                wanted = static_net(vit, arch)(torch.from_numpy(images)).numpy()
+                wanted = deployed_net(vit, arch)(torch.from_numpy(images)).numpy()
             given = session.run(images)
             np.testing.assert_allclose(given, wanted, atol=1e-4 * np.abs(wanted).max())
 

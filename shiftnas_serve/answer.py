@@ -1,0 +1,49 @@
+"""What ``/classify`` answers: servers write it, clients read it, ``/openapi.json`` describes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """One class and how probable it is, 0 to 1."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Subnet(msgspec.Struct, frozen=True):
+    """What answered: its multiply-adds for an image, its parameters, its choices."""
+
+    id: str
+    flops: int
+    params: int
+    arch: dict[str, Any]
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What was asked for. ``degraded``: a latency budget made the subnet smaller."""
+
+    flops: float | None = None
+    latency_ms: float | None = None
+    degraded: bool = False
+
+
+class ModelName(msgspec.Struct, frozen=True):
+    """Of which bundle the subnet is."""
+
+    name: str
+    version: str
+
+
+class Classification(msgspec.Struct, frozen=True):
+    """The classes of a photo, the most probable first."""
+
+    predictions: tuple[Prediction, ...]
+    subnet: Subnet
+    budget: Budget
+    model: ModelName
+    request_id: str
