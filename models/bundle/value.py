@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import onnx
 from pydantic import JsonValue
 
+from models.bundle.costs import CostAnswers
 from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
@@ -47,6 +48,7 @@ class Bundle:
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
     without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
     can be answered, and the generator is asked. card: what it was made from and is good for.
+    costs: what it answers to budgets of other costs than FLOPs, by their name.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Bundle:
     template: Template
     provenance: Mapping[str, JsonValue]
     card: str = ""
+    costs: Mapping[str, CostAnswers] = field(default_factory=dict)
 
     @property
     def min_flops(self) -> int:
