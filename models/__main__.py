@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.manifest import confidence_entry
 from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
@@ -80,11 +81,13 @@ def describe(options: argparse.Namespace) -> dict[str, object]:
 
 def describe_bundle(bundle: Bundle) -> dict[str, object]:
     """What a bundle answers, and how images become what its subnets read."""
+    known = bundle.confidence
     return {
         "model": {"name": bundle.name, "version": bundle.version},
         "card": bundle.card or None,
         "labels": list(bundle.labels),
         "preprocess": bundle.preprocess.to_json(),
+        "confidence": known and confidence_entry(known).model_dump(mode="json"),
         "frontier": [
             {
                 "budget_flops": row.budget_flops,

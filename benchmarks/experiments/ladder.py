@@ -20,7 +20,7 @@ from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from trainer import job
 from trainer.data.splits import Splits
-from trainer.evaluate import answers
+from trainer.evaluation import answers
 from trainer.recipes.recipe import Recipe
 
 ROUNDS, STEPS = 7, 8

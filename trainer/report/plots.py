@@ -17,8 +17,9 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
-from trainer.confidence import interval
 from trainer.engine.log import Record, number, numbers
+from trainer.intervals import interval
+from trainer.pairs import DRAWN_AT, Curve
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
 from trainer.report.words import flops_unit, format_flops
@@ -96,6 +97,18 @@ def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
 
 def _draw_one(run: RunRecord) -> Iterator[Plot]:
     steps, groups, generator = (run.of_kind(kind) for kind in ("step", "groups", "generator"))
+    curves = [
+        Curve.from_json(row) for one in run.of_kind("confidence")[-1:] for row in rows_of(one)
+    ]
+    if run.frontier and curves:
+        yield Plot(
+            "confidence",
+            "With a confidence",
+            "A small subnet answers, and a larger one where it is less sure than was asked for: "
+            "accuracy on test images by what is spent on average, at confidences of "
+            f"{', '.join(f'{wish:.0%}' for wish in DRAWN_AT)}, with 95 % intervals.",
+            confidence_figure(run, curves),
+        )
     classes = run.start("classes")
     space = None
     if run.setting("space") in SPACES:
@@ -202,6 +215,31 @@ def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
                     axes.fill_between(x / scale, low, high, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel(f"{unit}FLOPs (multiply-adds) of the subnet")
     axes.set_ylabel("top-1 accuracy")
+    percent_axis(axes)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve], scale: float, of: float) -> None:
+    """What pairs of subnets do at each confidence, by the FLOPs that they spend on average."""
+    for pair in curves:
+        spent = [point.spent_flops / scale for point in pair.points]
+        right = of * np.array([point.accuracy for point in pair.points])
+        ends = of * np.array([point.accuracy_95 for point in pair.points]).T
+        first, second = (format_flops(flops) for flops in (pair.first_flops, pair.second_flops))
+        (line,) = axes.plot(spent, right, "s-", ms=4, label=f"{first} first, {second} where unsure")
+        axes.fill_between(spent, ends[0], ends[1], color=line.get_color(), alpha=0.15, lw=0)
+
+
+def confidence_figure(run: RunRecord, curves: Sequence[Curve]) -> Figure:
+    """The frontier on test images, and pairs beside it."""
+    scale, unit = flops_unit(max(number(row, "flops") for row in run.frontier))
+    figure, axes = _one_axes()
+    x, y = _points(run.frontier, "test_accuracy", "flops")
+    axes.plot(x / scale, y, "o-", ms=4, label="one subnet")
+    draw_curves(axes, curves, scale, 1)
+    axes.set_xlabel(f"{unit}FLOPs (multiply-adds), on average")
+    axes.set_ylabel("top-1 accuracy on test images")
     percent_axis(axes)
     axes.legend(loc="lower right")
     return figure

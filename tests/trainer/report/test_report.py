@@ -11,6 +11,7 @@ from PIL import Image
 import trainer.report.plots
 from models.spaces import get_space
 from trainer.engine.log import JsonlLog
+from trainer.pairs import Curve, Point
 from trainer.report.page import frontier_cells
 from trainer.report.plots import archs_figure, frontier_figure, groups_figure, running_mean
 from trainer.report.report import main, write_report
@@ -49,6 +50,9 @@ def finished_run(tmp_path):
             log.write("generator", step=step, mean_error=0.1, mean_use=0.98, entropy=[1.0, 2, 3])
             rows = [{"budget_flops": b, "flops": b - 9, "val_accuracy": 0.9} for b in GROUPS]
             log.write("evaluation", step=step, rows=rows)
+        point = Point(0.8, 0.7, 3e5, 0.9, (0.88, 0.92), 0.89, 0.01, (0.0, 0.02))
+        pair = Curve(None, 200_000, 400_000, (point,))
+        log.write("confidence", step=400, rows=json.loads(json.dumps([pair.to_json()])))
         log.write("done", step=400)
     archs = [space.smallest, space.largest]
     rows = [
@@ -70,7 +74,7 @@ def finished_run(tmp_path):
 
 
 PLOTS = {
-    *("frontier", "probabilities", "histogram", "subnets", "archs", "generator"),
+    *("frontier", "confidence", "probabilities", "histogram", "subnets", "archs", "generator"),
     *("evaluations", "loss", "group-loss", "progress"),
 }
 
@@ -79,7 +83,7 @@ def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     report = finished_run / "report"
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-12] == str(report / "report.html")
+    assert printed.splitlines()[-13] == str(report / "report.html")
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text

@@ -17,6 +17,7 @@ from models.nets.normalize import FrozenStatistics
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from models.spaces.mbconv import MBConvLayout
+from search.supernet import open_supernet
 from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
 from trainer.recipes.config import get_recipe, with_settings
@@ -199,6 +200,9 @@ def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, caps
     assert json.loads((run / "recipe.json").read_text())["start"] == str(begun)
     again = json.loads((run / "frontier.json").read_text())
     assert all(row["flops"] <= row["budget_flops"] for row in again)
+    for supernet in (run, run / "bundle"):
+        right = open_supernet(supernet, "digits").accuracy(after.frontier[-1].arch)
+        assert right == again[-1]["val_accuracy"], "a search measures as the table does"
 
 
 def test_a_resumed_run_keeps_its_start(begun, tmp_path, capsys):
