@@ -26,7 +26,7 @@ LOSES_AT_MOST = 0.005
 """Accuracy at the last of them, beside that of the largest subnet within the budget."""
 STAYS_WITHIN = 0.002
 """Accuracy by which another pair must win more before larger budgets get it."""
-DRAWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SHOWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def fit_confidence(scores: Mapping[int, Scores], data: str) -> Confidence:
@@ -134,7 +134,7 @@ def curve(scores: Mapping[int, Scores], budget_flops: int | None, pair: Sequence
         scores[second].right,
     )
     points = []
-    for wish in DRAWN_AT:
+    for wish in SHOWN_AT:
         unsure = sure < wish
         spent = first + second * unsure
         right = np.where(unsure, right_second, right_first)

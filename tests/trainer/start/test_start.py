@@ -140,11 +140,11 @@ def test_a_pretrained_network_is_taken_but_for_other_classes():
 
 
 def test_a_start_that_is_not_there_or_does_not_fit_is_one_line(tmp_path):
-    bundle = make_bundle("nano-vit", tmp_path / "vit")
+    bundle = make_bundle("nano-cnn", tmp_path / "cnn")
     for name, space, said in (
         ("efficientnet-lite9", "mobile", "no start efficientnet-lite9: give efficientnet-lite0"),
         ("efficientnet-lite0", "nano-cnn", "no public network is known to fit space nano-cnn"),
-        (str(bundle), "nano-cnn", "is of space nano-vit"),
+        (str(bundle), "mobile", "is of space nano-cnn"),
         ("timm:no_such_network", "mobile", "timm has no network 'no_such_network'"),
     ):
         if name == "efficientnet-lite0":
