@@ -137,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--against", type=Path, metavar="BUNDLE", help="count agreement with this one's largest"
     )
-    parser.add_argument("--budgets", type=int, default=8, help="even over the range (8)")
+    parser.add_argument(
+        "--budgets", type=int, default=8, help="so many, each a fixed times the one before (8)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this"

@@ -59,7 +59,7 @@ def train(
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
-        elif recipe.start:
+        else:
             begin(state, recipe, splits, ranks)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()

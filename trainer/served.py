@@ -33,8 +33,11 @@ class Measured:
 
 
 def some_answers(bundle: Bundle, count: int) -> list[tuple[float, Arch]]:
-    """What is answered at ``count`` even budgets, each subnet once, with its own FLOPs."""
-    budgets = np.linspace(bundle.min_flops, bundle.max_flops, count)
+    """What is answered at ``count`` budgets, each subnet once, with its own FLOPs.
+
+    Each budget is so many times the one before: at small ones, accuracy changes most.
+    """
+    budgets = np.geomspace(bundle.min_flops, bundle.max_flops, count)
     archs = dict.fromkeys(bundle.answer(float(budget)) for budget in budgets)
     return [(float(bundle.space.flops(arch)), arch) for arch in archs]
 

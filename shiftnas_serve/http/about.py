@@ -79,6 +79,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
     pairs = [dict(zip(names, pair, strict=True)) for pair in known.pairs] if known else []
     return {
         "model": {**_name(model), "space": bundle.space.name},
+        "measured_on": bundle.provenance.get("data"),
         "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
         "latency_ms": {
             "min": latency.answer_ms(bundle.min_flops),

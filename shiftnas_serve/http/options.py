@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import parse_qsl
 
-from shiftnas_serve.budgets import BUDGET_KINDS, BadBudget
+from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.library import TOP_K, parse_budgets
 from shiftnas_serve.problem import Problem
 
@@ -46,10 +46,7 @@ def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
 
 def add_budget(asked: dict[str, float], name: str, value: float) -> None:
     """One more, of this kind. Raises Problem 400 for one that may stand only once."""
-    try:
-        asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
-    except BadBudget as error:
-        raise Problem(400, str(error)) from None
+    asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
 
 
 # What clients and proxies send; to look closely at names takes time.

@@ -24,6 +24,7 @@ def test_budgets_list_what_may_be_asked_for(client, bundle: Bundle):
     assert len(body["frontier"]) == len(bundle.frontier)
     assert all(row["flops"] <= row["budget_flops"] for row in body["frontier"])
     assert "infer_ms" in body["frontier"][0]
+    assert body["measured_on"] == bundle.provenance.get("data")
     assert any("accuracy" in field for field in body["frontier"][0])
     assert body["latency_ms"]["min"] > 0
     assert body["labels"] == list(bundle.labels)

@@ -50,7 +50,7 @@ def test_the_sum_of_both_never_exceeds_a_budget(sure: Bundle):
 
     @given(
         flops=st.none() | st.integers(low, 3 * high),
-        latency_ms=st.none() | st.floats(1.0, 300.0),
+        latency_ms=st.none() | st.floats(20.0, 300.0),
         default=st.sampled_from(list(planners)),
     )
     def holds(flops: int | None, latency_ms: float | None, default: float | None) -> None:
@@ -209,11 +209,9 @@ def test_a_second_turn_that_comes_too_late_is_not_run():
 
 def test_a_bundle_that_does_not_know_how_sure_it_is_says_so(other_folder: Path, tmp_path, capsys):
     with shiftnas_serve.load(other_folder, prebuild=False) as engine:
-        with pytest.raises(
-            Problem, match=r"does not know how sure it is.*trainer\.confidence"
-        ) as e:
+        with pytest.raises(Problem, match=r"how sure it is.*trainer\.confidence") as refused:
             engine.classify(encoded(picture()), confidence=0.8)
-        assert e.value.status == 422
+        assert refused.value.status == 422
     words = [str(tmp_path), "--bundle", str(other_folder), "--confidence", "0.8"]
     (tmp_path / "a.png").write_bytes(encoded(picture()))
     assert main(words) == 2

@@ -48,7 +48,7 @@ def one_error(capsys):
 def _end_soon(monkeypatch):
     """A run's end without what takes long and is tested elsewhere."""
     monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
-    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def frontier(bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curv
     axes.errorbar(
         flops, right, yerr=np.abs(ends - right), marker="o", ms=4, capsize=2, label="one subnet"
     )
-    plots.draw_curves(axes, curves, 1e6, 100)
+    plots.plot_curves(axes, curves, 1e6, 100)
     axes.legend(loc="lower right")
     axes.set_xlabel("MFLOPs" + (", on average" if curves else ""))
     axes.set_ylabel("right, %")
