@@ -29,7 +29,7 @@ def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> Abs
     Raises ValueError with all reasons where none does.
     """
     passed: list[str] = []
-    without = _no_driver()
+    without = no_driver()
     for name, device in PREFERRED:
         if device == "cuda" and without:  # ONNX Runtime would print pages about it
             passed.append(f"{name} on {device}: {without}")
@@ -51,7 +51,7 @@ def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> Abs
     raise ValueError("no runtime works here: " + "; ".join(passed))
 
 
-def _no_driver() -> str:
+def no_driver() -> str:
     """Why no NVIDIA card can be used, on Linux; empty where one may be."""
     try:
         if sys.platform == "linux":
