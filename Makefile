@@ -105,5 +105,5 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.full: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Setting up $(VENV) for training and tests (once; about 6 GB on Linux, most of it torch) ..."
 	$(pip) $(TORCH_ARGS) torch torchvision
-	$(pip) -e '.[train,dev,bench,ray]'
+	$(pip) -e '.[train,pretrained,dev,bench,ray]'
 	@touch $@ $(VENV)/.base

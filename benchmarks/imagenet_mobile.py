@@ -1,29 +1,40 @@
-"""Which subnets of EfficientNet-Lite0 are worth an answer, on photos; writes that as a bundle.
+r"""Which subnets of EfficientNet-Lite0 are worth an answer, on photos; writes that as a bundle.
 
-    python -m benchmarks.imagenet_mobile --photos PHOTOS.parquet --out models/zoo/imagenet-mobile
+    python -m benchmarks.imagenet_mobile --photos PHOTOS.parquet --out models/zoo/imagenet-mobile \
+        --searched docs/experiments/imagenet-mobile.jsonl --plot docs/images/imagenet-mobile.png
 
-Candidates are the whole network at each resolution, the same with fewer blocks, and, with
-``--bundle`` of a run that distilled it, the answers of that run. Blocks are left out one after the
-other, each time that whose absence costs least for the multiply-adds that it saves, at one
-resolution. Half of the photos choose: an answer is kept if no smaller one is right more often. The
-other half is reported. The photos are probably among those that the public weights were trained on,
-so all figures are relative.
+Candidates are resolutions with blocks left out, and, with ``--bundle`` of a run that distilled the
+network, the answers of that run. Half of the photos choose, by how far an answer's probabilities
+are from those of the full network (mean KL divergence at the best temperature, which needs no
+labels and tells more than whether the first class is right). All combinations of depths are tried
+at one resolution; those that are near the best for their FLOPs there are tried at all. An answer is
+kept if none that is smaller is as near. The other half of the photos is reported. They are probably
+among those that the public weights were trained on, so all figures are relative.
+
+``--searched`` keeps the divergences, of these photos and weights: with it, nothing is tried twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
-from torch import Tensor
+from pydantic import JsonValue
 
-from models.bundle.folder import FrontierRow, load_bundle, save_bundle
+from benchmarks.parts.plot import Panel, draw_panels
+from models.bundle.confidence import Confidence
+from models.bundle.files import halved
+from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
 from models.bundle.value import unpack_shared
 from models.converters.checkpoint import read_checkpoint
 from models.converters.deployment import GENERATOR_STEPS, fit_generator
@@ -32,20 +43,29 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
-from models.nets import build_net
-from models.nets.elastic import AbstractNet
-from models.nets.normalize import FrozenStatistics
 from models.onnx.template import export_template
-from models.space.arch import Arch, Choice
+from models.space.arch import Arch
+from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
-from trainer.confidence import interval
 from trainer.data.reading import read_source
-from trainer.finish import resolutions_alone, round_to_half
+from trainer.finish import resolutions_alone
+from trainer.intervals import interval
+from trainer.pairs import fit_confidence
+from trainer.scores import Scores
 
 SPACE = "mobile"
+CHOSEN = ("resolution", "depth")
+"""What the archs of the space differ in."""
 BATCH = 32
-MIDDLE, PATTERNS = 160, 3
-"""The resolution at which blocks are left out, and how many at most."""
+SCOUT = 128
+"""The resolution at which all combinations of depths are tried."""
+NEAR = 1.25
+"""A combination is tried at all resolutions if its divergence is at most so many times the best of
+those that take no more FLOPs."""
+STEP = 0.97
+"""An answer is kept if its divergence is at most so many times that of the next smaller one."""
+TEMPERATURES = np.geomspace(0.7, 3.0, 30)
+CHOOSING = "photos, every other one: those that chose the answers"
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
 
@@ -66,10 +86,12 @@ Tells the 1,000 classes of ImageNet apart, at whatever budget a request names.
 
 Measured on {count} photos of ImageNet, one a class, which the weights were probably trained on:
 **the figures compare answers with each other and are not ImageNet accuracies.** Half of the photos
-chose what is answered, the other half ({reported}) is reported, with 95 % intervals (Wilson).
+chose what is answered and fitted how sure that is; the other half ({reported}) is reported, with
+95 % intervals (Wilson). The divergence is that of an answer's probabilities from those of the full
+network, in nats, at the temperature that brings them nearest.
 
-| MFLOPs | pixels | blocks | right | as the full network | params |
-|--:|--:|--:|--:|--:|--:|
+| MFLOPs | pixels | blocks | right | as the full network | divergence | params |
+|--:|--:|--:|--:|--:|--:|--:|
 {rows}
 
 Limits: one object in the middle of a photo; English names, the first of each synset; weights are
@@ -80,37 +102,71 @@ stored in half precision and were rounded to it before they were measured. Made 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Photos at every resolution, normalized, and their classes."""
+    """Pixels at every resolution, uint8, and classes."""
 
-    images: dict[int, Tensor]
+    pixels: dict[int, np.ndarray]
     labels: np.ndarray
     classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Row:
-    """An answer: what it is right on, how often it agrees with the full network, intervals."""
+    """An answer on the photos that are reported: the share that is right, and as the full network.
+
+    divergence: from the full network, nats.
+    """
 
     row: FrontierRow
-    right: tuple[float, float]
-    agrees_95: tuple[float, float]
+    divergence: float
     agrees: float
+    photos: int
+
+    @classmethod
+    def of(
+        cls,
+        space: SearchSpace,
+        arch: Arch,
+        said: np.ndarray,
+        full: np.ndarray,
+        labels: np.ndarray,
+    ) -> Row:
+        """From logits, its own and the full network's."""
+        first = said.argmax(1)
+        return cls(
+            row_of(space, arch, float((first == labels).mean())),
+            divergence(full, said),
+            float((first == full.argmax(1)).mean()),
+            len(labels),
+        )
+
+    @property
+    def shares(self) -> dict[str, tuple[float, tuple[float, float]]]:
+        """Each with its 95 % interval."""
+        right = self.row.test_accuracy or 0.0
+        each = {"right": right, "agrees": self.agrees}
+        return {name: (share, interval(share, self.photos)) for name, share in each.items()}
 
     def line(self) -> str:
         """Of the card's table."""
         arch = self.row.arch
         blocks = sum(int(value) for name, value in arch.items() if name.startswith("depth."))
-        shares = (
+        shares = " | ".join(
             f"{100 * share:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
-            for share, (low, high) in (
-                (self.row.test_accuracy or 0.0, self.right),
-                (self.agrees, self.agrees_95),
-            )
+            for share, (low, high) in self.shares.values()
         )
         return (
-            f"| {self.row.flops / 1e6:.0f} | {arch['resolution']} | {blocks} | "
-            f"{' | '.join(shares)} | {self.row.params / 1e6:.2f} M |"
+            f"| {self.row.flops / 1e6:.0f} | {arch['resolution']} | {blocks} | {shares} | "
+            f"{self.divergence:.2f} | {self.row.params / 1e6:.2f} M |"
         )
+
+    def to_json(self, space: SearchSpace) -> dict[str, object]:
+        """Of the last line."""
+        return {
+            "flops": self.row.flops,
+            "arch": space.arch_to_json(self.row.arch),
+            "divergence": self.divergence,
+            **{name: {"share": share, "95": ends} for name, (share, ends) in self.shares.items()},
+        }
 
 
 def read_photos(path: Path, sides: Sequence[int]) -> Photos:
@@ -118,64 +174,162 @@ def read_photos(path: Path, sides: Sequence[int]) -> Photos:
     source = read_source(str(path))
     contents = [source.train.read(index) for index in range(len(source.train))]
     photos = [PREPROCESS.decode(content, max(sides)) for content in contents]
-    images = {
-        side: torch.from_numpy(
-            PREPROCESS.normalize(np.stack([PREPROCESS.pixels(photo, side) for photo in photos]))
-        )
-        for side in sides
+    pixels = {
+        side: np.stack([PREPROCESS.pixels(photo, side) for photo in photos]) for side in sides
     }
-    return Photos(images, source.train.labels, source.classes)
+    return Photos(pixels, source.train.labels, source.classes)
 
 
-@torch.inference_mode()
-def predict(net: AbstractNet, arch: Arch, frozen: FrozenStatistics, photos: Photos) -> np.ndarray:
-    """The class that an arch gives each photo."""
-    images = photos.images[net.space.resolution(arch)].split(BATCH)
-    return torch.cat([net(some, arch, frozen).argmax(1) for some in images]).numpy()
+def logits(
+    bundle: Bundle, arch: Arch, photos: Photos, some: np.ndarray, threads: int
+) -> np.ndarray:
+    """What an arch says of some photos, as it is served: (photos, classes)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    model = bundle.build_onnx(arch).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    pixels = photos.pixels[bundle.space.resolution(arch)][some]
+    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+    said = [session.run(None, {"images": PREPROCESS.normalize(batch)})[0] for batch in batches]
+    return np.concatenate([np.asarray(part) for part in said])
 
 
-def fewer_blocks(
-    net: AbstractNet, frozen: FrozenStatistics, photos: Photos, chooses: np.ndarray
-) -> list[dict[str, Choice]]:
-    """Depths with one block less each time, found greedily at a middle resolution."""
-    space = net.space
-    depths = [d for d in space.decisions if d.kind == "depth" and len(d.choices) > 1]
-    here = space.arch(dict(space.largest) | {"resolution": MIDDLE})
-    right = _right(net, here, frozen, photos, chooses)
-    found: list[dict[str, Choice]] = []
-    for _ in range(PATTERNS):
-        tried = []
-        for depth in depths:
-            place = depth.choices.index(here[depth.name])
-            if place:
-                arch = space.arch(dict(here) | {depth.name: depth.choices[place - 1]})
-                now = _right(net, arch, frozen, photos, chooses)
-                saved = space.flops(here) - space.flops(arch)
-                tried.append(((right - now) / saved, space.flops(arch), now, arch))
-        _, _, right, here = min(tried, key=lambda each: each[:2])
-        found.append({depth.name: here[depth.name] for depth in depths})
-        print(
-            f"fewer blocks: {100 * right:.1f} % at {space.flops(here) / 1e6:.0f} MFLOPs",
-            file=sys.stderr,
-        )
-    return found
+def divergence(full: np.ndarray, other: np.ndarray) -> float:
+    """Mean over photos of KL(full, other), nats, from logits.
+
+    The other's are divided by the temperature that brings it nearest: what is asked is what a
+    subnet tells apart, and not how sure it is, which a temperature can set.
+    """
+    of_full = _log_softmax(full)
+    own = (np.exp(of_full) * of_full).sum(1).mean()
+    each = [own - (np.exp(of_full) * _log_softmax(other / t)).sum(1).mean() for t in TEMPERATURES]
+    return float(min(each))
 
 
-def _right(
-    net: AbstractNet, arch: Arch, frozen: FrozenStatistics, photos: Photos, chooses: np.ndarray
-) -> float:
-    some = Photos(
-        {side: images[chooses] for side, images in photos.images.items()},
-        photos.labels[chooses],
-        photos.classes,
+def _log_softmax(each: np.ndarray) -> np.ndarray:
+    shifted = each - each.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Divergences of archs from the full network on the photos that choose, each measured once.
+
+    full: what that says of them.
+    """
+
+    bundle: Bundle
+    photos: Photos
+    chooses: np.ndarray
+    full: np.ndarray
+    file: Path | None
+    threads: int
+    found: dict[Arch, float] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """What the file holds already."""
+        if self.file is not None and self.file.is_file():
+            for line in self.file.read_text().splitlines():
+                row = json.loads(line)
+                self.found[self.bundle.space.arch_from_json(row["arch"])] = row["divergence"]
+
+    def measure(self, archs: Iterable[Arch]) -> None:
+        """Those that are not known yet."""
+        space = self.bundle.space
+        new = [arch for arch in dict.fromkeys(archs) if arch not in self.found]
+        for number, arch in enumerate(new, start=1):
+            said = logits(self.bundle, arch, self.photos, self.chooses, self.threads)
+            self.found[arch] = round(divergence(self.full, said), 5)
+            document = space.arch_to_json(arch)
+            row = {
+                "flops": space.flops(arch),
+                "divergence": self.found[arch],
+                "agrees": round(float((said.argmax(1) == self.full.argmax(1)).mean()), 4),
+                "arch": {name: document[name] for name in CHOSEN},
+            }
+            if self.file is not None:
+                with self.file.open("a") as file:
+                    print(json.dumps(row), file=file)
+            if number % 20 == 0 or number == len(new):
+                print(f"tried {number} of {len(new)}", file=sys.stderr)
+
+    def near_best(self) -> list[Arch]:
+        """Of the archs at the first resolution, those near the best for their FLOPs."""
+        space = self.bundle.space
+        here = [arch for arch in self.found if space.resolution(arch) == SCOUT]
+        kept: list[Arch] = []
+        best = math.inf
+        for arch in sorted(here, key=space.flops):
+            if self.found[arch] <= NEAR * best:
+                kept.append(arch)
+            best = min(best, self.found[arch])
+        return kept
+
+    def front(self, worst: float) -> list[Arch]:
+        """By FLOPs: each a step nearer to the full network than all smaller ones.
+
+        ``worst``: divergence that the first may have.
+        """
+        kept: list[Arch] = []
+        for arch in sorted(self.found, key=self.bundle.space.flops):
+            if self.found[arch] <= (STEP * self.found[kept[-1]] if kept else worst):
+                kept.append(arch)
+        return kept
+
+    def run(self, others: Iterable[Arch] = ()) -> list[Arch]:
+        """What is worth an answer. others: candidates beside those that are found here."""
+        space = self.bundle.space
+        alone = resolutions_alone(space)
+        self.read()
+        self.measure((*alone, *others))
+        self.measure(depths(space, SCOUT))
+        near, sides = self.near_best(), [space.resolution(arch) for arch in alone]
+        self.measure(space.arch({**arch, "resolution": side}) for side in sides for arch in near)
+        return self.front(self.found[alone[0]])
+
+
+def depths(space: SearchSpace, resolution: int) -> list[Arch]:
+    """The archs at a resolution: every combination of depths."""
+    elastic = [d for d in space.decisions if d.kind == "depth" and len(d.choices) > 1]
+    here = dict(space.largest) | {"resolution": resolution}
+    return [
+        space.arch(here | {d.name: choice for d, choice in zip(elastic, some, strict=True)})
+        for some in itertools.product(*(d.choices for d in elastic))
+    ]
+
+
+def write(
+    path: Path,
+    space: SearchSpace,
+    weights: Mapping[str, np.ndarray],
+    shared: SharedStatistics,
+    classes: Sequence[str],
+    rows: Sequence[FrontierRow],
+    provenance: Mapping[str, JsonValue],
+    card: str = "",
+    confidence: Confidence | None = None,
+) -> Bundle:
+    """A bundle with these answers, as it is read again."""
+    generator = fit_generator(space, GENERATOR_STEPS).state_dict()
+    save_bundle(
+        path,
+        name="imagenet-mobile",
+        space=space,
+        preprocess=PREPROCESS,
+        labels=classes,
+        groups=[row.flops for row in rows],
+        frontier=rows,
+        answers=[(row.budget_flops, row.arch) for row in rows],
+        weights=halved(weights),
+        generator={name: p.detach().numpy() for name, p in generator.items()},
+        shared_statistics=shared,
+        template=export_template(space),
+        provenance=provenance,
+        card=card,
+        half=True,
+        confidence=confidence,
     )
-    return float((predict(net, arch, frozen, some) == some.labels).mean())
-
-
-def load(net: AbstractNet, weights: dict[str, np.ndarray]) -> AbstractNet:
-    """The same net with these weights, ready to answer."""
-    net.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
-    return net.eval()
+    return load_bundle(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,100 +340,90 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--bundle", type=Path, help="of a run that started from the same network")
+    parser.add_argument("--searched", type=Path, metavar="FILE", help="keeps what was tried")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the answers")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
     original = fit_efficientnet_lite0(read_checkpoint(packaged_weights()).tensors, SPACE)
     space = original.space
-    net = build_net(space)
-    candidates = resolutions_alone(space)
-    photos = read_photos(options.photos, [space.resolution(arch) for arch in candidates])
-    whole = FrozenStatistics(SharedStatistics(original.statistics))
-    full = predict(load(net, dict(original.weights)), space.largest, whole, photos)
-    shared, weights = SharedStatistics(original.statistics), dict(original.weights)
+    alone = resolutions_alone(space)
+    photos = read_photos(options.photos, [space.resolution(arch) for arch in alone])
+    chooses = np.arange(len(photos.labels)) % 2 == 0
+
+    def said_by(bundle: Bundle, arch: Arch) -> np.ndarray:
+        return logits(bundle, arch, photos, np.ones_like(chooses), options.threads)
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = [row_of(space, space.largest)]
+        shared = SharedStatistics(original.statistics)
+        bundle = write(
+            Path(folder) / "whole", space, original.weights, shared, photos.classes, whole, {}
+        )
+    full = said_by(bundle, space.largest)
+    answered: tuple[Arch, ...] = ()
+    distilled: JsonValue = None
     if options.bundle is not None:
         bundle = load_bundle(options.bundle)
-        shared, weights = unpack_shared(space, bundle.statistics), dict(bundle.weights)
-        candidates += bundle.archs()
-    load(net, weights)
-    round_to_half(net)
-    frozen = FrozenStatistics(shared)
+        shared, answered = unpack_shared(space, bundle.statistics), bundle.archs()
+        distilled = dict(bundle.provenance)
+    search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
+    kept = search.run(answered)
 
-    chooses = np.arange(len(photos.labels)) % 2 == 0
-    for depths in fewer_blocks(net, frozen, photos, chooses):
-        candidates += [space.arch(dict(arch) | depths) for arch in resolutions_alone(space)]
-    by_flops = sorted({space.flops(arch): arch for arch in candidates}.items())
-    answers: dict[Arch, np.ndarray] = {}
-    for flops, arch in by_flops:
-        answers[arch] = predict(net, arch, frozen, photos)
-        right = answers[arch] == photos.labels
-        print(f"{flops / 1e6:8.1f} MFLOPs: {100 * right[chooses].mean():.1f} %", file=sys.stderr)
-    chosen = {arch: float((a == photos.labels)[chooses].mean()) for arch, a in answers.items()}
-    kept = [by_flops[0]]
-    for flops, arch in by_flops[1:]:
-        if chosen[arch] >= max(chosen[smaller] for _, smaller in kept):
-            kept.append((flops, arch))
-
-    rows = [
-        Row(
-            FrontierRow(
-                float(flops),
-                arch,
-                flops,
-                space.params(arch),
-                chosen[arch],
-                float((answers[arch] == photos.labels)[~chooses].mean()),
-            ),
-            wilson_of((answers[arch] == photos.labels)[~chooses]),
-            wilson_of((answers[arch] == full)[~chooses]),
-            float((answers[arch] == full)[~chooses].mean()),
-        )
-        for flops, arch in kept
-    ]
-    distilled = None if options.bundle is None else load_bundle(options.bundle).provenance
-    generator = fit_generator(space, GENERATOR_STEPS).state_dict()
-    save_bundle(
+    reported = photos.labels[~chooses]
+    said = {arch: said_by(bundle, arch) for arch in dict.fromkeys((*kept, *alone))}
+    rows = {
+        arch: Row.of(space, arch, its[~chooses], full[~chooses], reported)
+        for arch, its in said.items()
+    }
+    sure = {
+        space.flops(arch): Scores.fitted(said[arch][chooses], photos.labels[chooses])
+        for arch in kept
+    }
+    written = write(
         options.out,
-        name="imagenet-mobile",
-        space=space,
-        preprocess=PREPROCESS,
-        labels=photos.classes,
-        groups=[flops for flops, _ in kept],
-        frontier=[row.row for row in rows],
-        answers=[(float(flops), arch) for flops, arch in kept],
-        weights={name: p.detach().numpy() for name, p in net.named_parameters()},
-        generator={name: p.detach().numpy() for name, p in generator.items()},
-        shared_statistics=shared,
-        template=export_template(space),
-        provenance={
+        space,
+        bundle.weights,
+        shared,
+        photos.classes,
+        [rows[arch].row for arch in kept],
+        {
             "made_by": "benchmarks.imagenet_mobile",
             "start": "efficientnet-lite0",
-            "distilled": None if distilled is None else dict(distilled),
-            "photos": len(photos.labels),
+            "distilled": distilled,
+            "data": f"{len(reported)} ImageNet photos that its weights may know",
         },
-        card=card(rows, len(photos.labels), distilled=distilled is not None),
-        half=True,
+        card([rows[arch] for arch in kept], len(photos.labels), distilled=bool(distilled)),
+        fit_confidence(sure, CHOOSING),
     )
-    table = [
-        {
-            "flops": row.row.flops,
-            "arch": space.arch_to_json(row.row.arch),
-            "chosen_by": row.row.val_accuracy,
-            "right": row.row.test_accuracy,
-            "right_95": row.right,
-            "agrees": row.agrees,
-            "agrees_95": row.agrees_95,
-        }
-        for row in rows
-    ]
-    print(json.dumps({"bundle": str(options.out), "photos": len(photos.labels), "answers": table}))
+    if options.plot is not None:
+        draw(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
+    tables = {
+        "answers": [rows[arch].to_json(space) for arch in kept],
+        "whole_network": [rows[arch].to_json(space) for arch in alone],
+    }
+    about = {"bundle": str(options.out), "version": written.version, "tried": len(search.found)}
+    print(json.dumps(about | tables))
     return 0
 
 
-def wilson_of(right: np.ndarray) -> tuple[float, float]:
-    """The interval of a share, from which answers count."""
-    return interval(float(right.mean()), len(right))
+def row_of(space: SearchSpace, arch: Arch, right: float | None = None) -> FrontierRow:
+    """An answer from its own FLOPs on; right: the share of the photos that are reported."""
+    flops = space.flops(arch)
+    return FrontierRow(float(flops), arch, flops, space.params(arch), None, right)
+
+
+def draw(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
+    """What is answered, against the whole network at fixed resolutions."""
+    panels: list[Panel] = []
+    for name, title in (("right", "right, %"), ("agrees", "as the full network, %")):
+        series = {
+            what: [(row.row.flops / 1e6, 100 * row.shares[name][0]) for row in rows]
+            for what, rows in (("imagenet-mobile", kept), ("whole network, resolutions", alone))
+        }
+        panels.append(Panel(title, "MFLOPs", title, series))
+    draw_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
 
 
 def card(rows: Sequence[Row], count: int, *, distilled: bool) -> str:

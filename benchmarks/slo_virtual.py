@@ -36,8 +36,8 @@ from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planning.planner import Plan, Planner, Subnet, describe
 from shiftnas_serve.runtimes import build_runtime
-from shiftnas_serve.scheduling.arrivals import Arrivals
 from shiftnas_serve.scheduling.backlog import Line
+from shiftnas_serve.scheduling.pace import Pace
 from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.turns import next_group
 
@@ -107,7 +107,7 @@ def simulate(
     model = cast("Model", SimpleNamespace(planner=planner))
     expected, own = Expected(accuracy), None if fixed is None else describe(bundle, fixed)
     nobody: Future[Result] = Future()
-    line, coming = Line(1), Arrivals()
+    line, pace = Line(1), Pace()
     now_s, at, in_time, right, shed = 0.0, 0, 0, 0.0, 0
 
     def image(at_s: float) -> Pending:
@@ -130,12 +130,12 @@ def simulate(
                 shed += 1
             else:
                 assert one.plan is not None
-                coming.came(one.came_s, one.plan)
+                pace.came(one.came_s, None if one.plan.shrinks else one.least_ms)
                 line.add(one, one.least_ms)
             at += 1
         if not len(line):
             continue
-        group = next_group(line.images(), now_s, coming, _MAX_BATCH, 1)
+        group = next_group(line.images(), now_s, pace, _MAX_BATCH, 1)
         line.remove(group.images)
         count = len(group.images)
         if group.subnet is None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from models.bundle.folder import MANIFEST, load_bundle
+from models.bundle.value import SHARED, unpack_shared
 from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
+from models.nets.normalize import FrozenStatistics
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
@@ -22,7 +24,8 @@ from trainer.data.run_data import evaluation_batches, read_splits
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.evaluate import accuracy, answers, calibrated
+from trainer.engine.state import frozen_of
+from trainer.evaluation import accuracy, answers, calibrated
 from trainer.job import RECIPE_NAME
 from trainer.recipes.config import read_recipe
 
@@ -36,7 +39,7 @@ class Supernet:
     """Ready to be searched: subnets are calibrated on training images and tried on held-out ones.
 
     Held out are the images that the run held out, if the data is the run's. answer: the
-    generator's arch for a budget in FLOPs.
+    generator's arch for a budget in FLOPs. frozen: BatchNorm's statistics, if all archs share them.
     """
 
     net: AbstractNet
@@ -44,10 +47,11 @@ class Supernet:
     calibration: Sequence[Tensor]
     held_out: Batches
     test: Batches
+    frozen: FrozenStatistics | None
 
     def accuracy(self, arch: Arch, *, test: bool = False) -> float:
-        """Top-1 accuracy of an arch, in 0..1, with BatchNorm statistics of its own."""
-        statistics = calibrated(self.net, arch, self.calibration, "cpu")
+        """Top-1 accuracy of an arch, in 0..1, with BatchNorm statistics of its own or of all."""
+        statistics = self.frozen or calibrated(self.net, arch, self.calibration, "cpu")
         data = self.test if test else self.held_out
         return accuracy(self.net, arch, statistics, data, "cpu")
 
@@ -80,6 +84,7 @@ def _of_run(path: Path, data: str) -> Supernet:
         seed=recipe.seed,
         mean=recipe.mean,
         std=recipe.std,
+        frozen=frozen_of(state, "cpu"),
     )
 
 
@@ -100,8 +105,15 @@ def _of_bundle(path: Path, data: str) -> Supernet:
     net = build_net(space)
     net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in bundle.weights.items()})
     preprocess = bundle.preprocess
+    shares = SHARED in bundle.statistics
     return with_images(
-        net, bundle.answer, splits, seed=seed, mean=preprocess.mean, std=preprocess.std
+        net,
+        bundle.answer,
+        splits,
+        seed=seed,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        frozen=FrozenStatistics(unpack_shared(space, bundle.statistics)) if shares else None,
     )
 
 
@@ -123,6 +135,7 @@ def with_images(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
+    frozen: FrozenStatistics | None = None,
 ) -> Supernet:
     """A supernet and its images. Calibration images are not changed at random."""
     size = min(CALIBRATION_BATCH, len(splits.train))
@@ -134,4 +147,5 @@ def with_images(
         [train.batch(0, index).images for index in range(count)],
         evaluation_batches(splits.held_out, mean, std, "cpu"),
         evaluation_batches(splits.test, mean, std, "cpu"),
+        frozen,
     )

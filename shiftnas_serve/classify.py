@@ -22,15 +22,17 @@ from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
 
 _DESCRIPTION = """\
-Classify photos without a server: files, folders with all that is below them, parquet files.
+Classify photos without a server: files, folders with all that is below them,
+parquet files.
 
   python -m shiftnas_serve.classify photos/ --flops 100M --csv labels.csv
   python -m shiftnas_serve.classify photos.parquet --parquet labels/
   python -m shiftnas_serve.classify cat.jpg dog.jpg
 
-One row a photo: what it is, how sure that is, which subnet said so. A photo that cannot be read has
-the reason in the column error, and the end names some of them. Started again with the same words,
-it goes on where it was stopped. docs/batches.md spreads the work over many machines."""
+One row a photo: what it is, how sure that is, which subnet said so. A photo
+that cannot be read has the reason in the column error, and the end names some
+of them. Started again with the same words, it goes on where it was stopped.
+docs/batches.md spreads the work over many machines."""
 _AT_ONCE = 64
 _SAY_S = 0.5
 _NAMED = 10

@@ -14,21 +14,23 @@ from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 _DESCRIPTION = f"""\
-Serve a bundle: POST an image to /classify with the header FLOPs-Budget, and the subnet that fits
-the budget answers.
+Serve a bundle: POST an image to /classify with the header FLOPs-Budget, and
+the subnet that fits the budget answers.
 
-  python -m shiftnas_serve                                    the bundle in this repository
+  python -m shiftnas_serve                      the bundle in this repository
   python -m shiftnas_serve --bundle runs/digits/bundle --port 9000
   curl -T docs/images/coffee.jpg -H 'FLOPs-Budget: 100M' localhost:8000/classify
 
-Every setting can also stand in a JSON file (--config) or in the environment ({PREFIX}PORT=9000);
-the command line wins over the environment, the environment over the file."""
+Every setting can also stand in a JSON file (--config) or in the environment
+({PREFIX}PORT=9000); the command line wins over the environment, the
+environment over the file."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options are the fields of ``Settings``, with their descriptions and defaults."""
     made = argparse.ArgumentParser(
         prog="python -m shiftnas_serve",
+        usage="python -m shiftnas_serve [--SETTING VALUE] ...",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

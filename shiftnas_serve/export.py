@@ -17,25 +17,21 @@ from models.space.describe import read_arch
 from models.space.quantity import parse_flops
 
 _DESCRIPTION = f"""\
-Write one subnet of a bundle to a file that needs neither the bundle nor this project to run.
+Write one subnet of a bundle to a file that needs neither the bundle nor this
+project to run.
 
-  python -m shiftnas_serve.export models/zoo/cifar10-cnn --flops 4M --format onnx --out 4m.onnx
+  python -m shiftnas_serve.export BUNDLE --flops 4M --format onnx --out 4m.onnx
 
-onnx      self-contained ONNX model, opset {OPSET}: images float32 (batch, 3, side, side) -> logits
-tensorrt  serialized TensorRT engine for this machine's GPU (needs TensorRT and a GPU)
+onnx      self-contained ONNX model, opset {OPSET}:
+          images float32 (batch, 3, side, side) -> logits
+tensorrt  serialized engine for this machine's GPU (needs TensorRT and a GPU)
 torch     torch.export program, .pt2 (needs torch)
 
-The ONNX model (in metadata_props) and the torch program (in extra_files) say how to use them: id,
-flops, params, arch, model, labels in the order of the logits, and preprocess, all as JSON. --json
-prints the same, which a TensorRT engine needs beside it.
-
-To prepare an image as the server does, with Pillow and the numbers of preprocess:
-  1. open it; draft("RGB", (decode_side, decode_side)), which makes a large JPEG small
-  2. turn it upright (ImageOps.exif_transpose); lay it on background, where it is transparent
-  3. resize((resolution, resolution), interpolation, box, reducing_gap), where box is the centred
-     square of crop_ratio times the shorter side (null: the whole image)
-  4. divide by 255, subtract mean, divide by std
-docs/export.md has a program of 40 lines that does this and runs the model."""
+The ONNX model (in metadata_props) and the torch program (in extra_files) say
+how to use them: id, flops, params, arch, model, labels in the order of the
+logits, and preprocess, all as JSON. --json prints the same, which a TensorRT
+engine needs beside it. docs/export.md says how to prepare an image, and has a
+program of 40 lines that does it and runs the model."""
 
 
 def export_onnx(bundle: Bundle, arch: Arch) -> bytes:

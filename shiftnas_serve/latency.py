@@ -11,8 +11,9 @@ import statistics
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+
+import msgspec
 
 MARGIN = 1.1
 """By how much a prediction is stretched before it decides: it is a middle, half of all answers take
@@ -29,8 +30,7 @@ _CORRECTION_RANGE = (0.5, 4.0)
 _OVERHEAD_RANGE = 10.0
 
 
-@dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(msgspec.Struct, frozen=True):
     """Milliseconds by FLOPs: straight lines between ``points``, which ascend in both.
 
     ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
@@ -82,7 +82,7 @@ class LatencyTable:
 
     def least_ms(self, flops: float) -> float:
         """The shorter of what an answer takes now and what it took when the server was idle."""
-        idle = replace(self, correction=1.0, more_overhead_ms=0.0)
+        idle = msgspec.structs.replace(self, correction=1.0, more_overhead_ms=0.0)
         return min(self.answer_ms(flops), idle.answer_ms(flops))
 
     def flops_inferred_within(self, ms: float) -> float:

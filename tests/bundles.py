@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from models.bundle.folder import FrontierRow, save_bundle
+from models.bundle.confidence import Confidence
+from models.bundle.folder import FrontierRow, add_confidence, load_bundle, save_bundle
 from models.generator.decode import decode
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
@@ -52,7 +53,7 @@ def make_bundle(
         )
     weights = {name: p.detach().numpy() for name, p in net.named_parameters()}
     generator_weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
-    answers = _answers(space, GeneratorPolicy(space, generator_weights))
+    answers = _answers(space, GeneratorPolicy(generator.cost, generator_weights))
     statistics = {}
     for _, arch in answers:
         side = space.resolution(arch)
@@ -76,6 +77,17 @@ def make_bundle(
         template=template_of(space_name, num_classes),
         provenance={"recipe": "untrained", "seed": seed},
     )
+    return folder
+
+
+def make_sure(folder: Path, *, temperature: float = 1.0) -> Path:
+    """Let a bundle know how sure it is: larger budgets are shared by larger subnets."""
+    bundle = load_bundle(folder)
+    flops = sorted({bundle.space.flops(arch) for arch in bundle.archs()})
+    shared = [(flops[0], second) for second in flops[1:]] + [(flops[1], flops[-1])]
+    pairs = tuple((first + second, first, second) for first, second in shared)
+    temperatures = tuple((one, temperature) for one in flops)
+    add_confidence(folder, Confidence(temperatures, pairs, images=25, data="none"))
     return folder
 
 

@@ -56,6 +56,7 @@ def start(environment: dict[str, str], *command: str) -> subprocess.CompletedPro
         ("trainer.run", "train"),
         ("trainer.report runs/digits", "train"),
         ("trainer.evaluate --help", "train"),
+        ("trainer.confidence --help", "train"),
         ("search evolutionary BUNDLE --flops 8M --data PATH", "train"),
         ("models convert autoformer FILE --out DIR", "train"),
         ("shiftnas_serve.export models/zoo/cifar10-cnn --flops 4M --format torch --out X", "train"),

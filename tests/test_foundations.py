@@ -36,7 +36,8 @@ ENTRY_POINTS = {
     "models": ["describe", "generate"],
     "trainer.run": ["--recipe", "--set", "--data", "--out", "--resume", "--json"],
     "trainer.report": ["--json", "--out"],
-    "trainer.evaluate": ["--data", "--json"],
+    "trainer.evaluate": ["--data", "--json", "--plot"],
+    "trainer.confidence": ["--data", "--run", "--json"],
     "search": ["random", "evolutionary"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.classify": ["--flops", "--csv", "--parquet", "--bundle"],
@@ -279,6 +280,7 @@ def python_blocks() -> list[str]:
 @pytest.mark.parametrize("number", range(len(python_blocks())))
 def test_examples_of_extensions_are_complete(tmp_path, number):
     from models.space.search_space import SearchSpace
+    from models.spaces import get_space
 
     file = tmp_path / "example.py"
     file.write_text(python_blocks()[number], encoding="utf-8")
@@ -290,6 +292,9 @@ def test_examples_of_extensions_are_complete(tmp_path, number):
     for one in own:
         if inspect.isclass(one):
             assert not inspect.isabstract(one), one
+        elif "table" in inspect.signature(one).parameters:
+            cost = one(get_space("nano-cnn"), None)
+            assert 0 < cost.min < cost.max
         else:
             space = one()
             assert isinstance(space, SearchSpace)

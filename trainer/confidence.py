@@ -1,33 +1,117 @@
-"""What so many images can tell: intervals of accuracies, and whether two of them differ."""
+"""Fit how sure a bundle is, so that requests may say how sure they want an answer to be.
+
+    python -m trainer.confidence BUNDLE --data photos/              # images that trained nothing
+    python -m trainer.confidence BUNDLE --data PATH --run runs/one  # those that this run held out
+
+A run and ``benchmarks.imagenet_mobile`` do this themselves; here it is for a bundle that is there.
+Each answer gets a temperature, by which its logits are divided, and each budget a subnet that
+answers first. Both go into the bundle, whose version changes. Test images must stay out of it.
+"""
 
 from __future__ import annotations
 
-import math
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-import numpy as np
-
-LEAST_IMAGES = 25
-"""On fewer held-out images the interval of an accuracy is wider than 20 points to either side."""
-
-_Z = 1.96  # 95 per cent
-
-
-def interval(accuracy: float, images: float) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that was measured on so many images (Wilson's), in 0..1."""
-    spread = _Z * math.sqrt(accuracy * (1 - accuracy) / images + (_Z / (2 * images)) ** 2)
-    middle, scale = accuracy + _Z**2 / (2 * images), 1 + _Z**2 / images
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+from models import PRODUCT
+from models.bundle.folder import add_confidence, load_bundle
+from models.bundle.manifest import confidence_entry
+from models.converters.progress import Progress
+from trainer.data.reading import cut, read_source
+from trainer.data.sources import Rows, Source
+from trainer.engine.log import Record
+from trainer.intervals import LEAST_IMAGES
+from trainer.pairs import fit_confidence
+from trainer.recipes.config import read_recipe
+from trainer.served import labels_in, measure, some_answers
 
 
-def is_better(right: np.ndarray, other_right: np.ndarray) -> bool:
-    """Whether one subnet is better than another, beyond chance.
+def held_out(source: Source, run: Path | None) -> tuple[Rows, str]:
+    """The images to fit on, and what they are. Raises ValueError where they may be others'."""
+    if run is not None:
+        recipe = read_recipe(run / "recipe.json")
+        _, rows, _ = cut(source, recipe.held_out_share, recipe.seed, recipe.held_out_images)
+        return rows, f"{source.name}, held out by {recipe.name} with seed {recipe.seed}"
+    if source.test is not None:
+        raise ValueError(
+            f"{source.name} has a training and a test part: name the run whose held-out images to "
+            "take (--run), or give images that neither train nor test"
+        )
+    return source.train, source.name
 
-    right, other_right: bool, (images,), which images each gets right. Of those that one alone gets
-    right (McNemar's test, exact), as many as that are this one's once in forty times by chance.
-    """
-    from scipy.stats import binomtest
 
-    wins, losses = int((right & ~other_right).sum()), int((other_right & ~right).sum())
-    if wins <= losses:
-        return False
-    return bool(binomtest(wins, wins + losses, alternative="greater").pvalue < 0.025)
+def fit(options: argparse.Namespace) -> Record:
+    """What the command does. Raises ValueError for a user's mistake."""
+    bundle = load_bundle(options.bundle)
+    source = read_source(str(options.data))
+    rows, name = held_out(source, options.run)
+    if len(rows) < LEAST_IMAGES:
+        raise ValueError(f"{len(rows)} images are too few: give {LEAST_IMAGES} or more")
+    answers = [(float(bundle.space.flops(arch)), arch) for arch in bundle.archs()]
+    if options.budgets is not None:
+        answers = some_answers(bundle, options.budgets)
+    with Progress() as progress:
+
+        def track(pieces: range) -> Iterable[int]:
+            return progress.track(pieces, f"{len(rows):,} images", len(pieces))
+
+        measured, _, _ = measure(
+            bundle,
+            answers,
+            rows,
+            labels_in(bundle, source.classes, rows),
+            threads=options.threads,
+            fit=True,
+            track=track,
+        )
+    scores = {bundle.space.flops(one.arch): one.scores for one in measured}
+    confidence = fit_confidence(scores, name)
+    version = add_confidence(options.bundle, confidence)
+    return {
+        "bundle": str(options.bundle),
+        "version": version,
+        "previous": bundle.version,
+        "confidence": confidence_entry(confidence).model_dump(mode="json"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.confidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=PRODUCT)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("--data", required=True, help="labelled, as trainer.run reads it")
+    parser.add_argument("--run", type=Path, help="a run's folder: of the data, what it held out")
+    parser.add_argument("--budgets", type=int, help="even over the range (default: all answers)")
+    parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    options = parser.parse_args(arguments)
+    try:
+        if options.budgets is not None and options.budgets < 2:
+            raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
+        done = fit(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the bundle is as it was", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(done))
+    else:
+        print(f"{options.bundle} knows how sure it is; its version is {done['version']} now")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

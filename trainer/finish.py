@@ -27,7 +27,6 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics
 from models.spaces import get_space
-from trainer.confidence import interval, is_better
 from trainer.data.run_data import (
     batches_of,
     calibration_images,
@@ -42,13 +41,13 @@ from trainer.engine.disk import write_whole
 from trainer.engine.log import JsonlLog, Record, read_log
 from trainer.engine.provenance import provenance
 from trainer.engine.state import frozen_of
-from trainer.evaluate import (
-    accuracy,
+from trainer.evaluation import (
     answers,
-    as_record,
     calibrated,
-    right_answers,
+    scores,
 )
+from trainer.intervals import interval, is_better
+from trainer.pairs import curve, drawn_budgets, fit_confidence
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.answers import write_answers
@@ -56,7 +55,8 @@ from trainer.report.report import write_report
 from trainer.report.run_record import read_runs
 from trainer.samplers import build_sampler
 from trainer.samplers.base import group_archs
-from trainer.served import measure, some_answers
+from trainer.scores import Scores
+from trainer.served import as_record, measure, some_answers
 
 MOST_ANSWERED = 1_000
 """Test images for the page on what is served."""
@@ -96,30 +96,36 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     archs = [arch for _, arch in candidates]
-    here: list[tuple[TensorStatistics | None, np.ndarray]] = []
+    here: list[tuple[TensorStatistics | None, Scores]] = []
     for number, arch in enumerate(ranks.shared_out(archs), start=1):
         own = None if frozen else calibrated(net, arch, images, recipe.device)
-        here.append((own, right_answers(net, arch, frozen or own, held_out, recipe.device)))
+        here.append((own, scores(net, arch, frozen or own, held_out, recipe.device)))
         done = min(number * ranks.world_size, len(archs))
         if number % 25 == 0 or done == len(archs):
             print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
     found = ranks.gathered(here)
     measured = {arch: own for arch, (own, _) in zip(archs, found, strict=True)}
-    right = {arch: its_right for arch, (_, its_right) in zip(archs, found, strict=True)}
+    known = {arch: its_scores for arch, (_, its_scores) in zip(archs, found, strict=True)}
+    right = {arch: its_scores.right for arch, its_scores in known.items()}
     val_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
     grid_answers = undominated(candidates, right, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
     budgets = _budgets(space, alone, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in budgets]
-    tested_here = [
-        accuracy(net, arch, frozen or measured[arch], test, recipe.device)
-        for arch in ranks.shared_out(served)
-    ]
+    confidence = fit_confidence(
+        {flops: known[arch] for flops, arch in grid_answers}, f"{splits.title}, held out"
+    )
+
+    def tested(arch: Arch) -> Scores:
+        statistics, temperature = frozen or measured[arch], known[arch].temperature
+        return scores(net, arch, statistics, test, recipe.device, temperature)
+
+    on_test = ranks.gathered([tested(arch) for arch in ranks.shared_out(served)])
     rows = [
         FrontierRow(
-            budget, arch, space.flops(arch), space.params(arch), val_accuracy[arch], on_test
+            budget, arch, space.flops(arch), space.params(arch), val_accuracy[arch], its.accuracy
         )
-        for budget, arch, on_test in zip(budgets, served, ranks.gathered(tested_here), strict=True)
+        for budget, arch, its in zip(budgets, served, on_test, strict=True)
     ]
     if not ranks.is_first:
         return {}
@@ -162,6 +168,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         statistics=statistics if frozen is None else None,
         shared_statistics=None if frozen is None else frozen.shared,
         half=recipe.half,
+        confidence=confidence,
         template=export_template(space),
         provenance={
             "recipe": recipe.name,
@@ -185,6 +192,15 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
     table = [frontier_entry(space, row).model_dump() for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
+    pairs = drawn_budgets(load_bundle(folder / "bundle"))
+    alone_on_test = dict(zip(served, on_test, strict=True))
+    for arch in {arch for pair in pairs.values() for arch in pair}.difference(alone_on_test):
+        alone_on_test[arch] = tested(arch)
+    by_flops = {space.flops(arch): its for arch, its in alone_on_test.items()}
+    curves = [curve(by_flops, b, [space.flops(a) for a in pair]) for b, pair in pairs.items()]
+    with JsonlLog(folder / "log.jsonl", resume_step=int(state["step"])) as log:
+        rows_json = json.loads(json.dumps([one.to_json() for one in curves]))
+        log.write("confidence", step=int(state["step"]), rows=rows_json)
     report_page, *_ = write_report(read_runs([folder]), folder / "report")
     print(_table(rows, len(splits.held_out), len(splits.test)), file=sys.stderr)
     if recipe.answers_page and splits.test_rows is not None:

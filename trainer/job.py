@@ -19,6 +19,7 @@ from trainer.engine.checkpoint import has_checkpoint
 from trainer.recipes import FITTED, RECIPES
 from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
+from trainer.start.source import find_start
 
 RECIPE_NAME = "recipe.json"
 DEFAULT_RECIPE = "digits"
@@ -109,12 +110,17 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def asked_recipe(options: argparse.Namespace) -> Recipe:
-    """What --recipe, fitted to --data if it looks at that, --set and --arch say.
+    """What --recipe, fitted to --data if it looks at that, --start, --set and --arch say.
 
-    Raises ValueError for a name or a value that does not exist, and for data that cannot be read.
+    Raises ValueError for a name or a value that does not exist, for a start that is not there or
+    does not fit, and for data that cannot be read.
     """
     name = options.recipe or DEFAULT_RECIPE
     recipe = find_recipe(name)
+    if options.start is not None:
+        recipe = recipe.replace(start=options.start)
+    if not options.settings:
+        find_start(with_settings(recipe, options.set))  # before data, which may take minutes
     if name in FITTED and not options.settings:
         if options.data is None:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
@@ -155,6 +161,10 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
             raise ValueError(
                 f"--hours {options.hours:g}: a run that is resumed keeps its epochs; leave it out"
             )
+        if options.start is not None:
+            raise ValueError(
+                f"--start {options.start}: a run that is resumed has begun; leave it out"
+            )
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
@@ -172,12 +182,6 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
                 f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
                 "name another"
             )
-    if options.start is not None:
-        if options.resume is not None:
-            raise ValueError(
-                f"--start {options.start}: a run that is resumed has begun; leave it out"
-            )
-        recipe = recipe.replace(start=options.start)
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
     check_world_size(recipe, world_size)

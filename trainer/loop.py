@@ -19,7 +19,7 @@ from trainer.engine.probe import probe_of
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import check_finite, pretrain_generator, train_step
-from trainer.evaluate import Abandoned, calibrated, evaluate, until
+from trainer.evaluation import Abandoned, calibrated, evaluate, until
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.report.monitor import Monitor, Silence
@@ -59,7 +59,7 @@ def train(
         warm_up_steps = round(recipe.warm_up_share * horizon.steps)
         if resume:
             state.load(load_checkpoint(folder))
-        elif recipe.start:
+        else:
             begin(state, recipe, splits, ranks)
         stream = data.train.stream(*divmod(state.step, steps_per_epoch))
         monitor: Monitor | Silence = Silence()

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from models.extras import EXTRAS, require
 from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
 from trainer.dry_run.hours import within_hours
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     started: Path | None = None
     result: Record = {}
     try:
+        require("train", *EXTRAS["train"])  # of which some are imported when hours are gone
         if options.settings:
             print(listing(asked_recipe(options)))
             return 0

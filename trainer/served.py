@@ -15,7 +15,8 @@ from models.bundle.folder import Bundle
 from models.images.header import ImageError
 from models.space.arch import Arch
 from trainer.data.sources import Rows
-from trainer.scores import Scores
+from trainer.engine.log import Record
+from trainer.scores import Scores, confused
 
 BATCH = 32
 AT_ONCE = 512
@@ -32,8 +33,11 @@ class Measured:
 
 
 def some_answers(bundle: Bundle, count: int) -> list[tuple[float, Arch]]:
-    """What is answered at ``count`` even budgets, each subnet once, with its own FLOPs."""
-    budgets = np.linspace(bundle.min_flops, bundle.max_flops, count)
+    """What is answered at ``count`` budgets, each subnet once, with its own FLOPs.
+
+    Each budget is so many times the one before: at small ones, accuracy changes most.
+    """
+    budgets = np.geomspace(bundle.min_flops, bundle.max_flops, count)
     archs = dict.fromkeys(bundle.answer(float(budget)) for budget in budgets)
     return [(float(bundle.space.flops(arch)), arch) for arch in archs]
 
@@ -46,13 +50,15 @@ def measure(
     *,
     threads: int = 1,
     skip_broken: bool = False,
+    fit: bool = False,
     track: Callable[[range], Iterable[int]] = iter,
 ) -> tuple[list[Measured], list[int], list[str]]:
     """How right subnets are on encoded images; which were read, and why the others were not.
 
     labels: (images,), of the bundle's classes; None takes what the largest of ``answers`` says.
-    ``track`` sees each piece of the work. Raises ValueError naming a broken image, unless those
-    are skipped, and if none are left.
+    ``fit``: temperatures to these images, in place of the bundle's. ``track`` sees each piece of
+    the work. Raises ValueError naming a broken image, unless those are skipped, and if none are
+    left.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -80,9 +86,16 @@ def measure(
         raise ValueError("no image could be read")
     of_each = [np.concatenate(found) for found in logits]
     right = of_each[-1].argmax(1) if labels is None else labels[kept]
+
+    def scores(arch: Arch, found: np.ndarray) -> Scores:
+        if fit:
+            return Scores.fitted(found, right)
+        known = bundle.confidence
+        return Scores.of(found, right, known.temperature(bundle.space.flops(arch)) if known else 1)
+
     return (
         [
-            Measured(budget, arch, Scores.of(found, right))
+            Measured(budget, arch, scores(arch, found))
             for (budget, arch), found in zip(answers, of_each, strict=True)
         ],
         kept,
@@ -115,3 +128,40 @@ def _read(
         for side in sides:
             pixels[side].append(bundle.preprocess.pixels(photo, side))
     return pixels, kept, broken
+
+
+def as_record(bundle: Bundle, measured: Measured) -> Record:
+    """One answer for JSON: accuracy with its interval, top-5, confusion, per class."""
+    scores, space = measured.scores, bundle.space
+    return {
+        "budget_flops": measured.budget_flops,
+        "id": space.arch_id(measured.arch),
+        "flops": space.flops(measured.arch),
+        "images": len(scores.labels),
+        "accuracy": scores.accuracy,
+        "accuracy_95": list(scores.interval),
+        "top5": float(scores.top5.mean()),
+        "per_class": {
+            label: {"right": right, "images": seen}
+            for label, (right, seen) in zip(bundle.labels, scores.per_class(), strict=True)
+            if seen
+        },
+        "confusion": [
+            {"label": bundle.labels[i], "answer": bundle.labels[j], "images": count}
+            for i, j, count in confused(scores.confusion())
+        ],
+    }
+
+
+def labels_in(bundle: Bundle, classes: Sequence[str], rows: Rows) -> np.ndarray:
+    """The images' labels as the bundle numbers them. Raises ValueError for a class it lacks."""
+    place = {label: index for index, label in enumerate(bundle.labels)}
+    used = np.unique(rows.labels)
+    missing = [classes[int(label)] for label in used if classes[int(label)] not in place]
+    if missing:
+        raise ValueError(
+            f"{bundle.name} has no class {missing[0]!r}"
+            + (f" and {len(missing) - 1} more of the data's" if len(missing) > 1 else "")
+            + "; compare with another bundle instead (--against), or name the folders as its labels"
+        )
+    return np.array([place.get(name, -1) for name in classes])[rows.labels]

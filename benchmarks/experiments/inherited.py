@@ -24,7 +24,7 @@ from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import State, load_checkpoint
 from trainer.engine.log import Record
 from trainer.engine.state import fresh_state
-from trainer.evaluate import answers
+from trainer.evaluation import answers
 
 SIZES = (0.2, 0.5, 1.0)
 """Budgets, as places in the range of FLOPs."""

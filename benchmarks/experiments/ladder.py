@@ -16,12 +16,11 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.space.arch import Arch
-from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from trainer import job
 from trainer.data.splits import Splits
-from trainer.evaluate import answers
+from trainer.evaluation import answers
 from trainer.recipes.recipe import Recipe
 
 ROUNDS, STEPS = 7, 8
@@ -38,7 +37,7 @@ def taught_generator(space: SearchSpace, seed: int = 0) -> ArchitectureGenerator
     generator = ArchitectureGenerator(space)
     fit_to_budgets(
         generator,
-        ResourceLoss(RelaxedFlops(space.flops_rule)),
+        ResourceLoss(),
         steps=1000,
         learning_rate=3e-3,
         temperatures=(1.0, 0.3),

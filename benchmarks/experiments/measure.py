@@ -20,7 +20,7 @@ from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.log import Record
-from trainer.evaluate import calibrated
+from trainer.evaluation import calibrated
 from trainer.recipes.recipe import Recipe
 
 CALIBRATION_BATCHES = 8

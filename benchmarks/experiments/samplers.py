@@ -24,7 +24,7 @@ from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.log import Record
-from trainer.evaluate import answers
+from trainer.evaluation import answers
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import build_sampler
 

@@ -15,7 +15,7 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.space.arch import Arch
 from trainer.engine.log import Record, read_log
-from trainer.evaluate import answers
+from trainer.evaluation import answers
 
 EPOCHS = "epochs"
 

@@ -34,7 +34,7 @@ from trainer.engine.probe import probe_of
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import pretrain_generator, train_step
-from trainer.evaluate import calibrated
+from trainer.evaluation import calibrated
 
 SUBNETS = 30
 MOMENTS = (0.2, 0.4, 0.6, 0.8)

@@ -88,7 +88,7 @@ def _write(
         side = space.resolution(space.largest)
         images = torch.randn(4, 3, side, side)
     weights = {name: p.detach().numpy() for name, p in generator.state_dict().items()}
-    answers = answers_of(GeneratorPolicy(space, weights))
+    answers = answers_of(GeneratorPolicy(generator.cost, weights))
     statistics = {}
     for _, arch, _ in answers if space.norms else ():
         side = space.resolution(arch)

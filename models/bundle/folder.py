@@ -28,6 +28,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from models.bundle.confidence import Confidence
 from models.bundle.disk import refused
 from models.bundle.files import (
     CARD,
@@ -51,6 +52,8 @@ from models.bundle.manifest import (
     SpaceEntry,
     answer_entry,
     answers_of,
+    confidence_entry,
+    confidence_of,
     frontier_entry,
     frontier_row,
     read_manifest,
@@ -91,6 +94,7 @@ def save_bundle(
     provenance: Mapping[str, JsonValue],
     card: str = "",
     half: bool = False,
+    confidence: Confidence | None = None,
 ) -> None:
     """Write a bundle; an old one at ``path`` is replaced in one step, or left whole.
 
@@ -136,10 +140,9 @@ def save_bundle(
             answers=tuple(answer_entry(space, budget, arch) for budget, arch in answers),
             provenance=dict(provenance),
             files={file.name: describe(file) for file in sorted(partial.iterdir())},
+            confidence=None if confidence is None else confidence_entry(confidence),
         )
-        document = manifest.model_dump(mode="json")
-        document["version"] = version_of(document)
-        (partial / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
+        _write_manifest(partial / MANIFEST, manifest)
         if card:
             (partial / CARD).write_text(card, encoding="utf-8")
         load_bundle(partial)
@@ -148,6 +151,34 @@ def save_bundle(
         raise ValueError(refused(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def add_confidence(path: Path, confidence: Confidence) -> str:
+    """Write it into a bundle, in place of what the bundle has; answers the bundle's new version.
+
+    Raises ValueError where there is no bundle, or none that can be written.
+    """
+    load_bundle(path)
+    said = read_manifest((path / MANIFEST).read_text(encoding="utf-8"))
+    said = said.model_copy(update={"confidence": confidence_entry(confidence)})
+    partial = path / f".{MANIFEST}.partial-{os.getpid()}"
+    try:
+        version = _write_manifest(partial, said)
+        partial.replace(path / MANIFEST)
+    except OSError as error:
+        raise ValueError(refused(path, error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return version
+
+
+def _write_manifest(file: Path, manifest: Manifest) -> str:
+    """Answers the version that its content has."""
+    without = {"confidence"} if manifest.confidence is None else None
+    document = manifest.model_dump(mode="json", exclude=without)
+    document["version"] = version_of(document)
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    return document["version"]
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -198,7 +229,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
         template = Template.parse((path / TEMPLATE).read_bytes())
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
-    return Bundle(
+    bundle = Bundle(
         name=said.name,
         version=said.version,
         space=space,
@@ -213,7 +244,13 @@ def _load(path: Path, said: Manifest) -> Bundle:
         template=template,
         provenance=said.provenance,
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
+        confidence=None if said.confidence is None else confidence_of(said.confidence),
     )
+    for _, *pair in bundle.confidence.pairs if bundle.confidence else ():
+        for flops in filter(None, pair):
+            if flops not in bundle.listed:
+                raise ValueError(f"confidence: no subnet that is answered has {flops:,} FLOPs")
+    return bundle
 
 
 def _check_statistics(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, field_validator
 
+from models.bundle.confidence import Confidence
 from models.bundle.value import FrontierRow
 from models.images.preprocess import Preprocess
 from models.mistake import in_words
@@ -61,6 +64,30 @@ class FrontierEntry(AnswerEntry):
     test_accuracy: float | None = None
 
 
+class TemperatureEntry(_Part):
+    """By what the logits of a subnet are divided."""
+
+    flops: int
+    temperature: float
+
+
+class PairEntry(_Part):
+    """Who shares a budget from so many FLOPs on; 0 and 0: nobody."""
+
+    budget_flops: int
+    first_flops: int
+    second_flops: int
+
+
+class ConfidenceEntry(_Part):
+    """How sure subnets are."""
+
+    images: int
+    data: str
+    temperatures: tuple[TemperatureEntry, ...]
+    pairs: tuple[PairEntry, ...]
+
+
 class FileEntry(_Part):
     """A file beside the manifest."""
 
@@ -82,6 +109,7 @@ class Manifest(_Part):
     answers: tuple[AnswerEntry, ...]
     provenance: dict[str, JsonValue]
     files: dict[str, FileEntry]
+    confidence: ConfidenceEntry | None = None
 
     @field_validator("format")
     @classmethod
@@ -156,3 +184,31 @@ def answers_of(
             f"answers must begin at their smallest subnet ({space.flops(answers[0][1]):,} FLOPs)"
         )
     return answers
+
+
+def confidence_entry(known: Confidence) -> ConfidenceEntry:
+    """What the manifest says of it."""
+    return ConfidenceEntry(
+        images=known.images,
+        data=known.data,
+        temperatures=tuple(TemperatureEntry(flops=f, temperature=t) for f, t in known.temperatures),
+        pairs=tuple(
+            PairEntry(budget_flops=budget, first_flops=first, second_flops=second)
+            for budget, first, second in known.pairs
+        ),
+    )
+
+
+def confidence_of(entry: ConfidenceEntry) -> Confidence:
+    """Raises ValueError for what is no temperature, is out of order, or exceeds its budget."""
+    temperatures = tuple((row.flops, row.temperature) for row in entry.temperatures)
+    pairs = tuple((row.budget_flops, row.first_flops, row.second_flops) for row in entry.pairs)
+    if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
+        raise ValueError("confidence: temperatures must be there, and more than 0")
+    for budget, first, second in pairs:
+        if first + second > budget or ((first or second) and not 0 < first < second):
+            raise ValueError(f"confidence: {first:,} and {second:,} FLOPs do not share {budget:,}")
+    for name, rows in (("temperatures", temperatures), ("pairs", pairs)):
+        if any(row[0] >= following[0] for row, following in pairwise(rows)):
+            raise ValueError(f"confidence: {name} must ascend")
+    return Confidence(temperatures, pairs, entry.images, entry.data)

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from pydantic import JsonValue
 
+from models.bundle.confidence import Confidence
+from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
@@ -46,6 +48,7 @@ class Bundle:
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
     without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
     can be answered, and the generator is asked. card: what it was made from and is good for.
+    confidence: how sure its subnets are; None: it was not fitted.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Bundle:
     template: Template
     provenance: Mapping[str, JsonValue]
     card: str = ""
+    confidence: Confidence | None = None
 
     @property
     def min_flops(self) -> int:
@@ -74,7 +78,7 @@ class Bundle:
 
     @cached_property
     def policy(self) -> GeneratorPolicy:
-        return GeneratorPolicy(self.space, self.generator)
+        return GeneratorPolicy(flops_cost(self.space), self.generator)
 
     def answer(self, budget_flops: float) -> Arch:
         """The arch for a budget: ``space.flops(arch) <= budget_flops`` always.
@@ -106,10 +110,32 @@ class Bundle:
         assert self.space.flops(arch) <= budget_flops
         return arch
 
+    def steps(self, budget_flops: float) -> tuple[Arch, ...]:
+        """Who shares a budget: a first arch, and a larger one for images that it is not sure of.
+
+        The sum of their FLOPs is within the budget, always; one arch alone where that is too small
+        for two. ``math.inf``: without bound. Raises ValueError as ``answer`` does, and where the
+        bundle has no confidence.
+        """
+        if self.confidence is None:
+            raise ValueError(
+                f"{self.name} does not know how sure it is; fit that on held-out images: "
+                "python -m trainer.confidence"
+            )
+        pair = self.confidence.pair(budget_flops)
+        if pair is not None:
+            return self.listed[pair[0]], self.listed[pair[1]]
+        return (self.answer(min(budget_flops, float(self.max_flops))),)
+
     def archs(self) -> tuple[Arch, ...]:
         """The stored answers, each once; where there are none, the frontier's archs."""
         listed = [arch for _, arch in self.answers] or [row.arch for row in self.frontier]
         return tuple(dict.fromkeys(listed))
+
+    @cached_property
+    def listed(self) -> dict[int, Arch]:
+        """``archs`` by their FLOPs."""
+        return {self.space.flops(arch): arch for arch in self.archs()}
 
     def arch_statistics(self, arch: Arch) -> Statistics:
         """BatchNorm statistics of an arch. Raises ValueError for one that was not calibrated."""

@@ -31,7 +31,6 @@ from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
 from models.onnx.template import export_template
 from models.space.arch import Arch
-from models.space.relaxed import RelaxedFlops
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics
 
@@ -140,7 +139,7 @@ def fit_generator(
 
     fit_to_budgets(
         generator,
-        _resource_loss(space),
+        ResourceLoss(budgets=_BUDGETS_A_STEP),
         steps=steps,
         learning_rate=3e-3,
         temperatures=(1.0, 0.3),
@@ -148,10 +147,6 @@ def fit_generator(
         track=track,
     )
     return generator
-
-
-def _resource_loss(space: SearchSpace) -> ResourceLoss:
-    return ResourceLoss(RelaxedFlops(space.flops_rule), budgets=_BUDGETS_A_STEP)
 
 
 def _read(files: list[Path], space: SearchSpace, progress: Progress) -> Photos:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.costs.cost import Cost
 from models.generator.policy import GeneratorPolicy, log_softmax
 from models.generator.tail import tail_of
 from models.space.arch import Arch
-from models.space.search_space import SearchSpace
 
 WITHIN = 0.015
 """How far below the budget an answer may stay for the sake of probability, relative to it."""
@@ -26,50 +26,50 @@ _WIDER = (0.05, 0.2, 1.0)
 _BEAM = 16
 
 
-def decode(policy: GeneratorPolicy, budget_flops: float) -> Arch:
-    """The generator's arch for a budget.
+def decode(policy: GeneratorPolicy, budget: float) -> Arch:
+    """The generator's arch for a budget, which is in whole numbers of the policy's cost.
 
     Where the space has no arch within ``WITHIN`` of the budget, one that is near below. Raises
-    ValueError for a budget below the smallest subnet.
+    ValueError for a budget below the cheapest subnet.
     """
-    space = policy.space
-    if not budget_flops >= space.min_flops:
+    cost = policy.cost
+    if not budget >= cost.min:
         raise ValueError(
-            f"a budget of {budget_flops:,.0f} FLOPs is below the smallest subnet of {space.name} "
-            f"({space.min_flops:,} FLOPs)"
+            f"a budget of {cost.written(budget)} is below the smallest subnet of "
+            f"{cost.space.name} ({cost.written(cost.min)})"
         )
-    if budget_flops >= space.max_flops:
-        return space.largest
+    if budget >= cost.max:
+        return cost.space.largest
     for within in (WITHIN, *_WIDER):
-        arch = _search(policy, budget_flops, (1 - within) * budget_flops)
+        arch = _search(policy, budget, (1 - within) * budget)
         if arch is not None:
             return arch
-    raise AssertionError("the smallest subnet keeps every budget that is asked")
+    raise AssertionError("the cheapest subnet keeps every budget that is asked")
 
 
-def decode_all(policy: GeneratorPolicy, budgets_flops: Sequence[float]) -> list[Arch]:
+def decode_all(policy: GeneratorPolicy, budgets: Sequence[float]) -> list[Arch]:
     """The archs for many budgets."""
-    return [decode(policy, budget) for budget in budgets_flops]
+    return [decode(policy, budget) for budget in budgets]
 
 
-def _search(policy: GeneratorPolicy, most_flops: float, least_flops: float) -> Arch | None:
-    """The most probable arch between these FLOPs, or None if the beam leads to none.
+def _search(policy: GeneratorPolicy, most: float, least: float) -> Arch | None:
+    """The most probable arch between these costs, or None if the beam leads to none.
 
     The generator is asked for the upper bound.
     """
-    space, tail = policy.space, tail_of(policy.space)
-    state = policy.begin([most_flops])
+    space, tail = policy.space, tail_of(policy.cost)
+    state = policy.begin([most])
     archs, scores = np.zeros((1, len(space.decisions)), np.int64), np.zeros(1)
     ends: np.ndarray | None = None
     for number, place in enumerate(tail.decided):
         if place in tail.decisions and ends is None:
-            flops = tail.flops(archs)
-            ends = (flops <= most_flops) & (flops >= least_flops)
+            costs = tail.costs(archs)
+            ends = (costs <= most) & (costs >= least)
         logits, state = policy.step(state, place)
         total = scores[:, None] + log_softmax(logits)
         if ends is None:
-            least, most = _reach(space, archs, tail.decided[number:])
-            possible = (least <= most_flops) & (most >= least_flops)
+            low, high = _reach(policy.cost, archs, tail.decided[number:])
+            possible = (low <= most) & (high >= least)
         else:
             possible = ends.reshape(*total.shape, -1).any(axis=2)
         if not possible.any():
@@ -84,16 +84,18 @@ def _search(policy: GeneratorPolicy, most_flops: float, least_flops: float) -> A
     return space.from_indices(archs[0].tolist())
 
 
-def _reach(space: SearchSpace, archs: np.ndarray, undecided: Sequence[int]) -> np.ndarray:
-    """The least and the most FLOPs behind each choice of the next decision: (2, prefixes, choices).
+def _reach(cost: Cost, archs: np.ndarray, undecided: Sequence[int]) -> np.ndarray:
+    """The least and the most behind each choice of the next decision: (2, prefixes, choices).
 
-    FLOPs grow with every decision.
+    Of the ends as the cheapest arch has them, and as the largest. FLOPs grow with every decision,
+    so these are the bounds. Measured costs need not; then they are two ends that there are, and a
+    prefix that is kept still has one within the budget.
     """
     place, *rest = undecided
-    count = len(space.decisions[place].choices)
-    least = np.repeat(archs, count, axis=0)
-    least[:, place] = np.tile(np.arange(count), len(archs))
-    least[:, rest] = 0
-    most = least.copy()
-    most[:, rest] = [len(space.decisions[other].choices) - 1 for other in rest]
-    return space.flops_rule.batch(np.concatenate([least, most])).reshape(2, len(archs), count)
+    count = len(cost.space.decisions[place].choices)
+    low = np.repeat(archs, count, axis=0)
+    low[:, place] = np.tile(np.arange(count), len(archs))
+    low[:, rest] = cost.space.indices(cost.cheapest)[rest]
+    high = low.copy()
+    high[:, rest] = cost.space.indices(cost.space.largest)[rest]
+    return cost.rule.batch(np.concatenate([low, high])).reshape(2, len(archs), count)

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from models.costs.cost import Cost
+from models.costs.flops import flops_cost
 from models.generator.policy import LOGIT_BOUND
 from models.generator.tail import tail_of
 from models.space.relaxed import Relaxed
@@ -40,11 +42,16 @@ def one_numpy_thread() -> AbstractContextManager[Any]:
 
 
 class ArchitectureGenerator(nn.Module):
-    """Budgets in, policies out, for a batch of budgets at once."""
+    """Budgets in, policies out, for a batch of budgets at once.
 
-    def __init__(self, space: SearchSpace) -> None:
+    ``cost``: what budgets count, in whole numbers; FLOPs, unless another is given.
+    """
+
+    def __init__(self, space: SearchSpace, cost: Cost | None = None) -> None:
         super().__init__()
         self.space = space
+        self.cost = flops_cost(space) if cost is None else cost
+        assert self.cost.space is space, "a cost is of one space"
         kinds: dict[str, int] = {}
         for decision in space.decisions:
             kinds[decision.kind] = max(kinds.get(decision.kind, 0), len(decision.choices))
@@ -64,16 +71,16 @@ class ArchitectureGenerator(nn.Module):
         noise: torch.Generator | None = None,
         noisy: int | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Budgets in FLOPs, (batch,) -> (policies, log-probabilities), each (batch, choices).
+        """Budgets, (batch,) -> (policies, log-probabilities), each (batch, choices).
 
         Policies are one-hot in value and softmax in gradient (straight-through). With ``noise``
         they are sampled (Gumbel), without they are the most probable choices; ``noisy`` samples
         only that many rows of the batch, from the first on. Noise comes from the given CPU
         generator, so that every process that shares a seed draws the same archs.
         """
-        space, tail, batch = self.space, tail_of(self.space), len(budgets)
+        space, cost, tail, batch = self.space, self.cost, tail_of(self.cost), len(budgets)
         budgets = budgets.double()
-        position = ((budgets - space.min_flops) / (space.max_flops - space.min_flops)).float()
+        position = ((budgets - cost.min) / (cost.max - cost.min)).float()
         budget = self.encode(torch.cos(math.pi * position[:, None] * torch.arange(FREQUENCIES)))
         counts = [len(decision.choices) for decision in space.decisions]
         gumbel = self._gumbel(batch, noise, noisy)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.costs.cost import Cost
 from models.generator.tail import tail_of
 from models.space.search_space import SearchSpace
 
@@ -37,17 +38,21 @@ class PolicyState:
 class GeneratorPolicy:
     """Budget -> log-probability of every choice, given the choices before it.
 
-    weights: float32 by name, as in the state dict of ``ArchitectureGenerator``.
+    Budgets are in the whole numbers of ``cost``. weights: float32 by name, as in the state dict of
+    ``ArchitectureGenerator``.
     """
 
-    space: SearchSpace
+    cost: Cost
     weights: Mapping[str, np.ndarray]
 
-    def begin(self, budgets_flops: Sequence[float]) -> PolicyState:
+    @property
+    def space(self) -> SearchSpace:
+        return self.cost.space
+
+    def begin(self, budgets: Sequence[float] | np.ndarray) -> PolicyState:
         """Before the first decision; a row for each budget."""
-        space, w = self.space, self.weights
-        budgets = np.asarray(budgets_flops, np.float64)
-        position = (budgets - space.min_flops) / (space.max_flops - space.min_flops)
+        cost, w = self.cost, self.weights
+        position = (np.asarray(budgets, np.float64) - cost.min) / (cost.max - cost.min)
         features = budget_features(position, w["encode.weight"].shape[1])
         budget = features @ w["encode.weight"].T + w["encode.bias"]
         nothing = np.zeros_like(budget)
@@ -75,15 +80,15 @@ class GeneratorPolicy:
         entry = budget + self.weights[f"embeddings.{kind}.weight"].T[choices]
         return PolicyState(budget, entry, state.hidden[rows], state.cell[rows])
 
-    def log_probabilities_of(self, budgets_flops: Sequence[float]) -> list[np.ndarray]:
+    def log_probabilities_of(self, asked: Sequence[float]) -> list[np.ndarray]:
         """Given the most probable choices before: (budgets, choices) per decision, in order."""
-        space, tail = self.space, tail_of(self.space)
-        budgets = np.asarray(budgets_flops, np.float64)
+        space, tail = self.space, tail_of(self.cost)
+        budgets = np.asarray(asked, np.float64)
         every = np.arange(len(budgets))
         log_probabilities = [np.zeros((len(budgets), 1), np.float32)] * len(space.decisions)
         indices = np.zeros((len(budgets), len(space.decisions)), np.int64)
         gaps: np.ndarray | None = None
-        state = self.begin(budgets_flops)
+        state = self.begin(budgets)
         for place in tail.decided:
             logits, state = self.step(state, place)
             if place in tail.decisions:

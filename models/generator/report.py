@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.costs.flops import flops_cost
 from models.generator.decode import decode_all
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
@@ -16,7 +17,7 @@ from models.space.search_space import SearchSpace
 class GeneratorReport:
     """How well the generator keeps budgets over the range.
 
-    mean_error: of the plain argmax, |FLOPs - budget| / budget. mean_use, least_use: FLOPs / budget
+    mean_error: of the plain argmax, |cost - budget| / budget. mean_use, least_use: cost / budget
     of the decoded answers, never above 1.
     """
 
@@ -26,24 +27,23 @@ class GeneratorReport:
 
 
 def even_budgets(space: SearchSpace, count: int) -> list[float]:
-    """Evenly spaced from the smallest subnet to the largest."""
-    low, high = space.min_flops, space.max_flops
-    return [low + (high - low) * i / (count - 1) for i in range(count)]
+    """FLOPs, evenly spaced from the smallest subnet to the largest."""
+    return flops_cost(space).even(count)
 
 
 def policy_of(generator: ArchitectureGenerator) -> GeneratorPolicy:
     """The generator as it will be served, in numpy."""
     weights = {name: value.cpu().numpy() for name, value in generator.state_dict().items()}
-    return GeneratorPolicy(generator.space, weights)
+    return GeneratorPolicy(generator.cost, weights)
 
 
 def report_generator(generator: ArchitectureGenerator, count: int = 100) -> GeneratorReport:
     """Errors over ``count`` evenly spaced budgets."""
-    space, policy = generator.space, policy_of(generator)
-    budgets = np.array(even_budgets(space, count))
+    cost, policy = generator.cost, policy_of(generator)
+    budgets = np.array(cost.even(count))
     log_probabilities = policy.log_probabilities_of(budgets.tolist())
-    plain = space.flops_rule.batch(np.stack([p.argmax(1) for p in log_probabilities], axis=1))
+    plain = cost.rule.batch(np.stack([p.argmax(1) for p in log_probabilities], axis=1))
     decoded = decode_all(policy, budgets.tolist())
     errors = np.abs(plain - budgets) / budgets
-    uses = np.array([space.flops(arch) for arch in decoded]) / budgets
+    uses = np.array([cost.of(arch) for arch in decoded]) / budgets
     return GeneratorReport(float(errors.mean()), float(uses.mean()), float(uses.min()))

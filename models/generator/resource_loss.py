@@ -1,6 +1,6 @@
 """The resource loss L_RC (Eq. 10), and teaching a generator with it alone. Uses torch.
 
-L_RC is the squared distance of the policies' exact FLOPs to their budgets, in units of the space's
+L_RC is the squared distance of the policies' exact costs to their budgets, in units of the space's
 range. It needs no image, so it is taken over many budgets at once.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.generator.network import ArchitectureGenerator, one_numpy_thread
-from models.space.relaxed import RelaxedFlops
+from models.space.relaxed import RelaxedCost
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class ResourceLoss:
     generator from settling before the supernet can tell archs apart.
     """
 
-    flops: RelaxedFlops
     weight: float = 20.0
     budgets: int = 64
     entropy_weight: float = 1e-3
@@ -39,19 +38,19 @@ class ResourceLoss:
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """One call of the generator: policies, the loss that needs no image, and L_RC alone.
 
-        The batch holds the ``drawn`` budgets (FLOPs) first, then those spread over the range. Half
+        The batch holds the ``drawn`` budgets first, then those spread over the range. Half
         of the latter are sampled and half are argmax, so that both what trains and what is served
         keeps its budget.
         """
-        space, count = generator.space, self.budgets
-        range_flops = space.max_flops - space.min_flops
+        cost, count = generator.cost, self.budgets
+        reach = cost.max - cost.min
         spread = (torch.arange(count) + torch.rand(count, generator=rng)) / count
         spread = spread[torch.randperm(count, generator=rng)].double()
-        budgets = torch.cat([torch.tensor(drawn).double(), space.min_flops + range_flops * spread])
+        budgets = torch.cat([torch.tensor(drawn).double(), cost.min + reach * spread])
         policies, log_probabilities = generator(
             budgets, temperature=temperature, noise=rng, noisy=len(drawn) + count // 2
         )
-        gap = (self.flops(policies) - budgets) / range_flops
+        gap = (RelaxedCost(cost.rule)(policies) - budgets) / reach
         resource_loss = gap.square().mean()
         each = torch.cat(list(log_probabilities.values()), dim=1)
         entropy = -(each.exp() * each).sum(1).mean()

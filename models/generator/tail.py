@@ -1,8 +1,8 @@
 """The last decisions of an arch, which know what is left of the budget. No torch.
 
 A generator that decides in sequence cannot see, when it decides the width of a stage, what is left
-to land on a budget: its last decisions would have to know the exact FLOPs of those before. Here
-they do. When all but the tail is decided, the FLOPs of every way to end are looked up at once, and
+to land on a budget: its last decisions would have to know the exact cost of those before. Here
+they do. When all but the tail is decided, the cost of every way to end is looked up at once, and
 each of the last decisions loses probability for what it can no longer reach. Preferences decide
 among the ends that are near enough; which those are the budget decides.
 
@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from models.space.search_space import SearchSpace
+from models.costs.cost import Cost
 
 NEAR = 0.0025
 """How far below a budget an end may be, relative to it, without losing probability."""
@@ -36,9 +36,9 @@ MOST_ENDS = 128
 
 
 @lru_cache(maxsize=64)
-def tail_of(space: SearchSpace) -> Tail:
-    """The tail of a space, made once."""
-    return Tail(space)
+def tail_of(cost: Cost) -> Tail:
+    """The tail of a cost's space, made once."""
+    return Tail(cost)
 
 
 class Tail:
@@ -49,7 +49,8 @@ class Tail:
     last ``len(decisions)`` are the tail. ``decided``: those that have a choice.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, cost: Cost) -> None:
+        space = cost.space
         counts = [len(d.choices) for d in space.decisions]
         tail: list[int] = []
         for place in reversed(range(len(counts))):
@@ -63,20 +64,20 @@ class Tail:
         self.decided = tuple(i for i in self.order if counts[i] > 1)
         self._counts = tuple(counts[i] for i in tail)
         self._ends = np.array(list(itertools.product(*(range(n) for n in self._counts))))
-        self._rule = space.flops_rule
+        self._rule = cost.rule
 
-    def gaps(self, indices: np.ndarray, budgets_flops: np.ndarray) -> np.ndarray:
+    def gaps(self, indices: np.ndarray, budgets: np.ndarray) -> np.ndarray:
         """How far every end is from its budget, relative to it: (batch, choices, choices, ...).
 
         ``indices``: int (batch, decisions), positions of the choices before the tail; budgets:
         float64 (batch,).
         """
-        flops = self.flops(indices)
-        budgets = budgets_flops.reshape(-1, *[1] * len(self._counts))
-        gap = (budgets - flops) / budgets
+        costs = self.costs(indices)
+        budgets = budgets.reshape(-1, *[1] * len(self._counts))
+        gap = (budgets - costs) / budgets
         return np.where(gap < 0, NEAR - OVER * gap, gap)
 
-    def flops(self, indices: np.ndarray) -> np.ndarray:
+    def costs(self, indices: np.ndarray) -> np.ndarray:
         """Of every way to end for each arch: (batch, choices, choices, ...)."""
         return self._rule.batch(self.all_ends(indices)).reshape(len(indices), *self._counts)
 

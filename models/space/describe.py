@@ -50,7 +50,7 @@ def describe_layers(space: SearchSpace, arch: Arch) -> list[dict[str, object]]:
     """
     layers: dict[str, list[int]] = {}
     for cost in [*space.weights, *space.products]:
-        both = layers.setdefault(_layer(cost.name), [0, 0])
+        both = layers.setdefault(layer_of(cost.name), [0, 0])
         for place, one in enumerate((arch, space.largest)):
             if cost.block is None or cost.block.present(one):
                 both[place] += (
@@ -65,7 +65,8 @@ def describe_layers(space: SearchSpace, arch: Arch) -> list[dict[str, object]]:
     ]
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
+    """The layer that a weight or product belongs to: ``stages.0.1.expand.weight``: stages.0.1."""
     first, *rest = name.split(".")
     return ".".join([first, *takewhile(str.isdecimal, rest)])
 

@@ -4,137 +4,19 @@ The rule: **a weight costs its elements times the positions it is applied at**; 
 two products between activations. Counted: convolutions, linear layers, attention products. Not
 counted: bias, normalization, activation, softmax, residual sums.
 
-Each cost depends on a few decisions only, so a space's FLOPs are a sum of small integer tables,
-one axis a decision::
-
-    flops(arch) = sum_t table_t[choice_i, choice_j, ...]
-
-With one-hot policies instead of choices the same sum, contracted, is differentiable and exact
-(``models.space.relaxed``). Eq. 10 of the paper adds a cost per decision instead; a ViT's cost is a
+Each depends on a few decisions only, so a space's FLOPs are a ``CostRule``: exact for archs,
+differentiable for policies. Eq. 10 of the paper adds a cost per decision instead; a ViT's cost is a
 product of decisions (embedding x heads x depth), for which that is wrong. No torch here.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
+from functools import partial
 
 from models.space.arch import Choice
-from models.space.sizes import Block, Decision, Product, Size, Weight
-
-# What does not fit into a cache takes longer than the work on it.
-_ARCHS_AT_ONCE = 512
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A cost table: int64, one axis for each decision in ``decisions`` (positions in the space)."""
-
-    decisions: tuple[int, ...]
-    table: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class FlopsRule:
-    """The FLOPs of every arch of a space."""
-
-    terms: tuple[Term, ...]
-    decisions: tuple[Decision, ...]
-
-    def batch(self, indices: np.ndarray) -> np.ndarray:
-        """FLOPs of many archs at once: (archs, decisions) positions of choices -> int64 (archs,).
-
-        What dropped blocks choose does not matter.
-        """
-        moves = self._moves
-        total = np.empty(len(indices), np.int64)
-        for start in range(0, len(indices), _ARCHS_AT_ONCE):
-            some = slice(start, start + _ARCHS_AT_ONCE)
-            # Small whole numbers, so this is exact; BLAS multiplies no integers.
-            cells = (moves.float_strides @ indices[some].T.astype(np.float32)).astype(np.int64)
-            cells += moves.first[:, None]
-            total[some] = moves.tables[cells].sum(axis=0)
-        return total
-
-    def costs_of_choices(self, indices: np.ndarray) -> np.ndarray:
-        """What each choice of a decision costs beside the others of an arch, for many archs.
-
-        (archs, decisions) positions of choices -> int64 (archs, choices), all decisions side by
-        side: the sum of the terms that depend on the decision, with this one choice changed.
-        Differences of these are differences of FLOPs; they are the gradient of the relaxed rule.
-        """
-        cells = indices @ self._moves.strides + self._moves.first
-        moved = cells[:, self._moves.term] - indices[:, self._moves.decision] * self._moves.stride
-        values = self._moves.tables[moved + self._moves.offset]
-        return np.add.reduceat(values, self._moves.starts, axis=1)
-
-    @cached_property
-    def _moves(self) -> _Moves:
-        assert all(len(table) < 2**24 for table, _, _ in self._flat), "cells are exact as float32"
-        # the last table is of decisions that cost nothing
-        flat = [*self._flat, (np.zeros(1, np.int64), (), ())]
-        first = np.cumsum([0, *(len(table) for table, _, _ in flat)])
-        strides = np.zeros((len(self.decisions), len(flat)), np.int64)
-        for place, (_, decisions, steps) in enumerate(flat):
-            strides[list(decisions), place] = steps
-        rows: list[tuple[int, int, int, int]] = []
-        starts: list[int] = []
-        for d, decision in enumerate(self.decisions):
-            own = [place for place, (_, decisions, _) in enumerate(flat) if d in decisions]
-            for choice in range(len(decision.choices)):
-                starts.append(len(rows))
-                rows += [
-                    (t, d, int(strides[d, t]), choice * int(strides[d, t]))
-                    for t in own or [len(flat) - 1]
-                ]
-        term, by_decision, stride, offset = np.array(rows).T
-        tables = np.concatenate([table for table, _, _ in flat])
-        return _Moves(
-            tables,
-            first[:-1],
-            strides,
-            np.ascontiguousarray(strides.T, np.float32),
-            term,
-            by_decision,
-            stride,
-            offset,
-            np.array(starts),
-        )
-
-    @cached_property
-    def _flat(self) -> list[tuple[np.ndarray, tuple[int, ...], tuple[int, ...]]]:
-        return [
-            (
-                np.ascontiguousarray(term.table).ravel(),
-                term.decisions,
-                tuple(int(np.prod(term.table.shape[i + 1 :])) for i in range(term.table.ndim)),
-            )
-            for term in self.terms
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Moves:
-    """All tables in one array, and every (term, choice of a decision in it), by choice.
-
-    An arch's cell of a term is ``first`` + positions x ``strides``; with another choice it lies at
-    that - position x ``stride`` + ``offset``. ``starts``: where the pairs of each choice begin;
-    ``float_strides``: the strides, transposed.
-    """
-
-    tables: np.ndarray
-    first: np.ndarray
-    strides: np.ndarray
-    float_strides: np.ndarray
-    term: np.ndarray
-    decision: np.ndarray
-    stride: np.ndarray
-    offset: np.ndarray
-    starts: np.ndarray
+from models.space.rule import CostRule, Part, cost_rule
+from models.space.sizes import Decision, Product, Weight
 
 
 def weight_flops(weight: Weight, arch: Mapping[str, Choice]) -> int:
@@ -157,42 +39,12 @@ def product_flops(product: Product, arch: Mapping[str, Choice]) -> int:
 
 def flops_rule(
     decisions: tuple[Decision, ...], weights: Sequence[Weight], products: Sequence[Product]
-) -> FlopsRule:
-    """Tabulate a space's costs, merged so that each set of decisions is looked up once."""
-    position = {decision.name: i for i, decision in enumerate(decisions)}
-    tables: dict[tuple[int, ...], np.ndarray] = {}
-    costs: list[tuple[tuple[Size, ...], Block | None, Weight | Product]] = [
-        *(((*w.shape, w.positions), w.block, w) for w in weights if w.positions is not None),
-        *((p.factors, p.block, p) for p in products),
+) -> CostRule:
+    """The multiply-adds of every arch of a space."""
+    of_weights = [
+        Part(w.decisions, partial(weight_flops, w), w.block)
+        for w in weights
+        if w.positions is not None
     ]
-    for sizes, block, cost in costs:
-        names = {name for size in sizes for name in size.decisions}
-        if block is not None:
-            names.add(block.depth)
-        axes = tuple(sorted(position[name] for name in names))
-        own = [decisions[i] for i in axes]
-        table = np.zeros([len(d.choices) for d in own], np.int64)
-        for index in itertools.product(*(range(n) for n in table.shape)):
-            arch = {d.name: d.choices[i] for d, i in zip(own, index, strict=True)}
-            if block is None or block.present(arch):
-                table[index] = (
-                    weight_flops(cost, arch)
-                    if isinstance(cost, Weight)
-                    else product_flops(cost, arch)
-                )
-        tables[axes] = tables[axes] + table if axes in tables else table
-    return FlopsRule(_merged(tables), decisions)
-
-
-def _merged(tables: dict[tuple[int, ...], np.ndarray]) -> tuple[Term, ...]:
-    """Add every table whose decisions are among those of a larger one into that one."""
-    kept: dict[tuple[int, ...], np.ndarray] = {}
-    for axes in sorted(tables, key=len, reverse=True):
-        home = next((other for other in kept if set(axes) <= set(other)), None)
-        if home is None:
-            kept[axes] = tables[axes]
-        else:
-            shape = [n if a in axes else 1 for a, n in zip(home, kept[home].shape, strict=True)]
-            kept[home] = kept[home] + tables[axes].reshape(shape)
-    assert all(kept), "a space without decisions has no budget to keep"
-    return tuple(Term(axes, table) for axes, table in kept.items())
+    of_products = [Part(p.decisions, partial(product_flops, p), p.block) for p in products]
+    return cost_rule(decisions, [*of_weights, *of_products])

@@ -3,7 +3,7 @@
 The matrix map of the paper (Eq. 9): a decision with policy p (one-hot, 1 x n) activates the mask
 M p, where column i of M is ones up to the i-th choice. Here a size may follow from several
 decisions (hidden = embedding x ratio); then the columns are the joint choices and p is the outer
-product of their policies. FLOPs contracted the same way are exact at one-hots, where alone they are
+product of their policies. A cost contracted the same way is exact at one-hots, where alone it is
 asked for.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.space.arch import Arch
-from models.space.flops import FlopsRule
+from models.space.rule import CostRule
 from models.space.search_space import SearchSpace
 from models.space.sizes import Block, Size
 
@@ -104,29 +104,29 @@ class MaskMaps:
         return torch.stack(columns, dim=1)
 
 
-class RelaxedFlops:
-    """FLOPs of straight-through policies, for a whole batch of them.
+class RelaxedCost:
+    """The cost of straight-through policies, for a whole batch of them.
 
     The rule is linear in each policy. At one-hots its value is the exact rule's, and its gradient
-    is what every other choice would cost, both looked up in integer tables (``FlopsRule``).
+    is what every other choice would cost, both looked up in integer tables (``CostRule``).
     """
 
-    def __init__(self, rule: FlopsRule) -> None:
+    def __init__(self, rule: CostRule) -> None:
         self._rule = rule
         self._names = [decision.name for decision in rule.decisions]
 
     def __call__(self, policies: Mapping[str, Tensor]) -> Tensor:
-        """``policies[name]``, one-hot (batch, choices) -> multiply-adds, float64 (batch,)."""
-        return _OneHotFlops.apply(self._rule, *(policies[name] for name in self._names))
+        """``policies[name]``, one-hot (batch, choices) -> costs, float64 (batch,)."""
+        return _OneHotCost.apply(self._rule, *(policies[name] for name in self._names))
 
 
-class _OneHotFlops(torch.autograd.Function):
+class _OneHotCost(torch.autograd.Function):
     """The rule at one-hots as one operation of autograd."""
 
     # torch types it as taking anything; each function takes what it takes
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, rule: FlopsRule, *policies: Tensor
+        ctx: Any, rule: CostRule, *policies: Tensor
     ) -> Tensor:
         counts = [policy.shape[1] for policy in policies]
         wide = np.concatenate([policy.detach().cpu().numpy() for policy in policies], axis=1)
@@ -143,7 +143,7 @@ class _OneHotFlops(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
-        (to_flops,) = grad_outputs
-        wide = to_flops[:, None].numpy() * ctx.rule.costs_of_choices(ctx.indices)
+        (to_cost,) = grad_outputs
+        wide = to_cost[:, None].numpy() * ctx.rule.costs_of_choices(ctx.indices)
         gradient = torch.from_numpy(wide).to(ctx.device, ctx.dtype)
         return None, *gradient.split(ctx.counts, dim=1)

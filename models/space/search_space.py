@@ -23,7 +23,8 @@ from functools import cached_property
 import numpy as np
 
 from models.space.arch import Arch, Choice
-from models.space.flops import FlopsRule, flops_rule
+from models.space.flops import flops_rule
+from models.space.rule import CostRule
 from models.space.sizes import Decision, Norm, Product, Size, Weight
 
 
@@ -187,7 +188,7 @@ class SearchSpace:
         return int(self.flops_rule.batch(self.indices(arch)[None])[0])
 
     @cached_property
-    def flops_rule(self) -> FlopsRule:
+    def flops_rule(self) -> CostRule:
         return flops_rule(self.decisions, self.weights, self.products)
 
     @cached_property

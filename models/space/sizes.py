@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from models.space.arch import Choice
@@ -69,13 +69,18 @@ def chosen(decision: str) -> Size:
 
 def derived(rule: Callable[..., int], *of: Size, unit: int = 1) -> Size:
     """A size computed from other sizes: ``derived(lambda a, b: a * b, width, ratio)``."""
-    names = tuple(dict.fromkeys(name for size in of for name in size.decisions))
+    names = names_of(of)
 
     def combined(*choices: Choice) -> int:
         arch = dict(zip(names, choices, strict=True))
         return rule(*(size(arch) for size in of))
 
     return Size(names, combined, unit)
+
+
+def names_of(sizes: Iterable[Size]) -> tuple[str, ...]:
+    """The decisions that some sizes follow from, each once."""
+    return tuple(dict.fromkeys(name for size in sizes for name in size.decisions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +101,11 @@ class Weight:
     def shape_at(self, arch: Mapping[str, Choice]) -> tuple[int, ...]:
         return tuple(size(arch) for size in self.shape)
 
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """All that its sizes follow from."""
+        return names_of(self.shape if self.positions is None else (*self.shape, self.positions))
+
 
 @dataclass(frozen=True, eq=False)
 class Product:
@@ -104,6 +114,11 @@ class Product:
     name: str
     factors: tuple[Size, ...]
     block: Block | None = None
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """All that its sizes follow from."""
+        return names_of(self.factors)
 
 
 @dataclass(frozen=True, eq=False)

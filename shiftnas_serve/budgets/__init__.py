@@ -9,10 +9,12 @@ from shiftnas_serve.budgets.latency import LatencyBudget
 
 BUDGET_KINDS: tuple[AbstractBudgetKind, ...] = (FlopsBudget(), LatencyBudget())
 
+_DEGRADING = {kind.name for kind in BUDGET_KINDS if kind.degrades}
+
 
 def may_degrade(asked: Mapping[str, float]) -> bool:
     """Whether one of the budgets (by the name of their kind) depends on the moment."""
-    return bool([kind for kind in BUDGET_KINDS if kind.degrades and kind.name in asked])
+    return not _DEGRADING.isdisjoint(asked)
 
 
 def earliest_deadline_s(asked: Mapping[str, float], received_s: float) -> float:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from models.space import quantity
 from shiftnas_serve.latency import LatencyTable
@@ -28,8 +27,7 @@ class OutOfRange(ValueError):
         self.allowed = allowed
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """What the planner knows when it decides: the range served, how fast, and the time spent."""
 
     min_flops: int

@@ -23,13 +23,17 @@ _MEASURED_SUBNETS = 5
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A bundle, its sessions and its planner. ``runtime``: what really runs it."""
+    """A bundle, its sessions and its planner. ``runtime``: what really runs it.
+
+    ``largest_side``: of the images that the largest subnet reads; photos are decoded for it.
+    """
 
     bundle: Bundle
     sessions: Sessions
     planner: Planner
     runtime: dict[str, str]
     name: ModelName
+    largest_side: int
 
 
 def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> Model:
@@ -60,7 +64,8 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
         raise ValueError(f"bundle {path} cannot run here: {reason}") from error
     planner = Planner(bundle, settings.default_flops, LatencyTable.of(points), sessions.is_resident)
     name = ModelName(bundle.name, bundle.version)
-    return Model(bundle, sessions, planner, runtime.describe(), name)
+    largest_side = bundle.space.resolution(bundle.space.largest)
+    return Model(bundle, sessions, planner, runtime.describe(), name, largest_side)
 
 
 def measure_latency(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from shiftnas_serve.answer import ModelName, Prediction
@@ -12,8 +12,7 @@ from shiftnas_serve.engine.model import Model
 from shiftnas_serve.planning.planner import Plan, Subnet
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(msgspec.Struct, frozen=True):
     """Milliseconds of each stage; how many images ran together.
 
     ``source``: where the session came from: ``resident``, ``built`` for this image, ``universal``.
@@ -27,8 +26,7 @@ class Timing:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The classes of one image, the subnet that found them, and what was asked for.
 
     ``predictions``: the most probable first. ``asked``: budgets by the name of their kind;

@@ -20,10 +20,9 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shiftnas_serve.app import App, end_soon
-from shiftnas_serve.hosts.uvicorn import KEEP_ALIVE_S
+from shiftnas_serve.hosts.uvicorn import HTTP
 from shiftnas_serve.http.answers import problem_response, unknown_problem
 from shiftnas_serve.http.body import BodyLimits, read_body
-from shiftnas_serve.http.connection import HttpConnection
 from shiftnas_serve.http.context import plain_headers, request_id
 from shiftnas_serve.library import Engine
 from shiftnas_serve.log import configure_log
@@ -190,13 +189,7 @@ def serve(settings: Settings) -> int:
             port=settings.port,
             log_level=settings.log_level,
             generate_client_file=False,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            http=HttpConnection,
-            ws="none",
+            **HTTP,
         )
     except KeyboardInterrupt:
         pass  # while it was starting

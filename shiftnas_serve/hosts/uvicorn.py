@@ -33,6 +33,17 @@ _BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than balancers and clients keep an idle connection (60 s): the one that closes first must
 not be the one that is asked, or a request that is on its way is lost."""
+HTTP: dict[str, Any] = {
+    "http": HttpConnection,
+    "ws": "none",
+    "headers": [("server", PRODUCT.replace(" ", "/"))],
+    "server_header": False,
+    "timeout_keep_alive": KEEP_ALIVE_S,
+    "proxy_headers": False,
+    "access_log": False,
+    "log_config": None,
+}
+"""Settings of uvicorn, whichever host runs it."""
 _LOOK_S = 0.5
 
 
@@ -102,19 +113,12 @@ def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpConnection,
-        ws="none",
         lifespan="on",
         interface="asgi3",
-        log_config=None,
         log_level=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        headers=[("server", PRODUCT.replace(" ", "/"))],
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.timeout_s) + 1,
         workers=settings.processes,
+        **HTTP,
         **more,
     )
 

@@ -76,6 +76,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
 
     return {
         "model": {**_name(model), "space": bundle.space.name},
+        "measured_on": bundle.provenance.get("data"),
         "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
         "latency_ms": {
             "min": latency.answer_ms(bundle.min_flops),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
+import msgspec
+
 from models.bundle.folder import Bundle
 from models.space.arch import Arch
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
@@ -41,8 +43,7 @@ class Subnet:
     side: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """A subnet, and what was asked for: budgets by the name of their kind.
 
     ``degraded``: a latency budget, not FLOPs, made it smaller. ``shrinks``: a smaller subnet may

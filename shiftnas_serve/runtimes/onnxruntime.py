@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle.folder import Bundle
-from models.onnx.ort import onnxruntime
+from models.onnx.ort import onnxruntime, session_options
 from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.universal import Universal
@@ -123,21 +123,10 @@ class OnnxRuntime(AbstractRuntime):
         return self._create(data, options)
 
     def _options(self, *, convolutional: bool) -> onnxruntime.SessionOptions:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(self._threads, self._device, convolutional=convolutional)
         if self._device == "cpu":
             share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        if self._device == "cpu" and not convolutional:
-            # Blocked layouts are for convolutions. The exporter has simplified the rest; what ONNX
-            # Runtime would still fuse makes it no faster, and a session half as long to create.
-            # Planning which activations share memory costs as much again, and the arena, which
-            # gives out last what was freed last, is 5 % faster and takes less.
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.enable_mem_reuse = False
         return options
 
     def _create(

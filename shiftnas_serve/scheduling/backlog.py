@@ -14,7 +14,7 @@ from threading import Condition, RLock
 
 from shiftnas_serve.latency import MARGIN
 from shiftnas_serve.problem import busy, late
-from shiftnas_serve.scheduling.arrivals import Arrivals
+from shiftnas_serve.scheduling.pace import Pace
 from shiftnas_serve.scheduling.pending import Pending, finish
 from shiftnas_serve.scheduling.turns import Group, next_group
 from shiftnas_serve.scheduling.work import WorkFactors
@@ -79,7 +79,7 @@ class Backlog:
         self._lock = RLock()
         self._to_decode, self._to_run = Line(decoders), Line(runners)
         self._decoder_free, self._runner_free = Condition(self._lock), Condition(self._lock)
-        self._arrivals = Arrivals()
+        self._pace = Pace()
         self.work = WorkFactors()
         self.arriving = 0
         """Images that are here, will need no turn to be decoded, and do not wait yet."""
@@ -139,7 +139,7 @@ class Backlog:
         self.refuse_if_hopeless(one.deadline_s, planner.cost_ms(planner.smallest))
         one.queued_s = time.monotonic()
         with self._lock:
-            self._arrivals.came(one.queued_s, one.plan)
+            self._pace.came(one.queued_s, None if one.plan.shrinks else one.least_ms)
             self._to_run.add(one, one.least_ms)
             self._runner_free.notify()
 
@@ -189,7 +189,7 @@ class Backlog:
                 return None
             now, threads = time.monotonic(), self._to_run.threads
             waiting = self._to_run.images()
-            group = next_group(waiting, now, self._arrivals, self._max_batch, threads)
+            group = next_group(waiting, now, self._pace, self._max_batch, threads)
             self._to_run.remove(group.images)
             if group.subnet is not None:
                 planner = group.images[0].model.planner

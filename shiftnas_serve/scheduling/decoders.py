@@ -56,8 +56,8 @@ def prepare(one: Pending, max_pixels: int) -> None:
     photo = one.photo
     try:
         if photo is None:
-            largest = bundle.space.resolution(bundle.space.largest)
-            photo = bundle.preprocess.decode(one.data, largest, max_pixels, one.header)
+            side = one.model.largest_side
+            photo = bundle.preprocess.decode(one.data, side, max_pixels, one.header)
         plan = one.plan
         if plan is None or plan.shrinks:
             # Time counts: what a latency budget allows now depends on what decoding took.

@@ -6,6 +6,7 @@ time, so that soon no budget is new. An error belongs to its group of one subnet
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class Runners:
         )
         try:
             pixels = [_sized(one, subnet.side) for one in images]
-            batch = bundle.preprocess.normalize(np.stack(pixels))
+            batch = bundle.preprocess.normalize(np.array(pixels))
             done = sessions.run(
                 subnet.value, batch, built=lambda: self._busy(thread, self._stall_s)
             )
@@ -113,7 +114,7 @@ class Runners:
 
         def outcome(one: Pending, share: np.ndarray) -> Result | Problem:
             assert one.plan is not None
-            if not np.isfinite(share).all():
+            if math.isnan(share[0]):  # one logit that is not a number makes all of them so
                 return Problem(500, f"subnet {subnet.id} answered what is not a number")
             queue_ms = 1000 * (now - one.queued_s)
             timing = Timing(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shiftnas_serve.planning.planner import Planner, Subnet
-from shiftnas_serve.scheduling.arrivals import Arrivals
+from shiftnas_serve.scheduling.pace import Pace
 from shiftnas_serve.scheduling.pending import Pending
 
 # Of the time that is left to the most urgent image, its batch may take this part: what comes
@@ -28,7 +28,7 @@ class Group:
 
 
 def next_group(
-    waiting: Sequence[Pending], now_s: float, arrivals: Arrivals, max_batch: int, threads: int
+    waiting: Sequence[Pending], now_s: float, pace: Pace, max_batch: int, threads: int
 ) -> Group:
     """What to do next of what waits (some, by deadline). Late images come first, and alone.
 
@@ -41,7 +41,7 @@ def next_group(
     assert first.plan is not None
     planner, subnet = first.model.planner, first.plan.subnet
     if first.aim_s is not None:
-        share_ms = _share_ms(waiting, now_s, arrivals, planner, threads)
+        share_ms = _share_ms(waiting, now_s, pace, planner, threads)
         subnet = planner.within(subnet, share_ms, alone=len(waiting) == 1)
     slack_ms = 1000 * (first.deadline_s - now_s)
     most = max(min(int(_BATCH_SHARE * slack_ms / planner.cost_ms(subnet)), max_batch), 1)
@@ -74,23 +74,22 @@ def _late(waiting: Sequence[Pending], now_s: float) -> int:
 
 
 def _share_ms(
-    waiting: Sequence[Pending], now_s: float, arrivals: Arrivals, planner: Planner, threads: int
+    waiting: Sequence[Pending], now_s: float, pace: Pace, planner: Planner, threads: int
 ) -> float:
     """What each image that shrinks may take so that all of them can be in time.
 
     What runs before an image counts twice. Under load every one uses up the time that it is given,
-    so all would else be due just at their deadlines, and half of them late. What usually comes
-    after an image has its time kept, too, and none gets more than the pace at which they come.
+    so all would else be due just at their deadlines, and half of them late. None gets more than the
+    pace at which they come.
     """
-    kept_ms = arrivals.reserve_ms(now_s, planner.least_ms) / threads
-    share_ms = arrivals.pace_ms(now_s, lambda plan: planner.cost_ms(plan.subnet)) * threads
+    share_ms = pace.share_ms(now_s) * threads
     ahead_ms, shrinking = 0.0, 0
     for one in waiting:
         assert one.plan is not None
         if one.aim_s is None:
             ahead_ms += planner.cost_ms(one.plan.subnet) / threads
             continue
-        left_ms = 1000 * (one.aim_s - now_s) - kept_ms - 2 * ahead_ms
+        left_ms = 1000 * (one.aim_s - now_s) - 2 * ahead_ms
         share_ms = min(share_ms, left_ms / (2 * (shrinking // threads) + 1))
         shrinking += 1
     return share_ms

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from models import PRODUCT
 from models.bundle.folder import Bundle
 from tests.contract.hosts import Host
 from tests.contract.problem import assert_problem
@@ -23,6 +24,7 @@ def test_budgets_list_what_may_be_asked_for(client, bundle: Bundle):
     assert len(body["frontier"]) == len(bundle.frontier)
     assert all(row["flops"] <= row["budget_flops"] for row in body["frontier"])
     assert "infer_ms" in body["frontier"][0]
+    assert body["measured_on"] == bundle.provenance.get("data")
     assert any("accuracy" in field for field in body["frontier"][0])
     assert body["latency_ms"]["min"] > 0
     assert body["labels"] == list(bundle.labels)
@@ -113,8 +115,11 @@ def test_docs_are_ours_and_need_no_network(client):
     assert "cdn." not in page.text
 
 
-def test_there_is_nothing_of_the_hosts_own(client):
-    assert "ShiftNAS" in client.get("/").text
+def test_there_is_nothing_of_the_hosts_own(client, host: Host):
+    page = client.get("/")
+    assert "ShiftNAS" in page.text
+    if host.name != "ray":  # whose proxy has its own
+        assert page.headers["server"] == PRODUCT.replace(" ", "/")
     for path in ("/health", "/info", "/predict", "/shutdown"):
         assert_problem(client.get(path), 404)
 

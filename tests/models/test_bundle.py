@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -27,7 +30,7 @@ from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
-from tests.bundles import make_bundle, template_of
+from tests.bundles import make_bundle, make_sure, template_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -349,3 +352,56 @@ def test_an_arch_of_known_accuracy_answers_budgets_just_above_it(tmp_path):
     own = decode(bundle.policy, budget)
     assert known(None, None).answer(budget) == own
     assert known(0.8, 0.7).answer(1.1 * budget) == decode(bundle.policy, 1.1 * budget)
+
+
+def test_a_bundle_that_knows_how_sure_it_is_has_another_version(folder):
+    before = load_bundle(folder)
+    assert before.confidence is None
+    after = load_bundle(make_sure(folder))
+    assert after.version != before.version
+    assert after.confidence is not None
+    assert after.confidence.temperature(before.min_flops) == 1.0
+
+
+@pytest.mark.parametrize("space", ["nano-cnn", "nano-vit"])
+def test_what_shares_a_budget_keeps_it(space, tmp_path):
+    """One of them has BatchNorm, and stores its answers; of the other any arch is one."""
+    bundle = load_bundle(make_sure(make_bundle(space, tmp_path / "nano")))
+    low, high = bundle.min_flops, bundle.max_flops
+
+    @settings(deadline=None)
+    @given(budget=st.floats(low, 3 * high))
+    def holds(budget):
+        flops = [bundle.space.flops(arch) for arch in bundle.steps(budget)]
+        assert sum(flops) <= budget
+        assert flops == sorted(set(flops))
+        assert len(flops) == (1 if budget < bundle.confidence.pairs[0][0] else 2)
+
+    holds()
+    flops = tuple(bundle.space.flops(arch) for arch in bundle.steps(math.inf))
+    assert flops == bundle.confidence.pairs[-1][1:]
+
+
+def test_a_bundle_without_confidence_says_what_to_do(original):
+    with pytest.raises(ValueError, match=r"how sure it is; .*trainer\.confidence"):
+        load_bundle(original).steps(math.inf)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["temperatures"][0].update(temperature=0), "more than 0"),
+        (lambda c: c["temperatures"].reverse(), "temperatures must ascend"),
+        (lambda c: c["temperatures"].clear(), "must be there"),
+        (lambda c: c["pairs"].reverse(), "pairs must ascend"),
+        (lambda c: c["pairs"][0].update(budget_flops=1), "do not share 1"),
+        (lambda c: c["pairs"][0].update(second_flops=1), "do not share"),
+        (lambda c: c["pairs"][0].update(first_flops=7), "is answered has 7 FLOPs"),
+        (lambda c: c["pairs"][0].pop("first_flops"), "first_flops"),
+        (lambda c: c.pop("images"), "images"),
+    ],
+)
+def test_what_is_wrong_with_a_confidence_is_named(folder, change, words):
+    make_sure(folder)
+    edit(folder, lambda document: change(document["confidence"]))
+    refused(folder, words)

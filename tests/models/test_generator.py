@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from models.bundle.folder import load_bundle
+from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode, decode_all
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy, log_softmax
 from models.generator.report import report_generator
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.generator.tail import NEAR, tail_of
-from models.space.relaxed import RelaxedFlops
 from models.spaces import SPACES, get_space
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[2] / "models" / "zoo" / "cifar10-cnn"
@@ -32,7 +32,7 @@ def generator_of(space, seed=0, scale=8.0):
 
 def policy_of(generator):
     weights = {name: value.numpy() for name, value in generator.state_dict().items()}
-    return GeneratorPolicy(generator.space, weights)
+    return GeneratorPolicy(generator.cost, weights)
 
 
 def test_a_policy_is_one_hot_in_value_and_softmax_in_gradient():
@@ -84,7 +84,7 @@ def joint_log_probabilities(policy, indices, budget):
     """Of whole archs: (archs,)."""
     state, every = policy.begin([budget] * len(indices)), np.arange(len(indices))
     total = np.zeros(len(indices))
-    for place in tail_of(policy.space).decided:
+    for place in tail_of(policy.cost).decided:
         logits, state = policy.step(state, place)
         total += log_softmax(logits)[every, indices[:, place]]
         state = policy.choose(state, place, every, indices[:, place])
@@ -124,7 +124,7 @@ def test_a_budget_is_a_bound_and_not_a_target():
 def taught(space, steps):
     torch.manual_seed(0)
     generator = ArchitectureGenerator(space)
-    loss = ResourceLoss(RelaxedFlops(space.flops_rule), budgets=16)
+    loss = ResourceLoss(budgets=16)
     rng = torch.Generator().manual_seed(0)
     temperatures = (1.0, 0.3)
     fit_to_budgets(
@@ -162,7 +162,7 @@ def test_after_a_hundred_steps_the_argmax_is_within_half_a_percent_of_budgets():
 def test_a_tail_ends_as_near_to_the_budget_as_it_can(name):
     """When all before is decided and nothing is preferred: brute force finds nothing nearer."""
     space = get_space(name)
-    tail, rng = tail_of(space), np.random.default_rng(0)
+    tail, rng = tail_of(flops_cost(space)), np.random.default_rng(0)
     assert sorted(tail.order) == list(range(len(space.decisions)))
     assert tail.order[-len(tail.decisions) :] == tail.decisions
     archs = np.stack([space.indices(space.random_arch(rng)) for _ in range(5)])

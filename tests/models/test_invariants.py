@@ -20,7 +20,7 @@ from models.nets.calibration import calibrate
 from models.nets.extract import extract, extract_folded
 from models.space.describe import describe_layers
 from models.space.flops import flops_rule
-from models.space.relaxed import Relaxed, RelaxedFlops
+from models.space.relaxed import Relaxed, RelaxedCost
 from models.space.weights import slice_weights, weight_slices
 from models.spaces import SPACES, get_space
 from models.spaces.vit import vit_space
@@ -212,7 +212,7 @@ def test_relaxed_flops_are_exact_at_one_hots(name):
     archs = some_archs(space, random=20)
     policies = [relax(space, arch).policies for arch in archs]
     batch = {d.name: torch.stack([p[d.name] for p in policies]) for d in space.decisions}
-    flops = RelaxedFlops(space.flops_rule)(batch)
+    flops = RelaxedCost(space.flops_rule)(batch)
     assert flops.tolist() == [space.flops(arch) for arch in archs]
 
 
@@ -225,7 +225,7 @@ def test_relaxed_flops_gradient_is_the_cost_of_another_choice(name):
     policies = {
         k: p[None].double().requires_grad_() for k, p in relax(space, arch).policies.items()
     }
-    RelaxedFlops(rule)(policies).sum().backward()
+    RelaxedCost(rule)(policies).sum().backward()
     here = space.indices(arch)
     for position, decision in enumerate(space.decisions):
         if len(decision.choices) == 1:

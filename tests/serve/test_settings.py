@@ -79,8 +79,11 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
         load_settings({}, config=config, environment={})
 
 
-def test_help_lists_what_a_setting_can_be():
-    text = " ".join(parser().format_help().split())
+def test_help_lists_what_a_setting_can_be(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = parser().format_help().splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
     for allowed in (
         f"--server {{{','.join(HOSTS)}}}",
         "--prebuild {true,false}",

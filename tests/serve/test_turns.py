@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftnas_serve.planning.planner import Plan, Subnet
-from shiftnas_serve.scheduling.arrivals import Arrivals
 from shiftnas_serve.scheduling.backlog import Line
+from shiftnas_serve.scheduling.pace import Pace
 from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.turns import Group, next_group
 
@@ -44,7 +45,7 @@ class Queue:
 
     def __init__(self, unit_ms: float = 1.0) -> None:
         self.model: Any = SimpleNamespace(planner=Sizes(unit_ms))
-        self.line, self.arrivals, self.numbers = Line(1), Arrivals(), {}
+        self.line, self.pace, self.numbers = Line(1), Pace(), {}
 
     def add(
         self,
@@ -60,12 +61,12 @@ class Queue:
         one.aim_s = deadline_s if shrinks else None
         one.least_ms = self.model.planner.least_ms(one.plan)
         self.numbers[one] = number
-        self.arrivals.came(at_s, one.plan)
+        self.pace.came(at_s, None if shrinks else one.least_ms)
         self.line.add(one, one.least_ms)
         return one
 
     def take(self, now_s: float = 0.0, max_batch: int = 16, threads: int = 1) -> Group:
-        group = next_group(self.line.images(), now_s, self.arrivals, max_batch, threads)
+        group = next_group(self.line.images(), now_s, self.pace, max_batch, threads)
         self.line.remove(group.images)
         return group
 
@@ -202,17 +203,28 @@ def test_every_image_runs_once_within_its_bound_or_is_late(asked, data):
     assert sorted(seen) == list(range(len(asked)))
 
 
-def test_the_first_of_a_burst_makes_room_for_those_that_will_come():
-    def first_of_the_next(moments_s: list[float]) -> Subnet | None:
-        queue = Queue(10.0)
-        for number, at_s in enumerate([*moments_s, max(moments_s) + 2]):
-            if number == len(moments_s):
-                queue.line.remove(queue.line.images())
-            queue.add(number, LARGEST, at_s + 0.3, shrinks=True, at_s=at_s)
-            group = queue.take(at_s, 1)
-        return group.subnet
+def test_the_pace_is_what_there_is_time_for_in_the_long_run():
+    pace = Pace()
+    assert pace.share_ms(0.0) == math.inf
+    for number in range(1000):
+        pace.came(0.02 * number)
+    assert pace.share_ms(20.0) == pytest.approx(20.0, rel=0.05)
+    for number in range(1000):
+        pace.came(20 + 0.02 * number)
+        pace.came(20 + 0.02 * number, fixed_ms=15.0)
+    assert pace.share_ms(40.0) == pytest.approx(5.0, rel=0.05)
+    for number in range(1000):
+        pace.came(40 + 0.02 * number, fixed_ms=50.0)
+    assert pace.share_ms(60.0) == 0.0
+    assert pace.share_ms(90.0) > 10_000
 
-    steady = [0.1 * number for number in range(80)]
-    bursts = [1.5 * burst + 0.001 * number for burst in range(5) for number in range(40)]
-    assert first_of_the_next(steady) is LARGEST
-    assert first_of_the_next(bursts) is SMALLEST
+
+def test_none_gets_more_than_there_is_time_for_in_the_long_run():
+    """Though nothing waits behind it."""
+    for apart_s, subnet in ((0.1, LARGEST), (0.03, MIDDLE), (0.01, SMALLEST)):
+        queue = Queue(10.0)
+        for number in range(1000):
+            at_s = apart_s * number
+            queue.add(number, LARGEST, at_s + 9, shrinks=True, at_s=at_s)
+            group = queue.take(at_s, 1)
+        assert group.subnet is subnet

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.evaluate
+import trainer.evaluation
 import trainer.finish
 import trainer.loop
 import trainer.report.monitor
@@ -48,7 +48,7 @@ def one_error(capsys):
 def _end_soon(monkeypatch):
     """A run's end without what takes long and is tested elsewhere."""
     monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
-    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
     chosen = settings("epochs=3", "evaluate_every=1", "ema=0.9")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*chosen, "--out", str(whole)]) == 0
-    real, asked = trainer.evaluate.accuracy, []
+    real, asked = trainer.evaluation.accuracy, []
 
     def accuracy(*arguments):
         asked.append(1)
@@ -110,7 +110,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer.evaluate, "accuracy", accuracy)
+    monkeypatch.setattr(trainer.evaluation, "accuracy", accuracy)
     assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
     assert len(asked) == 1
     assert load_checkpoint(parts)["evaluation_due"]
@@ -148,7 +148,7 @@ def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monke
     assert not torch.equal(seen[60][0], seen[0][0])
 
 
-@pytest.mark.parametrize("place", ["accuracy", "save_bundle", "write_report"])
+@pytest.mark.parametrize("place", ["scores", "save_bundle", "write_report"])
 def test_a_signal_at_the_end_leaves_all_or_nothing_of_the_bundle(
     folder, capsys, monkeypatch, place
 ):

@@ -85,18 +85,8 @@ def load_splits(
     if not 0 < held_out_share < 1:
         raise ValueError(f"held_out_share is {held_out_share}: give a share between 0 and 1")
     found = read_source(source)
-    train, test = found.train, found.test
     _check(found, source)
-    if test is None:
-        kept, held = stratified_holdout(train.labels, _TEST_SHARE, _TEST_SEED)
-        train, test = train.take(kept), train.take(held)
-    if not 0 <= held_out_images <= len(train) - len(found.classes):
-        raise ValueError(
-            f"held_out_images is {held_out_images}, of {len(train)} training images: give fewer, "
-            "or 0 and a held_out_share"
-        )
-    kept, held = stratified_holdout(train.labels, held_out_share, seed, count=held_out_images)
-    train, held_out = train.take(kept), train.take(held)
+    train, held_out, test = cut(found, held_out_share, seed, held_out_images)
     if not (len(held_out) and len(test)):
         raise ValueError(f"{source} has too few images to hold any out: give more per class")
     rows = {"held-out": held_out, "test": test, "train": train}
@@ -124,6 +114,26 @@ def load_splits(
         broken=tuple(broken),
         test_rows=test,
     )
+
+
+def cut(
+    found: Source, held_out_share: float, seed: int, held_out_images: int = 0
+) -> tuple[Rows, Rows, Rows]:
+    """What trains, what is held out of that, what tests; as ``load_splits`` says.
+
+    Raises ValueError for more held-out images than there are.
+    """
+    train, test = found.train, found.test
+    if test is None:
+        kept, held = stratified_holdout(train.labels, _TEST_SHARE, _TEST_SEED)
+        train, test = train.take(kept), train.take(held)
+    if not 0 <= held_out_images <= len(train) - len(found.classes):
+        raise ValueError(
+            f"held_out_images is {held_out_images}, of {len(train)} training images: give fewer, "
+            "or 0 and a held_out_share"
+        )
+    kept, held = stratified_holdout(train.labels, held_out_share, seed, count=held_out_images)
+    return train.take(kept), train.take(held), test
 
 
 def read_source(source: str) -> Source:

@@ -16,9 +16,10 @@ import torch
 
 from models.generator.network import ArchitectureGenerator
 from models.space.search_space import SearchSpace
+from trainer.data.batch_workers import local_processes
 from trainer.data.batches import Batch
 from trainer.data.run_data import RunData, run_data
-from trainer.data.splits import LabelledImages, Splits
+from trainer.data.splits import LabelledImages, Splits, cores
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
 from trainer.dry_run.plan import Plan, plan_of
@@ -26,7 +27,7 @@ from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import StepResult, train_step
+from trainer.engine.step import StepResult, teacher_of, train_step
 from trainer.recipes.recipe import Recipe
 
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ class Trial:
     """What was measured, with ``images`` at once. ``prepare_s``: their augmentation.
 
     ``update``: of the distribution; None where the sampler does not learn. ``sliced_flops``: of the
-    subnets of the sliced step.
+    subnets of the sliced step. ``teacher_s``: what a teacher takes of it, whatever is drawn.
     """
 
     images: int
@@ -71,6 +72,7 @@ class Trial:
     masked_loss: float
     sliced_loss: float
     sliced_flops: int
+    teacher_s: float
     peak_bytes: int
 
     def dearest(self, images: int) -> Cost:
@@ -115,11 +117,14 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     means = {m: mean_step_flops(state.sampler, masked=m) for m in (True, False)}
     share = plan.masked_steps / plan.total_steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
-    usual_sliced_s = trial.sliced.seconds * means[False] / trial.sliced_flops
+    subnets_s = max(trial.sliced.seconds - trial.teacher_s, 0.0)
+    usual_sliced_s = trial.teacher_s + subnets_s * means[False] / trial.sliced_flops
     at_once = -(-recipe.batch_size // recipe.accumulate)
     dearest = trial.dearest(at_once)
     of_a_batch = recipe.batch_size / trial.images
     step_s = of_a_batch * (share * trial.masked.seconds + (1 - share) * usual_sliced_s)
+    if recipe.data_workers == 0 or (recipe.data_workers < 0 and cores() <= local_processes()):
+        step_s += of_a_batch * trial.prepare_s
     update_s = 0.0
     if trial.update is not None:
         update_s = of_a_batch * trial.update.seconds * plan.updates / recipe.epochs
@@ -173,6 +178,10 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     prepare_s = time.perf_counter() - started
     masked, masked_s, masked_bytes = step(batch, masked=True)
     sliced, sliced_s, sliced_bytes = step(batch, masked=False)
+    teacher_s = 0.0
+    teacher = teacher_of(state, recipe)
+    if teacher is not None:
+        _, teacher_s, _ = measured(state, lambda: teacher(batch.images.to(recipe.device)))
     update_cost = None
     if state.sampler.learns:
         _, few_update_bytes = update(few.held_out.batch(0, 0))
@@ -188,6 +197,7 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
         masked_loss=masked.loss,
         sliced_loss=sliced.loss,
         sliced_flops=sum(flops for flops, _ in sliced.drawn),
+        teacher_s=teacher_s,
         peak_bytes=peak_bytes(recipe.device),
     )
 

@@ -15,7 +15,6 @@ from models.generator.resource_loss import ResourceLoss
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import FrozenStatistics
-from models.space.relaxed import RelaxedFlops
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from trainer.data.splits import Splits
@@ -208,7 +207,6 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         net=net,
         generator=generator,
         resource_loss=ResourceLoss(
-            RelaxedFlops(space.flops_rule),
             recipe.generator.resource_weight,
             recipe.generator.resource_batch,
             recipe.generator.entropy_weight,

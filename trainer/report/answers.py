@@ -16,6 +16,7 @@ from PIL import Image
 from models.bundle.folder import Bundle
 from trainer.data.sources import Rows
 from trainer.engine.disk import writing
+from trainer.pairs import Curve
 from trainer.report import plots
 from trainer.scores import Scores, confused
 from trainer.served import Measured
@@ -32,7 +33,7 @@ def write_answers(
     """Write ``answers.html`` and its plot. rows: the images; read: which of them were measured."""
     with writing(folder, then=""), matplotlib.style.context(plots.STYLE):
         folder.mkdir(parents=True, exist_ok=True)
-        figure = frontier(bundle, measured)
+        figure = frontier(bundle, measured, [])
         figure.savefig(folder / "answers.png", metadata={"Software": None})
         page = folder / "answers.html"
         page.write_text(answers_page(bundle, measured, rows, read, figure), encoding="utf-8")
@@ -76,15 +77,25 @@ def answers_page(
     )
 
 
-def frontier(bundle: Bundle, measured: Sequence[Measured]) -> Figure:
-    """Accuracy by FLOPs."""
+def draw(file: Path, figure: Figure) -> None:
+    """Write it. Raises ValueError where that cannot be."""
+    with writing(file, then=""), matplotlib.style.context(plots.STYLE):
+        figure.savefig(file, metadata={"Software": None})
+
+
+def frontier(bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> Figure:
+    """Accuracy by FLOPs: of one subnet, and of pairs by what they spend on average."""
     figure = Figure(figsize=(7, 3.6))
     axes = figure.subplots()
     flops = [bundle.space.flops(one.arch) / 1e6 for one in measured]
     right = np.array([100 * one.scores.accuracy for one in measured])
     ends = 100 * np.array([one.scores.interval for one in measured]).T
-    axes.errorbar(flops, right, yerr=np.abs(ends - right), marker="o", capsize=3)
-    axes.set_xlabel("MFLOPs")
+    axes.errorbar(
+        flops, right, yerr=np.abs(ends - right), marker="o", ms=4, capsize=2, label="one subnet"
+    )
+    plots.plot_curves(axes, curves, 1e6, 100)
+    axes.legend(loc="lower right")
+    axes.set_xlabel("MFLOPs" + (", on average" if curves else ""))
     axes.set_ylabel("right, %")
     axes.set_title(f"{bundle.name}: what is served")
     figure.tight_layout()

@@ -15,7 +15,7 @@ from trainer.engine.optim import Schedule
 from trainer.engine.provenance import provenance
 from trainer.engine.state import TrainingState
 from trainer.engine.step import StepResult
-from trainer.evaluate import Evaluation
+from trainer.evaluation import Evaluation
 from trainer.recipes.recipe import Recipe
 from trainer.report.display import Display, Groups
 from trainer.report.tensorboard import TensorBoard

@@ -22,7 +22,7 @@ from trainer.ranks import Ranks
 from trainer.recipes.recipe import Recipe
 from trainer.start.classifier import fit_classifier
 from trainer.start.order import centred, in_order
-from trainer.start.source import Source, find_source
+from trainer.start.source import Source, find_start
 
 CLASSIFIER = "classifier."
 
@@ -30,15 +30,11 @@ CLASSIFIER = "classifier."
 def begin(state: TrainingState, recipe: Recipe, splits: Splits, ranks: Ranks) -> None:
     """Put the recipe's start into a fresh state; a new classifier is fitted to the training images.
 
-    Raises ValueError for a start that is not there or does not fit, and for statistics that it does
-    not have.
+    Raises ValueError as ``find_start`` does. Nothing happens without a start.
     """
-    source = find_source(recipe.start, recipe.space)
-    if recipe.statistics == "start" and source.statistics is None:
-        raise ValueError(
-            f"start {source.name} has no BatchNorm statistics that hold for all archs: "
-            "set statistics=arch"
-        )
+    source = find_start(recipe)
+    if source is None:
+        return
     weights, statistics = source.weights, source.statistics
     if not source.is_supernet and source.arch == source.space.largest:
         weights, statistics = in_order(source.space, weights, statistics)

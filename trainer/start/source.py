@@ -19,6 +19,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
+from trainer.recipes.recipe import Recipe
 
 PACKAGES: dict[str, Callable[[], Path]] = {"efficientnet-lite0": packaged_weights}
 """Pretrained networks whose weights are a package: name -> the file."""
@@ -50,6 +51,22 @@ class Source:
     statistics: SharedStatistics | None
     labels: tuple[str, ...] | None
     is_supernet: bool
+
+
+def find_start(recipe: Recipe) -> Source | None:
+    """Read a recipe's start, if it has one.
+
+    Raises ValueError as ``find_source`` does, and for statistics that the start does not have.
+    """
+    if not recipe.start:
+        return None
+    source = find_source(recipe.start, recipe.space)
+    if recipe.statistics == "start" and source.statistics is None:
+        raise ValueError(
+            f"start {source.name} has no BatchNorm statistics that hold for all archs: "
+            "set statistics=arch"
+        )
+    return source
 
 
 def find_source(name: str, space_name: str) -> Source:

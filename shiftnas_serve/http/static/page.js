@@ -244,7 +244,7 @@ function ticks(low, high) {
 }
 
 function drawChart() {
-  const { flops, frontier } = state.about;
+  const { flops, frontier, measured_on: images } = state.about;
   const width = $("chart").clientWidth, right = width - BESIDE;
   $("chart").setAttribute("viewBox", `0 0 ${width} 204`);
   const accuracy = ["val_accuracy", "test_accuracy"].find((name) => frontier.every((row) => row[name] !== null));
@@ -262,13 +262,14 @@ function drawChart() {
   const lines = low < high ? ticks(low - room, high + room) : [low];
   const points = rows.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
   const marks = [0, 0.25, 0.5, 0.75, 1].filter((part) => width > 500 || part !== 0.25 && part !== 0.75);
-  const what = { val_accuracy: "held-out accuracy", test_accuracy: "test accuracy", infer_ms: "predicted milliseconds" };
+  const what = { val_accuracy: "held-out accuracy", test_accuracy: "test accuracy", infer_ms: "predicted milliseconds" }[name];
+  const whole = accuracy && images ? `${what} on ${images}` : what;
   $("chart").replaceChildren(
     ...lines.flatMap((value) => [
       shape("line", { class: "grid", x1: LEFT, x2: right, y1: y(value), y2: y(value) }),
       shape("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, words(value)),
     ]),
-    shape("text", { x: right, y: BOTTOM - 8, "text-anchor": "end" }, `${what[name]} against FLOPs`),
+    shape("text", { x: right, y: BOTTOM - 8, "text-anchor": "end" }, `${width > 600 ? whole : what} against FLOPs`),
     shape("polygon", { class: "area", points: `${x(rows[0][0])},${BOTTOM} ${points} ${x(rows.at(-1)[0])},${BOTTOM}` }),
     shape("polyline", { class: "line", points }),
     ...rows.map(([a, b]) => {
@@ -285,7 +286,7 @@ function drawChart() {
     shape("circle", { id: "served", class: "served", r: 8, visibility: "hidden" }),
     shape("text", { id: "said", class: "said" }),
   );
-  $("chart").setAttribute("aria-label", `${what[name]} against FLOPs: ` + rows.map(([a, b]) => `${flopsText(a)} ${words(b)}`).join(", "));
+  $("chart").setAttribute("aria-label", `${whole} against FLOPs: ` + rows.map(([a, b]) => `${flopsText(a)} ${words(b)}`).join(", "));
 }
 
 /** The height of the curve over so many FLOPs. */

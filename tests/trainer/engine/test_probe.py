@@ -12,7 +12,7 @@ from models.spaces.vit import vit_space
 from tests.one_hot import relax
 from trainer.data.batches import Batch
 from trainer.engine.probe import BatchProbe
-from trainer.evaluate import gradient_norm
+from trainer.evaluation import gradient_norm
 
 SPACES = {
     "relative": vit_space(

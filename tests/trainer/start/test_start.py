@@ -17,6 +17,7 @@ from models.nets.normalize import FrozenStatistics
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from models.spaces.mbconv import MBConvLayout
+from search.supernet import open_supernet
 from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
 from trainer.recipes.config import get_recipe, with_settings
@@ -139,11 +140,11 @@ def test_a_pretrained_network_is_taken_but_for_other_classes():
 
 
 def test_a_start_that_is_not_there_or_does_not_fit_is_one_line(tmp_path):
-    bundle = make_bundle("nano-vit", tmp_path / "vit")
+    bundle = make_bundle("nano-cnn", tmp_path / "cnn")
     for name, space, said in (
         ("efficientnet-lite9", "mobile", "no start efficientnet-lite9: give efficientnet-lite0"),
         ("efficientnet-lite0", "nano-cnn", "no public network is known to fit space nano-cnn"),
-        (str(bundle), "nano-cnn", "is of space nano-vit"),
+        (str(bundle), "mobile", "is of space nano-cnn"),
         ("timm:no_such_network", "mobile", "timm has no network 'no_such_network'"),
     ):
         if name == "efficientnet-lite0":
@@ -199,6 +200,9 @@ def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, caps
     assert json.loads((run / "recipe.json").read_text())["start"] == str(begun)
     again = json.loads((run / "frontier.json").read_text())
     assert all(row["flops"] <= row["budget_flops"] for row in again)
+    for supernet in (run, run / "bundle"):
+        right = open_supernet(supernet, "digits").accuracy(after.frontier[-1].arch)
+        assert right == again[-1]["val_accuracy"], "a search measures as the table does"
 
 
 def test_a_resumed_run_keeps_its_start(begun, tmp_path, capsys):

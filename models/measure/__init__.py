@@ -1,0 +1,1 @@
+"""A latency table of this machine: timings of whole subnets, and what their parts take."""
