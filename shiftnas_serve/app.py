@@ -137,13 +137,13 @@ def assemble(state: ServerState) -> ASGIApp:
         *(page_routes() if state.settings.page else ()),
     ]
     # (a redirect would go to where the client's Host header says)
-    rest = Problems(Router(routes, redirect_slashes=False, default=_nothing))
+    rest = Router(routes, redirect_slashes=False, default=_nothing)
     classify = Counted(classify_endpoint(state), state)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         await (classify if scope["path"] == "/classify" else rest)(scope, receive, send)
 
-    app: ASGIApp = front
+    app: ASGIApp = Problems(front)
     if state.settings.cors_origins:
         app = CORSMiddleware(
             app,

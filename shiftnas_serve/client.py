@@ -74,7 +74,6 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
         self._http.close()
 
     def classify(
@@ -120,7 +119,6 @@ class AsyncClient:
         retries: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As ``Client``."""
         self._timeout_s, self._retries = timeout_s, retries
         self._http = httpx.AsyncClient(transport=transport, **_options(url, key, timeout_s))
 
@@ -131,7 +129,6 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._http.aclose()
 
     async def classify(

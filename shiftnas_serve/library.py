@@ -36,8 +36,6 @@ from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
     BUDGET_KINDS,
-    BadBudget,
-    OutOfRange,
     earliest_deadline_s,
     may_degrade,
 )
@@ -45,7 +43,7 @@ from shiftnas_serve.engine.model import Model, load_model
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
-from shiftnas_serve.scheduling.decoders import THREADS, Decoders, of_image, out_of_range, prepare
+from shiftnas_serve.scheduling.decoders import THREADS, Decoders, prepare
 from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
@@ -260,10 +258,7 @@ class Engine:
         """
         planner = self.model.planner
         if may_degrade(asked):
-            try:
-                planner.quick_plan(asked)
-            except OutOfRange as error:
-                raise out_of_range(error) from None
+            planner.quick_plan(asked)
         now = time.monotonic()
         deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
         smallest_ms = planner.cost_ms(planner.smallest)
@@ -297,9 +292,7 @@ class Engine:
                     generator = one.plan is None
                     one.work = decode_work(header, len(one.data), generator=generator)
         except ImageError as error:
-            raise of_image(error) from None
-        except OutOfRange as error:
-            raise out_of_range(error) from None
+            raise Problem(error.status, error.reason) from None
         if one.work is not None:
             self._backlog.decode(one)
         else:
@@ -350,10 +343,7 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
         if len(text) > MAX_LENGTH:  # nothing so long is remembered
             header = _KINDS[name].header
             raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
-        try:
-            asked[name] = _PARSERS[name](text)
-        except BadBudget as error:
-            raise Problem(400, str(error)) from None
+        asked[name] = _PARSERS[name](text)
     return asked
 
 

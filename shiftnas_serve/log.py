@@ -34,7 +34,6 @@ class LineWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
         self.put(self.format(record))
 
     def put(self, line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 from pydantic import JsonValue
 
 from models.bundle.confidence import Confidence
+from models.bundle.costs import CostAnswers
 from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
@@ -48,6 +49,7 @@ class Bundle:
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
     without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
     can be answered, and the generator is asked. card: what it was made from and is good for.
+    costs: what it answers to budgets of other costs than FLOPs, by their name.
     confidence: how sure its subnets are; None: it was not fitted.
     """
 
@@ -65,6 +67,7 @@ class Bundle:
     template: Template
     provenance: Mapping[str, JsonValue]
     card: str = ""
+    costs: Mapping[str, CostAnswers] = field(default_factory=dict)
     confidence: Confidence | None = None
 
     @property

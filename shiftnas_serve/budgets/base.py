@@ -13,18 +13,21 @@ from typing import ClassVar, NamedTuple
 
 from models.space import quantity
 from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.problem import Problem
 
 
-class BadBudget(ValueError):
-    """The header cannot be read as a budget (HTTP 400)."""
+class BadBudget(Problem):
+    """What a header says cannot be read as a budget."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(400, detail)
 
 
-class OutOfRange(ValueError):
-    """The budget is readable, and no subnet keeps it (HTTP 422). ``allowed`` says what would."""
+class OutOfRange(Problem):
+    """The budget is readable, and no subnet keeps it. ``allowed`` says what would."""
 
     def __init__(self, detail: str, allowed: dict[str, float]) -> None:
-        super().__init__(detail)
-        self.allowed = allowed
+        super().__init__(422, detail, extra={"allowed": allowed})
 
 
 class Moment(NamedTuple):

@@ -42,7 +42,6 @@ class JsonAnswer:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -129,5 +128,4 @@ class AsciiJson(JSONResponse):
     """JSON that can hold whatever a client sent: half of a surrogate pair has no UTF-8."""
 
     def render(self, content: Mapping[str, object]) -> bytes:
-        """As escapes."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -37,17 +37,14 @@ class Line:
         return len(self._rows)
 
     def add(self, one: Pending, ms: float) -> None:
-        """At its place."""
         self._count += 1
         self._ms += ms
         insort(self._rows, (one.deadline_s, self._count, ms, one))
 
     def images(self) -> list[Pending]:
-        """All that wait."""
         return [row[3] for row in self._rows]
 
     def remove(self, some: Collection[Pending]) -> None:
-        """Take them away."""
         gone = set(some)
         self._rows = [row for row in self._rows if row[3] not in gone]
         # added up anew: without what adding and taking away leaves over

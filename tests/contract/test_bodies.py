@@ -203,21 +203,6 @@ def test_forms_with_no_image_or_two_are_400(client, png):
     assert_problem(two, 400, "one image")
 
 
-def test_one_damaged_image_in_a_crowd_hurts_no_other(server: Server, client):
-    images = [encoded(picture(seed=seed)) for seed in range(6)]
-    alone = [post(client, image).json()["predictions"] for image in images]
-    damaged = images[0][: len(images[0]) // 2]
-
-    def check(number: int) -> None:
-        if number % 3 == 2:
-            assert server.post(damaged).status_code == 422
-        else:
-            assert server.post(images[number % 6]).json()["predictions"] == alone[number % 6]
-
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(check, range(60)))
-
-
 def test_a_picture_in_memory_is_what_pillow_reads(client):
     """The golden answer is that of a file without loss; JPEG of best quality comes close."""
     image = picture(64, seed=9)

@@ -50,6 +50,19 @@ def test_health_and_metadata(triton: InferenceServerClient, bundle: Bundle):
     assert [one["name"] for one in config["output"]] == [o["name"] for o in metadata["outputs"]]
 
 
+def test_statistics_count_images(triton: InferenceServerClient, bundle: Bundle, png):
+    def count() -> int:
+        (found,) = triton.get_inference_statistics(bundle.name, bundle.version)["model_stats"]
+        stages = found["inference_stats"]
+        assert stages["compute_infer"]["ns"] >= 0
+        assert stages["queue"]["count"] == found["inference_count"]
+        return found["inference_count"]
+
+    before = count()
+    triton.infer(bundle.name, [image_input(png, png)])
+    assert count() == before + 2
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_infer_answers_as_classify_does(triton, client, bundle: Bundle, binary: bool):
     budget = (bundle.min_flops + bundle.max_flops) // 2

@@ -114,8 +114,8 @@ def test_a_bound_is_one_that_some_subnet_keeps(kind, bundle: Bundle):
         except OutOfRange as error:
             refused.append(value)
             assert kind.header in str(error)
-            assert error.allowed
-            assert all(limit > 0 for limit in error.allowed.values())
+            assert error.extra["allowed"]
+            assert all(limit > 0 for limit in error.extra["allowed"].values())
     assert refused == VALUES[: len(refused)]
     assert refused
     assert bounds == sorted(bounds)

@@ -241,34 +241,18 @@ def test_a_build_may_take_as_long_as_its_runtime_says(own: Engine, monkeypatch, 
 def test_a_reload_changes_versions_between_two_answers(
     own: Engine, bundle: Bundle, other_folder: Path, bundle_folder: Path, tmp_path: Path, png: bytes
 ):
-    """Under load no request fails, and no answer mixes two."""
-    labels, wrong, ended = {}, [], threading.Event()
-
-    def ask() -> int:
-        count = 0
-        while not ended.is_set():
-            result = own.classify(png)
-            kinds = {one.label.split()[0] for one in result.predictions}
-            if kinds != {"class" if result.model.version == bundle.version else "kind"}:
-                wrong.append(result)
-            labels[result.model.version] = kinds
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask) for _ in range(3)]
-        for folder in (other_folder, bundle_folder, other_folder):
-            done = own.reload(folder)
-            assert done.changed
-            assert own.classify(png).model == done.model
-        assert not own.reload().changed
-        with pytest.raises(Problem, match="is served on") as refused:
-            own.reload(tmp_path)
-        assert refused.value.status == 422
-        ended.set()
-        assert all(one.result() for one in asking)
-    assert not wrong
-    assert len(labels) == 2
+    """Under load: tests/contract/test_reload.py."""
+    for folder, kind in ((other_folder, "kind"), (bundle_folder, "class")):
+        done = own.reload(folder)
+        assert done.changed
+        result = own.classify(png)
+        assert result.model == done.model
+        assert {one.label.split()[0] for one in result.predictions} == {kind}
+    assert not own.reload().changed
+    with pytest.raises(Problem, match="is served on") as refused:
+        own.reload(tmp_path)
+    assert refused.value.status == 422
+    assert own.classify(png).model.version == bundle.version
 
 
 def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
