@@ -42,14 +42,26 @@ RUNTIMES: dict[str, RuntimeEntry] = {
     "tensorrt": RuntimeEntry(
         f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
     ),
+    "tensorrt-rtx": RuntimeEntry(
+        f"{_HERE}.tensorrt_rtx:TensorRtRtx",
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "tensorrt-rtx",
+        ("cuda",),
+        keeps_engines=True,
+    ),
     "torch": RuntimeEntry(f"{_HERE}.torch:Torch", "torch", "train", ("cpu", "cuda")),
 }
+
+AUTO = "auto"
+"""For the fastest runtime that works here (``auto.py``)."""
 
 
 def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> None:
     """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
+    if name == AUTO:
+        return
     if name not in RUNTIMES:
-        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
+        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}, {AUTO}")
     entry = RUNTIMES[name]
     if device not in entry.devices:
         allowed = " or ".join(f"--device {one}" for one in entry.devices)
@@ -88,6 +100,7 @@ def build_runtime(
 
 
 __all__ = [
+    "AUTO",
     "RUNTIMES",
     "AbstractRuntime",
     "AbstractSession",
