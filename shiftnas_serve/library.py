@@ -297,7 +297,9 @@ class Engine:
             self._backlog.decode(one)
         else:
             prepare(one, self.settings.max_pixels)
-            self._backlog.run(one)
+            self._backlog.run(one, wake=one.loop is None)
+            if one.loop is not None:  # first comes what else is ready in this turn of the loop
+                one.loop.call_soon(self._backlog.wake_one)
 
     # -- another version ---------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from shiftnas_serve.answer import ModelName
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.planning.planner import Planner, check_budgets
-from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.runtimes import AUTO, build_runtime
+from shiftnas_serve.runtimes.auto import pick_runtime
 from shiftnas_serve.settings import EngineSettings
 
 _MEASURED_SUBNETS = 5
@@ -42,9 +43,12 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
     """
     bundle = load_bundle(path)
     check_budgets(bundle, settings.pinned_flops, settings.default_flops)
-    runtime = build_runtime(
-        settings.runtime, settings.device, settings.threads, settings.engine_cache
-    )
+    if settings.runtime == AUTO:
+        runtime = pick_runtime(bundle, settings.threads, settings.engine_cache)
+    else:
+        runtime = build_runtime(
+            settings.runtime, settings.device, settings.threads, settings.engine_cache
+        )
     pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
     sessions = Sessions(bundle, runtime, settings.session_bytes, pinned)
     try:

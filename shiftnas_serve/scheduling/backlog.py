@@ -128,8 +128,11 @@ class Backlog:
             self._to_decode.add(one, ms)
             self._decoder_free.notify()
 
-    def run(self, one: Pending) -> None:
-        """Let it wait for its turn to run. Raises Problem where that is in vain."""
+    def run(self, one: Pending, *, wake: bool = True) -> None:
+        """Let it wait for its turn to run. Raises Problem where that is in vain.
+
+        ``wake``: a thread is told so at once; else ``wake_one`` must be called soon.
+        """
         assert one.plan is not None
         planner = one.model.planner
         one.least_ms = planner.least_ms(one.plan)
@@ -138,7 +141,8 @@ class Backlog:
         with self._lock:
             self._pace.came(one.queued_s, None if one.plan.shrinks else one.least_ms)
             self._to_run.add(one, one.least_ms)
-            self._runner_free.notify()
+            if wake:
+                self.wake_one()
 
     def cancel(self, one: Pending) -> None:
         """Nobody waits for it any more. What runs already ends nevertheless."""
@@ -196,8 +200,13 @@ class Backlog:
                 self._runner_free.notify()  # for another thread
             return group
 
+    def wake_one(self) -> None:
+        """Let a thread take what waits to run, if one is free."""
+        with self._lock:
+            self._runner_free.notify()
+
     def wake(self) -> None:
-        """Let a thread that waits for something to run ask again (``wait``)."""
+        """Let all threads that wait for something to run ask again (``wait``)."""
         with self._lock:
             self._runner_free.notify_all()
 

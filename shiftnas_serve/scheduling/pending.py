@@ -66,7 +66,10 @@ class Pending:
             self.future.set_result(self.outcome)
 
 
-def finish(some: Iterable[tuple[Pending, Result | Problem]]) -> None:
+Outcome = tuple[Pending, Result | Problem]
+
+
+def finish(some: Iterable[Outcome]) -> None:
     """Give each its outcome, from any thread: an event loop is woken once for all of its own."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Pending]] = {}
     for one, outcome in some:

@@ -68,6 +68,9 @@ def test_of_two_that_start_at_once_on_a_port_exactly_one_serves(bundle_folder, o
         serves.wait_until_ready()
         versions = {serves.post(png).json()["model"]["version"] for _ in range(8)}
         assert len(versions) == 1
+        wait_for(lambda: "ready" in serves.said())
+        assert str(port) in serves.said()
+        assert versions.pop() in serves.said()
     finally:
         for one in both:
             one.end()

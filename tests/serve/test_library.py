@@ -238,6 +238,26 @@ def test_a_build_may_take_as_long_as_its_runtime_says(own: Engine, monkeypatch, 
     assert own.wedged is None
 
 
+def test_an_answer_that_is_there_does_not_wait_for_a_build(own: Engine, monkeypatch, png: bytes):
+    go, session = threading.Event(), Sessions.session
+    own.classify(png)
+
+    def held(self: Sessions, arch):
+        if not self.is_resident(arch):
+            go.wait(20)
+        return session(self, arch)
+
+    async def main() -> None:
+        asked = [asyncio.create_task(own.aclassify(png, flops=flops)) for flops in (None, "700k")]
+        await asyncio.wait(asked, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert [one.done() for one in asked] == [True, False]
+        go.set()
+        await asked[1]
+
+    monkeypatch.setattr(Sessions, "session", held)
+    asyncio.run(main())
+
+
 def test_a_reload_changes_versions_between_two_answers(
     own: Engine, bundle: Bundle, other_folder: Path, bundle_folder: Path, tmp_path: Path, png: bytes
 ):
