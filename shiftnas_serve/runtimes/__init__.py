@@ -74,16 +74,6 @@ def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> N
         )
 
 
-def check_installed(name: str) -> None:
-    """Raises ValueError for a runtime whose library is not installed."""
-    entry = RUNTIMES[name]
-    if not entry.is_installed:
-        raise ValueError(
-            f"the {name} runtime needs {entry.library}, which is not installed; "
-            f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
-        )
-
-
 def build_runtime(
     name: str, device: str, threads: int, engine_cache: Path | None = None
 ) -> AbstractRuntime:
@@ -93,8 +83,13 @@ def build_runtime(
     runtime cannot use: nothing falls back to something else.
     """
     check_runtime(name, device, engine_cache)
-    check_installed(name)
-    module, _, cls = RUNTIMES[name].cls.partition(":")
+    entry = RUNTIMES[name]
+    if not entry.is_installed:
+        raise ValueError(
+            f"the {name} runtime needs {entry.library}, which is not installed; "
+            f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
+        )
+    module, _, cls = entry.cls.partition(":")
     kept: dict[str, Path] = {} if engine_cache is None else {"engine_cache": engine_cache}
     return getattr(importlib.import_module(module), cls)(device, threads, **kept)
 
@@ -106,6 +101,5 @@ __all__ = [
     "AbstractSession",
     "RuntimeEntry",
     "build_runtime",
-    "check_installed",
     "check_runtime",
 ]
