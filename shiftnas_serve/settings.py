@@ -43,7 +43,10 @@ class EngineSettings(BaseModel):
         1, ge=1, le=64, description="threads that run subnets, with one copy of the weights"
     )
     threads: int = Field(1, ge=1, le=256, description="threads of the runtime for each of them")
-    runtime: str = Field("onnxruntime", description="what runs subnets")
+    runtime: str = Field(
+        "onnxruntime",
+        description="what runs subnets; auto: the fastest that works here, as the log tells",
+    )
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
     engine_cache: Path | None = Field(
         None,
