@@ -26,7 +26,10 @@ ENDING = ".cost.json"
 
 @dataclass(frozen=True, eq=False)
 class CostAnswers:
-    """``answers``: whole numbers of the cost and the arch that costs so much, ascending."""
+    """``answers``: whole numbers of the cost and the arch that costs so much, ascending.
+
+    FLOPs ascend with them: an answer never has fewer than a cheaper one.
+    """
 
     cost: Cost
     table: CostTable
@@ -98,7 +101,11 @@ def read_cost_answers(space: SearchSpace, name: str, text: str) -> CostAnswers:
             found.append(space.arch_from_json(entry.arch))
             if entry.id != space.arch_id(found[-1]):
                 raise ValueError(f"id {entry.id} is not that of its arch")
-        return cost_answers(space, table, found)
+        answers = cost_answers(space, table, found)
+        flops = [space.flops(arch) for arch in answers.archs()]
+        if flops != sorted(set(flops)):
+            raise ValueError("answers that cost more must have more FLOPs")
+        return answers
     except ValidationError as error:
         raise ValueError(f"{name}: {in_words(error)}") from None
     except ValueError as error:

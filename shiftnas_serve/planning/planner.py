@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from threading import Lock
 
 import msgspec
+import numpy as np
 
 from models.bundle.folder import Bundle
 from models.space.arch import Arch
 from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
 from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
+
+LATENCY = "latency_ms"
+"""The cost by which a bundle may answer latency budgets."""
 
 _REMEMBERED = 4096
 _LATENCY_STEPS = 64
@@ -32,7 +36,9 @@ _IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
 class Subnet:
     """All that an answer says about a subnet, worked out once.
 
-    ``arch``: its choices, as JSON has them. ``value``: the arch. ``side``: of its images.
+    ``arch``: its choices, as JSON has them. ``value``: the arch. ``side``: of its images. ``pace``:
+    the FLOPs of that answer to a latency budget which takes as long, by the bundle's table of
+    milliseconds; its own where the bundle has no table.
     """
 
     id: str
@@ -41,6 +47,7 @@ class Subnet:
     arch: Mapping[str, object]
     value: Arch
     side: int
+    pace: float
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -81,16 +88,23 @@ class Planner:
         self._answers: OrderedDict[float, Subnet] = OrderedDict()
         for arch in bundle.archs():
             self._subnet(arch)
-        self._bounds = latency_bounds(bundle)
-        some = {(found := self._answer(bound)).flops: found for bound in self._bounds}
-        self._choices: Sequence[Subnet] = [some[flops] for flops in sorted(some)]
+        self._knows_ms = LATENCY in bundle.costs
+        if self._knows_ms:
+            # ascending in milliseconds and in FLOPs (models.retarget)
+            some = [self._subnet(arch) for arch in bundle.costs[LATENCY].archs()]
+            self._bounds = [float(subnet.flops) for subnet in some]
+        else:
+            self._bounds = latency_bounds(bundle)
+            some = [self._answer(bound) for bound in self._bounds]
+        by_flops = {subnet.flops: subnet for subnet in some}
+        self._choices: Sequence[Subnet] = [by_flops[flops] for flops in sorted(by_flops)]
         self._flops = [subnet.flops for subnet in self._choices]
         self.smallest = self._choices[0]
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does."""
         bound, degraded = self._bound(asked, elapsed_ms)
-        subnet = self._answer(bound)
+        subnet = self._in_time(asked, bound) or self._answer(bound)
         assert subnet.flops <= bound, "an answer is never over budget"
         return Plan(subnet, asked, degraded, shrinks=may_degrade(asked))
 
@@ -100,9 +114,10 @@ class Planner:
         Raises OutOfRange as ``plan`` does.
         """
         bound, degraded = self._bound(asked, 0.0)
-        if not self._bundle.answers and bound not in self._answers:
+        subnet = self._in_time(asked, bound)
+        if subnet is None and not self._bundle.answers and bound not in self._answers:
             return None
-        return Plan(self._answer(bound), asked, degraded, shrinks=may_degrade(asked))
+        return Plan(subnet or self._answer(bound), asked, degraded, shrinks=may_degrade(asked))
 
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.
@@ -126,7 +141,7 @@ class Planner:
 
     def cost_ms(self, subnet: Subnet) -> float:
         """What an image of it takes, now."""
-        return self.latency.infer_ms(subnet.flops)
+        return self.latency.infer_ms(subnet.pace)
 
     def least_ms(self, plan: Plan) -> float:
         """What the image of a plan takes at least."""
@@ -143,7 +158,8 @@ class Planner:
     def expected(self) -> list[Arch]:
         """What will probably be asked for: the stored answers, or those to latency budgets."""
         stored = self._bundle.archs() if self._bundle.answers else ()
-        return list(stored) or [one.value for one in self._choices]
+        timed = [one.value for one in self._choices] if self._knows_ms or not stored else ()
+        return list(dict.fromkeys((*stored, *timed)))
 
     def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
         """FLOPs, and whether it is a latency budget that makes them so few."""
@@ -162,11 +178,21 @@ class Planner:
 
     def _largest(self, subnet: Subnet, ms: float) -> Subnet:
         most = self.latency.flops_inferred_within(ms / MARGIN)
-        if subnet.flops <= most:
+        if subnet.pace <= most:
             return subnet
         place = bisect_right(self._flops, most) - 1
         smallest = self.smallest if self.smallest.flops <= subnet.flops else subnet
         return self._choices[place] if place >= 0 else smallest
+
+    def _in_time(self, asked: Mapping[str, float], bound: float) -> Subnet | None:
+        """The answer to milliseconds that has at most so many FLOPs, where the bundle has such.
+
+        With a FLOPs budget too: what is the bundle's answer to those alone may take longer.
+        """
+        if not (self._knows_ms and may_degrade(asked)):
+            return None
+        place = bisect_right(self._flops, bound) - 1
+        return self._choices[place] if place >= 0 else None
 
     def _answer(self, bound: float) -> Subnet:
         found = self._answers.get(bound)
@@ -201,7 +227,11 @@ def latency_bounds(bundle: Bundle) -> list[float]:
 
 def describe(bundle: Bundle, arch: Arch) -> Subnet:
     """Work out what answers say about a subnet."""
-    space = bundle.space
+    space, pace = bundle.space, float(bundle.space.flops(arch))
+    if LATENCY in bundle.costs:
+        known = bundle.costs[LATENCY]
+        costs, archs = zip(*known.answers, strict=True)
+        pace = float(np.interp(known.cost.of(arch), costs, [space.flops(one) for one in archs]))
     return Subnet(
         id=space.arch_id(arch),
         flops=space.flops(arch),
@@ -209,6 +239,7 @@ def describe(bundle: Bundle, arch: Arch) -> Subnet:
         arch=space.arch_to_json(arch),
         value=arch,
         side=space.resolution(arch),
+        pace=pace,
     )
 
 

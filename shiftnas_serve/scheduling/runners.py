@@ -139,7 +139,7 @@ class Runners:
         planner = model.planner
         if done.build_ms:
             planner.built(done.build_ms)
-        planner.latency = planner.latency.observed(subnet.flops, turn_ms / count, images=count)
+        planner.latency = planner.latency.observed(subnet.pace, turn_ms / count, images=count)
         return outcomes
 
     def _build_one(self, thread: int) -> None:
