@@ -25,7 +25,7 @@ older := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUC
   OPENBLAS_CORETYPE=Nehalem
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train bench test test-numbers test-browser test-all tests check format lint-format lint types contracts image lock clean
+.PHONY: help serve train bench test test-numbers test-browser rehearse-gpu test-all tests check format lint-format lint types contracts image lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -47,6 +47,9 @@ test-numbers: $(VENV)/.full ## the fast tests that compare computed numbers, as 
 
 test-browser: $(VENV)/.full ## the page in a real browser: Chromium, from the system's packages
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -m browser $(ARGS)
+
+rehearse-gpu: $(VENV)/.full ## the check of a machine with a GPU, small and on the CPU
+	@OMP_NUM_THREADS=1 $(bin)/python -m benchmarks.gpu_check --rehearse --out runs/rehearsal
 
 test-all: $(VENV)/.full ## every test this machine can run
 	$(pytest) $(ARGS)

@@ -4,7 +4,8 @@
     python -m benchmarks.unseen_budgets --space vit-tiny --plot unseen_budgets.png
 
 So many distinct budgets in random order, one at a time, to a server that has just started; then the
-same once more. What the first answer took beyond the second is the price of being new.
+same once more. What the first answer took beyond the second is the price of being new. Meanwhile
+/livez is asked, as a probe would: how long it takes says whether budgets hold up the event loop.
 """
 
 from __future__ import annotations
@@ -26,15 +27,27 @@ from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, load_bundle
 
+_PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_PROBE_EVERY_S = 0.01
 
-def one_by_one(port: int, requests: list[bytes]) -> list[Sample]:
-    """The answers, in order."""
+
+def one_by_one(port: int, requests: list[bytes]) -> tuple[list[Sample], list[Sample]]:
+    """The answers, in order; and those of /livez meanwhile."""
+    probes: list[Sample] = []
+
+    async def probe(connections: Connections) -> None:
+        while True:
+            probes.append(await connections.ask(0, _PROBE))
+            await asyncio.sleep(_PROBE_EVERY_S)
 
     async def run() -> list[Sample]:
         connections = Connections(port)
-        return [await connections.ask(i, request) for i, request in enumerate(requests)]
+        probing = asyncio.create_task(probe(connections))
+        answers = [await connections.ask(i, request) for i, request in enumerate(requests)]
+        probing.cancel()
+        return answers
 
-    return asyncio.run(run())
+    return asyncio.run(run()), probes
 
 
 def requests_of(bundle: Bundle, count: int, photo_side: int, seed: int) -> list[bytes]:
@@ -84,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
             requests = requests_of(bundle, options.count, options.photo_side, options.seed)
             command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
             with serving(command, "/readyz", options.server_core) as server:
-                first = one_by_one(server.port, requests)
-                second, third = (one_by_one(server.port, requests) for _ in range(2))
+                first, probes = one_by_one(server.port, requests)
+                second, third = (one_by_one(server.port, requests)[0] for _ in range(2))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,10 +106,11 @@ def main(arguments: list[str] | None = None) -> int:
     # The better of two: what else the machine did is no part of the price.
     seen = np.minimum(*(np.array([s.latency_ms for s in some]) for some in (second, third)))
     again = np.array([sample.latency_ms for sample in second])
+    probed = np.array([sample.latency_ms for sample in probes])
     sources = dict(Counter(sample.source for sample in first))
     found = {
         "count": len(first),
-        "failed": sum(sample.status != 200 for sample in (*first, *second)),
+        "failed": sum(sample.status != 200 for sample in (*first, *second, *probes)),
         "unseen_p50_ms": float(np.percentile(unseen, 50)),
         "unseen_p99_ms": float(np.percentile(unseen, 99)),
         "seen_p50_ms": float(np.percentile(again, 50)),
@@ -104,6 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
         "most_beyond_ms": float((unseen - seen).max()),
         "most_seen_beyond_ms": float(np.abs(differences(second, third)).max()),
         "p99_ratio": float(np.percentile(unseen, 99) / np.percentile(again, 99)),
+        "livez_p50_ms": float(np.percentile(probed, 50)),
+        "livez_p99_ms": float(np.percentile(probed, 99)),
+        "livez_most_ms": float(probed.max()),
         "sources": sources,
     }
     if options.plot is not None:
@@ -115,6 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  seen     {found['seen_p50_ms']:8.2f} {found['seen_p99_ms']:8.2f}")
         print(f"  unseen over seen, p99: {found['p99_ratio']:.2f}")
         print(f"  most that one took beyond the same when seen: {found['most_beyond_ms']:.1f} ms")
+        print(
+            f"  /livez while they were unseen, {len(probes)} times: p50 "
+            f"{found['livez_p50_ms']:.2f}, p99 {found['livez_p99_ms']:.2f}, most "
+            f"{found['livez_most_ms']:.2f} ms"
+        )
         print(f"  (seen twice, one differs by up to {found['most_seen_beyond_ms']:.1f} ms)")
     about = {"benchmark": "unseen_budgets", "bundle": bundle.name, "seed": options.seed}
     print(json.dumps({**about, **found, "machine": machine()}))

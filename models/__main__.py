@@ -14,6 +14,7 @@ from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.manifest import confidence_entry
 from models.converters import CONVERTERS
+from models.costs.table import read_table
 from models.extras import require
 from models.space.describe import describe_arch, describe_space, read_arch
 from models.space.quantity import parse_flops
@@ -29,6 +30,7 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
   python -m models extract models/zoo/cifar10-cnn --flops 4M --out 4m.pt2
   python -m models extract models/zoo/cifar10-cnn --flops 4M --features --out maps.onnx
+  python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
   python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
   python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
 
@@ -41,6 +43,16 @@ Measure as you serve: the same device, threads and batch, with nothing else runn
 called in turn, so that a slow second hits all of them alike. 30 more are timed to tell how far off
 the table is ("prediction": errors relative to what was measured; below 0.05 is good). Ctrl-C keeps
 what has been timed beside the table; the same command goes on from there."""
+
+_RETARGET = """\
+Teach the bundle's generator another cost than FLOPs, without images, in a minute or so.
+
+  python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
+  python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
+  python -m models generate bundles/ms --ms 0.25
+  python -m shiftnas_serve --bundle bundles/ms
+
+FLOPs budgets are answered as before. An answer to milliseconds never takes more by the table."""
 
 
 def describe(options: argparse.Namespace) -> dict[str, object]:
@@ -93,11 +105,22 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
 
 def generate(options: argparse.Namespace) -> dict[str, object]:
     """What a bundle answers to a budget."""
-    budget = parse_flops(options.flops)
     bundle = load_bundle(options.bundle)
-    arch = bundle.answer(budget)
     model = {"name": bundle.name, "version": bundle.version}
-    return {"budget_flops": budget, **describe_arch(bundle.space, arch), "model": model}
+    if options.flops is not None:
+        budget = parse_flops(options.flops)
+        arch = bundle.answer(budget)
+        return {"budget_flops": budget, **describe_arch(bundle.space, arch), "model": model}
+    if "latency_ms" not in bundle.costs:
+        raise ValueError(f"{bundle.name} knows FLOPs alone; `models retarget` adds milliseconds")
+    ms = bundle.costs["latency_ms"]
+    arch = ms.answer(options.ms)
+    return {
+        "budget_ms": options.ms,
+        "latency_ms": ms.cost.value(ms.cost.of(arch)),
+        **describe_arch(bundle.space, arch),
+        "model": model,
+    }
 
 
 def extract(options: argparse.Namespace) -> dict[str, object]:
@@ -146,6 +169,16 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     return {"table": str(options.out), **{k: told[k] for k in ("measured", "prediction")}}
 
 
+def retarget(options: argparse.Namespace) -> dict[str, object]:
+    """A bundle that also answers budgets of a table's cost."""
+    require("train", "torch", "threadpoolctl", "rich")
+    module = importlib.import_module("models.retarget")
+    told: dict[str, object] = module.retarget(
+        options.bundle, read_table(options.table), options.out, data=options.data
+    )
+    return told
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -170,7 +203,9 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=describe)
     one = commands.add_parser("generate", help="what a bundle answers to a budget")
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    one.add_argument("--flops", required=True, help="the budget: 4000000, 4e6, 4M, 1.3G")
+    which = one.add_mutually_exclusive_group(required=True)
+    which.add_argument("--flops", help="the budget: 4000000, 4e6, 4M, 1.3G")
+    which.add_argument("--ms", type=float, help="milliseconds, of a bundle that was retargeted")
     one.set_defaults(run=generate)
     one = commands.add_parser(
         "measure",
@@ -200,6 +235,25 @@ def parser() -> argparse.ArgumentParser:
         help="maps for dense tasks in place of logits, one for each stride (needs torch)",
     )
     one.set_defaults(run=extract)
+    one = commands.add_parser(
+        "retarget",
+        help="a bundle that also answers budgets of a measured cost",
+        description=_RETARGET,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    one.add_argument(
+        "--table", type=Path, required=True, metavar="FILE", help="from `models measure`"
+    )
+    one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
+    one.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="images without labels: BatchNorm statistics of new archs are measured on them; "
+        "without it they are estimated from those that the bundle has",
+    )
+    one.set_defaults(run=retarget)
     one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")
     one.add_argument(
         "converter", metavar="CONVERTER", help=f"one of: {', '.join(sorted(CONVERTERS))}"

@@ -46,7 +46,7 @@ class App:
     """``state`` is what it serves with; ``failure`` why it cannot.
 
     ``waits``: whether its start ends when the bundle is loaded, as hosts expect. Else it answers
-    /livez meanwhile, and calls ``failed`` if the bundle is not good.
+    /livez meanwhile. ``loaded`` is called when the bundle is loaded, or found not to be good.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class App:
         settings: Settings,
         *,
         waits: bool = True,
-        failed: Callable[[], None] = lambda: None,
+        loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings, self.state = settings, ServerState(settings)
         self.failure: str | None = None
-        self._waits, self._failed = waits, failed
+        self._waits, self._loaded = waits, loaded
         self._app = assemble(self.state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,8 +76,7 @@ class App:
             self._load()
             with suppress(RuntimeError):  # it has been stopped meanwhile
                 loop.call_soon_threadsafe(loaded.set)
-                if self.failure is not None:
-                    loop.call_soon_threadsafe(self._failed)
+                loop.call_soon_threadsafe(self._loaded)
 
         # Not of an executor: those are waited for, however long that takes.
         threading.Thread(target=load, name="load", daemon=True).start()
@@ -137,13 +136,13 @@ def assemble(state: ServerState) -> ASGIApp:
         *(page_routes() if state.settings.page else ()),
     ]
     # (a redirect would go to where the client's Host header says)
-    rest = Problems(Router(routes, redirect_slashes=False, default=_nothing))
+    rest = Router(routes, redirect_slashes=False, default=_nothing)
     classify = Counted(classify_endpoint(state), state)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         await (classify if scope["path"] == "/classify" else rest)(scope, receive, send)
 
-    app: ASGIApp = front
+    app: ASGIApp = Problems(front)
     if state.settings.cors_origins:
         app = CORSMiddleware(
             app,

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from models import PRODUCT
 from shiftnas_serve.hosts import HOSTS, serve
-from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
 _DESCRIPTION = f"""\
@@ -62,7 +62,7 @@ def _allowed(name: str, annotation: object) -> tuple[str, ...]:
     if name == "server":
         return tuple(HOSTS)
     if name == "runtime":
-        return tuple(RUNTIMES)
+        return (*RUNTIMES, AUTO)
     if name == "device":
         return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
     if annotation is bool:

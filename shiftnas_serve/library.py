@@ -36,8 +36,6 @@ from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
     BUDGET_KINDS,
-    BadBudget,
-    OutOfRange,
     earliest_deadline_s,
     may_degrade,
 )
@@ -45,7 +43,7 @@ from shiftnas_serve.engine.model import Model, load_model
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
-from shiftnas_serve.scheduling.decoders import THREADS, Decoders, of_image, out_of_range, prepare
+from shiftnas_serve.scheduling.decoders import THREADS, Decoders, prepare
 from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
@@ -138,14 +136,17 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> Result:
         """The classes of an image, from the largest subnet within the budgets.
 
         ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: from here to the answer.
+        ``confidence``: how sure it must be, 0 to 1; where a small subnet is not, a larger answers.
         Raises Problem: why there is no answer.
         """
-        return self.classify_batch([image], flops=flops, latency_ms=latency_ms, top_k=top_k)[0]
+        budgets = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence}
+        return self.classify_batch([image], **budgets, top_k=top_k)[0]
 
     def classify_batch(
         self,
@@ -153,10 +154,11 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> list[Result]:
         """As ``classify``, each image within the same budgets, in order."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         sources = [read_source(image) for image in images]
         with self.room.share() as share:
             share.add(len(sources))
@@ -176,6 +178,8 @@ class Engine:
         try:
             return one.future.result(one.deadline_s + _GRACE_S - time.monotonic())
         except TimeoutError:
+            if one.first is not None:
+                return one.first
             raise late("no answer came in time") from None
 
     # -- for event loops ---------------------------------------------------------------------
@@ -186,10 +190,11 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> Result:
         """As ``classify``, without holding up the event loop."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         source = read_source(image)
         with self.room.share() as share:
             share.add(1)
@@ -230,7 +235,7 @@ class Engine:
         watch: list[asyncio.Task[None]] = []
         soon_s = min(_WATCH_AFTER_S, max(last_s - time.monotonic(), 0.0))
         timer = loop.call_later(
-            soon_s, lambda: watch.append(loop.create_task(_end_wait(future, last_s, gone)))
+            soon_s, lambda: watch.append(loop.create_task(_end_wait(one, last_s, gone)))
         )
         try:
             result = await future
@@ -260,10 +265,7 @@ class Engine:
         """
         planner = self.model.planner
         if may_degrade(asked):
-            try:
-                planner.quick_plan(asked)
-            except OutOfRange as error:
-                raise out_of_range(error) from None
+            planner.quick_plan(asked)
         now = time.monotonic()
         deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
         smallest_ms = planner.cost_ms(planner.smallest)
@@ -297,14 +299,14 @@ class Engine:
                     generator = one.plan is None
                     one.work = decode_work(header, len(one.data), generator=generator)
         except ImageError as error:
-            raise of_image(error) from None
-        except OutOfRange as error:
-            raise out_of_range(error) from None
+            raise Problem(error.status, error.reason) from None
         if one.work is not None:
             self._backlog.decode(one)
         else:
             prepare(one, self.settings.max_pixels)
-            self._backlog.run(one)
+            self._backlog.run(one, wake=one.loop is None)
+            if one.loop is not None:  # first comes what else is ready in this turn of the loop
+                one.loop.call_soon(self._backlog.wake_one)
 
     # -- another version ---------------------------------------------------------------------
 
@@ -350,10 +352,7 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
         if len(text) > MAX_LENGTH:  # nothing so long is remembered
             header = _KINDS[name].header
             raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
-        try:
-            asked[name] = _PARSERS[name](text)
-        except BadBudget as error:
-            raise Problem(400, str(error)) from None
+        asked[name] = _PARSERS[name](text)
     return asked
 
 
@@ -385,9 +384,9 @@ def _end(backlog: Backlog, runners: Runners, decoders: Decoders) -> None:
 
 
 async def _end_wait(
-    answer: asyncio.Future[Result], last_s: float, gone: Callable[[], Awaitable[None]] | None
+    one: Pending, last_s: float, gone: Callable[[], Awaitable[None]] | None
 ) -> None:
-    """Give an answer that does not come a Problem."""
+    """Give an answer that does not come a Problem; or its first, if it waits for a second."""
     try:
         async with asyncio.timeout(max(last_s - time.monotonic(), 0.0)):
             if gone is None:
@@ -398,8 +397,12 @@ async def _end_wait(
         problem = late("no answer came in time")
     else:
         problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
-    if not answer.done():
-        answer.set_exception(problem)
+    if one.future.done():
+        return
+    if problem.status == CLIENT_GONE or one.first is None:
+        one.future.set_exception(problem)
+    else:
+        one.future.set_result(one.first)
 
 
 def release_memory() -> None:

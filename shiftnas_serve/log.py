@@ -16,6 +16,8 @@ from typing import Literal
 import structlog
 from structlog.typing import Processor
 
+STARTS = "shiftnas_serve.starts"
+"""The logger of what a service's log should have though nothing is wrong."""
 _MOST_LINES = 1_000
 # At the end a reader that is slow is waited for, one that does not read is not.
 _END_S = 1.0
@@ -34,7 +36,6 @@ class LineWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
         self.put(self.format(record))
 
     def put(self, line: str) -> None:
@@ -121,4 +122,6 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_writers[0]]
     root.setLevel(level.upper())
+    if root.level == logging.WARNING:
+        logging.getLogger(STARTS).setLevel(logging.INFO)
     logging.captureWarnings(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,7 +46,7 @@ class Metrics:
         )
         self._budget_use = Histogram(
             "shiftnas_budget_use_ratio",
-            "FLOPs of the subnet over the FLOPs budget",
+            "FLOPs of what ran over the FLOPs budget",
             buckets=_PARTS,
             registry=registry,
         )
@@ -64,7 +65,6 @@ class Metrics:
         self._answers[status].inc()
 
     def observed(self, result: Result) -> None:
-        """An image was classified."""
         timing = result.timing
         self._decode.observe(timing.decode_ms / 1000)
         self._queue.observe(timing.queue_ms / 1000)
@@ -72,16 +72,21 @@ class Metrics:
         if timing.build_ms:
             self._build.observe(timing.build_ms / 1000)
         if "flops" in result.asked:
-            self._budget_use.observe(result.subnet.flops / result.asked["flops"])
+            self._budget_use.observe(result.spent_flops / result.asked["flops"])
         if result.degraded:
             self._degraded.inc()
+
+    def stage(self, name: str) -> dict[str, int]:
+        """Of how many images, and how many nanoseconds it took in all."""
+        of = partial(self._registry.get_sample_value, labels={"stage": name})
+        count, total_s = of("shiftnas_stage_seconds_count"), of("shiftnas_stage_seconds_sum")
+        return {"count": int(count or 0), "ns": int(1e9 * (total_s or 0.0))}
 
     def reloaded(self, result: str) -> None:
         """A reload: ``done``, ``unchanged`` or ``refused``."""
         self._reloads.labels(result).inc()
 
     def text(self) -> bytes:
-        """All of it."""
         return generate_latest(self._registry)
 
 

@@ -43,7 +43,10 @@ class EngineSettings(BaseModel):
         1, ge=1, le=64, description="threads that run subnets, with one copy of the weights"
     )
     threads: int = Field(1, ge=1, le=256, description="threads of the runtime for each of them")
-    runtime: str = Field("onnxruntime", description="what runs subnets")
+    runtime: str = Field(
+        "onnxruntime",
+        description="what runs subnets; auto: the fastest that works here, as the log tells",
+    )
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
     engine_cache: Path | None = Field(
         None,
@@ -164,25 +167,17 @@ class Settings(EngineSettings):
         return keys
 
     @model_validator(mode="after")
-    def _admin_keys_are_no_api_keys(self) -> Settings:
+    def _all_go_together(self) -> Settings:
         every = {key.get_secret_value() for key in self.api_keys}
         if any(key.get_secret_value() in every for key in self.admin_keys):
             raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
-        return self
-
-    @model_validator(mode="after")
-    def _bodies_have_room(self) -> Settings:
+        if self.rate_per_s is not None and not self.api_keys:
+            raise ValueError("rate_per_s limits API keys, and none are set; set api_keys")
         if self.max_body_bytes > self.max_waiting_bytes:
             raise ValueError(
                 f"max_body_bytes is {self.max_body_bytes:,}, and there is never room for it: set "
                 f"max_waiting_bytes, {self.max_waiting_bytes:,}, to as many or more"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _rate_needs_keys(self) -> Settings:
-        if self.rate_per_s is not None and not self.api_keys:
-            raise ValueError("rate_per_s limits API keys, and none are set; set api_keys")
         return self
 
 

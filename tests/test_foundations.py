@@ -315,12 +315,22 @@ case "$target" in
         exit "$TEST" ;;
   test-numbers) echo "==== 2 passed in 0.20s ===="; exit "$NUMBERS" ;;
   test-browser) echo "==== 3 passed in 0.30s ===="; exit "$BROWSER" ;;
+  rehearse-gpu) exit "$REHEARSE" ;;
 esac
 """
 
 
 @pytest.mark.parametrize(
-    "failing", [(), ("check",), ("test",), ("numbers",), ("browser",), ("check", "test", "numbers")]
+    "failing",
+    [
+        (),
+        ("check",),
+        ("test",),
+        ("numbers",),
+        ("browser",),
+        ("rehearse",),
+        ("check", "test", "numbers"),
+    ],
 )
 def test_ci_runs_all_parts_and_fails_if_one_does(tmp_path, failing):
     (tmp_path / ".ci").mkdir()
@@ -338,11 +348,11 @@ def test_ci_runs_all_parts_and_fails_if_one_does(tmp_path, failing):
         TMPDIR=str(tmp_path),
         **{
             part.upper(): "2" if part in failing else "0"
-            for part in ("check", "test", "numbers", "browser")
+            for part in ("check", "test", "numbers", "browser", "rehearse")
         },
     )
     calls = (tmp_path / "calls").read_text().split()
-    assert calls == ["check", "test", "test-numbers", "test-browser"]
+    assert calls == ["check", "test", "test-numbers", "test-browser", "rehearse-gpu"]
     assert (ended.returncode == 0) == (not failing)
     assert ended.stdout.splitlines()[-1] == "==== 1 passed in 0.10s ===="
     assert not environment.exists()

@@ -7,6 +7,7 @@ sum of what ran.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +27,7 @@ LOSES_AT_MOST = 0.005
 """Accuracy at the last of them, beside that of the largest subnet within the budget."""
 STAYS_WITHIN = 0.002
 """Accuracy by which another pair must win more before larger budgets get it."""
-DRAWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SHOWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def fit_confidence(scores: Mapping[int, Scores], data: str) -> Confidence:
@@ -115,13 +116,17 @@ class Curve:
         return msgspec.convert(row, cls)
 
 
-def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, ...]]:
-    """Who shares the budget of the largest subnet, and one without bound; none where one does."""
+def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, Arch]]:
+    """The pairs of two budgets: that of the largest subnet, and none (None), if that is another."""
     if bundle.confidence is None:
         return {}
-    asked = {bundle.max_flops: float(bundle.max_flops), None: float("inf")}
-    found = {budget: bundle.steps(bound) for budget, bound in asked.items()}
-    return {budget: archs for budget, archs in found.items() if len(archs) == 2}
+    asked: dict[int | None, float] = {bundle.max_flops: float(bundle.max_flops), None: math.inf}
+    drawn: dict[int | None, tuple[Arch, Arch]] = {}
+    for budget, bound in asked.items():
+        pair = bundle.pair(bound)
+        if pair is not None and pair not in drawn.values():
+            drawn[budget] = pair
+    return drawn
 
 
 def curve(scores: Mapping[int, Scores], budget_flops: int | None, pair: Sequence[int]) -> Curve:
@@ -134,7 +139,7 @@ def curve(scores: Mapping[int, Scores], budget_flops: int | None, pair: Sequence
         scores[second].right,
     )
     points = []
-    for wish in DRAWN_AT:
+    for wish in SHOWN_AT:
         unsure = sure < wish
         spent = first + second * unsure
         right = np.where(unsure, right_second, right_first)

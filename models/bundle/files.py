@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from models.bundle.costs import ENDING
 from models.bundle.manifest import FileEntry
 from models.bundle.value import STATISTICS
 from models.space.search_space import SearchSpace
@@ -55,7 +56,8 @@ def swap(partial: Path, path: Path) -> None:
 
 def check_files(path: Path, files: Mapping[str, FileEntry], space: SearchSpace) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
-    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else [])):
+    costs = [name for name in files if name.endswith(ENDING)]
+    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []), *costs):
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():

@@ -8,6 +8,7 @@ A folder::
     generator.safetensors    the architecture generator
     statistics.safetensors   BatchNorm statistics of every arch that is answered; or one for all
     template.onnx            the largest subnet's graph without weights (models.onnx.template)
+    latency_ms.cost.json     answers to budgets of another cost (models.bundle.costs); may lack
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.
 
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from models.bundle.confidence import Confidence
+from models.bundle.costs import ENDING, CostAnswers, read_cost_answers
 from models.bundle.disk import refused
 from models.bundle.files import (
     CARD,
@@ -153,6 +155,46 @@ def save_bundle(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def save_with_cost(
+    source: Path,
+    path: Path,
+    answers: CostAnswers,
+    statistics: Mapping[Arch, Statistics],
+    provenance: Mapping[str, JsonValue],
+) -> None:
+    """Write the bundle at ``source`` once more, which also answers budgets of another cost.
+
+    ``statistics``: of the archs that had none. ``provenance`` joins the bundle's. Raises ValueError
+    as ``save_bundle``.
+    """
+    bundle = load_bundle(source)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        if statistics:
+            of_archs = {
+                bundle.space.arch_id(arch): pack_statistics(bundle.space, arch, own)
+                for arch, own in statistics.items()
+            }
+            save_file(contiguous({**bundle.statistics, **of_archs}), partial / STATISTICS)
+            (partial / STATISTICS).chmod(0o644)
+        name = answers.cost.name
+        (partial / f"{name}{ENDING}").write_text(json.dumps(answers.to_json()) + "\n")
+        said = read_manifest((partial / MANIFEST).read_text(encoding="utf-8"))
+        changed = [f"{name}{ENDING}", *([STATISTICS] if statistics else [])]
+        files = {**said.files, **{file: describe(partial / file) for file in changed}}
+        told = {**said.provenance, name: dict(provenance)}
+        said = said.model_copy(update={"files": files, "provenance": told})
+        _write_manifest(partial / MANIFEST, said)
+        load_bundle(partial)
+        swap(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(refused(path, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def add_confidence(path: Path, confidence: Confidence) -> str:
     """Write it into a bundle, in place of what the bundle has; answers the bundle's new version.
 
@@ -223,8 +265,14 @@ def _load(path: Path, said: Manifest) -> Bundle:
     weights = load_arrays(path / SUPERNET)
     check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
     statistics = load_arrays(path / STATISTICS) if space.norms else {}
+    costs = {
+        name.removesuffix(ENDING): read_cost_answers(space, name, (path / name).read_text("utf-8"))
+        for name in said.files
+        if name.endswith(ENDING)
+    }
     if space.norms:
-        _check_statistics(space, answers, statistics)
+        also = [arch for one in costs.values() for arch in one.archs()]
+        _check_statistics(space, [*(arch for _, arch in answers), *also], statistics)
     try:
         template = Template.parse((path / TEMPLATE).read_bytes())
     except ValueError as error:
@@ -244,6 +292,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
         template=template,
         provenance=said.provenance,
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
+        costs=costs,
         confidence=None if said.confidence is None else confidence_of(said.confidence),
     )
     for _, *pair in bundle.confidence.pairs if bundle.confidence else ():
@@ -255,7 +304,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
 
 def _check_statistics(
     space: SearchSpace,
-    answers: Sequence[tuple[float, Arch]],
+    answers: Sequence[Arch],
     statistics: Mapping[str, np.ndarray],
 ) -> None:
     """Raises ValueError naming an arch that can be answered and has none, or none that fit."""
@@ -264,7 +313,7 @@ def _check_statistics(
         return
     if not answers:
         raise ValueError("answers is empty, but statistics belong to the archs that are answered")
-    for _, arch in answers:
+    for arch in answers:
         if space.arch_id(arch) not in statistics:
             raise ValueError(f"{STATISTICS} lacks {space.arch_id(arch)}, which is answered")
         unpack_statistics(space, arch, statistics[space.arch_id(arch)])

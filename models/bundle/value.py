@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 from pydantic import JsonValue
 
 from models.bundle.confidence import Confidence
+from models.bundle.costs import CostAnswers
 from models.costs.flops import flops_cost
 from models.generator.decode import WITHIN, decode
 from models.generator.policy import GeneratorPolicy
@@ -48,6 +49,7 @@ class Bundle:
     answers: the archs that may be answered, each with the budget from which on, ascending. A space
     without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
     can be answered, and the generator is asked. card: what it was made from and is good for.
+    costs: what it answers to budgets of other costs than FLOPs, by their name.
     confidence: how sure its subnets are; None: it was not fitted.
     """
 
@@ -65,6 +67,7 @@ class Bundle:
     template: Template
     provenance: Mapping[str, JsonValue]
     card: str = ""
+    costs: Mapping[str, CostAnswers] = field(default_factory=dict)
     confidence: Confidence | None = None
 
     @property
@@ -110,12 +113,11 @@ class Bundle:
         assert self.space.flops(arch) <= budget_flops
         return arch
 
-    def steps(self, budget_flops: float) -> tuple[Arch, ...]:
+    def pair(self, budget_flops: float) -> tuple[Arch, Arch] | None:
         """Who shares a budget: a first arch, and a larger one for images that it is not sure of.
 
-        The sum of their FLOPs is within the budget, always; one arch alone where that is too small
-        for two. ``math.inf``: without bound. Raises ValueError as ``answer`` does, and where the
-        bundle has no confidence.
+        The sum of their FLOPs is within the budget, always. None where one arch alone is better.
+        ``math.inf``: without bound. Raises ValueError where the bundle has no confidence.
         """
         if self.confidence is None:
             raise ValueError(
@@ -123,9 +125,7 @@ class Bundle:
                 "python -m trainer.confidence"
             )
         pair = self.confidence.pair(budget_flops)
-        if pair is not None:
-            return self.listed[pair[0]], self.listed[pair[1]]
-        return (self.answer(min(budget_flops, float(self.max_flops))),)
+        return None if pair is None else (self.listed[pair[0]], self.listed[pair[1]])
 
     def archs(self) -> tuple[Arch, ...]:
         """The stored answers, each once; where there are none, the frontier's archs."""

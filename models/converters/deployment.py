@@ -65,7 +65,7 @@ def convert_to_bundle(
     ``out`` exists or cannot be made, for a checkpoint that cannot be carried over, and for a folder
     without images.
     """
-    _refuse_out(out)
+    refuse_out(out)
     files = None if data is None else find_photos(data)
     converted = convert(converter, checkpoint, entry)
     space = converted.space
@@ -116,7 +116,7 @@ def convert_to_bundle(
     }
 
 
-def _refuse_out(out: Path) -> None:
+def refuse_out(out: Path) -> None:
     """Raise ValueError unless a new folder can be made there."""
     if out.exists():
         raise ValueError(f"{out} exists; give another place, or remove it first")

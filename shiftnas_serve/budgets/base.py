@@ -13,27 +13,34 @@ from typing import ClassVar, NamedTuple
 
 from models.space import quantity
 from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.problem import Problem
 
 
-class BadBudget(ValueError):
-    """The header cannot be read as a budget (HTTP 400)."""
+class BadBudget(Problem):
+    """What a header says cannot be read as a budget."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(400, detail)
 
 
-class OutOfRange(ValueError):
-    """The budget is readable, and no subnet keeps it (HTTP 422). ``allowed`` says what would."""
+class OutOfRange(Problem):
+    """The budget is readable, and no subnet keeps it. ``allowed`` says what would."""
 
     def __init__(self, detail: str, allowed: dict[str, float]) -> None:
-        super().__init__(detail)
-        self.allowed = allowed
+        super().__init__(422, detail, extra={"allowed": allowed})
 
 
 class Moment(NamedTuple):
-    """What the planner knows when it decides: the range served, how fast, and the time spent."""
+    """What the planner knows when it decides: the range served, how fast, and the time spent.
+
+    ``knows_confidence``: whether the bundle knows how sure its subnets are.
+    """
 
     min_flops: int
     max_flops: int
     latency: LatencyTable
     elapsed_ms: float = 0.0
+    knows_confidence: bool = False
 
 
 class AbstractBudgetKind(abc.ABC):
@@ -60,6 +67,10 @@ class AbstractBudgetKind(abc.ABC):
     @abc.abstractmethod
     def parse(self, text: str) -> float:
         """The value of the header. BadBudget when it is not one."""
+
+    def both(self, one: float, other: float) -> float:
+        """Of a budget that stands twice: the smaller binds. BadBudget where neither does."""
+        return min(one, other)
 
     @abc.abstractmethod
     def flops_bound(self, value: float, moment: Moment) -> float:

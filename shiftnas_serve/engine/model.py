@@ -13,8 +13,9 @@ from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable, measure_ms
-from shiftnas_serve.planning.planner import Planner, check_budgets
-from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.planning.planner import LATENCY, Planner, check_budgets
+from shiftnas_serve.runtimes import AUTO, build_runtime
+from shiftnas_serve.runtimes.auto import pick_runtime
 from shiftnas_serve.settings import EngineSettings
 
 _MEASURED_SUBNETS = 5
@@ -42,9 +43,12 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
     """
     bundle = load_bundle(path)
     check_budgets(bundle, settings.pinned_flops, settings.default_flops)
-    runtime = build_runtime(
-        settings.runtime, settings.device, settings.threads, settings.engine_cache
-    )
+    if settings.runtime == AUTO:
+        runtime = pick_runtime(bundle, settings.threads, settings.engine_cache)
+    else:
+        runtime = build_runtime(
+            settings.runtime, settings.device, settings.threads, settings.engine_cache
+        )
     pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
     sessions = Sessions(bundle, runtime, settings.session_bytes, pinned)
     try:
@@ -69,12 +73,21 @@ def measure_latency(
 ) -> tuple[tuple[float, float], ...]:
     """(FLOPs, milliseconds) of one image for a handful of subnets between the ends.
 
+    A bundle with a table of milliseconds has one for each of its answers to them: as the table
+    says, but for a factor that is measured here on a handful.
+
     Raises ValueError where weights are numbers, and too large to compute with.
     """
-    low, high = bundle.min_flops, bundle.max_flops
-    budgets = [low + (high - low) * i / (_MEASURED_SUBNETS - 1) for i in range(_MEASURED_SUBNETS)]
+    timed = bundle.costs.get(LATENCY)
+    if timed is None:
+        budgets = np.linspace(bundle.min_flops, bundle.max_flops, _MEASURED_SUBNETS)
+        some = [bundle.answer(float(budget)) for budget in budgets]
+    else:
+        places = np.linspace(0, len(timed.answers) - 1, _MEASURED_SUBNETS).astype(int)
+        some = [timed.answers[place][1] for place in places]
     points = {}
-    for arch in dict.fromkeys(bundle.answer(budget) for budget in budgets):
+    factors = []
+    for arch in dict.fromkeys(some):
         side = bundle.space.resolution(arch)
         images = np.zeros((1, 3, side, side), np.float32)
         session, _ = sessions.session(arch)
@@ -82,4 +95,12 @@ def measure_latency(
             raise ValueError("its answers are not a number; the weights are damaged, train it anew")
         ms = measure_ms(lambda: session.run(images), 0.05, pick=pick)  # noqa: B023
         points[float(bundle.space.flops(arch))] = ms
+        if timed is not None:
+            factors.append(ms / timed.cost.value(timed.cost.of(arch)))
+    if timed is not None:
+        factor = statistics.median(factors)
+        points = {
+            float(bundle.space.flops(arch)): factor * timed.cost.value(whole)
+            for whole, arch in timed.answers
+        }
     return tuple(sorted(points.items()))

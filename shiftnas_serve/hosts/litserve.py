@@ -48,7 +48,6 @@ class Answered(NamedTuple):
     messages: list[Message]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it on."""
         for message in self.messages:
             await send(message)
 

@@ -16,6 +16,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import structlog
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
@@ -25,7 +26,7 @@ from shiftnas_serve.app import App
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
 from shiftnas_serve.http.page import PHOTO
-from shiftnas_serve.log import configure_log, finish
+from shiftnas_serve.log import STARTS, configure_log, finish
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment, load_settings
 
@@ -45,6 +46,8 @@ HTTP: dict[str, Any] = {
 }
 """Settings of uvicorn, whichever host runs it."""
 _LOOK_S = 0.5
+
+_LOG = structlog.get_logger(STARTS)
 
 
 def serve(settings: Settings) -> int:
@@ -127,7 +130,7 @@ class Process:
     """An ``App``, and what signals mean to its process, which has one event loop."""
 
     def __init__(self, settings: Settings, *, waits: bool) -> None:
-        self.app = App(settings, waits=waits, failed=self.stop)
+        self.app = App(settings, waits=waits, loaded=self._loaded)
         self._settings, self._alone = settings, not waits
         # Who starts a server with nohup wants it to outlive the terminal.
         self._tied = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
@@ -156,6 +159,15 @@ class Process:
             loop.remove_signal_handler(number)
             signal.signal(number, self._stop)
         self._stop(signal.SIGTERM, None)
+
+    def _loaded(self) -> None:
+        engine = self.app.state.engine
+        if engine is None:
+            self.stop()
+            return
+        model, settings = engine.model.name, self._settings
+        address = f"http://{settings.host}:{settings.port}"
+        _LOG.info("ready", address=address, bundle=str(engine.path), version=model.version)
 
     def _drain(self) -> None:
         if self.app.state.engine is None:

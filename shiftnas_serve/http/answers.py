@@ -42,7 +42,6 @@ class JsonAnswer:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -52,7 +51,7 @@ def classification(result: Result, request_id: str) -> JsonAnswer:
     timing = result.timing
     body = _Body(
         list(result.predictions),
-        _budget_json(tuple(result.asked.items()), result.degraded),
+        _budget_json(tuple(result.asked.items()), result.degraded, result.spent_flops),
         result.model,
         request_id,
         _subnet_json(result.subnet),
@@ -65,6 +64,7 @@ def classification(result: Result, request_id: str) -> JsonAnswer:
         _encode(body),
         [
             (b"served-flops", b"%d" % result.subnet.flops),
+            (b"spent-flops", b"%d" % result.spent_flops),
             (b"server-timing", server_timing.encode()),
         ],
     )
@@ -76,8 +76,11 @@ def _subnet_json(subnet: Subnet) -> msgspec.Raw:
 
 
 @lru_cache(4096)
-def _budget_json(asked: tuple[tuple[str, float], ...], degraded: bool) -> msgspec.Raw:
-    return msgspec.Raw(_encode({**_NO_BUDGETS, **dict(asked), "degraded": degraded}))
+def _budget_json(
+    asked: tuple[tuple[str, float], ...], degraded: bool, spent_flops: int
+) -> msgspec.Raw:
+    known = {**_NO_BUDGETS, **dict(asked), "degraded": degraded, "spent_flops": spent_flops}
+    return msgspec.Raw(_encode(known))
 
 
 def subnet_document(subnet: Subnet) -> dict[str, object]:
@@ -129,5 +132,4 @@ class AsciiJson(JSONResponse):
     """JSON that can hold whatever a client sent: half of a surrogate pair has no UTF-8."""
 
     def render(self, content: Mapping[str, object]) -> bytes:
-        """As escapes."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -9,17 +9,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shiftnas_serve.http.answers import classification, problem_response, unknown_problem
+from shiftnas_serve.http.answers import classification
 from shiftnas_serve.http.body import read_image
 from shiftnas_serve.http.options import read_budgets, read_top_k
 from shiftnas_serve.http.state import ServerState
-from shiftnas_serve.problem import CLIENT_GONE, Problem
+from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.work import LARGE_BODY_BYTES
 
 Endpoint = Callable[[Scope, Receive], Awaitable[ASGIApp]]
@@ -57,30 +56,19 @@ def classify_endpoint(state: ServerState) -> Endpoint:
 
 
 class Counted:
-    """An endpoint as an ASGI app: what it answers is sent, a Problem is answered; both counted."""
+    """An endpoint as an ASGI app; what it answers is counted by its status."""
 
     def __init__(self, endpoint: Endpoint, state: ServerState) -> None:
         self._endpoint, self._metrics = endpoint, state.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics, status = self._metrics, CLIENT_GONE
-        metrics.in_flight.inc()
+        scope["state"]["answered"] = self._metrics.answered
+        self._metrics.in_flight.inc()
         try:
-            try:
-                answer = await self._endpoint(scope, receive)
-                status = 200
-            except Problem as problem:
-                answer, status = problem_response(problem, scope), problem.status
-            except asyncio.CancelledError:
-                raise
-            except Exception:
-                status = 500
-                await problem_response(unknown_problem(), scope)(scope, receive, send)
-                raise
+            answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
         finally:
-            metrics.in_flight.dec()
-            metrics.answered(status)
+            self._metrics.in_flight.dec()
 
 
 async def client_gone(receive: Receive) -> None:

@@ -120,7 +120,7 @@ class Exchange:
         # A body that nobody will read would be taken for the next request.
         self.keep_alive = self.keep_alive and self.complete and not self._connection.stopping
         self.expects_continue = False
-        lines = [_STATUS_LINES[status]]
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         framed = status in (204, 304) or self.scope["method"] == "HEAD"
         for name, value in (*self._connection.server.default_headers, *message.get("headers", ())):
             assert not _BAD_IN_HEADER.search(value), (name, value)
@@ -219,11 +219,9 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client takes nothing."""
         self.drained.clear()
 
     def resume_writing(self) -> None:
-        """It does again."""
         self.drained.set()
 
     def _pause_reading(self) -> None:
@@ -238,7 +236,6 @@ class HttpConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
-        """To the client."""
         if not self.transport.is_closing():
             self.transport.write(data)
 

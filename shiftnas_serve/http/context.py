@@ -42,7 +42,8 @@ class Trace:
 class RequestContext:
     """Middleware. Leaves in ``scope["state"]``: plain ``headers``, ``request_id`` and ``details``.
 
-    What the functions that a route appends to ``details`` answer is in the request's line.
+    What the functions that a route appends to ``details`` answer is in the request's line;
+    ``answered``, if a route leaves it there, is called with the status.
     ``draining``: whether answers tell clients to connect anew, to another replica.
     """
 
@@ -81,6 +82,8 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            if "answered" in state:
+                state["answered"](status)
             level = logging.WARNING if status >= 500 else logging.INFO
             if self._level.isEnabledFor(level):
                 self._log.log(

@@ -21,50 +21,45 @@ _TEXT: Json = {"type": "string"}
 _BINARY: Json = {"type": "string", "format": "binary"}
 _BASE64: Json = {"type": "string", "contentEncoding": "base64"}
 _TENSORS: Json = {"type": "array", "items": {"type": "object"}}
-# Without a key where the server has none, with one where it has.
-_KEY: list[Json] = [{}, {"key": []}]
-_ADMIN_KEY: list[Json] = [{"admin_key": []}]
 
 
 def openapi_document(bundle: Bundle) -> Json:
     """OpenAPI 3.1 of everything that this server answers."""
-    name, version = bundle.name, bundle.version
     _, schemas = msgspec.json.schema_components(
         [Classification, ProblemDocument, Reload, ReloadAnswer], ref_template=_REF
     )
+    model = f"/v2/models/{bundle.name}"
+    told: list[tuple[str, str, list[int]]] = [
+        ("/budgets", "Range, groups, accuracy and latency per budget", [401]),
+        ("/livez", "The process is up", [503]),
+        ("/readyz", "Requests may come", [503]),
+        ("/metrics", "Prometheus metrics, as text", []),
+        ("/v2", "The server and its extensions", []),
+        ("/v2/health/live", "The process is up", []),
+        ("/v2/health/ready", "Requests may come", []),
+        (model, "Input, outputs, version", [404]),
+        (f"{model}/config", "The same as Triton has it", [404]),
+        (f"{model}/stats", "How many images, and the time of their stages", [404]),
+        (f"{model}/ready", "The model answers", [404]),
+        (
+            f"{model}/versions/{bundle.version}",
+            "The same for this version alone, as are its config, stats, ready and infer",
+            [404],
+        ),
+    ]
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "ShiftNAS Serve",
-            "version": version,
-            "description": f"{name}: one supernet, any FLOPs budget a request names.",
+            "version": bundle.version,
+            "description": f"{bundle.name}: one supernet, any FLOPs budget a request names.",
         },
         "paths": {
             "/classify": {method: _classify(bundle) for method in ("post", "put")},
-            "/budgets": {
-                "get": _operation(
-                    "Range, groups, accuracy and latency per budget", errors=[401], security=_KEY
-                )
-            },
             "/subnets/{id}": {"get": _subnet()},
-            "/livez": {"get": _operation("The process is up", errors=[503])},
-            "/readyz": {"get": _operation("Requests may come", errors=[503])},
-            "/metrics": {"get": _operation("Prometheus metrics", media_type="text/plain")},
-            "/v2": {"get": _operation("The server and its extensions")},
-            "/v2/health/live": {"get": _operation("The process is up")},
-            "/v2/health/ready": {"get": _operation("Requests may come")},
-            f"/v2/models/{name}": {"get": _operation("Input, outputs, version", errors=[404])},
-            f"/v2/models/{name}/config": {
-                "get": _operation("The same as Triton has it", errors=[404])
-            },
-            f"/v2/models/{name}/ready": {"get": _operation("The model answers", errors=[404])},
-            f"/v2/models/{name}/infer": {"post": _infer(bundle)},
-            f"/v2/models/{name}/versions/{version}": {
-                "get": _operation(
-                    "The same for this version alone, as are its ready and infer", errors=[404]
-                )
-            },
+            f"{model}/infer": {"post": _infer(bundle)},
             "/admin/reload": {"post": _reload()},
+            **{path: {"get": _operation(text, errors=errors)} for path, text, errors in told},
         },
         "components": {
             "schemas": schemas,
@@ -96,7 +91,6 @@ def _classify(bundle: Bundle) -> Json:
         },
         answer=_ref(Classification),
         errors=[400, 401, 408, 413, 415, 422, 429, 500, 503, 504],
-        security=_KEY,
     )
 
 
@@ -112,7 +106,6 @@ def _infer(bundle: Bundle) -> Json:
         body={"application/json": {"schema": _object(inputs=_TENSORS), "example": example}},
         answer=_object(outputs=_TENSORS),
         errors=[400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504],
-        security=_KEY,
     )
 
 
@@ -131,7 +124,6 @@ def _subnet() -> Json:
             ),
         ],
         errors=[400, 401, 404, 429],
-        security=_KEY,
     )
 
 
@@ -152,7 +144,6 @@ def _reload() -> Json:
         },
         answer=_ref(ReloadAnswer),
         errors=[400, 401, 403, 409, 413, 422, 503, 504],
-        security=_ADMIN_KEY,
     )
 
 
@@ -163,24 +154,26 @@ def _operation(
     parameters: Sequence[Json] = (),
     body: Json | None = None,
     answer: Json | None = None,
-    media_type: str = "application/json",
     errors: Sequence[int] = (),
-    security: Sequence[Json] | None = None,
 ) -> Json:
+    given: Json = {} if answer is None else {"content": {"application/json": {"schema": answer}}}
     problem = {"application/problem+json": {"schema": _ref(ProblemDocument)}}
     operation: Json = {
         "summary": summary,
         "description": description,
         "parameters": list(parameters),
         "responses": {
-            "200": {"description": "OK", "content": {media_type: {"schema": answer or {}}}},
+            "200": {"description": "OK", **given},
             **{str(one): {"description": TITLES[one], "content": problem} for one in errors},
         },
     }
     if body is not None:
         operation["requestBody"] = {"content": body}
-    if security is not None:
-        operation["security"] = security
+    if 401 in errors:
+        # Without a key where the server has none, with one where it has.
+        nothing = list[str]()
+        keys = [{"admin_key": nothing}] if 403 in errors else [{}, {"key": nothing}]
+        operation["security"] = keys
     return operation
 
 

@@ -2,8 +2,8 @@
 
 The same model for clients that speak the protocol of KServe and Triton, with Triton's binary tensor
 and classification extensions. Input ``image``: BYTES, encoded JPEG, PNG or WebP (base64 where the
-tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget`` and
-``latency_budget``, or the headers themselves.
+tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget``,
+``latency_budget`` and ``confidence``, or the headers themselves.
 
 Source: github.com/kserve/open-inference-protocol, inference_rest.md; Triton's
 extension_binary_data.md and extension_classification.md.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,15 +25,33 @@ from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
-from shiftnas_serve.http.options import read_budgets
+from shiftnas_serve.http.options import add_budget, read_budgets
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import parse_budgets
 from shiftnas_serve.oip.wire import LENGTH_HEADER, parse_request, respond
 from shiftnas_serve.problem import Problem
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 PLATFORM = "onnx_onnxv1"
-_OUTPUTS = {"probabilities": "FP32", "subnet_id": "BYTES", "subnet_flops": "INT64"}
+Tensor = dict[str, Any]
+_IMAGE: Tensor = {"name": "image", "datatype": "BYTES", "shape": [-1]}
+# Triton's name of a stage, and ours.
+_STAGES = {"queue": "queue", "compute_input": "decode", "compute_infer": "infer"}
+
+
+def _outputs(model: Model) -> list[Tensor]:
+    classes = len(model.bundle.labels)
+    return [
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
+        {"name": "subnet_id", "datatype": "BYTES", "shape": [-1]},
+        {"name": "subnet_flops", "datatype": "INT64", "shape": [-1]},
+        {"name": "spent_flops", "datatype": "INT64", "shape": [-1]},
+    ]
+
+
+def _as_config(tensor: Tensor) -> Tensor:
+    kind = tensor["datatype"].replace("BYTES", "STRING")
+    return {"name": tensor["name"], "data_type": f"TYPE_{kind}", "dims": tensor["shape"]}
 
 
 def oip_routes(state: ServerState) -> list[Route]:
@@ -68,55 +87,44 @@ def oip_routes(state: ServerState) -> list[Route]:
 
     async def metadata(request: Request) -> Response:
         model = known(request.scope)
-        shapes = {name: [-1] for name in _OUTPUTS}
-        shapes["probabilities"] = [-1, len(model.bundle.labels)]
-        return JSONResponse(
-            {
-                "name": model.name.name,
-                "versions": [model.name.version],
-                "platform": PLATFORM,
-                "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-                "outputs": [
-                    {"name": name, "datatype": datatype, "shape": shapes[name]}
-                    for name, datatype in _OUTPUTS.items()
-                ],
-            }
-        )
+        document = {"name": model.name.name, "versions": [model.name.version]}
+        tensors = {"inputs": [_IMAGE], "outputs": _outputs(model)}
+        return JSONResponse({**document, "platform": PLATFORM, **tensors})
 
     async def config(request: Request) -> Response:
+        """As Triton has it, for clients that ask for that."""
         model = known(request.scope)
-        classes = len(model.bundle.labels)
-        return JSONResponse(
-            {
-                "name": model.name.name,
-                "platform": PLATFORM,
-                # images are put together here, whatever requests they came in
-                "max_batch_size": 0,
-                "input": [{"name": "image", "data_type": "TYPE_STRING", "dims": [-1]}],
-                "output": [
-                    {
-                        "name": name,
-                        "data_type": f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}",
-                        "dims": [-1, classes] if name == "probabilities" else [-1],
-                    }
-                    for name, datatype in _OUTPUTS.items()
-                ],
-            }
-        )
+        document = {"name": model.name.name, "platform": PLATFORM}
+        # images are put together here, whatever requests they came in
+        batch = {"max_batch_size": 0, "model_transaction_policy": {"decoupled": False}}
+        tensors = {"input": [_as_config(_IMAGE)], "output": [*map(_as_config, _outputs(model))]}
+        return JSONResponse({**document, **batch, **tensors})
+
+    async def stats(request: Request) -> Response:
+        """Of this process, since it started, over all versions; times in nanoseconds."""
+        model = known(request.scope)
+        stages = {name: state.metrics.stage(stage) for name, stage in _STAGES.items()}
+        counts = {
+            "inference_count": stages["compute_infer"]["count"],
+            "inference_stats": stages,
+        }
+        name = {"name": model.name.name, "version": model.name.version}
+        return JSONResponse({"model_stats": [{**name, **counts}]})
 
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
         headers = scope["state"]["headers"]
         state.charge(headers, 1)
         engine, model = state.serving(), known(scope)
+        outputs = [one["name"] for one in _outputs(model)]
         with engine.room.share() as share:
             body = await read_body(scope, receive, state.body_limits, share)
-            parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower()), list(_OUTPUTS))
+            parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower()), outputs)
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
             budgets = read_budgets(scope["headers"])
             for name, value in parse_budgets(asked.budgets).items():
-                budgets[name] = min(value, budgets.get(name, value))
+                add_budget(budgets, name, value)
             share.add(len(asked.images))
             state.charge(headers, len(asked.images) - 1)
             answer = partial(
@@ -138,18 +146,14 @@ def oip_routes(state: ServerState) -> list[Route]:
         scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
         return respond(model.bundle, asked, every)
 
-    get = {
-        "/v2": server,
-        "/v2/health/live": live,
-        "/v2/health/ready": ready,
-        "/v2/models/{name}": metadata,
-        "/v2/models/{name}/versions/{version}": metadata,
-        "/v2/models/{name}/config": config,
-        "/v2/models/{name}/versions/{version}/config": config,
-        "/v2/models/{name}/ready": model_ready,
-        "/v2/models/{name}/versions/{version}/ready": model_ready,
-    }
-    infer_paths = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
-    return [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()] + [
-        Route(path, Counted(infer, state), methods=["POST"]) for path in infer_paths
+    model = "/v2/models/{name}"
+    get = {"/v2": server, "/v2/health/live": live, "/v2/health/ready": ready}
+    post: dict[str, ASGIApp] = {}
+    for path in (model, f"{model}/versions/{{version}}"):
+        get |= {path: metadata, f"{path}/ready": model_ready}
+        get |= {f"{path}/config": config, f"{path}/stats": stats}
+        post[f"{path}/infer"] = Counted(infer, state)
+    return [
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
     ]

@@ -7,6 +7,7 @@ a burst then makes room for the burst.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,15 @@ from dataclasses import dataclass
 from threading import Lock
 
 import msgspec
+import numpy as np
 
 from models.bundle.folder import Bundle
 from models.space.arch import Arch
-from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
+from shiftnas_serve.budgets import BUDGET_KINDS, Confidence, Moment, may_degrade
 from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
+
+LATENCY = "latency_ms"
+"""The cost by which a bundle may answer latency budgets."""
 
 _REMEMBERED = 4096
 _LATENCY_STEPS = 64
@@ -32,7 +37,9 @@ _IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
 class Subnet:
     """All that an answer says about a subnet, worked out once.
 
-    ``arch``: its choices, as JSON has them. ``value``: the arch. ``side``: of its images.
+    ``arch``: its choices, as JSON has them. ``value``: the arch. ``side``: of its images. ``pace``:
+    the FLOPs of that answer to a latency budget which takes as long, by the bundle's table of
+    milliseconds; its own where the bundle has no table.
     """
 
     id: str
@@ -41,19 +48,37 @@ class Subnet:
     arch: Mapping[str, object]
     value: Arch
     side: int
+    pace: float
 
 
 class Plan(msgspec.Struct, frozen=True):
     """A subnet, and what was asked for: budgets by the name of their kind.
 
     ``degraded``: a latency budget, not FLOPs, made it smaller. ``shrinks``: a smaller subnet may
-    answer when others wait, as a latency budget allows.
+    answer when others wait, as a latency budget allows. ``confidence``: how sure the answer must
+    be, if that was asked for, and ``second`` the larger subnet that answers where it is not, if the
+    budget has room for both. ``spent_flops``: by another subnet, before.
     """
 
     subnet: Subnet
     asked: Mapping[str, float]
     degraded: bool
     shrinks: bool
+    confidence: float | None = None
+    second: Subnet | None = None
+    spent_flops: int = 0
+
+    def after(self) -> Plan:
+        """What is next for an image whose answer is not sure: its second subnet, as it is."""
+        assert self.second is not None
+        return Plan(
+            self.second,
+            self.asked,
+            self.degraded,
+            shrinks=False,
+            confidence=self.confidence,
+            spent_flops=self.subnet.flops,
+        )
 
 
 class Planner:
@@ -81,18 +106,22 @@ class Planner:
         self._answers: OrderedDict[float, Subnet] = OrderedDict()
         for arch in bundle.archs():
             self._subnet(arch)
-        self._bounds = latency_bounds(bundle)
-        some = {(found := self._answer(bound)).flops: found for bound in self._bounds}
-        self._choices: Sequence[Subnet] = [some[flops] for flops in sorted(some)]
+        self._knows_ms = LATENCY in bundle.costs
+        if self._knows_ms:
+            # ascending in milliseconds and in FLOPs (models.retarget)
+            some = [self._subnet(arch) for arch in bundle.costs[LATENCY].archs()]
+            self._bounds = [float(subnet.flops) for subnet in some]
+        else:
+            self._bounds = latency_bounds(bundle)
+            some = [self._answer(bound) for bound in self._bounds]
+        by_flops = {subnet.flops: subnet for subnet in some}
+        self._choices: Sequence[Subnet] = [by_flops[flops] for flops in sorted(by_flops)]
         self._flops = [subnet.flops for subnet in self._choices]
         self.smallest = self._choices[0]
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does."""
-        bound, degraded = self._bound(asked, elapsed_ms)
-        subnet = self._answer(bound)
-        assert subnet.flops <= bound, "an answer is never over budget"
-        return Plan(subnet, asked, degraded, shrinks=may_degrade(asked))
+        return self._plan(asked, *self._bound(asked, elapsed_ms))
 
     def quick_plan(self, asked: Mapping[str, float]) -> Plan | None:
         """The plan of this moment, if it is a look-up; else the generator takes milliseconds.
@@ -100,9 +129,22 @@ class Planner:
         Raises OutOfRange as ``plan`` does.
         """
         bound, degraded = self._bound(asked, 0.0)
-        if not self._bundle.answers and bound not in self._answers:
+        known = self._bundle.answers or min(bound, self._max_flops) in self._answers
+        if not known and self._in_time(asked, bound) is None:
             return None
-        return Plan(self._answer(bound), asked, degraded, shrinks=may_degrade(asked))
+        return self._plan(asked, bound, degraded)
+
+    def _plan(self, asked: Mapping[str, float], bound: float, degraded: bool) -> Plan:
+        wish = asked.get(Confidence.name)
+        pair = None if wish is None else self._bundle.pair(bound)
+        if pair is None:
+            largest = self._in_time(asked, bound) or self._answer(min(bound, self._max_flops))
+            subnet, second = largest, None
+        else:
+            subnet, second = map(self._subnet, pair)
+        spent = subnet.flops + (0 if second is None else second.flops)
+        assert spent <= bound, "an answer is never over budget"
+        return Plan(subnet, asked, degraded, may_degrade(asked), wish, second)
 
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.
@@ -126,11 +168,16 @@ class Planner:
 
     def cost_ms(self, subnet: Subnet) -> float:
         """What an image of it takes, now."""
-        return self.latency.infer_ms(subnet.flops)
+        return self.latency.infer_ms(subnet.pace)
 
     def least_ms(self, plan: Plan) -> float:
         """What the image of a plan takes at least."""
         return self.cost_ms(self.within(plan.subnet, 0.0) if plan.shrinks else plan.subnet)
+
+    def next_ms(self, plan: Plan) -> float:
+        """What the second step of an image takes, with its session if there is none, at most."""
+        build_ms = 0.0 if self._is_resident(plan.subnet.value) else self._build_ms
+        return MARGIN * (self.cost_ms(plan.subnet) + build_ms) + self.latency.after_ms
 
     def built(self, build_ms: float) -> None:
         """A session was built in so long."""
@@ -143,12 +190,14 @@ class Planner:
     def expected(self) -> list[Arch]:
         """What will probably be asked for: the stored answers, or those to latency budgets."""
         stored = self._bundle.archs() if self._bundle.answers else ()
-        return list(stored) or [one.value for one in self._choices]
+        timed = [one.value for one in self._choices] if self._knows_ms or not stored else ()
+        return list(dict.fromkeys((*stored, *timed)))
 
     def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
-        """FLOPs, and whether it is a latency budget that makes them so few."""
-        moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms)
-        bound, degraded = float(self._max_flops), False
+        """FLOPs (``inf``: no bound), and whether it is a latency budget that makes them so few."""
+        knows = self._bundle.confidence is not None
+        moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms, knows)
+        bound, degraded = math.inf, False
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
         for kind in _IN_TURN:
@@ -156,17 +205,29 @@ class Planner:
                 limit = kind.flops_bound(asked[kind.name], moment)
                 if kind.degrades:
                     limit = self._bounds[max(bisect_right(self._bounds, limit) - 1, 0)]
+                    if limit >= self._max_flops:
+                        continue  # there is time for the largest
                 if limit < bound:
                     bound, degraded = limit, kind.degrades
         return bound, degraded
 
     def _largest(self, subnet: Subnet, ms: float) -> Subnet:
         most = self.latency.flops_inferred_within(ms / MARGIN)
-        if subnet.flops <= most:
+        if subnet.pace <= most:
             return subnet
         place = bisect_right(self._flops, most) - 1
         smallest = self.smallest if self.smallest.flops <= subnet.flops else subnet
         return self._choices[place] if place >= 0 else smallest
+
+    def _in_time(self, asked: Mapping[str, float], bound: float) -> Subnet | None:
+        """The answer to milliseconds that has at most so many FLOPs, where the bundle has such.
+
+        With a FLOPs budget too: what is the bundle's answer to those alone may take longer.
+        """
+        if not (self._knows_ms and may_degrade(asked)):
+            return None
+        place = bisect_right(self._flops, bound) - 1
+        return self._choices[place] if place >= 0 else None
 
     def _answer(self, bound: float) -> Subnet:
         found = self._answers.get(bound)
@@ -201,7 +262,11 @@ def latency_bounds(bundle: Bundle) -> list[float]:
 
 def describe(bundle: Bundle, arch: Arch) -> Subnet:
     """Work out what answers say about a subnet."""
-    space = bundle.space
+    space, pace = bundle.space, float(bundle.space.flops(arch))
+    if LATENCY in bundle.costs:
+        known = bundle.costs[LATENCY]
+        costs, archs = zip(*known.answers, strict=True)
+        pace = float(np.interp(known.cost.of(arch), costs, [space.flops(one) for one in archs]))
     return Subnet(
         id=space.arch_id(arch),
         flops=space.flops(arch),
@@ -209,6 +274,7 @@ def describe(bundle: Bundle, arch: Arch) -> Subnet:
         arch=space.arch_to_json(arch),
         value=arch,
         side=space.resolution(arch),
+        pace=pace,
     )
 
 

@@ -42,14 +42,26 @@ RUNTIMES: dict[str, RuntimeEntry] = {
     "tensorrt": RuntimeEntry(
         f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
     ),
+    "tensorrt-rtx": RuntimeEntry(
+        f"{_HERE}.tensorrt_rtx:TensorRtRtx",
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "tensorrt-rtx",
+        ("cuda",),
+        keeps_engines=True,
+    ),
     "torch": RuntimeEntry(f"{_HERE}.torch:Torch", "torch", "train", ("cpu", "cuda")),
 }
+
+AUTO = "auto"
+"""For the fastest runtime that works here (``auto.py``)."""
 
 
 def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> None:
     """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
+    if name == AUTO:
+        return
     if name not in RUNTIMES:
-        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}")
+        raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}, {AUTO}")
     entry = RUNTIMES[name]
     if device not in entry.devices:
         allowed = " or ".join(f"--device {one}" for one in entry.devices)
@@ -62,16 +74,6 @@ def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> N
         )
 
 
-def check_installed(name: str) -> None:
-    """Raises ValueError for a runtime whose library is not installed."""
-    entry = RUNTIMES[name]
-    if not entry.is_installed:
-        raise ValueError(
-            f"the {name} runtime needs {entry.library}, which is not installed; "
-            f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
-        )
-
-
 def build_runtime(
     name: str, device: str, threads: int, engine_cache: Path | None = None
 ) -> AbstractRuntime:
@@ -81,18 +83,23 @@ def build_runtime(
     runtime cannot use: nothing falls back to something else.
     """
     check_runtime(name, device, engine_cache)
-    check_installed(name)
-    module, _, cls = RUNTIMES[name].cls.partition(":")
+    entry = RUNTIMES[name]
+    if not entry.is_installed:
+        raise ValueError(
+            f"the {name} runtime needs {entry.library}, which is not installed; "
+            f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
+        )
+    module, _, cls = entry.cls.partition(":")
     kept: dict[str, Path] = {} if engine_cache is None else {"engine_cache": engine_cache}
     return getattr(importlib.import_module(module), cls)(device, threads, **kept)
 
 
 __all__ = [
+    "AUTO",
     "RUNTIMES",
     "AbstractRuntime",
     "AbstractSession",
     "RuntimeEntry",
     "build_runtime",
-    "check_installed",
     "check_runtime",
 ]

@@ -25,15 +25,11 @@ MAX_BATCH = 32
 def _import() -> tuple[Any, Any]:
     try:
         tensorrt = importlib.import_module("tensorrt")  # has no types, and is rarely installed
-    except ImportError:
-        raise ValueError(
-            "TensorRT is not installed; pip install -e '.[tensorrt]', or use onnxruntime"
-        ) from None
-    try:
         import torch
-    except ImportError:
+    except ImportError as error:
         raise ValueError(
-            "the tensorrt runtime keeps its buffers in torch; pip install -e '.[tensorrt]'"
+            f"the tensorrt runtime needs {error.name}, which is not installed; "
+            "pip install -e '.[tensorrt]', or use onnxruntime"
         ) from None
     if not torch.cuda.is_available():
         raise ValueError("the tensorrt runtime needs a CUDA device and sees none")

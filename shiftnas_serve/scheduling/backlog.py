@@ -37,17 +37,14 @@ class Line:
         return len(self._rows)
 
     def add(self, one: Pending, ms: float) -> None:
-        """At its place."""
         self._count += 1
         self._ms += ms
         insort(self._rows, (one.deadline_s, self._count, ms, one))
 
     def images(self) -> list[Pending]:
-        """All that wait."""
         return [row[3] for row in self._rows]
 
     def remove(self, some: Collection[Pending]) -> None:
-        """Take them away."""
         gone = set(some)
         self._rows = [row for row in self._rows if row[3] not in gone]
         # added up anew: without what adding and taking away leaves over
@@ -131,8 +128,11 @@ class Backlog:
             self._to_decode.add(one, ms)
             self._decoder_free.notify()
 
-    def run(self, one: Pending) -> None:
-        """Let it wait for its turn to run. Raises Problem where that is in vain."""
+    def run(self, one: Pending, *, wake: bool = True) -> None:
+        """Let it wait for its turn to run. Raises Problem where that is in vain.
+
+        ``wake``: a thread is told so at once; else ``wake_one`` must be called soon.
+        """
         assert one.plan is not None
         planner = one.model.planner
         one.least_ms = planner.least_ms(one.plan)
@@ -141,7 +141,21 @@ class Backlog:
         with self._lock:
             self._pace.came(one.queued_s, None if one.plan.shrinks else one.least_ms)
             self._to_run.add(one, one.least_ms)
+            if wake:
+                self.wake_one()
+
+    def go_on(self, one: Pending) -> bool:
+        """Let it wait for its second subnet; false where that would be late."""
+        assert one.plan is not None
+        planner, now = one.model.planner, time.monotonic()
+        one.least_ms = planner.cost_ms(one.plan.subnet)
+        with self._lock:
+            wait_ms = self._to_run.wait_ms(one.deadline_s, now)
+            if now + (MARGIN * wait_ms + planner.next_ms(one.plan)) / 1000 > one.deadline_s:
+                return False
+            self._to_run.add(one, one.least_ms)
             self._runner_free.notify()
+        return True
 
     def cancel(self, one: Pending) -> None:
         """Nobody waits for it any more. What runs already ends nevertheless."""
@@ -199,8 +213,13 @@ class Backlog:
                 self._runner_free.notify()  # for another thread
             return group
 
+    def wake_one(self) -> None:
+        """Let a thread take what waits to run, if one is free."""
+        with self._lock:
+            self._runner_free.notify()
+
     def wake(self) -> None:
-        """Let a thread that waits for something to run ask again (``wait``)."""
+        """Let all threads that wait for something to run ask again (``wait``)."""
         with self._lock:
             self._runner_free.notify_all()
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from models.images.header import ImageError
 from models.images.image import size_of
-from shiftnas_serve.budgets import OutOfRange
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.backlog import Backlog
 from shiftnas_serve.scheduling.pending import Pending, finish
@@ -64,13 +63,13 @@ def prepare(one: Pending, max_pixels: int) -> None:
             elapsed_ms = 1000 * (time.monotonic() - one.came_s)
             plan = one.plan = planner.plan(one.asked, elapsed_ms)
     except ImageError as error:
-        raise of_image(error) from None
-    except OutOfRange as error:
-        raise out_of_range(error) from None
+        raise Problem(error.status, error.reason) from None
     if plan.shrinks:
         one.aim_s = one.deadline_s - planner.latency.after_ms / 1000
-    # A small photo that may shrink is resized when its subnet is chosen, or it would be twice.
-    one.resized = not plan.shrinks or is_large(*size_of(photo))
+    # A small photo that may shrink is resized when its subnet is chosen, or it would be twice. So
+    # is one that a second subnet may look at in another size.
+    one_size = plan.second is None or plan.second.side == plan.subnet.side
+    one.resized = one_size and (not plan.shrinks or is_large(*size_of(photo)))
     if one.resized:
         one.pixels = bundle.preprocess.pixels(photo, plan.subnet.side)
     else:
@@ -78,13 +77,3 @@ def prepare(one: Pending, max_pixels: int) -> None:
     one.data, one.photo = b"", None
     one.begun_s = begun_s
     one.decode_ms = 1000 * (time.monotonic() - begun_s)
-
-
-def of_image(error: ImageError) -> Problem:
-    """What is wrong with an image."""
-    return Problem(error.status, error.reason)
-
-
-def out_of_range(error: OutOfRange) -> Problem:
-    """No subnet keeps a budget."""
-    return Problem(422, str(error), extra={"allowed": error.allowed})

@@ -20,10 +20,14 @@ from shiftnas_serve.engine.model import Model
 from shiftnas_serve.engine.result import Result, Timing, make_result, softmax
 from shiftnas_serve.problem import Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
-from shiftnas_serve.scheduling.pending import Pending, finish
+from shiftnas_serve.scheduling.pending import Outcome, Pending, finish
+from shiftnas_serve.scheduling.steps import answered, probabilities
 from shiftnas_serve.scheduling.turns import Group
 
 _LOOK_S = 0.5
+# While more waits, answers without a latency budget are held for so long, and handed over together:
+# an event loop that is woken for each small subnet takes the core from the next.
+_HELD_S = 0.002
 # Then what fails is not the subnet.
 _PREBUILD_FAILURES = 3
 
@@ -68,13 +72,23 @@ class Runners:
         self._ending.set()
 
     def _serve(self, thread: int) -> None:
-        def wait() -> bool:
-            return thread > 0 or not self._unbuilt
+        held: list[Outcome] = []
+        until_s = 0.0
 
-        while not self._backlog.closed:
+        def wait() -> bool:
+            return not held and (thread > 0 or not self._unbuilt)
+
+        while held or not self._backlog.closed:
             group = self._backlog.next_group(thread, wait)
+            if held and (group is None or _end_s(group) > until_s):
+                finish(held)
+                held = []
             if group is not None:
-                self._run(thread, group)
+                if not held:
+                    until_s = time.monotonic() + _HELD_S
+                if any(one.aim_s is not None for one in group.images):
+                    until_s = 0.0
+                held += self._run(thread, group)
                 del group
             elif thread == 0 and self._unbuilt:
                 self._build_one(thread)
@@ -83,11 +97,10 @@ class Runners:
         self._limits_s[thread] = limit_s
         self._jobs[thread] += 1
 
-    def _run(self, thread: int, group: Group) -> None:
+    def _run(self, thread: int, group: Group) -> list[Outcome]:
         images, subnet = group.images, group.subnet
         if subnet is None:
-            finish([(one, _late(one)) for one in images])
-            return
+            return [(one, one.first or _late(one)) for one in images]
         now = time.monotonic()
         model = images[0].model
         bundle, sessions = model.bundle, model.sessions
@@ -106,29 +119,37 @@ class Runners:
         except Exception as error:  # noqa: BLE001
             problem = Problem(500, f"a subnet could not run: {type(error).__name__}: {error}")
             _LOG.error("a subnet could not run", subnet=subnet.id, reason=repr(error))
-            finish([(one, problem) for one in images])
-            return
+            return [(one, problem) for one in images]
         finally:
             self._busy(thread, 0.0)
         count = len(images)
 
-        def outcome(one: Pending, share: np.ndarray) -> Result | Problem:
+        def outcome(one: Pending, logits: np.ndarray, share: np.ndarray) -> Result | Problem | None:
             assert one.plan is not None
             if math.isnan(share[0]):  # one logit that is not a number makes all of them so
                 return Problem(500, f"subnet {subnet.id} answered what is not a number")
+            share = probabilities(one, subnet, logits, share)
             queue_ms = 1000 * (now - one.queued_s)
             timing = Timing(
                 one.decode_ms, queue_ms, done.infer_ms, done.build_ms, count, done.source
             )
-            return make_result(model, one.plan, subnet, share, one.top_k, timing)
+            timing = timing if one.first is None else timing.after(one.first.timing)
+            result = make_result(model, one.plan, subnet, share, one.top_k, timing)
+            return answered(one, result, self._backlog)
 
-        finish([(one, outcome(one, share)) for one, share in zip(images, shares, strict=True)])
+        rows = zip(images, done.logits, shares, strict=True)
+        outcomes = [
+            (one, found)
+            for one, logits, share in rows
+            if (found := outcome(one, logits, share)) is not None
+        ]
         # All that a turn takes is in the way of the next.
         turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
         planner = model.planner
         if done.build_ms:
             planner.built(done.build_ms)
-        planner.latency = planner.latency.observed(subnet.flops, turn_ms / count, images=count)
+        planner.latency = planner.latency.observed(subnet.pace, turn_ms / count, images=count)
+        return outcomes
 
     def _build_one(self, thread: int) -> None:
         try:
@@ -166,6 +187,16 @@ class Runners:
                 if looks[thread] * _LOOK_S > limit_s > 0:
                     self._wedged(f"inference thread {thread} has stood still for {limit_s:g} s")
                     return
+
+
+def _end_s(group: Group) -> float:
+    """When it will have run, if it runs now; late ones at once, one that must be built never."""
+    if group.subnet is None:
+        return 0.0
+    model = group.images[0].model
+    if not model.sessions.is_resident(group.subnet.value):
+        return math.inf
+    return time.monotonic() + len(group.images) * model.planner.cost_ms(group.subnet) / 1000
 
 
 def _sized(one: Pending, side: int) -> np.ndarray:

@@ -16,3 +16,21 @@ def test_a_plot_is_drawn_only_where_it_is_asked_for(tmp_path, monkeypatch, capsy
     assert main([*few, "--plot", "latency.png"]) == 0
     assert json.loads(capsys.readouterr().out)["plot"] == "latency.png"
     assert [file.name for file in tmp_path.iterdir()] == ["latency.png"]
+
+
+def test_a_line_for_each_runtime_batch_and_number_of_threads(capsys):
+    few = ["--points", "2", "--rounds", "1", "--json"]
+    more = ["--runtime", "onnxruntime", "torch", "tensorrt", "--batch", "1", "3", "--threads", "1"]
+    assert main([*few, *more]) == 0
+    told = json.loads(capsys.readouterr().out)
+    lines = [(line["runtime"], line["device"], line["batch"]) for line in told["lines"]]
+    assert lines == [(name, "cpu", n) for name in ("onnxruntime", "torch") for n in (1, 3)]
+    assert len(told["not_run"]) == 1
+    assert told["not_run"][0].startswith("tensorrt cuda: ")
+
+
+def test_a_runtime_that_is_not_there_is_named(capsys):
+    assert main(["--runtime", "onnx"]) == 2
+    assert "there are: onnxruntime" in capsys.readouterr().err
+    assert main(["--runtime", "tensorrt"]) == 2
+    assert "tensorrt" in capsys.readouterr().err

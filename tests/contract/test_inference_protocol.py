@@ -50,6 +50,19 @@ def test_health_and_metadata(triton: InferenceServerClient, bundle: Bundle):
     assert [one["name"] for one in config["output"]] == [o["name"] for o in metadata["outputs"]]
 
 
+def test_statistics_count_images(triton: InferenceServerClient, bundle: Bundle, png):
+    def count() -> int:
+        (found,) = triton.get_inference_statistics(bundle.name, bundle.version)["model_stats"]
+        stages = found["inference_stats"]
+        assert stages["compute_infer"]["ns"] >= 0
+        assert stages["queue"]["count"] == found["inference_count"]
+        return found["inference_count"]
+
+    before = count()
+    triton.infer(bundle.name, [image_input(png, png)])
+    assert count() == before + 2
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_infer_answers_as_classify_does(triton, client, bundle: Bundle, binary: bool):
     budget = (bundle.min_flops + bundle.max_flops) // 2
@@ -138,13 +151,3 @@ def test_malformed_requests_are_400_and_say_why(client, bundle: Bundle, body, le
     answer = client.post(f"/v2/models/{bundle.name}/infer", content=body, headers=length)
     assert answer.status_code == 400, answer.text[:300]
     assert 0 < len(answer.json()["error"]) < 500
-
-
-def test_an_id_comes_back_as_it_was_sent(client, bundle: Bundle, b64):
-    """Also half of a surrogate pair, which has no UTF-8, or a refusal."""
-    body = json.dumps({"id": "\ud800 7", "inputs": [ONE | {"data": [b64]}]}).encode()
-    answer = client.post(f"/v2/models/{bundle.name}/infer", content=body)
-    if answer.status_code == 200:
-        assert answer.json()["id"] == "\ud800 7"
-    else:
-        assert answer.status_code == 400

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ from shiftnas_serve.runtimes import (
     AbstractRuntime,
     AbstractSession,
     RuntimeEntry,
+    auto,
     build_runtime,
+    tensorrt_rtx,
 )
 from shiftnas_serve.runtimes.slice_pool import most_rows, read_shapes, smaller_transposed
 from tests.bundles import make_bundle
@@ -104,7 +108,37 @@ def test_the_extras_install_what_runtimes_need():
     text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     for name, entry in RUNTIMES.items():
-        assert any(one.startswith(entry.library) for one in extras[entry.extra]), name
+        assert any(
+            one.replace("-", "_").startswith(entry.library) for one in extras[entry.extra]
+        ), name
+
+
+def test_auto_takes_the_first_that_works_and_tells_why_not_the_others(bundle: Bundle, monkeypatch):
+    """Here that is the CPU: whatever is preferred needs a driver or a library."""
+    told = {}
+    monkeypatch.setattr(
+        auto._LOG, "warning", lambda event, **more: told.update(more), raising=False
+    )
+    runtime = auto.pick_runtime(bundle, 1, None)
+    assert told["passed_over"][0].startswith("tensorrt on cuda: ")
+    assert len(told["passed_over"]) == auto.PREFERRED.index((told["runtime"], told["device"]))
+    assert runtime.describe()["runtime"] == told["runtime"]
+
+    if not RUNTIMES["tensorrt"].is_installed:
+        monkeypatch.setattr(auto, "PREFERRED", (("tensorrt", "cuda"),))
+        with pytest.raises(ValueError, match="no runtime works here: tensorrt on cuda: "):
+            auto.pick_runtime(bundle, 1, None)
+
+
+def test_tensorrt_for_rtx_without_a_driver_is_refused_in_a_line(monkeypatch, tmp_path):
+    """With the plugin in the place of which a library lies that does not load."""
+    broken = tmp_path / "libplugin.so"
+    broken.write_bytes(b"no library")
+    plugin = SimpleNamespace(get_ep_name=lambda: "Rtx", get_library_path=lambda: str(broken))
+    monkeypatch.setitem(sys.modules, tensorrt_rtx.LIBRARY, plugin)
+    tensorrt_rtx.rtx_devices.cache_clear()
+    with pytest.raises(ValueError, match=r"does not load \(.*\): it needs an NVIDIA driver"):
+        tensorrt_rtx.TensorRtRtx("cuda", 1)
 
 
 def test_a_session_says_one_of_the_known_sources(bundle: Bundle):

@@ -19,7 +19,7 @@ from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.turns import Group, next_group
 
 NOBODY: Any = None
-SMALLEST, MIDDLE, LARGEST = (Subnet(str(n), n, n, {}, NOBODY, 32) for n in (1, 2, 4))
+SMALLEST, MIDDLE, LARGEST = (Subnet(str(n), n, n, {}, NOBODY, 32, n) for n in (1, 2, 4))
 
 
 @dataclass(frozen=True)

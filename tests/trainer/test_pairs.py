@@ -11,7 +11,7 @@ from models.bundle.folder import load_bundle
 from tests.bundles import make_bundle
 from trainer.confidence import main
 from trainer.evaluate import main as evaluate
-from trainer.pairs import DRAWN_AT, LOSES_AT_MOST, Curve, curve, fit_confidence
+from trainer.pairs import LOSES_AT_MOST, SHOWN_AT, Curve, curve, fit_confidence
 from trainer.scores import Scores, fit_temperature
 
 IMAGES = 4_000
@@ -68,7 +68,7 @@ def test_no_pair_is_used_that_is_less_right_than_the_largest_alone(scores):
 
 def test_a_curve_has_what_is_spent_and_what_it_wins(scores):
     pair = curve(scores, None, (100, 1000))
-    assert [point.confidence for point in pair.points] == list(DRAWN_AT)
+    assert [point.confidence for point in pair.points] == list(SHOWN_AT)
     point = next(point for point in pair.points if point.confidence == 0.7)
     unsure = scores[100].confidence < 0.7
     assert point.spent_flops == pytest.approx(100 + 1000 * unsure.mean())

@@ -7,12 +7,16 @@ and nothing is written. A batch that would not fit is cut; what it costs whole i
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import psutil
 import torch
+from torch import Tensor
 
 from models.generator.network import ArchitectureGenerator
 from models.space.search_space import SearchSpace
@@ -21,7 +25,6 @@ from trainer.data.batches import Batch
 from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits, cores
 from trainer.dry_run.activations import ActivationBytes
-from trainer.dry_run.memory import Memory, bytes_of, free_bytes, optimizer_bytes, peak_bytes
 from trainer.dry_run.plan import Plan, plan_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
@@ -58,41 +61,37 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured, with ``images`` at once. ``prepare_s``: their augmentation.
+    """What was measured, with ``images`` at once.
 
-    ``update``: of the distribution; None where the sampler does not learn. ``sliced_flops``: of the
-    subnets of the sliced step. ``teacher_s``: what a teacher takes of it, whatever is drawn.
+    ``costs``: of a ``masked`` and a ``sliced`` step, and of an ``update`` of the distribution where
+    the sampler learns. ``losses``: of the two steps. ``sliced_flops``: of the subnets of the sliced
+    one. ``prepare_s``: what the images' augmentation took; ``teacher_s``: what a teacher takes of a
+    step, whatever is drawn.
     """
 
     images: int
-    masked: Cost
-    sliced: Cost
-    update: Cost | None
-    prepare_s: float
-    masked_loss: float
-    sliced_loss: float
+    costs: dict[str, Cost]
+    losses: dict[str, float]
     sliced_flops: int
+    prepare_s: float
     teacher_s: float
-    peak_bytes: int
-
-    def dearest(self, images: int) -> Cost:
-        """That of the three which keeps the most bytes for a batch."""
-        costs = [cost for cost in (self.masked, self.sliced, self.update) if cost is not None]
-        return max(costs, key=lambda cost: cost.bytes_of(images))
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """All that a dry run tells. ``training_flops`` are multiply-adds, forward and backward."""
+    """All that a dry run tells. ``training_flops`` are multiply-adds, forward and backward.
+
+    ``memory``: bytes of the recipe's batch in a single process, by what takes them. ``copies`` are
+    those of weights, masked or in another precision, that are kept for a backward pass.
+    """
 
     recipe: Recipe
     space: SearchSpace
     groups: tuple[int, ...]
     device: str
-    threads: int
     plan: Plan
     trial: Trial
-    memory: Memory
+    memory: dict[str, int]
     epoch_s: float
     training_flops: float
 
@@ -110,50 +109,50 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
     here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
     state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
-    space = state.generator.space
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
     means = {m: mean_step_flops(state.sampler, masked=m) for m in (True, False)}
-    share = plan.masked_steps / plan.total_steps
+    share = plan.masked_steps / plan.steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
-    subnets_s = max(trial.sliced.seconds - trial.teacher_s, 0.0)
+    subnets_s = max(trial.costs["sliced"].seconds - trial.teacher_s, 0.0)
     usual_sliced_s = trial.teacher_s + subnets_s * means[False] / trial.sliced_flops
-    at_once = -(-recipe.batch_size // recipe.accumulate)
-    dearest = trial.dearest(at_once)
     of_a_batch = recipe.batch_size / trial.images
-    step_s = of_a_batch * (share * trial.masked.seconds + (1 - share) * usual_sliced_s)
+    step_s = of_a_batch * (share * trial.costs["masked"].seconds + (1 - share) * usual_sliced_s)
     if recipe.data_workers == 0 or (recipe.data_workers < 0 and cores() <= local_processes()):
         step_s += of_a_batch * trial.prepare_s
     update_s = 0.0
-    if trial.update is not None:
-        update_s = of_a_batch * trial.update.seconds * plan.updates / recipe.epochs
+    if "update" in trial.costs:
+        update_s = of_a_batch * trial.costs["update"].seconds * plan.updates / recipe.epochs
+    at_once = -(-recipe.batch_size // recipe.accumulate)
+    dearest = max(trial.costs.values(), key=lambda cost: cost.bytes_of(at_once))
+    optimizer = (value for each in state.optimizer.state.values() for value in each.values())
+    parameters = bytes_of(state.net.parameters())
     step_flops = share * means[True] + (1 - share) * means[False]
     return DryRun(
         recipe=recipe,
-        space=space,
+        space=state.generator.space,
         groups=state.sampler.groups,
         device=here.device,
-        threads=torch.get_num_threads(),
         plan=plan,
         trial=trial,
-        memory=Memory(
-            parameters=bytes_of(state.net.parameters()),
-            gradients=bytes_of(state.net.parameters()),
-            optimizer=optimizer_bytes(state.optimizer),
-            before=bytes_of(state.before.values()) if state.sampler.learns else 0,
-            average=bytes_of(state.average.net.parameters()) if state.average is not None else 0,
-            copies=dearest.fixed_bytes,
-            activations=dearest.image_bytes * at_once,
-        ),
-        epoch_s=plan.epoch_steps * step_s + update_s,
-        training_flops=FORWARD_AND_BACKWARD * plan.total_steps * recipe.batch_size * step_flops,
+        memory={
+            "parameters": parameters,
+            "gradients": parameters,
+            "optimizer": bytes_of(value for value in optimizer if isinstance(value, Tensor)),
+            "before": bytes_of(state.before.values()) if state.sampler.learns else 0,
+            "average": parameters if state.average is not None else 0,
+            "copies": dearest.fixed_bytes,
+            "activations": dearest.image_bytes * at_once,
+        },
+        epoch_s=plan.steps_per_epoch * step_s + update_s,
+        training_flops=FORWARD_AND_BACKWARD * plan.steps * recipe.batch_size * step_flops,
     )
 
 
 def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None) -> Trial:
     """A small masked step, to warm up and to see what fits; then what is measured."""
-    schedule = schedule_at(0, plan.total_steps, recipe)
+    schedule = schedule_at(0, plan.steps, recipe)
 
     def step(batch: Batch, *, masked: bool) -> tuple[StepResult, float, int]:
         return measured(
@@ -178,27 +177,26 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     prepare_s = time.perf_counter() - started
     masked, masked_s, masked_bytes = step(batch, masked=True)
     sliced, sliced_s, sliced_bytes = step(batch, masked=False)
+    costs = {
+        "masked": grown(masked_s, few_bytes, masked_bytes, images),
+        # two sliced steps are of two subnets: all of it is taken to grow
+        "sliced": Cost(sliced_s, sliced_bytes // images),
+    }
     teacher_s = 0.0
     teacher = teacher_of(state, recipe)
     if teacher is not None:
         _, teacher_s, _ = measured(state, lambda: teacher(batch.images.to(recipe.device)))
-    update_cost = None
     if state.sampler.learns:
         _, few_update_bytes = update(few.held_out.batch(0, 0))
         update_s, update_bytes = update(data.held_out.batch(0, 0))
-        update_cost = grown(update_s, few_update_bytes, update_bytes, images)
+        costs["update"] = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,
-        masked=grown(masked_s, few_bytes, masked_bytes, images),
-        # two sliced steps are of two subnets: all of it is taken to grow
-        sliced=Cost(sliced_s, sliced_bytes // images),
-        update=update_cost,
-        prepare_s=prepare_s,
-        masked_loss=masked.loss,
-        sliced_loss=sliced.loss,
+        costs=costs,
+        losses={"masked": masked.loss, "sliced": sliced.loss},
         sliced_flops=sum(flops for flops, _ in sliced.drawn),
+        prepare_s=prepare_s,
         teacher_s=teacher_s,
-        peak_bytes=peak_bytes(recipe.device),
     )
 
 
@@ -213,8 +211,7 @@ def grown(seconds: float, few_bytes: int, kept_bytes: int, images: int) -> Cost:
 def measured(state: TrainingState, work: Callable[[], Result]) -> tuple[Result, float, int]:
     """Do some work: what came of it, seconds, and the most bytes kept for a backward pass."""
     device = next(state.net.parameters()).device
-    weights = [*state.net.parameters(), *state.before.values()]
-    with ActivationBytes(weights) as kept:
+    with ActivationBytes([*state.net.parameters(), *state.before.values()]) as kept:
         started = time.perf_counter()
         result = work()
         if device.type == "cuda":
@@ -248,3 +245,23 @@ def answer_at_full_resolution(generator: ArchitectureGenerator) -> None:
             head.weight.zero_()
             head.bias.fill_(-100.0)
             head.bias[-1] = 100.0
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Memory of some tensors."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def free_bytes(device: str) -> int:
+    """Memory that could be used."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that this process had: of the GPU, or resident on the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

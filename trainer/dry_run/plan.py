@@ -21,8 +21,8 @@ class Plan:
     train_images: int
     held_out_images: int
     classes: int
-    epoch_steps: int
-    total_steps: int
+    steps_per_epoch: int
+    steps: int
     masked_steps: int
     warm_up_steps: int
     updates: int
@@ -42,17 +42,17 @@ def plan_of(recipe: Recipe) -> Plan:
     else:
         splits = read_splits(recipe)
         images, held_out, classes = len(splits.train), len(splits.held_out), len(splits.labels)
-    epoch_steps = images // min(recipe.batch_size, images)
+    steps_per_epoch = images // min(recipe.batch_size, images)
     space = get_space(recipe.space, classes)
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
-    total = horizon_of(recipe, sampler, epoch_steps).steps
+    total = horizon_of(recipe, sampler, steps_per_epoch).steps
     warm_up = round(recipe.warm_up_share * total)
     return Plan(
         train_images=images,
         held_out_images=held_out,
         classes=classes,
-        epoch_steps=epoch_steps,
-        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        steps=total,
         masked_steps=-(-total // recipe.generator.masked_every),
         warm_up_steps=warm_up,
         updates=recipe.updates(total),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
-from trainer.dry_run.measure import DryRun, dry_run
+import torch
+
+from trainer.dry_run.measure import DryRun, dry_run, peak_bytes
 from trainer.engine.provenance import provenance
 from trainer.recipes.recipe import Recipe
 from trainer.report.words import format_duration, format_flops
@@ -31,19 +34,15 @@ def facts_of(result: DryRun) -> dict[str, object]:
     batch_memory: of a batch in one process; each of several has its share of the activations, and
     all of the rest. Libraries and images come on top.
     """
-    recipe, space, plan, trial = result.recipe, result.space, result.plan, result.trial
+    recipe, space, trial = result.recipe, result.space, result.trial
     known = provenance()
-    costs = {"masked": trial.masked, "sliced": trial.sliced, "update": trial.update}
+    asked = ("space", "data", "sampler", "resolution", "precision", "epochs", "batch_size")
     return {
         "recipe": recipe.name,
-        "space": space.name,
-        "data": recipe.data,
-        "sampler": recipe.sampler,
-        "resolution": recipe.resolution,
-        "precision": recipe.precision,
+        **{name: getattr(recipe, name) for name in asked},
         "recipe_device": recipe.device,
         "device": result.device,
-        "threads": result.threads,
+        "threads": torch.get_num_threads(),
         "machine": known["machine"],
         "torch": known["torch"],
         "min_flops": space.min_flops,
@@ -51,19 +50,9 @@ def facts_of(result: DryRun) -> dict[str, object]:
         "min_params": space.params(space.smallest),
         "max_params": space.params(space.largest),
         "groups": list(result.groups),
-        "train_images": plan.train_images,
-        "held_out_images": plan.held_out_images,
-        "classes": plan.classes,
-        "epochs": recipe.epochs,
-        "batch_size": recipe.batch_size,
-        "steps_per_epoch": plan.epoch_steps,
-        "steps": plan.total_steps,
-        "masked_steps": plan.masked_steps,
-        "warm_up_steps": plan.warm_up_steps,
-        "updates": plan.updates,
+        **asdict(result.plan),
         "images_at_once": trial.images,
-        "masked_loss": trial.masked_loss,
-        "sliced_loss": trial.sliced_loss,
+        **{f"{name}_loss": loss for name, loss in trial.losses.items()},
         "sliced_flops": trial.sliced_flops,
         "prepare_image_s": trial.prepare_s / trial.images,
         "image_cost": {
@@ -72,11 +61,13 @@ def facts_of(result: DryRun) -> dict[str, object]:
                 "activation_bytes": cost.image_bytes,
                 "fixed_bytes": cost.fixed_bytes,
             }
-            for name, cost in costs.items()
-            if cost is not None
+            for name, cost in trial.costs.items()
         },
-        "peak_bytes": trial.peak_bytes,
-        "batch_memory": {**result.memory.by_name(), "total_bytes": result.memory.total},
+        "peak_bytes": peak_bytes(result.device),
+        "batch_memory": {
+            **{f"{name}_bytes": value for name, value in result.memory.items()},
+            "total_bytes": sum(result.memory.values()),
+        },
         "epoch_s": result.epoch_s,
         "total_s": result.epoch_s * recipe.epochs,
         "training_flops": result.training_flops,
@@ -86,7 +77,7 @@ def facts_of(result: DryRun) -> dict[str, object]:
 def _lines(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            yield from _lines(value, f"{name} " if not prefix else f"{prefix}{name} ")
+            yield from _lines(value, f"{prefix}{name} ")
         else:
             label = f"{prefix}{name.removesuffix('_bytes').removesuffix('_s')}"
             yield label.replace("_", " "), _text(name, value)

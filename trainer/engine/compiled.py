@@ -31,35 +31,29 @@ class CompiledNet:
     def __init__(self, net: AbstractNet) -> None:
         self._net = net
         # the whole net or an error: a graph that breaks would be slower than none
-        self._run: RunNet = torch.compile(
+        self._run: RunNet = torch.compile(  # pyrefly: ignore[no-matching-overload]
             net,
             dynamic=False,
             fullgraph=True,
+            recompile_limit=MOST_GRAPHS,  # which the overloads lack
             options={"fallback_random": True},
         )
         self._has_maps = False
 
     def __call__(self, images: Tensor, relaxed: Relaxed, *normalizer: Any, **how: Any) -> Tensor:
         """Logits, with a graph. Raises ValueError where nothing can be compiled."""
-        from torch._dynamo import config as dynamo_config
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._functorch import config
-
         if not self._has_maps:  # or the first graph would be one that makes them
             with torch.no_grad():
                 self._net(images[:2], relaxed)
             self._has_maps = True
         try:
-            # several backward passes may go through one graph, which must not give its memory away
-            with (
-                config.patch(donated_buffer=False),
-                dynamo_config.patch(recompile_limit=MOST_GRAPHS),
-                warnings.catch_warnings(),
-            ):
+            with warnings.catch_warnings():
                 # torch's tracing looks at policies' .grad itself
                 warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
                 return self._run(images, relaxed, *normalizer, **how)
-        except TorchDynamoException as error:
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # the compiler's own errors have no public name
             raise ValueError(
                 f"torch.compile failed: {_words(error)}; it needs a C++ compiler (g++), and Triton "
                 "on GPUs; go on without: --set compile=false"

@@ -77,8 +77,10 @@ def add_gradients(
     )
     is_relaxed = schedule.masked and bool(budgets)
     state.scaler.scale(generator_loss).backward(retain_graph=is_relaxed)
+    # what the subnets' losses say of the policies is summed, and goes through the generator once
+    held = {name: policy.detach().requires_grad_(is_relaxed) for name, policy in policies.items()}
 
-    subnets = choose_subnets(state, draws, policies, schedule, recipe)  # a = AG(b)
+    subnets = choose_subnets(state, draws, held, schedule, recipe)  # a = AG(b)
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
     task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
@@ -93,12 +95,11 @@ def add_gradients(
         if any(draw.distil for draw in draws):
             task.taught = {part.number: task.taken(teacher(part.images)) for part in parts}
     losses: list[tuple[int, float]] = []
-    for number, (draw, subnet) in enumerate(zip(draws, subnets, strict=True)):
-        more = any(isinstance(later, Relaxed) for later in subnets[number + 1 :])
-        loss = add_subnet_gradients(
-            state, draw, subnet, task, parts, recipe, ranks, keep_graph=more
-        )
+    for draw, subnet in zip(draws, subnets, strict=True):
+        loss = add_subnet_gradients(state, draw, subnet, task, parts, recipe, ranks)
         losses.append((space.flops(arch_of(subnet)), loss))
+    moved = [name for name, policy in held.items() if policy.grad is not None]
+    torch.autograd.backward([policies[n] for n in moved], [held[n].grad for n in moved])
     ranks.average_gradients([*state.net.parameters(), *state.generator.parameters()])
     losses = ranks.mean_losses(losses)
     return StepResult(
@@ -171,14 +172,8 @@ def add_subnet_gradients(
     parts: Sequence[MicroBatch],
     recipe: Recipe,
     ranks: Ranks,
-    *,
-    keep_graph: bool,
 ) -> float:
-    """Forward and backward pass of one subnet over all parts of a batch; its loss, in nats.
-
-    keep_graph: of the generator, which later subnets need.
-    """
-    is_relaxed = isinstance(subnet, Relaxed)
+    """Forward and backward pass of one subnet over all parts of a batch; its loss, in nats."""
     run = runner_of(state, subnet)
     resolution = state.net.space.resolution(arch_of(subnet))
     total_loss = 0.0
@@ -195,9 +190,8 @@ def add_subnet_gradients(
                 recompute=recipe.activation_checkpointing,
             )
         loss = task.loss(draw, part, logits) * part.weight
-        state.scaler.scale(loss).backward(retain_graph=is_relaxed and (more or keep_graph))
+        state.scaler.scale(loss).backward()
         total_loss += float(loss.detach())
-        del logits, loss  # or a graph that was retained would stay while the next is built
     return total_loss
 
 

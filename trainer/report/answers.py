@@ -77,10 +77,10 @@ def answers_page(
     )
 
 
-def draw(file: Path, figure: Figure) -> None:
-    """Write it. Raises ValueError where that cannot be."""
+def draw(file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> None:
+    """Write the ``frontier``. Raises ValueError where that cannot be."""
     with writing(file, then=""), matplotlib.style.context(plots.STYLE):
-        figure.savefig(file, metadata={"Software": None})
+        frontier(bundle, measured, curves).savefig(file, metadata={"Software": None})
 
 
 def frontier(bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> Figure:
@@ -93,7 +93,7 @@ def frontier(bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curv
     axes.errorbar(
         flops, right, yerr=np.abs(ends - right), marker="o", ms=4, capsize=2, label="one subnet"
     )
-    plots.draw_curves(axes, curves, 1e6, 100)
+    plots.plot_curves(axes, curves, 1e6, 100)
     axes.legend(loc="lower right")
     axes.set_xlabel("MFLOPs" + (", on average" if curves else ""))
     axes.set_ylabel("right, %")

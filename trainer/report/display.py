@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -29,8 +31,8 @@ class Display:
     for JSON. refresh_s: seconds between redraws of a live screen. line_every_s: seconds between
     lines where there is no terminal. clock: monotonic seconds.
 
-    Drawing happens inside `update`, at most once per interval: no thread competes with the
-    training for a core, and in between a call costs microseconds.
+    It is redrawn inside `update`, at most once per interval: no thread competes with the training
+    for a core, and in between a call costs microseconds.
     """
 
     def __init__(
@@ -44,36 +46,30 @@ class Display:
     ) -> None:
         self._title = title
         self._console = console if console is not None else Console(stderr=True)
-        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._interval_s = refresh_s if self._is_live else line_every_s
-        self._clock = clock
         self._live: Live | None = None
-        self._first: tuple[int, float] | None = None
-        self._last: tuple[int, int, Mapping[str, float], Groups] | None = None
-        self._drawn_at: float | None = None
-        self._drawn_step: int | None = None
-        self._phase = ""
-
-    def __enter__(self) -> Self:
-        if self._is_live:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             # What others print must not tear the screen; but a redirected stdout is theirs alone.
             self._live = Live(
                 console=self._console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()
             )
-            self._live.__enter__()
+        self._interval_s = refresh_s if self._live is not None else line_every_s
+        self._clock = clock
+        self._phase: str | None = None
+        self._first = (0, 0.0)
+        self._groups: Groups = ()
+        self._shown_at = -math.inf
+        self._unseen: Callable[[], None] | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._open.enter_context(self._live)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._last is not None and self._drawn_step != self._last[0]:
-            self._draw()
-        if self._live is not None:
-            self._live.__exit__(kind, error, traceback)
-            self._live = None
+    def __exit__(self, *_: object) -> None:
+        if self._unseen is not None:
+            self._unseen()
+        self._open.close()
 
     def update(
         self,
@@ -89,68 +85,45 @@ class Display:
         (FLOPs, probability) of each FLOPs group; None keeps those of the last call.
         """
         now = self._clock()
-        if self._first is None or phase != self._phase:
-            self._first, self._phase, self._drawn_at = (step, now), phase, None
-        if groups is None:
-            groups = self._last[3] if self._last is not None else ()
-        self._last = (step, total_steps, metrics, groups)
-        if self._drawn_at is None or now - self._drawn_at >= self._interval_s:
-            self._draw()
+        if phase != self._phase:
+            self._phase, self._first, self._shown_at = phase, (step, now), -math.inf
+        if groups is not None:
+            self._groups = groups
+        self._unseen = partial(self._show, step, total_steps, metrics)
+        if now - self._shown_at >= self._interval_s:
+            self._unseen()
 
     def message(self, text: str) -> None:
         """A line that stays, above the live part: a checkpoint, an evaluation."""
         self._console.print(Text(text))
 
-    def _draw(self) -> None:
-        assert self._last is not None
-        assert self._first is not None
-        step, total_steps, metrics, groups = self._last
-        now = self._clock()
+    def _show(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
+        self._shown_at, self._unseen = self._clock(), None
         first_step, first_time = self._first
-        left_s = None
+        done = f"{step}/{total_steps} ({step / max(total_steps, 1):.0%})"
+        left: list[str] = []
         if step > first_step:
-            left_s = (now - first_time) / (step - first_step) * max(total_steps - step, 0)
-        if self._live is not None:
-            title = f"{self._title}: {self._phase}" if self._phase else self._title
-            screen = live_screen(title, step, total_steps, metrics, groups, left_s)
-            self._live.update(screen, refresh=True)
-        else:
-            line = plain_line(step, total_steps, metrics, left_s)
-            line = f"{self._phase}: {line}" if self._phase else line
+            each_s = (self._shown_at - first_time) / (step - first_step)
+            left = [f"{format_duration(each_s * max(total_steps - step, 0))} left"]
+        figures = [_metric(name, value) for name, value in metrics.items()]
+        if self._live is None:
+            phase = f"{self._phase}: " if self._phase else ""
+            line = "  ".join([f"{phase}step {done}", *figures, *left])
             self._console.print(Text(line), soft_wrap=True)
-        self._drawn_at, self._drawn_step = now, step
+            return
+        progress = Table.grid(padding=(0, 2))
+        progress.add_row(
+            Text(f"{self._title}: {self._phase}" if self._phase else self._title, style="bold"),
+            ProgressBar(total=max(total_steps, 1), completed=step, width=_BAR_WIDTH),
+            Text(done),
+            Text("".join(left), style="cyan"),
+        )
+        bars = [group_bars(self._groups)] if self._groups else []
+        self._live.update(Group(progress, Text("  ".join(figures)), *bars), refresh=True)
 
 
-def plain_line(
-    step: int, total_steps: int, metrics: Mapping[str, float], left_s: float | None
-) -> str:
-    """One line for a log file: step, metrics, time left."""
-    parts = [f"step {step}/{total_steps} ({_percent(step, total_steps)})"]
-    parts += [_metric(name, value) for name, value in metrics.items()]
-    if left_s is not None:
-        parts.append(f"{format_duration(left_s)} left")
-    return "  ".join(parts)
-
-
-def live_screen(
-    title: str,
-    step: int,
-    total_steps: int,
-    metrics: Mapping[str, float],
-    groups: Groups,
-    left_s: float | None,
-) -> RenderableType:
-    """Progress bar, metrics, and one bar per FLOPs group."""
-    progress = Table.grid(padding=(0, 2))
-    progress.add_row(
-        Text(title, style="bold"),
-        ProgressBar(total=max(total_steps, 1), completed=step, width=_BAR_WIDTH),
-        Text(f"{step}/{total_steps} ({_percent(step, total_steps)})"),
-        Text("" if left_s is None else f"{format_duration(left_s)} left", style="cyan"),
-    )
-    line = Text("  ").join(Text(_metric(name, value)) for name, value in metrics.items())
-    if not groups:
-        return Group(progress, line)
+def group_bars(groups: Groups) -> RenderableType:
+    """A bar for each FLOPs group."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("FLOPs group", justify="right")
     table.add_column("sampling probability", width=_BAR_WIDTH)
@@ -158,15 +131,12 @@ def live_screen(
     rows = merge_groups(groups, _MAX_GROUP_ROWS)
     top = max(probability for _, probability in rows)
     for label, probability in rows:
+        # The largest probability is not "finished": one colour for all.
         bar = ProgressBar(
-            total=max(top, 1e-9),
-            completed=probability,
-            width=_BAR_WIDTH,
-            # A probability that is the largest is not "finished": one colour for all.
-            finished_style="bar.complete",
+            total=top, completed=probability, width=_BAR_WIDTH, finished_style="bar.complete"
         )
         table.add_row(label, bar, f"{probability:.1%}")
-    return Group(progress, line, table)
+    return table
 
 
 def merge_groups(groups: Groups, max_rows: int) -> list[tuple[str, float]]:
@@ -175,21 +145,13 @@ def merge_groups(groups: Groups, max_rows: int) -> list[tuple[str, float]]:
     rows = []
     for start in range(0, len(groups), per_row):
         members = groups[start : start + per_row]
-        label = format_flops(members[0][0])
-        if len(members) > 1:
-            label = f"{label}-{format_flops(members[-1][0])}"
-        rows.append((label, sum(probability for _, probability in members)))
+        ends = dict.fromkeys([format_flops(members[0][0]), format_flops(members[-1][0])])
+        rows.append(("-".join(ends), sum(probability for _, probability in members)))
     return rows
-
-
-def _percent(step: int, total_steps: int) -> str:
-    return f"{step / max(total_steps, 1):.0%}"
 
 
 def _metric(name: str, value: float) -> str:
     if name == "images_per_s":
         return f"{value:.0f} images/s"
-    label = name.replace("_", " ")
-    if name.endswith("flops"):
-        return f"{label} {format_flops(value)}"
-    return f"{label} {value:.4g}"
+    text = format_flops(value) if name.endswith("flops") else f"{value:.4g}"
+    return f"{name.replace('_', ' ')} {text}"

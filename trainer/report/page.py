@@ -44,7 +44,6 @@ def report_page(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
         .render(
             title="Runs compared" if runs[1:] else first.name,
             status="" if runs[1:] else status(first),
-            tiles=[] if runs[1:] else _tiles(first),
             tables=tables(runs),
             splits=SPLITS,
             plots=[(plot, _encoded(plot)) for plot in plots],
@@ -69,17 +68,16 @@ def report_text(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
 
 
 def tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Of one run its accuracy per budget; of several also their summaries, side by side."""
-    if not runs[1:]:
-        return [("Accuracy per budget", FRONTIER, frontier_cells(runs[0]))]
-    names = [run.name for run in runs]
+    """Runs in a few figures, and their accuracy per budget: of several side by side."""
     rows = [
         [run.name, *(_text(value) for value in list(summary(run).values())[1:])] for run in runs
     ]
-    return [
-        ("Runs", SUMMARY, rows),
-        ("Test accuracy per budget", ["budget", *names], _accuracy_cells(runs)),
-    ]
+    if runs[1:]:
+        head = ["budget", *(run.name for run in runs)]
+        accuracy: Table = ("Test accuracy per budget", head, _accuracy_cells(runs))
+    else:
+        accuracy = ("Accuracy per budget", FRONTIER, frontier_cells(runs[0]))
+    return [("Runs" if runs[1:] else "The run", SUMMARY, rows), accuracy]
 
 
 def summary(run: RunRecord) -> dict[str, str | None]:
@@ -214,21 +212,6 @@ def flat(settings: Mapping[str, JsonValue], prefix: str = "") -> list[list[str]]
         else:
             rows.append([prefix + key, _text(value)])
     return rows
-
-
-def _tiles(run: RunRecord) -> list[tuple[str, str]]:
-    found = summary(run)
-    tiles = [
-        (
-            _accuracy(run, row, "test_accuracy"),
-            f"test accuracy, {format_flops(number(row, 'flops'))}",
-        )
-        for row in [*run.frontier[:1], *run.frontier[1:][-1:]]
-    ]
-    names = {"sampler": "sampler", "steps": "steps", "training": "of training, with evaluations"}
-    names["generator_mean_error"] = "error of the generator (argmax)"
-    tiles += [(found[key] or "", name) for key, name in names.items()]
-    return [(value, name) for value, name in [*tiles, (run.setting("space"), "space")] if value]
 
 
 def _provenance(run: RunRecord) -> list[list[str]]:

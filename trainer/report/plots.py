@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +14,26 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
 from trainer.engine.log import Record, number, numbers
 from trainer.intervals import interval
-from trainer.pairs import DRAWN_AT, Curve
+from trainer.pairs import SHOWN_AT, Curve
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
 from trainer.report.words import flops_unit, format_flops
 
 STYLE = Path(__file__).with_name("report.mplstyle")
-BLUE, ORANGE, PURPLE, GREY, INK = "#2f74c0", "#d9772b", "#8d62c9", "#8c8c8e", "#222223"
+BLUE, GREY, INK = "#2f74c0", "#8c8c8e", "#222223"
 # Groups have an order. Hue moves one way; every colour stands out from white.
 ORDERED = LinearSegmentedColormap.from_list(
     "groups", ["#23998c", "#2f74c0", "#8d62c9", "#cf4d8f", "#dd7f2e"]
 )
 UNIFORM_ARCHS = 4000
-"""Drawn at random, to show what a run's subnets are compared with."""
+"""Random archs, to show what a run's subnets are compared with."""
 BINS = 40
-MOST_POINTS = 800
-"""Of a line: more only make the page large."""
+
+Points = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Plot:
     figure: Figure
 
 
-def draw(runs: Sequence[RunRecord]) -> Iterator[Plot]:
+def plotted(runs: Sequence[RunRecord]) -> Iterator[Plot]:
     """Each plot that there is data for: of one run, or what can be laid over one another.
 
     Raises ValueError for a record that lacks a field.
@@ -62,10 +61,10 @@ def draw(runs: Sequence[RunRecord]) -> Iterator[Plot]:
                 + ("." if runs[1:] else " and on the training images held out for decisions."),
                 frontier_figure(runs),
             )
-        yield from _draw_several(runs) if runs[1:] else _draw_one(runs[0])
+        yield from _of_several(runs) if runs[1:] else _of_one(runs[0])
 
 
-def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
+def _of_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
     losses = {run.name: _points(run.of_kind("step"), "loss") for run in runs}
     if any(len(x) for x, _ in losses.values()):
         smooth = {name: (x, running_mean(y, len(y) // 25)) for name, (x, y) in losses.items()}
@@ -74,15 +73,26 @@ def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
             "Training loss",
             "Running mean of the task loss of whichever subnet was drawn: it is lower where larger "
             "subnets are drawn.",
-            _lines_figure(smooth, "task loss (nats)"),
+            _lines_figure(smooth, "training step", "task loss (nats)"),
         )
     if any(run.groups for run in runs):
+        scale, unit = flops_unit(max(flops for run in runs for flops in run.groups))
+        last = {
+            run.name: np.array([run.groups, numbers(run.of_kind("groups")[-1], "probabilities")])
+            for run in runs
+            if run.groups
+        }
         yield Plot(
             "probabilities",
             "Sampling probability per FLOPs group",
             "The distribution from which training draws budgets, at each run's last update. Runs "
             "without one are left out.",
-            _last_probabilities_figure(runs),
+            _lines_figure(
+                {name: (x / scale, y) for name, (x, y) in last.items()},
+                f"{unit}FLOPs of the group",
+                "sampling probability",
+                percent=True,
+            ),
         )
     errors = {run.name: _points(run.of_kind("generator"), "mean_error") for run in runs}
     if any(len(x) for x, _ in errors.values()):
@@ -91,12 +101,15 @@ def _draw_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
             "Error of the generator",
             "How far the FLOPs of its plain argmax are off the budget, on average over 100 "
             "budgets across the range.",
-            _lines_figure(errors, "mean error (argmax)", percent_axis, "o-"),
+            _lines_figure(errors, "training step", "mean error (argmax)", percent=True),
         )
 
 
-def _draw_one(run: RunRecord) -> Iterator[Plot]:
-    steps, groups, generator = (run.of_kind(kind) for kind in ("step", "groups", "generator"))
+def _of_one(run: RunRecord) -> Iterator[Plot]:
+    steps, groups, generator, evaluations = (
+        run.of_kind(kind) for kind in ("step", "groups", "generator", "evaluation")
+    )
+    space, trained, answers = _space_of(run), run.trained(), run.group_answers()
     curves = [
         Curve.from_json(row) for one in run.of_kind("confidence")[-1:] for row in rows_of(one)
     ]
@@ -106,14 +119,9 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             "With a confidence",
             "A small subnet answers, and a larger one where it is less sure than was asked for: "
             "accuracy on test images by what is spent on average, at confidences of "
-            f"{', '.join(f'{wish:.0%}' for wish in DRAWN_AT)}, with 95 % intervals.",
+            f"{', '.join(f'{wish:.0%}' for wish in SHOWN_AT)}, with 95 % intervals.",
             confidence_figure(run, curves),
         )
-    classes = run.start("classes")
-    space = None
-    if run.setting("space") in SPACES:
-        space = get_space(run.setting("space"), int(str(classes)) if classes else None)
-    trained = run.trained()
     if groups:
         last = numbers(groups[-1], "probabilities")
         top = int(np.argmax(last))
@@ -134,7 +142,6 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             "decision's choices, which pile up in the middle of the range (the paper's Fig. 2).",
             histogram_figure([flops for _, flops, _ in trained], space, run.groups),
         )
-    answers = run.group_answers()
     if answers and space is not None:
         archs = [(row, space.arch_from_json(_mapping(row["arch"]))) for row in answers]
         yield Plot(
@@ -146,13 +153,6 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             "is missing, it was dropped.",
             subnets_figure(archs, space),
         )
-        yield Plot(
-            "archs",
-            "The same, decision by decision",
-            "The choice of every decision; darker is larger, blank where the block was dropped. "
-            "Decisions with one choice are left out.",
-            archs_figure(archs, space),
-        )
     if generator:
         yield Plot(
             "generator",
@@ -163,12 +163,12 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             f"{number(generator[-1], 'mean_use'):.1%}.",
             generator_figure(generator),
         )
-    if run.of_kind("evaluation"):
+    if evaluations:
         yield Plot(
             "evaluations",
             "Accuracy during training",
             "Accuracy of what is served at fixed budgets, on the held-out training images.",
-            evaluations_figure(run.of_kind("evaluation")),
+            evaluations_figure(evaluations),
         )
     if steps:
         yield Plot(
@@ -176,7 +176,7 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             "Training loss",
             "Task loss and resource loss of the logged steps, and their running means. The task "
             "loss is that of whichever subnet was drawn, so it is noisy by nature.",
-            _noisy_figure(steps, {"loss": "task loss (nats)", "resource_loss": "resource loss"}),
+            loss_figure(steps),
         )
     if len(run.groups) > 1 and any(loss is not None for _, _, loss in trained):
         yield Plot(
@@ -185,13 +185,14 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
             "Mean task loss of the subnets of each group, over windows of steps.",
             group_loss_figure(trained, run.groups),
         )
-    if any("lr" in record for record in steps):
-        yield Plot(
-            "progress",
-            "Learning rate and throughput",
-            "The schedule of the supernet's learning rate, and images trained per second.",
-            _noisy_figure(steps, {"lr": "learning rate", "images_per_s": "images per second"}),
-        )
+
+
+def _space_of(run: RunRecord) -> SearchSpace | None:
+    """None for a space that this version does not know."""
+    if run.setting("space") not in SPACES:
+        return None
+    classes = run.start("classes")
+    return get_space(run.setting("space"), int(str(classes)) if classes else None)
 
 
 # ---------------------------------------------------------------------------------- the figures
@@ -200,27 +201,26 @@ def _draw_one(run: RunRecord) -> Iterator[Plot]:
 def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
     """Accuracy of the subnet that answers each budget: of one run also on held-out images."""
     scale, unit = flops_unit(max(number(row, "flops") for run in runs for row in run.frontier))
-    fields = {"test_accuracy": "o-"} if runs[1:] else {"val_accuracy": "o--", "test_accuracy": "o-"}
-    words = {"val_accuracy": "held-out training images", "test_accuracy": "test images"}
-    figure, axes = _one_axes()
+    fields = {"test_accuracy": ("test images", "o-")}
+    if not runs[1:]:
+        fields |= {"val_accuracy": ("held-out training images", "o--")}
+    figure, axes = _one_axes(f"{unit}FLOPs (multiply-adds) of the subnet", "top-1 accuracy")
     for run in runs:
-        for field, style in fields.items():
+        for field, (words, style) in fields.items():
             x, y = _points(run.frontier, field, "flops")
             if len(x):
-                label = run.name if runs[1:] else words[field]
+                label = run.name if runs[1:] else words
                 (line,) = axes.plot(x / scale, y, style, label=label, ms=4)
                 if images := run.images(field):
                     low, high = zip(*(interval(value, images) for value in y), strict=True)
                     colour = line.get_color()
                     axes.fill_between(x / scale, low, high, color=colour, alpha=0.15, lw=0)
-    axes.set_xlabel(f"{unit}FLOPs (multiply-adds) of the subnet")
-    axes.set_ylabel("top-1 accuracy")
     percent_axis(axes)
     axes.legend(loc="lower right")
     return figure
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], scale: float, of: float) -> None:
+def plot_curves(axes: Axes, curves: Sequence[Curve], scale: float, of: float) -> None:
     """What pairs of subnets do at each confidence, by the FLOPs that they spend on average."""
     for pair in curves:
         spent = [point.spent_flops / scale for point in pair.points]
@@ -234,12 +234,12 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], scale: float, of: float) ->
 def confidence_figure(run: RunRecord, curves: Sequence[Curve]) -> Figure:
     """The frontier on test images, and pairs beside it."""
     scale, unit = flops_unit(max(number(row, "flops") for row in run.frontier))
-    figure, axes = _one_axes()
+    figure, axes = _one_axes(
+        f"{unit}FLOPs (multiply-adds), on average", "top-1 accuracy on test images"
+    )
     x, y = _points(run.frontier, "test_accuracy", "flops")
     axes.plot(x / scale, y, "o-", ms=4, label="one subnet")
-    draw_curves(axes, curves, scale, 1)
-    axes.set_xlabel(f"{unit}FLOPs (multiply-adds), on average")
-    axes.set_ylabel("top-1 accuracy on test images")
+    plot_curves(axes, curves, scale, 1)
     percent_axis(axes)
     axes.legend(loc="lower right")
     return figure
@@ -253,17 +253,14 @@ def groups_figure(records: Sequence[Record]) -> Figure:
     scale, unit = flops_unit(flops.max())
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     over_time, at_end = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    ordered_lines(
-        over_time, flops / scale, f"{unit}FLOPs of the group", [(steps, y) for y in shares.T]
-    )
+    label = f"{unit}FLOPs of the group"
+    ordered_lines(over_time, flops / scale, label, [(steps, y) for y in shares.T])
     over_time.set_ylabel("sampling probability")
     width = 0.8 * (np.diff(flops).min() / scale if len(flops) > 1 else 1.0)
     at_end.bar(flops / scale, shares[-1], width, color=ORDERED(np.linspace(0, 1, len(flops))))
     at_end.axhline(1 / len(flops), color=INK, lw=1, ls="--", label="uniform")
     at_end.legend()
-    at_end.set_xlabel(f"{unit}FLOPs of the group")
-    at_end.set_ylabel(f"probability at step {int(steps[-1]):,}")
-    step_axis(over_time)
+    at_end.set(xlabel=label, ylabel=f"probability at step {int(steps[-1]):,}")
     for axes in (over_time, at_end):
         axes.set_ylim(bottom=0)
         percent_axis(axes)
@@ -281,7 +278,8 @@ def histogram_figure(
     everything = [*trained, *uniform, *groups]
     scale, unit = flops_unit(max(everything))
     edges = np.linspace(min(everything), max(everything), BINS + 1) / scale
-    figure, axes = _one_axes()
+    dotted = " (dotted: ends of groups)" if groups else ""
+    figure, axes = _one_axes(f"{unit}FLOPs of the subnet{dotted}", "share of the subnets")
     for values, label, colour in (
         (uniform, "uniform archs (simulated)", GREY),
         (trained, "this run", BLUE),
@@ -291,35 +289,8 @@ def histogram_figure(
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.4, label=label)
     for upper in groups[:-1]:
         axes.axvline(upper / scale, color=GREY, lw=0.6, ls=":")
-    axes.set_xlabel(f"{unit}FLOPs of the subnet" + (" (dotted: ends of groups)" if groups else ""))
-    axes.set_ylabel("share of the subnets")
     percent_axis(axes)
     axes.legend()
-    return figure
-
-
-def archs_figure(archs: Sequence[tuple[Record, Arch]], space: SearchSpace) -> Figure:
-    """Heat map: a column for each arch, a row for each decision that has a choice."""
-    decisions = [decision for decision in space.decisions if len(decision.choices) > 1]
-    decisions.sort(key=lambda decision: [d.kind for d in space.decisions].index(decision.kind))
-    ranks = np.full((len(decisions), len(archs)), np.nan)
-    size = (1.8 + 0.55 * len(archs), 0.9 + 0.24 * len(decisions))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    for row, decision in enumerate(decisions):
-        for column, (_, arch) in enumerate(archs):
-            if decision.block is None or decision.block.present(arch):
-                choice = arch[decision.name]
-                rank = decision.choices.index(choice) / (len(decision.choices) - 1)
-                ranks[row, column] = rank
-                ink = "white" if rank > 0.6 else INK
-                axes.text(column, row, f"{choice:g}", ha="center", va="center", color=ink, size=8)
-    axes.imshow(ranks, cmap="Blues", vmin=-0.15, vmax=1.1, aspect="auto")
-    axes.set_yticks(range(len(decisions)), [_label(d.name) for d in decisions], fontsize=8)
-    budgets = [format_flops(number(row, "budget_flops")) for row, _ in archs]
-    axes.set_xticks(range(len(archs)), budgets, fontsize=8)
-    axes.set_xlabel("budget (FLOPs)")
-    axes.grid(visible=False)
     return figure
 
 
@@ -332,7 +303,8 @@ def generator_figure(records: Sequence[Record]) -> Figure:
         (use, "mean_use", "mean use of the budget (decoded)"),
     ):
         axes.plot(*_points(records, field), "o-", ms=3, color=BLUE)
-        axes.set_ylabel(label)
+        axes.set(xlabel="training step", ylabel=label)
+        thousands(axes)
         percent_axis(axes)
     error.set_ylim(bottom=0)
     # Not zoomed in on: use is within a percent of the same value for most of a run.
@@ -343,8 +315,6 @@ def generator_figure(records: Sequence[Record]) -> Figure:
     ordered_lines(entropy, groups, "FLOPs group, smallest first", [(steps, y) for y in values.T])
     entropy.set_ylabel("entropy of the policy (nats)")
     entropy.set_ylim(bottom=0)
-    for axes in (error, use, entropy):
-        step_axis(axes)
     return figure
 
 
@@ -357,12 +327,27 @@ def evaluations_figure(records: Sequence[Record]) -> Figure:
             lines.setdefault(number(row, "budget_flops"), []).append(point)
     budgets = sorted(lines)
     scale, unit = flops_unit(budgets[-1])
-    figure, axes = _one_axes()
+    figure, axes = _one_axes("training step", "accuracy on held-out training images")
     points = [tuple(np.array(lines[budget]).T) for budget in budgets]
     ordered_lines(axes, np.array(budgets) / scale, f"budget ({unit}FLOPs)", points)
-    step_axis(axes)
-    axes.set_ylabel("accuracy on held-out training images")
     percent_axis(axes)
+    return figure
+
+
+def loss_figure(records: Sequence[Record]) -> Figure:
+    """A panel for each loss: what every logged step had, and its running mean."""
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    task, resource = figure.subplots(1, 2)
+    for axes, field, label in (
+        (task, "loss", "task loss (nats)"),
+        (resource, "resource_loss", "resource loss"),
+    ):
+        x, y = _points(records, field)
+        axes.plot(x, y, color=BLUE, lw=0.7, alpha=0.3)
+        axes.plot(x, running_mean(y, len(y) // 50), color=BLUE)
+        axes.set(xlabel="training step", ylabel=label)
+        thousands(axes)
+    resource.set_yscale("log", nonpositive="mask")
     return figure
 
 
@@ -382,58 +367,22 @@ def group_loss_figure(
         total, _ = np.histogram(steps[mine], edges, weights=losses[mine])
         full = count > 0  # windows without a subnet of the group are bridged
         lines.append((edges[1:][full], total[full] / count[full]))
-    figure, axes = _one_axes()
+    figure, axes = _one_axes("training step", "mean task loss (nats)")
     ordered_lines(axes, np.array(groups) / scale, f"{unit}FLOPs of the group", lines)
-    axes.set_ylabel("mean task loss (nats)")
     axes.set_ylim(bottom=0)
-    step_axis(axes)
-    return figure
-
-
-def _noisy_figure(records: Sequence[Record], fields: Mapping[str, str]) -> Figure:
-    """A panel for each field: what every logged step had, and its running mean."""
-    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
-    for axes, (field, label) in zip(figure.subplots(1, len(fields)), fields.items(), strict=True):
-        x, y = _points(records, field)
-        kept = thin(len(x))
-        axes.plot(x[kept], y[kept], color=BLUE, lw=0.7, alpha=0.3)
-        axes.plot(x[kept], running_mean(y, len(y) // 50)[kept], color=BLUE)
-        axes.set_ylabel(label)
-        if field == "resource_loss":
-            axes.set_yscale("log", nonpositive="mask")
-        step_axis(axes)
-    return figure
-
-
-def _last_probabilities_figure(runs: Sequence[RunRecord]) -> Figure:
-    scale, unit = flops_unit(max(flops for run in runs for flops in run.groups))
-    figure, axes = _one_axes()
-    for run in runs:
-        if run.groups:
-            last = numbers(run.of_kind("groups")[-1], "probabilities")
-            axes.plot(np.array(run.groups) / scale, last, "s-", ms=3.5, label=run.name)
-    axes.set_xlabel(f"{unit}FLOPs of the group")
-    axes.set_ylabel("sampling probability")
-    percent_axis(axes)
-    axes.legend()
     return figure
 
 
 def _lines_figure(
-    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    label: str,
-    dress: Callable[[Axes], None] | None = None,
-    style: str = "-",
+    lines: Mapping[str, Points], xlabel: str, ylabel: str, *, percent: bool = False
 ) -> Figure:
-    """A line for each run over the steps."""
-    figure, axes = _one_axes()
+    """A line for each run; marked where points are few."""
+    figure, axes = _one_axes(xlabel, ylabel)
     for name, (x, y) in lines.items():
-        kept = thin(len(x))
-        axes.plot(x[kept], y[kept], style, ms=3.5, label=name)
-    axes.set_ylabel(label)
-    step_axis(axes)
-    if dress is not None:
-        dress(axes)
+        axes.plot(x, y, "o-" if percent else "-", ms=3.5, label=name)
+    thousands(axes)
+    if percent:
+        percent_axis(axes)
     axes.legend()
     return figure
 
@@ -441,38 +390,28 @@ def _lines_figure(
 # ---------------------------------------------------------------------------------------- parts
 
 
-def ordered_lines(
-    axes: Axes,
-    values: np.ndarray,
-    label: str,
-    lines: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> None:
-    """A line for each of some ordered values, coloured by it, with the scale beside the axes."""
+def ordered_lines(axes: Axes, values: np.ndarray, label: str, lines: Sequence[Points]) -> None:
+    """A line over the steps for each of some ordered values, coloured by it; the scale beside."""
     low, high = float(values.min()), float(values.max())
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1), ORDERED)
     for value, (x, y) in zip(values, lines, strict=True):
-        kept = thin(len(x))
-        axes.plot(x[kept], y[kept], color=scale.to_rgba(value))
+        axes.plot(x, y, color=scale.to_rgba(value))
+    axes.set_xlabel("training step")
+    thousands(axes)
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(scale, ax=axes, label=label, pad=0.02).outline.set_visible(False)
 
 
-def step_axis(axes: Axes) -> None:
-    """Training steps along x, with thousands set apart."""
-    axes.set_xlabel("training step")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+def thousands(axes: Axes) -> None:
+    """Set apart along x."""
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     axes.locator_params(axis="x", nbins=4)
 
 
 def percent_axis(axes: Axes) -> None:
     """Shares along y, as per cent."""
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
-
-
-def thin(count: int) -> np.ndarray:
-    """Places of at most ``MOST_POINTS`` of ``count`` points, the first and the last among them."""
-    return np.unique(np.linspace(0, max(count - 1, 0), min(count, MOST_POINTS)).astype(np.int64))
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -483,9 +422,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def _points(
-    records: Sequence[Record], field: str, over: str = "step"
-) -> tuple[np.ndarray, np.ndarray]:
+def _points(records: Sequence[Record], field: str, over: str = "step") -> Points:
     """X and y of the records that have a field, (N,) each, by x."""
     known = [r for r in records if r.get(field) is not None]
     points = sorted((number(r, over), number(r, field)) for r in known)
@@ -493,13 +430,11 @@ def _points(
     return x, y
 
 
-def _one_axes() -> tuple[Figure, Axes]:
+def _one_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.8, 3.8), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ").replace(".", " ")
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
 
 
 def _mapping(value: object) -> Mapping[str, object]:

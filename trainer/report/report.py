@@ -32,18 +32,18 @@ def write_report(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
     Answers the files written, the page first. Raises ValueError for what runs lack, and where it
     cannot write.
     """
-    drawn = list(plots.draw(runs))
-    for plot in drawn:  # placed once: matplotlib would do it for each file, which takes longest
+    made = list(plots.plotted(runs))
+    for plot in made:  # placed once: matplotlib would do it for each file, which takes longest
         plot.figure.draw_without_rendering()
         plot.figure.set_layout_engine("none")
     texts = {"report.html": report_page, "report.md": report_text}
     with writing(folder, then=""), matplotlib.style.context(plots.STYLE):
         folder.mkdir(parents=True, exist_ok=True)
         for name, make in texts.items():
-            (folder / name).write_text(make(runs, drawn), encoding="utf-8")
-        for plot in drawn:
+            (folder / name).write_text(make(runs, made), encoding="utf-8")
+        for plot in made:
             plot.figure.savefig(folder / f"{plot.name}.png", metadata={"Software": None})
-    return [folder / name for name in (*texts, *(f"{plot.name}.png" for plot in drawn))]
+    return [folder / name for name in (*texts, *(f"{plot.name}.png" for plot in made))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

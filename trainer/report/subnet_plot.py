@@ -1,4 +1,4 @@
-"""Subnets drawn layer by layer, a column each: the paper's Fig. 10."""
+"""Subnets layer by layer, a column each: the paper's Fig. 10."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def subnets_figure(archs: Sequence[tuple[Record, Arch]], space: SearchSpace) -> 
     axes = figure.add_subplot()
     for place, (_, column) in enumerate(columns):
         for level, part in enumerate(column.values()):
-            _draw_part(axes, place, level, part, widest)
+            _plot_part(axes, place, level, part, widest)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     heads = [
@@ -85,7 +85,7 @@ def subnets_figure(archs: Sequence[tuple[Record, Arch]], space: SearchSpace) -> 
     return figure
 
 
-def _draw_part(axes: Axes, place: int, level: int, part: Part | None, widest: int) -> None:
+def _plot_part(axes: Axes, place: int, level: int, part: Part | None, widest: int) -> None:
     if part is None:
         axes.plot([place, place], [level - 0.5, level + 0.5], color="#e3e3e5", lw=1.2)
         return

@@ -70,7 +70,8 @@ def test_updates_of_the_distribution_are_the_same_at_less_memory():
 def test_a_dry_run_tells_the_memory_of_a_part():
     recipe = with_settings(get_recipe("digits"), ["batch_size=64", "sampler=uniform-arch"])
     whole, part = (
-        dry_run(recipe.replace(accumulate=count), images=4).memory.activations for count in (1, 4)
+        dry_run(recipe.replace(accumulate=count), images=4).memory["activations"]
+        for count in (1, 4)
     )
     assert part == pytest.approx(whole / 4, rel=0.3)
 

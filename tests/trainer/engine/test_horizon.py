@@ -47,7 +47,7 @@ def test_the_steps_of_a_compute_budget_are_foreseen(name):
     assert horizon.steps == pytest.approx(1e10 / (3 * recipe.batch_size * mean), rel=0.02)
 
 
-def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path):
+def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypatch):
     small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
     compute = 3 * 64 * SPACE.min_flops * 12
     chosen = settings(f"compute={compute}", "epochs=1000", "optimizer.warm_up_share=0.25")
@@ -60,12 +60,14 @@ def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path):
     (row,) = json.loads((tmp_path / "run" / "frontier.json").read_text())
     assert row["flops"] == SPACE.min_flops
 
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
     more = ["--resume", str(tmp_path / "run"), "--set", f"compute={2 * compute}"]
     assert trainer.run.main(more) == 0
     assert load_checkpoint(tmp_path / "run")["step"] == 24
 
 
-def test_only_the_arch_that_trains_alone_trains(tmp_path):
+def test_only_the_arch_that_trains_alone_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
     small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
     chosen = settings("epochs=1", "optimizer.weight_decay=0")
     assert trainer.run.main([*chosen, "--arch", small, "--out", str(tmp_path / "run")]) == 0

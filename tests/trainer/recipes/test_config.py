@@ -112,9 +112,9 @@ def test_numbers_that_no_run_can_use_are_refused_and_all_others_make_a_plan(name
             continue
         changed = with_settings(recipe, [f"{key}={number}"])
         plan = plan_of(changed)
-        assert plan.total_steps >= plan.masked_steps > 0
-        for step in (0, plan.total_steps - 1):
-            assert schedule_at(step, plan.total_steps, changed).temperature > 0
+        assert plan.steps >= plan.masked_steps > 0
+        for step in (0, plan.steps - 1):
+            assert schedule_at(step, plan.steps, changed).temperature > 0
 
 
 def test_a_plan_refuses_to_hold_out_all_images():

@@ -13,7 +13,7 @@ from models.spaces import get_space
 from trainer.engine.log import JsonlLog
 from trainer.pairs import Curve, Point
 from trainer.report.page import frontier_cells
-from trainer.report.plots import archs_figure, frontier_figure, groups_figure, running_mean
+from trainer.report.plots import frontier_figure, groups_figure, running_mean
 from trainer.report.report import main, write_report
 from trainer.report.run_record import RunRecord, read_run, read_runs
 from trainer.report.subnet_plot import parts
@@ -74,8 +74,8 @@ def finished_run(tmp_path):
 
 
 PLOTS = {
-    *("frontier", "confidence", "probabilities", "histogram", "subnets", "archs", "generator"),
-    *("evaluations", "loss", "group-loss", "progress"),
+    *("frontier", "confidence", "probabilities", "histogram", "subnets", "generator"),
+    *("evaluations", "loss", "group-loss"),
 }
 
 
@@ -83,7 +83,7 @@ def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     report = finished_run / "report"
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-13] == str(report / "report.html")
+    assert printed.splitlines()[-11] == str(report / "report.html")
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text
@@ -156,22 +156,8 @@ def test_the_table_leaves_blank_what_a_row_lacks():
 
 
 @pytest.mark.parametrize("name", ["nano-vit", "nano-cnn"])
-def test_archs_are_drawn_without_what_is_not_a_choice_and_without_dropped_blocks(name):
+def test_a_plotted_subnet_lacks_the_blocks_that_were_dropped(name):
     space = get_space(name)
-    archs = [
-        ({"budget_flops": space.flops(a), "flops": 1}, a) for a in (space.smallest, space.largest)
-    ]
-    axes = archs_figure(archs, space).axes[0]
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(rows) == sum(len(decision.choices) > 1 for decision in space.decisions)
-    ranks = axes.images[0].get_array()
-    for decision in space.decisions:
-        if len(decision.choices) == 1:
-            continue
-        small, large = ranks[rows.index(decision.name.replace("_", " ").replace(".", " "))]
-        assert large == 1
-        dropped = decision.block is not None and not decision.block.present(space.smallest)
-        assert small is np.ma.masked if dropped else small == 0
     dropped = [part for part in parts(space, space.smallest).values() if part is None]
     assert len(dropped) > 0
     assert None not in parts(space, space.largest).values()
@@ -260,7 +246,7 @@ def test_a_broken_run_is_one_line_and_status_2(finished_run, capsys, spoil, word
 
 
 def test_what_cannot_be_written_is_one_line(finished_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer.report.plots, "draw", lambda *_: [])
+    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
     (tmp_path / "file").touch()
     refused = tmp_path / "file" / "inside"
     assert main([str(finished_run), "--out", str(refused)]) == 2

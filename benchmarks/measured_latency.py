@@ -1,0 +1,302 @@
+"""What do the same milliseconds buy, from a generator that knows them? And do they hold?
+
+    python -m benchmarks.measured_latency models/zoo/cifar10-cnn --data cifar10/ --out runs/ms
+
+``--step tables`` and ``--step hold`` are what must be alone on the machine.
+For each number of threads: a table (`models measure`), a bundle that answers by it (`models
+retarget`, without images), the accuracy of its answers on the test images, as they are served,
+beside that of what the FLOPs generator has for the same milliseconds (the largest of the bundle's
+own answers that keeps the budget by the same table), and how long answers then take. What is there
+already in --out is not done again. --calibrate N measures BatchNorm on N training images too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.timing import machine
+from models.bundle.costs import CostAnswers
+from models.bundle.folder import Bundle, load_bundle
+from models.costs.table import read_table
+from models.measure.measure import measure as measure_table
+from models.measure.timing import Setup, Timing, level, subnet_call, time_in_turn
+from models.retarget import retarget
+from models.space.arch import Arch
+from trainer.data.reading import read_source
+from trainer.evaluate import labels_in
+from trainer.served import measure
+
+STEPS = ("tables", "retarget", "accuracy", "hold")
+BUDGETS = 12
+HELD = 24
+MARGIN = 1.1
+"""By which the server stretches what it predicts (``shiftnas_serve.latency``)."""
+
+
+def flops_answer(bundle: Bundle, ms: CostAnswers, budget: float) -> Arch:
+    """The largest of the bundle's answers to FLOPs that takes at most so long by the table."""
+    whole = ms.cost.whole(budget)
+    return max((a for a in bundle.archs() if ms.cost.of(a) <= whole), key=bundle.space.flops)
+
+
+def budgets_of(ms: CostAnswers, bundle: Bundle, count: int) -> list[float]:
+    """Milliseconds within the range of both; the ends, which are the same archs, left out."""
+    low = min(ms.cost.of(arch) for arch in bundle.archs())
+    return [ms.cost.value(b) for b in np.linspace(low, ms.cost.max, count + 2)[1:-1]]
+
+
+def accuracies(
+    bundle: Bundle, flavours: dict[str, Bundle], data: Path, threads: int
+) -> dict[str, object]:
+    """Test accuracy by budget: of FLOPs answers, and of each flavour of retargeted ones."""
+    source = read_source(str(data))
+    rows = source.train if source.test is None else source.test
+    labels = labels_in(bundle, source.classes, rows)
+    first = next(iter(flavours.values())).costs["latency_ms"]
+    budgets = budgets_of(first, bundle, BUDGETS)
+
+    def right_of(of: Bundle, archs: Sequence[Arch]) -> dict[Arch, np.ndarray]:
+        distinct = [(0.0, arch) for arch in dict.fromkeys(archs)]
+        found, _, _ = measure(of, distinct, rows, labels, threads=threads, skip_broken=True)
+        return {one.arch: one.scores.right for one in found}
+
+    by_flops = [flops_answer(bundle, first, budget) for budget in budgets]
+    base = right_of(bundle, by_flops)
+    answered = {
+        name: [one.costs["latency_ms"].answer(budget) for budget in budgets]
+        for name, one in flavours.items()
+    }
+    right = {name: right_of(one, answered[name]) for name, one in flavours.items()}
+    lines = []
+    for place, budget in enumerate(budgets):
+        theirs = base[by_flops[place]]
+        line: dict[str, object] = {
+            "budget_ms": budget,
+            "images": len(theirs),
+            "flops": {
+                "flops": bundle.space.flops(by_flops[place]),
+                "accuracy": float(theirs.mean()),
+            },
+        }
+        for name in flavours:
+            mine = right[name][answered[name][place]]
+            difference = mine.astype(float) - theirs
+            line[name] = {
+                "flops": bundle.space.flops(answered[name][place]),
+                "accuracy": float(mine.mean()),
+                "gain": float(difference.mean()),
+                "gain_95": float(1.96 * difference.std() / np.sqrt(len(difference))),
+            }
+        lines.append(line)
+    return {"rows": lines, "mean": _mean_gains(base, by_flops, answered, right)}
+
+
+def _mean_gains(
+    base: dict[Arch, np.ndarray],
+    by_flops: list[Arch],
+    answered: dict[str, list[Arch]],
+    right: dict[str, dict[Arch, np.ndarray]],
+) -> dict[str, object]:
+    """Over all budgets, with the interval that pairs give: one number an image."""
+    means: dict[str, object] = {}
+    for name, archs in answered.items():
+        each = np.mean(
+            [
+                right[name][mine].astype(float) - base[theirs]
+                for mine, theirs in zip(archs, by_flops, strict=True)
+            ],
+            axis=0,
+        )
+        half = 1.96 * each.std() / np.sqrt(len(each))
+        means[name] = {"gain": float(each.mean()), "gain_95": float(half)}
+    return means
+
+
+def hold(bundle: Bundle, threads: int, rounds: int) -> dict[str, object]:
+    """How long answers to even budgets take, and which share keeps its budget."""
+    ms = bundle.costs["latency_ms"]
+    low, high = ms.cost.value(ms.min), ms.cost.value(ms.cost.max)
+    budgets = np.linspace(MARGIN * low, high, HELD).tolist()
+    asked = {"exact": [ms.answer(b) for b in budgets]}
+    asked["margin"] = [ms.answer(b / MARGIN) for b in budgets]
+    archs = list(dict.fromkeys(arch for some in asked.values() for arch in some))
+    setup = Setup(threads=threads)
+    found: dict[Arch, Timing] = {}
+    for start in range(0, len(archs), 20):
+        some = archs[start : start + 20]
+        calls = [subnet_call(bundle, arch, setup) for arch in some]
+        timings = level(time_in_turn(calls, rounds, np.random.default_rng(start)))
+        found |= dict(zip(some, timings, strict=True))
+    told: dict[str, object] = {"budgets": HELD, "rounds": rounds}
+    for name, answers in asked.items():
+        taken = np.array([found[arch].ms for arch in answers])
+        told[name] = {
+            "kept": float((taken <= np.array(budgets)).mean()),
+            "mean_use": float((taken / budgets).mean()),
+            "worst": float((taken / budgets).max()),
+        }
+    by_table = np.array([ms.cost.value(ms.cost.of(arch)) for arch in archs])
+    errors = np.abs(by_table / np.array([found[arch].ms for arch in archs]) - 1)
+    told["error"] = {"median": float(np.median(errors)), "worst": float(errors.max())}
+    return told
+
+
+def some_photos(data: Path, count: int, folder: Path) -> Path:
+    """Training images as files, evenly over the set."""
+    rows = read_source(str(data)).train
+    for place in np.linspace(0, len(rows) - 1, count).astype(int):
+        (folder / f"{place:06}.jpg").write_bytes(rows.read(int(place)))
+    return folder
+
+
+def work(options: argparse.Namespace) -> dict[str, object]:
+    """Whatever is not there yet of the steps; then everything in one document."""
+    bundle, out = load_bundle(options.bundle), options.out
+    out.mkdir(parents=True, exist_ok=True)
+    steps = [options.step] if options.step else STEPS
+    told: dict[str, object] = {
+        "benchmark": "measured_latency",
+        "bundle": bundle.name,
+        "version": bundle.version,
+        "machine": machine(),
+    }
+    for threads in options.threads:
+        table = out / f"table-{threads}.json"
+        if "tables" in steps and not table.exists():
+            measure_table(bundle, Setup(threads=threads), table, minutes=options.minutes)
+        names = {"retargeted": out / f"bundle-{threads}"}
+        if options.calibrate:
+            names["calibrated"] = out / f"bundle-{threads}-calibrated"
+        for name, folder in names.items():
+            if "retarget" in steps and not folder.exists():
+                _retarget(options, table, folder, calibrated=name == "calibrated")
+        kept = out / f"accuracy-{threads}.json"
+        if "accuracy" in steps and not kept.exists():
+            flavours = {name: load_bundle(folder) for name, folder in names.items()}
+            _write(kept, accuracies(bundle, flavours, options.data, options.threads[0]))
+        held = out / f"hold-{threads}.json"
+        if "hold" in steps and not held.exists():
+            _write(held, hold(load_bundle(names["retargeted"]), threads, options.rounds))
+        told[f"threads {threads}"] = {
+            "prediction": {k: v for k, v in read_table(table).prediction.items() if k != "rows"},
+            **{
+                file.name.partition("-")[0]: json.loads(file.read_text())
+                for file in (kept, held)
+                if file.exists()
+            },
+        }
+    return told
+
+
+def _retarget(options: argparse.Namespace, table: Path, folder: Path, *, calibrated: bool) -> None:
+    read = read_table(table)
+    if not calibrated:
+        retarget(options.bundle, read, folder)
+        return
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        photos = some_photos(options.data, options.calibrate, scratch)
+        retarget(options.bundle, read, folder, data=photos)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _write(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def show(told: dict[str, object], threads: Sequence[int]) -> None:
+    """For people."""
+    for count in threads:
+        part = told[f"threads {count}"]
+        assert isinstance(part, dict)
+        found = part["prediction"]
+        print(
+            f"{count} thread(s): {found['archs']} unseen subnets are predicted with a median error "
+            f"of {100 * found['median_error']:.1f} % (worst {100 * found['worst_error']:.1f} %; a "
+            f"line over FLOPs: median {100 * found['median_error_of_flops']:.1f} %)"
+        )
+        if "hold" in part:
+            for name in ("exact", "margin"):
+                one = part["hold"][name]
+                budgets = part["hold"]["budgets"]
+                print(
+                    f"  {name}: {100 * one['kept']:.0f} % of {budgets} budgets kept, "
+                    f"{100 * one['mean_use']:.1f} % used, at worst {100 * one['worst']:.1f} %"
+                )
+        if "accuracy" not in part:
+            continue
+        names = list(part["accuracy"]["mean"])
+        print("  budget ms  by FLOPs: MFLOPs  right %" + "".join(f"  {n:>28}" for n in names))
+        for row in part["accuracy"]["rows"]:
+            line = f"  {row['budget_ms']:9.3f} {row['flops']['flops'] / 1e6:17.2f} "
+            line += f"{100 * row['flops']['accuracy']:8.2f}"
+            for name in names:
+                one = row[name]
+                line += f"  {one['flops'] / 1e6:9.2f} {100 * one['accuracy']:7.2f} "
+                line += f"{100 * one['gain']:+5.2f}±{100 * one['gain_95']:4.2f}"
+            print(line)
+        for name, one in part["accuracy"]["mean"].items():
+            print(f"  {name}: {100 * one['gain']:+.2f} ± {100 * one['gain_95']:.2f} on average")
+
+
+def draw(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
+    """Accuracy over milliseconds, a panel for each number of threads."""
+    panels = []
+    for count in threads:
+        part = told[f"threads {count}"]
+        assert isinstance(part, dict)
+        rows = part["accuracy"]["rows"]
+        series = {
+            {"flops": "FLOPs generator", "retargeted": "retargeted", "calibrated": "calibrated"}[
+                name
+            ]: [(row["budget_ms"], 100 * row[name]["accuracy"]) for row in rows]
+            for name in ("retargeted", "flops", "calibrated")
+            if name in rows[0]
+        }
+        panels.append(Panel(f"{count} thread(s)", "ms by the table", "right, %", series))
+    draw_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.measured_latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="labelled images, with a test set")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--minutes", type=float, default=2.0, help="for each table")
+    parser.add_argument("--rounds", type=int, default=60, help="of timing answers")
+    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="images; 0: none")
+    parser.add_argument("--step", choices=STEPS, help="this step alone")
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    try:
+        told = work(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not options.json:
+        show(told, options.threads)
+    if options.plot is not None:
+        draw(options.plot, told, options.threads)
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""--runtime auto: the fastest runtime that works here, and why the others were passed over."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from models.bundle.folder import Bundle
+from shiftnas_serve.runtimes import RUNTIMES, build_runtime
+from shiftnas_serve.runtimes.base import AbstractRuntime
+
+PREFERRED = (
+    ("tensorrt", "cuda"),
+    ("tensorrt-rtx", "cuda"),
+    ("onnxruntime", "cuda"),
+    ("onnxruntime", "cpu"),
+)
+"""Runtimes and devices, the first one that works is taken."""
+_LOG = structlog.get_logger("shiftnas_serve.runtimes")
+
+
+def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> AbstractRuntime:
+    """The first that runs the bundle's smallest subnet here. Logs what it is, and what was not.
+
+    Raises ValueError with all reasons where none does.
+    """
+    passed: list[str] = []
+    without = no_driver()
+    for name, device in PREFERRED:
+        if device == "cuda" and without:  # ONNX Runtime would print pages about it
+            passed.append(f"{name} on {device}: {without}")
+            continue
+        kept = engine_cache if RUNTIMES[name].keeps_engines else None
+        try:
+            runtime = build_runtime(name, device, threads, kept)
+            arch = bundle.space.smallest
+            side = bundle.space.resolution(arch)
+            session = runtime.build(bundle, arch)
+            session.run(np.zeros((1, 3, side, side), np.float32))
+            session.close()
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, the next is tried
+            passed.append(f"{name} on {device}: {str(error).splitlines()[0][:200]}")
+            continue
+        # at the level that is said by default: whoever asks for auto wants to know
+        _LOG.warning("runtime picked", **runtime.describe(), passed_over=passed)
+        return runtime
+    raise ValueError("no runtime works here: " + "; ".join(passed))
+
+
+def no_driver() -> str:
+    """Why no NVIDIA card can be used, on Linux; empty where one may be."""
+    try:
+        if sys.platform == "linux":
+            ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no NVIDIA driver ({error})"
+    return ""
