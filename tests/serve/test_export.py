@@ -60,7 +60,7 @@ def probabilities_by(model: Path, picture: Path, folder: Path) -> dict[str, floa
 
 
 def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
-    server, bundle_folder, bundle: Bundle, tmp_path, capsys
+    alone, bundle_folder, bundle: Bundle, tmp_path, capsys
 ):
     noise = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     file = io.BytesIO()
@@ -68,7 +68,7 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     picture = file.getvalue()
     asked = {"top_k": len(bundle.labels)}
     headers = {**PNG, "FLOPs-Budget": "1M"}
-    with server.client() as client:
+    with alone.client() as client:
         answer = client.post("/classify", params=asked, content=picture, headers=headers).json()
 
     out = tmp_path / "subnet.onnx"
@@ -77,7 +77,7 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     path, form = f"/subnets/{answer['subnet']['id']}", {"format": "onnx"}
     (tmp_path / "noise.png").write_bytes(picture)
     downloaded = tmp_path / "downloaded.onnx"
-    sent = server.get(path, params=form)
+    sent = alone.get(path, params=form)
     assert sent.status_code == 200, sent.text
     downloaded.write_bytes(sent.content)
     for file in (out, downloaded):
