@@ -7,8 +7,8 @@ Candidates are resolutions with blocks left out, and, with ``--bundle`` of a run
 network, the answers of that run. Half of the photos choose, by how far an answer's probabilities
 are from those of the full network (mean KL divergence at the best temperature, which needs no
 labels and tells more than whether the first class is right). All combinations of depths are tried
-at one resolution; those that are near the best for their FLOPs there are tried at all. An answer is
-kept if none that is smaller is as near. The other half of the photos is reported. They are probably
+at one resolution; those that no smaller one beats there are tried at all. An answer is kept if none
+that is smaller is as near. The other half of the photos is reported. They are probably
 among those that the public weights were trained on, so all figures are relative.
 
 ``--searched`` keeps the divergences, of these photos and weights: with it, nothing is tried twice.
@@ -59,13 +59,10 @@ CHOSEN = ("resolution", "depth")
 BATCH = 32
 SCOUT = 128
 """The resolution at which all combinations of depths are tried."""
-NEAR = 1.25
-"""A combination is tried at all resolutions if its divergence is at most so many times the best of
-those that take no more FLOPs."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
 TEMPERATURES = np.geomspace(0.7, 3.0, 30)
-CHOOSING = "photos, every other one: those that chose the answers"
+CHOOSING = "imagenet-sample, rows 0::2"
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
 
@@ -253,26 +250,14 @@ class Search:
             if number % 20 == 0 or number == len(new):
                 print(f"tried {number} of {len(new)}", file=sys.stderr)
 
-    def near_best(self) -> list[Arch]:
-        """Of the archs at the first resolution, those near the best for their FLOPs."""
-        space = self.bundle.space
-        here = [arch for arch in self.found if space.resolution(arch) == SCOUT]
-        kept: list[Arch] = []
-        best = math.inf
-        for arch in sorted(here, key=space.flops):
-            if self.found[arch] <= NEAR * best:
-                kept.append(arch)
-            best = min(best, self.found[arch])
-        return kept
-
-    def front(self, worst: float) -> list[Arch]:
-        """By FLOPs: each a step nearer to the full network than all smaller ones.
+    def front(self, archs: Iterable[Arch], step: float, worst: float = math.inf) -> list[Arch]:
+        """By FLOPs: each at most ``step`` times as far from the full network as all smaller ones.
 
         ``worst``: divergence that the first may have.
         """
         kept: list[Arch] = []
-        for arch in sorted(self.found, key=self.bundle.space.flops):
-            if self.found[arch] <= (STEP * self.found[kept[-1]] if kept else worst):
+        for arch in sorted(archs, key=self.bundle.space.flops):
+            if self.found[arch] <= (step * self.found[kept[-1]] if kept else worst):
                 kept.append(arch)
         return kept
 
@@ -282,10 +267,11 @@ class Search:
         alone = resolutions_alone(space)
         self.read()
         self.measure((*alone, *others))
-        self.measure(depths(space, SCOUT))
-        near, sides = self.near_best(), [space.resolution(arch) for arch in alone]
+        scouts = depths(space, SCOUT)
+        self.measure(scouts)
+        near, sides = self.front(scouts, 1.0), [space.resolution(arch) for arch in alone]
         self.measure(space.arch({**arch, "resolution": side}) for side in sides for arch in near)
-        return self.front(self.found[alone[0]])
+        return self.front(self.found, STEP, worst=self.found[alone[0]])
 
 
 def depths(space: SearchSpace, resolution: int) -> list[Arch]:

@@ -25,11 +25,17 @@ class Subnet(msgspec.Struct, frozen=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What was asked for. ``degraded``: a latency budget made the subnet smaller."""
+    """What was asked for, and what became of it.
+
+    ``degraded``: a latency budget made the subnet smaller, or took the time for a second one.
+    ``spent_flops``: of all that ran; more than the subnet's where a smaller one was not sure.
+    """
 
     flops: float | None = None
     latency_ms: float | None = None
+    confidence: float | None = None
     degraded: bool = False
+    spent_flops: int = 0
 
 
 class ModelName(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
         help="photos, folders of them, or parquet files with a column of images",
     )
     made.add_argument("--flops", help="the budget of each photo: 100M, 1.3G (default: none)")
+    made.add_argument(
+        "--confidence", help="0.8: a small subnet answers, and a larger one where it is less sure"
+    )
     out = made.add_mutually_exclusive_group()
     out.add_argument("--csv", type=Path, metavar="FILE", help="where to (default: standard output)")
     out.add_argument("--parquet", type=Path, metavar="FOLDER", help="the same as parquet files")
@@ -85,7 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """How many photos could not be read. Raises ValueError, Problem for a user's mistake."""
-    asked = parse_budgets({"flops": options.flops})
+    texts = {"flops": options.flops, "confidence": options.confidence}
+    asked = parse_budgets(texts)
+    budget = ", ".join(
+        filter(None, [options.flops, options.confidence and f"confidence {options.confidence}"])
+    )
     found = sources(options.photos, options.column)
     workers = options.workers if options.workers is not None else cores()
     settings = EngineSettings(
@@ -99,13 +106,12 @@ def run(options: argparse.Namespace) -> int:
         max_waiting_bytes=1 << 40,
     )
     with Engine(settings, wedged=_end) as engine:
-        for budget in asked.values():
-            engine.model.bundle.answer(budget)  # or says that none is so small
+        engine.model.planner.plan(asked, 0.0)  # or says what cannot be
         name = f"{engine.model.name.name}:{engine.model.name.version}"
-        with open_table(options.csv, options.parquet, name, options.flops or "none") as table:
+        with open_table(options.csv, options.parquet, name, budget or "none") as table:
             every = (photo for source in found for photo in source.photos())
             left = (photo for photo in every if photo.name not in table.done)
-            say = partial(row_of, engine, name, options.flops)
+            say = partial(row_of, engine, name, budget or "none", texts)
             total = sum(source.count for source in found)
             # Closed before the engine: its threads wait for answers.
             with closing(in_order(say, left)) as rows:
@@ -158,18 +164,21 @@ def in_order(
                 one.cancel()
 
 
-def row_of(engine: Engine, model: str, flops: str | None, photo: Photo) -> Row:
+def row_of(
+    engine: Engine, model: str, budget: str, texts: Mapping[str, str | None], photo: Photo
+) -> Row:
     """What the engine says of a photo, or why it says nothing."""
-    row = partial(Row, photo.name, model, flops or "none")
+    row = partial(Row, photo.name, model, budget)
     if photo.source is None:
         return row(error="there is no image in this row")
     try:
-        result = engine.classify(photo.source, flops=flops, top_k=1)
+        result = engine.classify(photo.source, **texts, top_k=1)
     except (Problem, ValueError) as error:
         return row(error=str(error))
     (best,) = result.predictions
     subnet = result.subnet
-    return row(best.label, best.index, best.probability, subnet.id, subnet.flops)
+    said = best.label, best.index, best.probability
+    return row(*said, subnet.id, subnet.flops, result.spent_flops)
 
 
 def cores() -> int:

@@ -82,14 +82,17 @@ class Client:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int | None = None,
     ) -> Answer:
         """The classes of a photo (a file's path, or its content), within the budgets.
 
         ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: inside the server.
+        ``confidence``: how sure it must be, 0 to 1; where a small subnet is not, a larger answers.
         Raises Problem: why the server has no answer.
         """
-        return _answer(self._ask("POST", "classify", **_asked(image, flops, latency_ms, top_k)))
+        asked = _asked(image, flops, latency_ms, confidence, top_k)
+        return _answer(self._ask("POST", "classify", **asked))
 
     def budgets(self) -> dict[str, Any]:
         """What may be asked for, and what one may expect: ``GET /budgets``."""
@@ -137,10 +140,11 @@ class AsyncClient:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int | None = None,
     ) -> Answer:
         """As ``Client.classify``."""
-        asked = _asked(image, flops, latency_ms, top_k)
+        asked = _asked(image, flops, latency_ms, confidence, top_k)
         return _answer(await self._ask("POST", "classify", **asked))
 
     async def budgets(self) -> dict[str, Any]:
@@ -213,6 +217,7 @@ def _asked(
     image: str | Path | bytes,
     flops: str | float | None,
     latency_ms: str | float | None,
+    confidence: str | float | None,
     top_k: int | None,
 ) -> dict[str, Any]:
     """What a request has. Raises ValueError for a file that cannot be read."""
@@ -220,7 +225,7 @@ def _asked(
         content = image if isinstance(image, bytes) else Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {image}: {error.strerror}") from None
-    budgets = {"FLOPs-Budget": flops, "Latency-Budget": latency_ms}
+    budgets = {"FLOPs-Budget": flops, "Latency-Budget": latency_ms, "Confidence": confidence}
     headers = {name: str(value) for name, value in budgets.items() if value is not None}
     headers["Content-Type"] = "application/octet-stream"  # the content says what it is
     query = None if top_k is None else {"top_k": top_k}

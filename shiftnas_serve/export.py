@@ -1,4 +1,4 @@
-"""Write one subnet of a bundle to a file: ``python -m shiftnas_serve.export --help``."""
+"""Write subnets of a bundle to files: ``python -m shiftnas_serve.export --help``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
 from models.onnx import OPSET
+from models.onnx.graph_template import INPUT, OUTPUT
 from models.space.arch import Arch
 from models.space.describe import read_arch
 from models.space.quantity import parse_flops
 
 _DESCRIPTION = f"""\
-Write one subnet of a bundle to a file that needs neither the bundle nor this
-project to run.
+Write subnets of a bundle to files that need neither the bundle nor this project
+to run.
 
   python -m shiftnas_serve.export BUNDLE --flops 4M --format onnx --out 4m.onnx
+  python -m shiftnas_serve.export BUNDLE --flops 72M 200M --format triton --out repository
 
 onnx      self-contained ONNX model, opset {OPSET}:
           images float32 (batch, 3, side, side) -> logits
 tensorrt  serialized engine for this machine's GPU (needs TensorRT and a GPU)
 torch     torch.export program, .pt2 (needs torch)
+triton    a model repository of Triton's ONNX Runtime backend: a folder with a
+          model for each budget, its config.pbtxt and labels
 
 The ONNX model (in metadata_props) and the torch program (in extra_files) say
 how to use them: id, flops, params, arch, model, labels in the order of the
@@ -60,6 +64,53 @@ FORMATS: dict[str, Callable[[Bundle, Arch], bytes]] = {
     "torch": export_torch,
 }
 
+TRITON = "triton"
+_TRITON_BATCH = 32
+_TRITON_CONFIG = """\
+name: "{name}"
+platform: "onnxruntime_onnx"
+max_batch_size: {batch}
+input {{
+  name: "{INPUT}"
+  data_type: TYPE_FP32
+  dims: [3, {side}, {side}]
+}}
+output {{
+  name: "{OUTPUT}"
+  data_type: TYPE_FP32
+  dims: [{classes}]
+  label_filename: "labels.txt"
+}}
+dynamic_batching {{}}
+"""
+
+
+def write_triton(bundle: Bundle, archs: Sequence[Arch], folder: Path) -> list[str]:
+    """A model repository for Triton's ONNX Runtime backend; the names of its models.
+
+    A model takes prepared images (``docs/export.md``), not photos. Raises ValueError for a folder
+    that is there already.
+    """
+    if folder.exists():
+        raise ValueError(f"--out {folder} is there already: name a new folder")
+    names = []
+    for arch in dict.fromkeys(archs):
+        name = f"{bundle.name}-{bundle.space.flops(arch)}"
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "1" / "model.onnx").write_bytes(export_onnx(bundle, arch))
+        (folder / name / "labels.txt").write_text("\n".join(bundle.labels) + "\n", encoding="utf-8")
+        config = _TRITON_CONFIG.format(
+            name=name,
+            batch=_TRITON_BATCH,
+            side=bundle.space.resolution(arch),
+            classes=len(bundle.labels),
+            INPUT=INPUT,
+            OUTPUT=OUTPUT,
+        )
+        (folder / name / "config.pbtxt").write_text(config, encoding="utf-8")
+        names.append(name)
+    return names
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -71,10 +122,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=PRODUCT)
     made.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("--flops", help="the generator's subnet for this budget: 4M, 1.3G, 4e6")
+    which.add_argument(
+        "--flops",
+        nargs="+",
+        metavar="BUDGET",
+        help="the generator's subnet for this budget: 4M, 1.3G, 4e6; several for triton",
+    )
     which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
-    made.add_argument("--format", choices=FORMATS, default="onnx")
-    made.add_argument("--out", type=Path, required=True, help="the file to write")
+    made.add_argument("--format", choices=(*FORMATS, TRITON), default="onnx")
+    made.add_argument(
+        "--out", type=Path, required=True, help="the file to write; of triton a new folder"
+    )
     made.add_argument("--json", action="store_true", help="print what was written as JSON")
     return made
 
@@ -85,11 +143,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         bundle = load_bundle(options.bundle)
         if options.arch is not None:
-            arch = read_arch(bundle.space, options.arch)
+            archs = [read_arch(bundle.space, options.arch)]
         else:
-            arch = bundle.answer(parse_flops(options.flops))
-        data = FORMATS[options.format](bundle, arch)
+            archs = [bundle.answer(parse_flops(budget)) for budget in options.flops]
         try:
+            if options.format == TRITON:
+                names = write_triton(bundle, archs, options.out)
+                told = {"out": str(options.out), "format": TRITON, "models": names}
+                print(json.dumps(told) if options.json else f"{options.out}: {', '.join(names)}")
+                return 0
+            if len(archs) > 1:
+                raise ValueError(
+                    f"--flops {' '.join(options.flops)}: --format {options.format} writes one "
+                    "subnet; give one budget, or --format triton"
+                )
+            (arch,) = archs
+            data = FORMATS[options.format](bundle, arch)
             options.out.write_bytes(data)
         except OSError as error:
             raise ValueError(f"cannot write {options.out}: {error.strerror}") from None

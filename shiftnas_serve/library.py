@@ -136,14 +136,17 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> Result:
         """The classes of an image, from the largest subnet within the budgets.
 
         ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: from here to the answer.
+        ``confidence``: how sure it must be, 0 to 1; where a small subnet is not, a larger answers.
         Raises Problem: why there is no answer.
         """
-        return self.classify_batch([image], flops=flops, latency_ms=latency_ms, top_k=top_k)[0]
+        budgets = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence}
+        return self.classify_batch([image], **budgets, top_k=top_k)[0]
 
     def classify_batch(
         self,
@@ -151,10 +154,11 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> list[Result]:
         """As ``classify``, each image within the same budgets, in order."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         sources = [read_source(image) for image in images]
         with self.room.share() as share:
             share.add(len(sources))
@@ -174,6 +178,8 @@ class Engine:
         try:
             return one.future.result(one.deadline_s + _GRACE_S - time.monotonic())
         except TimeoutError:
+            if one.first is not None:
+                return one.first
             raise late("no answer came in time") from None
 
     # -- for event loops ---------------------------------------------------------------------
@@ -184,10 +190,11 @@ class Engine:
         *,
         flops: str | float | None = None,
         latency_ms: str | float | None = None,
+        confidence: str | float | None = None,
         top_k: int = TOP_K,
     ) -> Result:
         """As ``classify``, without holding up the event loop."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms})
+        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         source = read_source(image)
         with self.room.share() as share:
             share.add(1)
@@ -228,7 +235,7 @@ class Engine:
         watch: list[asyncio.Task[None]] = []
         soon_s = min(_WATCH_AFTER_S, max(last_s - time.monotonic(), 0.0))
         timer = loop.call_later(
-            soon_s, lambda: watch.append(loop.create_task(_end_wait(future, last_s, gone)))
+            soon_s, lambda: watch.append(loop.create_task(_end_wait(one, last_s, gone)))
         )
         try:
             result = await future
@@ -377,9 +384,9 @@ def _end(backlog: Backlog, runners: Runners, decoders: Decoders) -> None:
 
 
 async def _end_wait(
-    answer: asyncio.Future[Result], last_s: float, gone: Callable[[], Awaitable[None]] | None
+    one: Pending, last_s: float, gone: Callable[[], Awaitable[None]] | None
 ) -> None:
-    """Give an answer that does not come a Problem."""
+    """Give an answer that does not come a Problem; or its first, if it waits for a second."""
     try:
         async with asyncio.timeout(max(last_s - time.monotonic(), 0.0)):
             if gone is None:
@@ -390,8 +397,12 @@ async def _end_wait(
         problem = late("no answer came in time")
     else:
         problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
-    if not answer.done():
-        answer.set_exception(problem)
+    if one.future.done():
+        return
+    if problem.status == CLIENT_GONE or one.first is None:
+        one.future.set_exception(problem)
+    else:
+        one.future.set_result(one.first)
 
 
 def release_memory() -> None:

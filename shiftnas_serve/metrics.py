@@ -46,7 +46,7 @@ class Metrics:
         )
         self._budget_use = Histogram(
             "shiftnas_budget_use_ratio",
-            "FLOPs of the subnet over the FLOPs budget",
+            "FLOPs of what ran over the FLOPs budget",
             buckets=_PARTS,
             registry=registry,
         )
@@ -72,7 +72,7 @@ class Metrics:
         if timing.build_ms:
             self._build.observe(timing.build_ms / 1000)
         if "flops" in result.asked:
-            self._budget_use.observe(result.subnet.flops / result.asked["flops"])
+            self._budget_use.observe(result.spent_flops / result.asked["flops"])
         if result.degraded:
             self._degraded.inc()
 

@@ -62,9 +62,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.bundles import make_bundle
+    """It knows how sure it is; that of ``other_folder`` does not."""
+    from tests.bundles import make_bundle, make_sure
 
-    return make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano")
+    return make_sure(make_bundle("nano-cnn", tmp_path_factory.mktemp("bundle") / "nano"))
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,8 @@ def fit(options: argparse.Namespace) -> Record:
     bundle = load_bundle(options.bundle)
     source = read_source(str(options.data))
     rows, name = held_out(source, options.run)
+    if options.rows != ":":
+        rows, name = rows.slice(options.rows), f"{name}, rows {options.rows}"
     if len(rows) < LEAST_IMAGES:
         raise ValueError(f"{len(rows)} images are too few: give {LEAST_IMAGES} or more")
     answers = [(float(bundle.space.flops(arch)), arch) for arch in bundle.archs()]
@@ -89,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--data", required=True, help="labelled, as trainer.run reads it")
     parser.add_argument("--run", type=Path, help="a run's folder: of the data, what it held out")
+    parser.add_argument("--rows", default=":", help="some of the images: 0:1000, 0::2 (all)")
     parser.add_argument("--budgets", type=int, help="even over the range (default: all answers)")
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")

@@ -28,7 +28,7 @@ from models.converters.progress import Progress
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
-from trainer.report.answers import draw, frontier
+from trainer.report.answers import draw
 from trainer.scores import confused
 from trainer.served import Measured, as_record, labels_in, measure, some_answers
 
@@ -48,11 +48,11 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
     bundle = load_bundle(options.bundle)
     source = read_source(str(options.data))
-    rows = source.train if source.test is None else source.test
+    rows = (source.train if source.test is None else source.test).slice(options.rows)
     pairs = drawn_budgets(bundle)
     archs = {arch for _, arch in some_answers(bundle, options.budgets)}.union(*pairs.values())
     flops = bundle.space.flops
-    answers = sorted((float(flops(arch)), arch) for arch in archs)
+    answers = [(float(flops(arch)), arch) for arch in sorted(archs, key=flops)]
     with Progress() as progress:
 
         def track(pieces: range) -> Iterable[int]:
@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--budgets", type=int, default=8, help="so many, each a fixed times the one before (8)"
     )
+    parser.add_argument("--rows", default=":", help="some of the images: 0:1000, 1::2 (all)")
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this"
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = evaluate_bundle(options)
         if options.plot is not None:
-            draw(options.plot, frontier(done.bundle, done.measured, done.curves))
+            draw(options.plot, done.bundle, done.measured, done.curves)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ sum of what ran.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,13 +116,17 @@ class Curve:
         return msgspec.convert(row, cls)
 
 
-def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, ...]]:
-    """Who shares the budget of the largest subnet, and one without bound; none where one does."""
+def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, Arch]]:
+    """The pairs of two budgets: that of the largest subnet, and none (None), if that is another."""
     if bundle.confidence is None:
         return {}
-    asked = {bundle.max_flops: float(bundle.max_flops), None: float("inf")}
-    found = {budget: bundle.steps(bound) for budget, bound in asked.items()}
-    return {budget: archs for budget, archs in found.items() if len(archs) == 2}
+    asked: dict[int | None, float] = {bundle.max_flops: float(bundle.max_flops), None: math.inf}
+    drawn: dict[int | None, tuple[Arch, Arch]] = {}
+    for budget, bound in asked.items():
+        pair = bundle.pair(bound)
+        if pair is not None and pair not in drawn.values():
+            drawn[budget] = pair
+    return drawn
 
 
 def curve(scores: Mapping[int, Scores], budget_flops: int | None, pair: Sequence[int]) -> Curve:

@@ -113,12 +113,11 @@ class Bundle:
         assert self.space.flops(arch) <= budget_flops
         return arch
 
-    def steps(self, budget_flops: float) -> tuple[Arch, ...]:
+    def pair(self, budget_flops: float) -> tuple[Arch, Arch] | None:
         """Who shares a budget: a first arch, and a larger one for images that it is not sure of.
 
-        The sum of their FLOPs is within the budget, always; one arch alone where that is too small
-        for two. ``math.inf``: without bound. Raises ValueError as ``answer`` does, and where the
-        bundle has no confidence.
+        The sum of their FLOPs is within the budget, always. None where one arch alone is better.
+        ``math.inf``: without bound. Raises ValueError where the bundle has no confidence.
         """
         if self.confidence is None:
             raise ValueError(
@@ -126,9 +125,7 @@ class Bundle:
                 "python -m trainer.confidence"
             )
         pair = self.confidence.pair(budget_flops)
-        if pair is not None:
-            return self.listed[pair[0]], self.listed[pair[1]]
-        return (self.answer(min(budget_flops, float(self.max_flops))),)
+        return None if pair is None else (self.listed[pair[0]], self.listed[pair[1]])
 
     def archs(self) -> tuple[Arch, ...]:
         """The stored answers, each once; where there are none, the frontier's archs."""

@@ -140,8 +140,9 @@ class Preprocess:
     def resized(self, pixels: np.ndarray, resolution: int) -> np.ndarray:
         """What ``pixels`` answered, at another resolution; unchanged where it is the same.
 
-        For a subnet that is chosen after the image was prepared. Not bit for bit what ``pixels``
-        makes of the photo: it is resampled twice, as supernets are trained.
+        For a subnet that is chosen after a large photo was prepared. Not bit for bit what
+        ``pixels`` makes of the photo: it is resampled twice, as supernets are trained. To resample
+        the photo itself would take several times as long, in a thread that has to run subnets.
         """
         if pixels.shape[0] == resolution:
             return pixels

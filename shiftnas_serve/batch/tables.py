@@ -35,6 +35,7 @@ class Row:
     probability: float | None = None
     subnet: str | None = None
     flops: int | None = None
+    spent_flops: int | None = None
     error: str | None = None
 
 
@@ -109,6 +110,7 @@ class ParquetTable(AbstractTable):
                 ("probability", pa.float64()),
                 ("subnet", pa.string()),
                 ("flops", pa.int64()),
+                ("spent_flops", pa.int64()),
                 ("error", pa.string()),
             ]
         )

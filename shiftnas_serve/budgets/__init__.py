@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 
 from shiftnas_serve.budgets.base import AbstractBudgetKind, BadBudget, Moment, OutOfRange
+from shiftnas_serve.budgets.confidence import Confidence
 from shiftnas_serve.budgets.flops import FlopsBudget
 from shiftnas_serve.budgets.latency import LatencyBudget
 
-BUDGET_KINDS: tuple[AbstractBudgetKind, ...] = (FlopsBudget(), LatencyBudget())
+BUDGET_KINDS: tuple[AbstractBudgetKind, ...] = (FlopsBudget(), LatencyBudget(), Confidence())
 
 _DEGRADING = {kind.name for kind in BUDGET_KINDS if kind.degrades}
 
@@ -30,6 +31,7 @@ __all__ = [
     "BUDGET_KINDS",
     "AbstractBudgetKind",
     "BadBudget",
+    "Confidence",
     "FlopsBudget",
     "LatencyBudget",
     "Moment",

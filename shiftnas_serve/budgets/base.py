@@ -31,12 +31,16 @@ class OutOfRange(Problem):
 
 
 class Moment(NamedTuple):
-    """What the planner knows when it decides: the range served, how fast, and the time spent."""
+    """What the planner knows when it decides: the range served, how fast, and the time spent.
+
+    ``knows_confidence``: whether the bundle knows how sure its subnets are.
+    """
 
     min_flops: int
     max_flops: int
     latency: LatencyTable
     elapsed_ms: float = 0.0
+    knows_confidence: bool = False
 
 
 class AbstractBudgetKind(abc.ABC):
@@ -63,6 +67,10 @@ class AbstractBudgetKind(abc.ABC):
     @abc.abstractmethod
     def parse(self, text: str) -> float:
         """The value of the header. BadBudget when it is not one."""
+
+    def both(self, one: float, other: float) -> float:
+        """Of a budget that stands twice: the smaller binds. BadBudget where neither does."""
+        return min(one, other)
 
     @abc.abstractmethod
     def flops_bound(self, value: float, moment: Moment) -> float:

@@ -25,12 +25,26 @@ class Timing(msgspec.Struct, frozen=True):
     batch: int
     source: str
 
+    def after(self, first: Timing) -> Timing:
+        """Of both steps of an image: this is the second, and its queue began before the first."""
+        took_ms = first.infer_ms + first.build_ms
+        return Timing(
+            self.decode_ms,
+            max(self.queue_ms - took_ms, 0.0),
+            self.infer_ms + first.infer_ms,
+            self.build_ms + first.build_ms,
+            self.batch,
+            self.source,
+        )
+
 
 class Result(msgspec.Struct, frozen=True):
     """The classes of one image, the subnet that found them, and what was asked for.
 
     ``predictions``: the most probable first. ``asked``: budgets by the name of their kind;
-    ``degraded``: a latency budget made the subnet smaller. ``probabilities``: float64 (classes,).
+    ``degraded``: a latency budget made the subnet smaller, or took the time for a second one.
+    ``spent_flops``: of all that ran. ``probabilities``: float64 (classes,); calibrated where a
+    confidence was asked for.
     """
 
     predictions: Sequence[Prediction]
@@ -40,6 +54,7 @@ class Result(msgspec.Struct, frozen=True):
     model: ModelName
     timing: Timing
     probabilities: np.ndarray
+    spent_flops: int
 
     def log(self) -> dict[str, object]:
         """What a log says of it."""
@@ -48,6 +63,7 @@ class Result(msgspec.Struct, frozen=True):
             "asked": dict(self.asked),
             "subnet": self.subnet.id,
             "flops": self.subnet.flops,
+            "spent_flops": self.spent_flops,
             "degraded": self.degraded,
             "decode_ms": round(timing.decode_ms, 3),
             "queue_ms": round(timing.queue_ms, 3),
@@ -79,6 +95,7 @@ def make_result(
         model.name,
         timing,
         probabilities,
+        plan.spent_flops + subnet.flops,
     )
 
 

@@ -74,6 +74,9 @@ def describe_budgets(model: Model) -> dict[str, object]:
             "infer_ms": latency.infer_ms(entry.flops),
         }
 
+    known = bundle.confidence
+    names = ("budget_flops", "first_flops", "second_flops")
+    pairs = [dict(zip(names, pair, strict=True)) for pair in known.pairs] if known else []
     return {
         "model": {**_name(model), "space": bundle.space.name},
         "measured_on": bundle.provenance.get("data"),
@@ -82,6 +85,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
             "min": latency.answer_ms(bundle.min_flops),
             "largest_subnet": latency.answer_ms(bundle.max_flops),
         },
+        "confidence": known and {"images": known.images, "data": known.data, "pairs": pairs},
         "frontier": [row(entry) for entry in bundle.frontier],
         "subnets": len(bundle.archs()),
         "labels": list(bundle.labels),

@@ -51,7 +51,7 @@ def classification(result: Result, request_id: str) -> JsonAnswer:
     timing = result.timing
     body = _Body(
         list(result.predictions),
-        _budget_json(tuple(result.asked.items()), result.degraded),
+        _budget_json(tuple(result.asked.items()), result.degraded, result.spent_flops),
         result.model,
         request_id,
         _subnet_json(result.subnet),
@@ -64,6 +64,7 @@ def classification(result: Result, request_id: str) -> JsonAnswer:
         _encode(body),
         [
             (b"served-flops", b"%d" % result.subnet.flops),
+            (b"spent-flops", b"%d" % result.spent_flops),
             (b"server-timing", server_timing.encode()),
         ],
     )
@@ -75,8 +76,11 @@ def _subnet_json(subnet: Subnet) -> msgspec.Raw:
 
 
 @lru_cache(4096)
-def _budget_json(asked: tuple[tuple[str, float], ...], degraded: bool) -> msgspec.Raw:
-    return msgspec.Raw(_encode({**_NO_BUDGETS, **dict(asked), "degraded": degraded}))
+def _budget_json(
+    asked: tuple[tuple[str, float], ...], degraded: bool, spent_flops: int
+) -> msgspec.Raw:
+    known = {**_NO_BUDGETS, **dict(asked), "degraded": degraded, "spent_flops": spent_flops}
+    return msgspec.Raw(_encode(known))
 
 
 def subnet_document(subnet: Subnet) -> dict[str, object]:

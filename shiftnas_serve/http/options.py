@@ -15,6 +15,7 @@ from shiftnas_serve.library import TOP_K, parse_budgets
 from shiftnas_serve.problem import Problem
 
 _KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
+_KINDS_BY_NAME = {kind.name: kind for kind in BUDGET_KINDS}
 _NEAR = 0.75
 _PLACES = {
     **{kind.name: f"the header {kind.header}: {kind.example}" for kind in BUDGET_KINDS},
@@ -29,18 +30,23 @@ _PLACES = {
 def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
     """Every budget that a request's headers name, by the name of its kind.
 
-    Of one that is repeated, the smallest. Raises Problem 400 for garbage, and for a header that
-    looks like one of them.
+    Of one that is repeated, the smallest. Raises Problem 400 for garbage, for one that may stand
+    only once, and for a header that looks like one of them.
     """
     asked: dict[str, float] = {}
     for name, value in headers:
         kind = _KINDS.get(name)
         if kind is not None:
             number = parse_budgets({kind.name: value.decode("latin-1")})[kind.name]
-            asked[kind.name] = min(number, asked.get(kind.name, number))
+            add_budget(asked, kind.name, number)
         elif name not in _HARMLESS:
             _check(name)
     return asked
+
+
+def add_budget(asked: dict[str, float], name: str, value: float) -> None:
+    """One more, of this kind. Raises Problem 400 for one that may stand only once."""
+    asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
 
 
 # What clients and proxies send; to look closely at names takes time.

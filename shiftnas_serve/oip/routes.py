@@ -2,8 +2,8 @@
 
 The same model for clients that speak the protocol of KServe and Triton, with Triton's binary tensor
 and classification extensions. Input ``image``: BYTES, encoded JPEG, PNG or WebP (base64 where the
-tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget`` and
-``latency_budget``, or the headers themselves.
+tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget``,
+``latency_budget`` and ``confidence``, or the headers themselves.
 
 Source: github.com/kserve/open-inference-protocol, inference_rest.md; Triton's
 extension_binary_data.md and extension_classification.md.
@@ -25,7 +25,7 @@ from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
-from shiftnas_serve.http.options import read_budgets
+from shiftnas_serve.http.options import add_budget, read_budgets
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import parse_budgets
 from shiftnas_serve.oip.wire import LENGTH_HEADER, parse_request, respond
@@ -45,6 +45,7 @@ def _outputs(model: Model) -> list[Tensor]:
         {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
         {"name": "subnet_id", "datatype": "BYTES", "shape": [-1]},
         {"name": "subnet_flops", "datatype": "INT64", "shape": [-1]},
+        {"name": "spent_flops", "datatype": "INT64", "shape": [-1]},
     ]
 
 
@@ -123,7 +124,7 @@ def oip_routes(state: ServerState) -> list[Route]:
             del body, parse  # its images are copies
             budgets = read_budgets(scope["headers"])
             for name, value in parse_budgets(asked.budgets).items():
-                budgets[name] = min(value, budgets.get(name, value))
+                add_budget(budgets, name, value)
             share.add(len(asked.images))
             state.charge(headers, len(asked.images) - 1)
             answer = partial(

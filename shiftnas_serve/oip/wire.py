@@ -26,7 +26,7 @@ from shiftnas_serve.problem import Problem
 MAX_IMAGES = 64
 """In one request: they share its deadline, and each waits its turn among all others."""
 LENGTH_HEADER = "Inference-Header-Content-Length"
-# There are three outputs, each in some forms.
+# There are four outputs, each in some forms.
 _MAX_OUTPUTS = 16
 # Of what is not an image in a request.
 _MAX_SMALL_BYTES = 65_536
@@ -219,6 +219,8 @@ def _values(
 ) -> tuple[str, np.ndarray]:
     if wanted.name == "subnet_id":
         return "BYTES", np.array([one.subnet.id for one in every], object)
+    if wanted.name == "spent_flops":
+        return "INT64", np.array([one.spent_flops for one in every], np.int64)
     if wanted.name == "subnet_flops":
         return "INT64", np.array([one.subnet.flops for one in every], np.int64)
     probabilities = np.stack([one.probabilities for one in every]).astype(np.float32)

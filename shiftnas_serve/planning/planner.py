@@ -7,6 +7,7 @@ a burst then makes room for the burst.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from models.bundle.folder import Bundle
 from models.space.arch import Arch
-from shiftnas_serve.budgets import BUDGET_KINDS, Moment, may_degrade
+from shiftnas_serve.budgets import BUDGET_KINDS, Confidence, Moment, may_degrade
 from shiftnas_serve.latency import FIRST_BUILD_MS, MARGIN, LatencyTable
 
 LATENCY = "latency_ms"
@@ -54,13 +55,30 @@ class Plan(msgspec.Struct, frozen=True):
     """A subnet, and what was asked for: budgets by the name of their kind.
 
     ``degraded``: a latency budget, not FLOPs, made it smaller. ``shrinks``: a smaller subnet may
-    answer when others wait, as a latency budget allows.
+    answer when others wait, as a latency budget allows. ``confidence``: how sure the answer must
+    be, if that was asked for, and ``second`` the larger subnet that answers where it is not, if the
+    budget has room for both. ``spent_flops``: by another subnet, before.
     """
 
     subnet: Subnet
     asked: Mapping[str, float]
     degraded: bool
     shrinks: bool
+    confidence: float | None = None
+    second: Subnet | None = None
+    spent_flops: int = 0
+
+    def after(self) -> Plan:
+        """What is next for an image whose answer is not sure: its second subnet, as it is."""
+        assert self.second is not None
+        return Plan(
+            self.second,
+            self.asked,
+            self.degraded,
+            shrinks=False,
+            confidence=self.confidence,
+            spent_flops=self.subnet.flops,
+        )
 
 
 class Planner:
@@ -103,10 +121,7 @@ class Planner:
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does."""
-        bound, degraded = self._bound(asked, elapsed_ms)
-        subnet = self._in_time(asked, bound) or self._answer(bound)
-        assert subnet.flops <= bound, "an answer is never over budget"
-        return Plan(subnet, asked, degraded, shrinks=may_degrade(asked))
+        return self._plan(asked, *self._bound(asked, elapsed_ms))
 
     def quick_plan(self, asked: Mapping[str, float]) -> Plan | None:
         """The plan of this moment, if it is a look-up; else the generator takes milliseconds.
@@ -114,10 +129,22 @@ class Planner:
         Raises OutOfRange as ``plan`` does.
         """
         bound, degraded = self._bound(asked, 0.0)
-        subnet = self._in_time(asked, bound)
-        if subnet is None and not self._bundle.answers and bound not in self._answers:
+        known = self._bundle.answers or min(bound, self._max_flops) in self._answers
+        if not known and self._in_time(asked, bound) is None:
             return None
-        return Plan(subnet or self._answer(bound), asked, degraded, shrinks=may_degrade(asked))
+        return self._plan(asked, bound, degraded)
+
+    def _plan(self, asked: Mapping[str, float], bound: float, degraded: bool) -> Plan:
+        wish = asked.get(Confidence.name)
+        pair = None if wish is None else self._bundle.pair(bound)
+        if pair is None:
+            largest = self._in_time(asked, bound) or self._answer(min(bound, self._max_flops))
+            subnet, second = largest, None
+        else:
+            subnet, second = map(self._subnet, pair)
+        spent = subnet.flops + (0 if second is None else second.flops)
+        assert spent <= bound, "an answer is never over budget"
+        return Plan(subnet, asked, degraded, may_degrade(asked), wish, second)
 
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.
@@ -147,6 +174,11 @@ class Planner:
         """What the image of a plan takes at least."""
         return self.cost_ms(self.within(plan.subnet, 0.0) if plan.shrinks else plan.subnet)
 
+    def next_ms(self, plan: Plan) -> float:
+        """What the second step of an image takes, with its session if there is none, at most."""
+        build_ms = 0.0 if self._is_resident(plan.subnet.value) else self._build_ms
+        return MARGIN * (self.cost_ms(plan.subnet) + build_ms) + self.latency.after_ms
+
     def built(self, build_ms: float) -> None:
         """A session was built in so long."""
         self._build_ms += _STEP * (build_ms - self._build_ms)
@@ -162,9 +194,10 @@ class Planner:
         return list(dict.fromkeys((*stored, *timed)))
 
     def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
-        """FLOPs, and whether it is a latency budget that makes them so few."""
-        moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms)
-        bound, degraded = float(self._max_flops), False
+        """FLOPs (``inf``: no bound), and whether it is a latency budget that makes them so few."""
+        knows = self._bundle.confidence is not None
+        moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms, knows)
+        bound, degraded = math.inf, False
         if "flops" not in asked and self._default is not None:
             bound = min(bound, self._default)
         for kind in _IN_TURN:
@@ -172,6 +205,8 @@ class Planner:
                 limit = kind.flops_bound(asked[kind.name], moment)
                 if kind.degrades:
                     limit = self._bounds[max(bisect_right(self._bounds, limit) - 1, 0)]
+                    if limit >= self._max_flops:
+                        continue  # there is time for the largest
                 if limit < bound:
                     bound, degraded = limit, kind.degrades
         return bound, degraded

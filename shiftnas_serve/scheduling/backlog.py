@@ -144,6 +144,19 @@ class Backlog:
             if wake:
                 self.wake_one()
 
+    def go_on(self, one: Pending) -> bool:
+        """Let it wait for its second subnet; false where that would be late."""
+        assert one.plan is not None
+        planner, now = one.model.planner, time.monotonic()
+        one.least_ms = planner.cost_ms(one.plan.subnet)
+        with self._lock:
+            wait_ms = self._to_run.wait_ms(one.deadline_s, now)
+            if now + (MARGIN * wait_ms + planner.next_ms(one.plan)) / 1000 > one.deadline_s:
+                return False
+            self._to_run.add(one, one.least_ms)
+            self._runner_free.notify()
+        return True
+
     def cancel(self, one: Pending) -> None:
         """Nobody waits for it any more. What runs already ends nevertheless."""
         with self._lock:

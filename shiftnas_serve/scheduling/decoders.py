@@ -66,8 +66,10 @@ def prepare(one: Pending, max_pixels: int) -> None:
         raise Problem(error.status, error.reason) from None
     if plan.shrinks:
         one.aim_s = one.deadline_s - planner.latency.after_ms / 1000
-    # A small photo that may shrink is resized when its subnet is chosen, or it would be twice.
-    one.resized = not plan.shrinks or is_large(*size_of(photo))
+    # A small photo that may shrink is resized when its subnet is chosen, or it would be twice. So
+    # is one that a second subnet may look at in another size.
+    one_size = plan.second is None or plan.second.side == plan.subnet.side
+    one.resized = one_size and (not plan.shrinks or is_large(*size_of(photo)))
     if one.resized:
         one.pixels = bundle.preprocess.pixels(photo, plan.subnet.side)
     else:

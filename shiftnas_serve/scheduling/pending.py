@@ -31,6 +31,7 @@ class Pending:
     it is prepared. Then ``pixels``: uint8 (height, width, 3), cropped and resized for its subnet
     (``resized``), or a small photo as it was decoded, if a smaller subnet may still be chosen.
     ``aim_s``: when it should be done, if so; None if not. ``least_ms``: what it takes at least.
+    ``first``: of a subnet that was not sure, to be answered if the second is not in time.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class Pending:
     queued_s: float = 0.0
     aim_s: float | None = None
     least_ms: float = 0.0
+    first: Result | None = None
     cancelled: bool = False
     outcome: Result | Problem | None = field(default=None, repr=False)
 

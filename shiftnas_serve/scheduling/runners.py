@@ -21,6 +21,7 @@ from shiftnas_serve.engine.result import Result, Timing, make_result, softmax
 from shiftnas_serve.problem import Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
 from shiftnas_serve.scheduling.pending import Outcome, Pending, finish
+from shiftnas_serve.scheduling.steps import answered, probabilities
 from shiftnas_serve.scheduling.turns import Group
 
 _LOOK_S = 0.5
@@ -99,7 +100,7 @@ class Runners:
     def _run(self, thread: int, group: Group) -> list[Outcome]:
         images, subnet = group.images, group.subnet
         if subnet is None:
-            return [(one, _late(one)) for one in images]
+            return [(one, one.first or _late(one)) for one in images]
         now = time.monotonic()
         model = images[0].model
         bundle, sessions = model.bundle, model.sessions
@@ -123,17 +124,25 @@ class Runners:
             self._busy(thread, 0.0)
         count = len(images)
 
-        def outcome(one: Pending, share: np.ndarray) -> Result | Problem:
+        def outcome(one: Pending, logits: np.ndarray, share: np.ndarray) -> Result | Problem | None:
             assert one.plan is not None
             if math.isnan(share[0]):  # one logit that is not a number makes all of them so
                 return Problem(500, f"subnet {subnet.id} answered what is not a number")
+            share = probabilities(one, subnet, logits, share)
             queue_ms = 1000 * (now - one.queued_s)
             timing = Timing(
                 one.decode_ms, queue_ms, done.infer_ms, done.build_ms, count, done.source
             )
-            return make_result(model, one.plan, subnet, share, one.top_k, timing)
+            timing = timing if one.first is None else timing.after(one.first.timing)
+            result = make_result(model, one.plan, subnet, share, one.top_k, timing)
+            return answered(one, result, self._backlog)
 
-        outcomes = [(one, outcome(one, share)) for one, share in zip(images, shares, strict=True)]
+        rows = zip(images, done.logits, shares, strict=True)
+        outcomes = [
+            (one, found)
+            for one, logits, share in rows
+            if (found := outcome(one, logits, share)) is not None
+        ]
         # All that a turn takes is in the way of the next.
         turn_ms = 1000 * (time.monotonic() - now) - done.build_ms
         planner = model.planner

@@ -64,10 +64,12 @@ def _late(waiting: Sequence[Pending], now_s: float) -> int:
     """How many of the most urgent images cannot be in time.
 
     One that would only end too late is run nevertheless if nobody waits behind it: the time is
-    there, its client may still take the answer, and a prediction is no proof.
+    there, its client may still take the answer, and a prediction is no proof. One that has an
+    answer already gets that.
     """
     for place, one in enumerate(waiting):
-        least_ms = one.least_ms if place < len(waiting) - 1 else 0.0
+        goes = place == len(waiting) - 1 and one.first is None
+        least_ms = 0.0 if goes else one.least_ms
         if one.deadline_s >= now_s + least_ms / 1000:
             return place
     return len(waiting)

@@ -12,14 +12,10 @@ from tests.contract.process import SERVE
 
 @dataclass(frozen=True)
 class Host:
-    """How a host is started, and what of the contract is its own to give.
-
-    command: what takes the server's options. reloads: whether ``/admin/reload`` reaches all of it.
-    """
+    """How a host is started. command: what takes the server's options."""
 
     name: str
     command: Sequence[str] = SERVE
-    reloads: bool = True
     slow: bool = False
 
     def __str__(self) -> str:

@@ -84,21 +84,13 @@ def test_old_names_of_types_are_understood(client, kind):
     assert post(client, encoded(picture(), "JPEG"), Content_Type=kind).status_code == 200
 
 
-def test_gzip_bodies_are_unpacked_within_the_limits_or_refused_by_name(client, png):
-    """And what is neither is not taken for an image that is damaged."""
-    packed = post(client, gzip.compress(png), Content_Encoding="gzip", **PNG)
-    if packed.status_code == 200:
-        assert packed.json()["predictions"] == post(client, png).json()["predictions"]
-        bomb = gzip.compress(bytes(40_000_000))
-        assert_problem(post(client, bomb, Content_Encoding="gzip", **PNG), 413, "larger than")
-        cut = gzip.compress(png)[:-20]
-        assert_problem(post(client, cut, Content_Encoding="gzip", **PNG), 400, "gzip")
-    else:
-        assert_problem(packed, 415, "gzip")
-        assert packed.headers["Accept-Encoding"] == "identity"
-    other = post(client, png, Content_Encoding="zstd", **PNG)
-    assert_problem(other, 415, "zstd")
-    assert other.headers["Accept-Encoding"]
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_compressed_bodies_are_refused_by_name(client, png, coding):
+    """And are not taken for images that are damaged."""
+    packed = gzip.compress(png) if coding == "gzip" else png
+    refused = post(client, packed, Content_Encoding=coding, **PNG)
+    assert_problem(refused, 415, coding)
+    assert refused.headers["Accept-Encoding"] == "identity"
     assert post(client, png, Content_Encoding="identity", **PNG).status_code == 200
 
 

@@ -54,14 +54,17 @@ def test_an_upgrade_is_not_taken_and_the_body_is_the_requests(alone, png, framed
     assert then.json() == {"status": "alive"}
 
 
-@pytest.mark.parametrize("path", ["/classify", "/livez"])
-def test_who_sends_no_more_is_answered(alone, png, path):
+def test_who_sends_no_more_is_answered(alone, png):
+    """All that it has sent whole, in order."""
     with Wire(alone) as wire:
-        wire.send(request(png, PNG) if path == "/classify" else request(method="GET", path=path))
+        wire.send(request(png, PNG) + request(method="GET", path="/livez") + request(png, PNG))
         wire.end()
-        answer = wire.answer()
-        assert answer is not None
-        assert answer.status == 200
+        for wanted in ("predictions", "status", "predictions"):
+            answer = wire.answer()
+            assert answer is not None
+            assert answer.status == 200
+            assert wanted in answer.json()
+        assert wire.answer() is None
 
 
 def test_who_sends_no_more_in_the_middle_of_a_body_is_gone(alone, png):
@@ -107,7 +110,7 @@ def test_an_answer_before_the_body_was_read_leaves_the_next_request_alone(alone,
             assert then.status == 200, then.body
 
 
-def test_expect_100_continue_is_answered(alone, png):
+def test_expect_100_continue_is_answered_when_the_body_is_read(alone, png):
     with Wire(alone) as wire:
         wire.send(request(png, PNG, "Expect: 100-continue")[: -len(png)])
         assert wire.line().startswith(b"HTTP/1.1 100")
@@ -116,6 +119,8 @@ def test_expect_100_continue_is_answered(alone, png):
         answer = wire.answer()
         assert answer is not None
         assert answer.status == 200
+    refused = request(png, "Content-Type: text/plain", "Expect: 100-continue")[: -len(png)]
+    assert exchange(alone, refused).status == 415
 
 
 @pytest.mark.parametrize(

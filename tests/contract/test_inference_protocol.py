@@ -151,13 +151,3 @@ def test_malformed_requests_are_400_and_say_why(client, bundle: Bundle, body, le
     answer = client.post(f"/v2/models/{bundle.name}/infer", content=body, headers=length)
     assert answer.status_code == 400, answer.text[:300]
     assert 0 < len(answer.json()["error"]) < 500
-
-
-def test_an_id_comes_back_as_it_was_sent(client, bundle: Bundle, b64):
-    """Also half of a surrogate pair, which has no UTF-8, or a refusal."""
-    body = json.dumps({"id": "\ud800 7", "inputs": [ONE | {"data": [b64]}]}).encode()
-    answer = client.post(f"/v2/models/{bundle.name}/infer", content=body)
-    if answer.status_code == 200:
-        assert answer.json()["id"] == "\ud800 7"
-    else:
-        assert answer.status_code == 400

@@ -372,19 +372,21 @@ def test_what_shares_a_budget_keeps_it(space, tmp_path):
     @settings(deadline=None)
     @given(budget=st.floats(low, 3 * high))
     def holds(budget):
-        flops = [bundle.space.flops(arch) for arch in bundle.steps(budget)]
-        assert sum(flops) <= budget
-        assert flops == sorted(set(flops))
-        assert len(flops) == (1 if budget < bundle.confidence.pairs[0][0] else 2)
+        pair = bundle.pair(budget)
+        assert (pair is None) == (budget < bundle.confidence.pairs[0][0])
+        if pair is not None:
+            first, second = map(bundle.space.flops, pair)
+            assert first < second
+            assert first + second <= budget
 
     holds()
-    flops = tuple(bundle.space.flops(arch) for arch in bundle.steps(math.inf))
+    flops = tuple(bundle.space.flops(arch) for arch in bundle.pair(math.inf))
     assert flops == bundle.confidence.pairs[-1][1:]
 
 
 def test_a_bundle_without_confidence_says_what_to_do(original):
     with pytest.raises(ValueError, match=r"how sure it is; .*trainer\.confidence"):
-        load_bundle(original).steps(math.inf)
+        load_bundle(original).pair(math.inf)
 
 
 @pytest.mark.parametrize(

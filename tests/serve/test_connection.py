@@ -408,43 +408,6 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_belongs_to_the_request(offe
     run(test)
 
 
-def test_a_client_that_will_send_no_more_gets_the_answers_to_what_it_sent():
-    go = asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await go.wait()
-        await echo(scope, receive, send)
-
-    async def test() -> None:
-        made, wire = connect(app)
-        made.data_received(POST % 3 + b"one" + POST % 3 + b"two")
-        assert made.eof_received()
-        go.set()
-        await turns(20)
-        assert wire.sent.index(b"POST one") < wire.sent.index(b"POST two")
-        assert wire.closed
-
-    run(test)
-
-
-@pytest.mark.parametrize("sent", [b"", GET[:5], POST % 3, POST % 3 + b"on"])
-def test_a_client_that_ends_within_a_request_has_gone(sent):
-    async def test() -> None:
-        heard = []
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            heard.append((await receive())["type"])
-
-        made, _ = connect(app)
-        made.data_received(sent)
-        assert not made.eof_received()
-        made.connection_lost(None)
-        await turns()
-        assert heard in ([], ["http.disconnect"])
-
-    run(test)
-
-
 def test_when_the_server_stops_kept_connections_get_one_more_answer(monkeypatch):
     async def test() -> None:
         clock = Clock(asyncio.get_running_loop(), monkeypatch)
@@ -461,25 +424,6 @@ def test_when_the_server_stops_kept_connections_get_one_more_answer(monkeypatch)
         assert busy_wire.closed
         clock.pass_s(1)
         assert idle_wire.closed
-
-    run(test)
-
-
-def test_who_waits_with_its_body_for_leave_gets_it_when_the_body_is_read():
-    async def test() -> None:
-        made, wire = connect(echo)
-        head = POST % 3
-        made.data_received(head[:-2] + b"Expect: 100-continue\r\n\r\n")
-        await turns()
-        assert wire.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
-        made.data_received(b"one")
-        await turns()
-        assert b"POST one" in wire.sent
-        refused, its_wire = connect()
-        refused.data_received(head[:-2] + b"Expect: 100-continue\r\n\r\n")
-        await turns()
-        assert its_wire.status == 200
-        assert b"100 Continue" not in its_wire.sent
 
     run(test)
 

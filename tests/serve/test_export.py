@@ -24,7 +24,7 @@ from tests.contract.process import PNG
 from tests.pictures import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
-(PROGRAM,) = re.findall(
+PROGRAM, FEATURES = re.findall(
     r"^```python\n(.*?)^```$",
     (ROOT / "docs" / "export.md").read_text(encoding="utf-8"),
     re.DOTALL | re.MULTILINE,
@@ -60,7 +60,7 @@ def probabilities_by(model: Path, picture: Path, folder: Path) -> dict[str, floa
 
 
 def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
-    server, bundle_folder, bundle: Bundle, tmp_path, capsys
+    alone, bundle_folder, bundle: Bundle, tmp_path, capsys
 ):
     noise = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     file = io.BytesIO()
@@ -68,7 +68,7 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     picture = file.getvalue()
     asked = {"top_k": len(bundle.labels)}
     headers = {**PNG, "FLOPs-Budget": "1M"}
-    with server.client() as client:
+    with alone.client() as client:
         answer = client.post("/classify", params=asked, content=picture, headers=headers).json()
 
     out = tmp_path / "subnet.onnx"
@@ -77,7 +77,7 @@ def test_a_file_says_all_that_is_needed_to_give_the_servers_answer(
     path, form = f"/subnets/{answer['subnet']['id']}", {"format": "onnx"}
     (tmp_path / "noise.png").write_bytes(picture)
     downloaded = tmp_path / "downloaded.onnx"
-    sent = server.get(path, params=form)
+    sent = alone.get(path, params=form)
     assert sent.status_code == 200, sent.text
     downloaded.write_bytes(sent.content)
     for file in (out, downloaded):
@@ -165,6 +165,17 @@ def test_a_torch_program_says_the_same(bundle_folder, bundle: Bundle, tmp_path, 
     assert inside == bundle.metadata(arch)
 
 
+def test_the_features_of_the_documentation_are_there(monkeypatch):
+    import torch
+
+    monkeypatch.chdir(ROOT)
+    found = {"images": torch.zeros(2, 3, 32, 32)}
+    with torch.no_grad():
+        exec(FEATURES, found)  # noqa: S102 - what the page shows
+    assert len(found["logits"]) == 2
+    assert [one.shape[-1] for one in found["maps"]] == [32, 16, 8, 4][-len(found["maps"]) :]
+
+
 def test_describe_takes_a_bundle(bundle_folder, bundle: Bundle, capsys):
     assert models_main(["describe", str(bundle_folder)]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -178,3 +189,35 @@ def test_describe_takes_a_bundle(bundle_folder, bundle: Bundle, capsys):
     assert json.loads(capsys.readouterr().out)["id"] == bundle.space.arch_id(bundle.space.smallest)
     assert models_main(["describe", str(bundle_folder), "--relative-position"]) == 2
     assert models_main(["describe", str(bundle_folder.parent)]) == 2
+
+
+def test_a_repository_for_triton_is_what_its_protobuf_says(
+    bundle_folder, bundle: Bundle, tmp_path, capsys
+):
+    """Names, shapes and labels agree with the models beside them."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    folder = tmp_path / "repository"
+    budgets = [str(bundle.min_flops), str(bundle.max_flops), str(bundle.max_flops + 1)]
+    asked = [str(bundle_folder), "--flops", *budgets, "--format", "triton", "--out", str(folder)]
+    assert main([*asked, "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)["models"]
+    assert len(names) == 2
+    for name in names:
+        config = text_format.Parse((folder / name / "config.pbtxt").read_text(), ModelConfig())
+        assert config.name == name
+        session = onnxruntime.InferenceSession(folder / name / "1" / "model.onnx")
+        (given,), (answered,) = session.get_inputs(), session.get_outputs()
+        assert [config.input[0].name, *config.input[0].dims] == [given.name, *given.shape[1:]]
+        assert [config.output[0].name, *config.output[0].dims] == [
+            answered.name,
+            len(bundle.labels),
+        ]
+        labels = (folder / name / config.output[0].label_filename).read_text().splitlines()
+        assert labels == list(bundle.labels)
+    assert main(asked) == 2
+    assert "is there already" in capsys.readouterr().err
+    one = [*asked[:-3], "onnx", "--out", str(tmp_path / "one.onnx")]
+    assert main(one) == 2
+    assert "give one budget" in capsys.readouterr().err

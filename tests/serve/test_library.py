@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +17,7 @@ import shiftnas_serve
 from models.bundle.folder import Bundle
 from shiftnas_serve import Engine, Problem
 from shiftnas_serve.engine.sessions import Sessions
-from shiftnas_serve.http.answers import classification
 from shiftnas_serve.planning.planner import Planner
-from shiftnas_serve.runtimes.onnxruntime import OnnxSession
 from shiftnas_serve.scheduling import runners
 from tests.pictures import encoded, picture
 
@@ -49,28 +46,6 @@ def test_every_form_of_an_image_gets_the_same_answer(engine: Engine, png: bytes,
         np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-6)
 
 
-def test_an_answer_has_all_that_was_asked_and_served(engine: Engine, bundle: Bundle, png: bytes):
-    result = engine.classify(png, flops=5e5, latency_ms=1e4, top_k=3)
-    assert result.asked == {"flops": 500_000, "latency_ms": 1e4}
-    assert result.model.version == bundle.version
-    assert len(result.predictions) == 3
-    best = [one.probability for one in result.predictions]
-    assert best == sorted(best, reverse=True)
-    assert result.predictions[0].label == bundle.labels[result.predictions[0].index]
-    assert result.probabilities.sum() == pytest.approx(1)
-    body = json.loads(classification(result, "seven").body)
-    assert body["subnet"] == {
-        "id": result.subnet.id,
-        "flops": result.subnet.flops,
-        "params": result.subnet.params,
-        "arch": json.loads(json.dumps(result.subnet.arch)),
-    }
-    assert body["budget"] == {"flops": 500_000, "latency_ms": 1e4, "degraded": result.degraded}
-    assert [one["index"] for one in body["predictions"]] == [
-        one.index for one in result.predictions
-    ]
-
-
 def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundle: Bundle):
     photos = [encoded(picture(seed=seed)) for seed in range(6)]
     budgets = np.linspace(bundle.min_flops, bundle.max_flops, 5)
@@ -93,49 +68,10 @@ def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundl
         assert batch[0].subnet.flops <= budget
 
 
-@pytest.mark.parametrize(
-    ("given", "asked", "status"),
-    [
-        (b"", {}, 400),
-        (b"no image", {}, 415),
-        (encoded(picture())[:200], {}, 422),
-        (encoded(picture()), {"flops": 1}, 422),
-        (encoded(picture()), {"flops": "lots"}, 400),
-        (encoded(picture()), {"latency_ms": 1e-4}, 422),
-        (encoded(Image.new("RGB", (9000, 9000)), "JPEG"), {}, 413),
-    ],
-)
-def test_why_there_is_no_answer(engine: Engine, given: bytes, asked: dict, status: int):
-    with pytest.raises(Problem) as refused:
-        engine.classify(given, **asked)
-    assert refused.value.status == status
-    assert engine.room.images == engine.room.size_bytes == 0
-
-
 @pytest.mark.parametrize("given", ["nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3))])
 def test_what_is_no_image_is_one_line(engine: Engine, given):
     with pytest.raises(ValueError, match=r"nowhere|uint8"):
         engine.classify(given)
-
-
-def test_an_answer_that_is_no_number_is_500_and_its_neighbours_are_answered(
-    own: Engine, monkeypatch
-):
-    run, photos = OnnxSession.run, [encoded(picture(seed=seed)) for seed in range(3)]
-
-    def one_is_none(self: OnnxSession, images: np.ndarray) -> np.ndarray:
-        logits = run(self, images).copy()
-        logits[images.std(axis=(2, 3)).max(axis=1) == 0] = np.nan
-        return logits
-
-    monkeypatch.setattr(OnnxSession, "run", one_is_none)
-    flat = encoded(Image.new("RGB", (20, 20), "red"))
-    with ThreadPoolExecutor(4) as pool:
-        good = [pool.submit(own.classify, photo) for photo in photos]
-        with pytest.raises(Problem, match="not a number") as refused:
-            pool.submit(own.classify, flat).result()
-        assert refused.value.status == 500
-        assert all(np.isfinite(one.result().probabilities).all() for one in good)
 
 
 def test_what_a_runtime_raises_concerns_its_subnet_alone(own: Engine, monkeypatch, png: bytes):
@@ -200,27 +136,6 @@ def test_a_wait_ends_at_its_deadline_and_when_nobody_waits(own: Engine, monkeypa
 
     asyncio.run(main())
     assert own.room.images == 0
-
-
-def test_an_inference_that_stands_still_is_noticed(own: Engine, monkeypatch, png: bytes):
-    go, heard, run = threading.Event(), [], Sessions.run
-
-    def held(self: Sessions, *given, **named):
-        go.wait(20)
-        return run(self, *given, **named)
-
-    own.classify(png)
-    monkeypatch.setattr(Sessions, "run", held)
-    monkeypatch.setattr(own, "_on_wedged", heard.append)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(own.classify, png)
-        end = time.monotonic() + 20
-        while own.wedged is None and time.monotonic() < end:
-            time.sleep(0.01)
-        go.set()
-        assert asked.result(20).predictions
-    assert own.wedged == heard[0]
-    assert "stood still for 0.1 s" in heard[0]
 
 
 def test_a_build_may_take_as_long_as_its_runtime_says(own: Engine, monkeypatch, png: bytes):

@@ -42,6 +42,7 @@ HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "param
         (b'{"inputs": [{"name": "image", "datatype": "\\ud800"}]}', None),
         (b'{"inputs": [{"name": "\\ud800"}]}', None),
         (ONE % b'"id": 7', None),
+        (ONE % b'"id": "\\ud800 7"', None),
         (ONE % (b'"id": ' + b"9" * 5000), None),
         (ONE % (b'"id": ' + b"[" * 900 + b"]" * 900), None),
         (ONE % b'"parameters": {"flops_budget": ["1M"]}', None),

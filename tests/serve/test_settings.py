@@ -11,7 +11,7 @@ import pytest
 
 from shiftnas_serve.command import parser
 from shiftnas_serve.hosts import HOSTS
-from shiftnas_serve.runtimes import RUNTIMES
+from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import Settings, as_environment, load_settings
 from tests.contract.process import ROOT
 
@@ -89,7 +89,7 @@ def test_help_lists_what_a_setting_can_be(monkeypatch):
         "--prebuild {true,false}",
         "--log-format {text,json}",
         "--log-level {critical,error,warning,info,debug}",
-        f"--runtime {{{','.join(RUNTIMES)}}}",
+        f"--runtime {{{','.join((*RUNTIMES, AUTO))}}}",
         "--device {cpu,cuda,tensorrt}",
     ):
         assert allowed in text

@@ -10,7 +10,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import trainer.finish
 import trainer.run
+from tests.bundles import template_of
 from trainer.data import run_data
 from trainer.data.reading import load_splits
 from trainer.data.splits import Splits
@@ -45,6 +47,15 @@ def _digits() -> Iterator[None]:
         return (digits if source == "digits" else load_splits)(source, **settings)
 
     with patch.object(run_data, "load_splits", load):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once() -> Iterator[None]:
+    """A graph is exported once for all bundles of a space, which takes seconds each time."""
+    with patch.object(
+        trainer.finish, "export_template", lambda space: template_of(space.name, space.num_classes)
+    ):
         yield
 
 

@@ -61,9 +61,12 @@ FIRST = 5
 thousand times as much ten steps later."""
 
 
-def run_curve(name: str, folder: Path) -> dict[str, object]:
-    """Train for a few dozen steps on one thread; what every step did, and what came of it."""
-    settings = [part for s in (*COMMON, *CURVES[name]) for part in ("--set", s)]
+def run_curve(name: str, folder: Path, *more: str) -> dict[str, object]:
+    """Train for a few dozen steps on one thread; what every step did, and what came of it.
+
+    more: other settings.
+    """
+    settings = [part for s in (*COMMON, *CURVES[name], *more) for part in ("--set", s)]
     threads = torch.get_num_threads()
     try:
         with (

@@ -71,6 +71,12 @@ def test_against_itself_the_largest_agrees(bundle, data, capsys):
     assert result["answers"][-1]["accuracy"] == 1.0
 
 
+def test_some_of_the_images(bundle, data, capsys):
+    assert main([str(bundle), "--data", str(data), "--rows", "1::2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["answers"][0]["images"] + len(result["broken"]) == 3
+
+
 def test_the_table_is_for_people(bundle, data, capsys):
     assert main([str(bundle), "--data", str(data)]) == 0
     assert "the largest knows least" in capsys.readouterr().out
@@ -89,6 +95,8 @@ def test_mistakes_are_one_line(bundle, data, tmp_path, capsys):
         ([str(bundle), "--data", str(tmp_path / "none")], "none"),
         ([str(tmp_path), "--data", str(data)], "is no bundle"),
         ([str(bundle), "--data", str(data), "--budgets", "1"], "give 2 or more"),
+        ([str(bundle), "--data", str(data), "--rows", "90:"], "give some of 7"),
+        ([str(bundle), "--data", str(data), "--rows", "::0"], "give some of 7"),
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -18,7 +18,6 @@ import trainer.report.monitor
 import trainer.report.plots
 import trainer.run
 from models.bundle.folder import load_bundle
-from tests.bundles import template_of
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
@@ -47,7 +46,6 @@ def one_error(capsys):
 @pytest.fixture(autouse=True)
 def _end_soon(monkeypatch):
     """A run's end without what takes long and is tested elsewhere."""
-    monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
     monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
 
 

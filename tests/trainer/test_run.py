@@ -2,39 +2,24 @@
 
 import json
 import shutil
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-import trainer.finish
 import trainer.run
 from models.bundle.folder import load_bundle
-from tests.bundles import template_of
+from tests.trainer.conftest import settings
 from tests.trainer.image_data import write_folder
 from trainer.finish import undominated
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.run import main
 
-SHORT = ["epochs=2", "generator.pretrain_steps=5", "evaluate_every=1", "answer_budgets=6"]
-SHORT += ["threads=1", "evaluation_budgets=3", "shift_every=4", "calibration_batches=2"]
-SHORT += ["batch_size=256"]
-
-
-def settings(*more):
-    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
-
-
-def exported(space):
-    """What export_template answers, which takes seconds and is done once in a session."""
-    return template_of(space.name, space.num_classes)
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    with patch.object(trainer.finish, "export_template", exported):
-        assert main([*settings(), "--out", str(folder), "--json"]) == 0
+    chosen = settings("epochs=2", "evaluate_every=1", "evaluation_budgets=3")
+    assert main([*chosen, "--out", str(folder), "--json"]) == 0
     return folder
 
 
@@ -135,10 +120,8 @@ def test_a_bundle_of_ones_own_photos_has_their_name_and_its_provenance_agrees_wi
     finished, tmp_path
 ):
     folder = shutil.copytree(finished, tmp_path / "run")
-    with patch.object(trainer.finish, "export_template", exported):
-        more = ["epochs=3", "bundle_name=mine"]
-        more = [part for setting in more for part in ("--set", setting)]
-        assert main(["--resume", str(folder), *more]) == 0
+    more = [part for setting in ("epochs=3", "bundle_name=mine") for part in ("--set", setting)]
+    assert main(["--resume", str(folder), *more]) == 0
     assert load_bundle(finished / "bundle").name == "digits"
     bundle = load_bundle(folder / "bundle")
     assert bundle.name == "mine"

@@ -92,6 +92,17 @@ class Rows:
         """Those at `indices`, still named as they were."""
         return Rows(self.images, self.rows[indices], self.labels[indices])
 
+    def slice(self, text: str) -> Rows:
+        """Those of a slice as Python writes it: ``1::2``. Raises ValueError for what is none."""
+        try:
+            parts = [int(part) if part else None for part in text.split(":")]
+            found = np.arange(len(self))[slice(*parts)] if len(parts) > 1 else np.arange(0)
+        except (ValueError, TypeError):
+            found = np.arange(0)
+        if not len(found):
+            raise ValueError(f"--rows {text}: give some of {len(self):,}, as 0:100 or 1::2")
+        return self.take(found)
+
 
 Classes = tuple[str, ...]
 

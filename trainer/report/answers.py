@@ -77,10 +77,10 @@ def answers_page(
     )
 
 
-def draw(file: Path, figure: Figure) -> None:
-    """Write it. Raises ValueError where that cannot be."""
+def draw(file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> None:
+    """Write the ``frontier``. Raises ValueError where that cannot be."""
     with writing(file, then=""), matplotlib.style.context(plots.STYLE):
-        figure.savefig(file, metadata={"Software": None})
+        frontier(bundle, measured, curves).savefig(file, metadata={"Software": None})
 
 
 def frontier(bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> Figure:

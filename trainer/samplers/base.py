@@ -38,8 +38,16 @@ def group_budgets(space: SearchSpace, groups: int) -> tuple[int, ...]:
 
 
 def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -> tuple[Arch, ...]:
-    """The subnets of ``SamplerOptions.archs``. Raises ValueError unless their FLOPs rise."""
-    found = tuple(space.arch_from_json(document) for document in documents)
+    """The subnets of ``SamplerOptions.archs``.
+
+    Raises ValueError for what is not an arch of the space, and unless their FLOPs rise.
+    """
+    try:
+        found = tuple(space.arch_from_json(document) for document in documents)
+    except ValueError as error:
+        raise ValueError(
+            f"sampler_options.archs: {error}; set sampler_options.archs=[] to train any arch"
+        ) from None
     flops = [space.flops(arch) for arch in found]
     if flops != sorted(set(flops)):
         raise ValueError(f"sampler_options.archs have {flops} FLOPs; list them by rising FLOPs")

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.finish
 import trainer.report.plots
 import trainer.run
 from models.bundle.folder import load_bundle
 from models.nets import build_net
 from models.spaces import get_space
-from tests.bundles import template_of
 from tests.trainer.conftest import settings
 from trainer.engine.average import WeightAverage
 from trainer.engine.checkpoint import load_checkpoint
@@ -48,7 +46,6 @@ def test_an_average_that_starts_late_starts_at_the_weights(tmp_path, monkeypatch
 
 
 def test_the_average_is_what_is_evaluated_and_bundled(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
     monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     short = settings("epochs=2", "evaluate_every=1")

@@ -5,11 +5,9 @@ import json
 import pytest
 import torch
 
-import trainer.finish
 import trainer.run
 from models.nets import build_net
 from models.spaces import get_space
-from tests.bundles import template_of
 from tests.one_hot import relax
 from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint
@@ -50,7 +48,6 @@ def test_the_steps_of_a_compute_budget_are_foreseen(name):
 
 
 def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.finish, "export_template", lambda _: template_of("nano-cnn", 10))
     small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
     compute = 3 * 64 * SPACE.min_flops * 12
     chosen = settings(f"compute={compute}", "epochs=1000", "optimizer.warm_up_share=0.25")

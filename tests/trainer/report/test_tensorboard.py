@@ -10,18 +10,13 @@ import pytest
 import trainer.loop
 import trainer.report.monitor
 import trainer.run
+from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.log import read_log
 from trainer.report.tensorboard import points
 from trainer.run import main
 
-SHORT = ["epochs=2", "batch_size=256", "generator.pretrain_steps=5", "generator.masked_every=2"]
-SHORT += ["evaluate_every=1", "evaluation_budgets=2", "calibration_batches=1", "shift_every=3"]
-SHORT += ["threads=1", "warm_up_share=0", "checkpoint_every_s=1000"]
-
-
-def settings(*more):
-    return [part for setting in (*SHORT, *more) for part in ("--set", setting)]
+SHORT = settings("epochs=2", "evaluate_every=1", "checkpoint_every_s=1000")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +46,7 @@ def logged(folder):
 
 
 def test_curves_are_those_of_the_log(tmp_path):
-    assert main([*settings(), "--out", str(tmp_path / "run")]) == 0
+    assert main([*SHORT, "--out", str(tmp_path / "run")]) == 0
     curves = shown(tmp_path / "run")
     assert curves == logged(tmp_path / "run")
     assert [step for step, _ in curves["step/loss"]] == list(range(1, 11))
@@ -73,7 +68,7 @@ def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, mo
         return real_step(*arguments, **named)
 
     monkeypatch.setattr(trainer.loop, "train_step", counted)
-    assert main([*settings(), "--out", str(folder)]) == 128 + signal.SIGTERM
+    assert main([*SHORT, "--out", str(folder)]) == 128 + signal.SIGTERM
     assert main(["--resume", str(folder)]) == 0
     assert load_checkpoint(killed)["step"] == 4
     assert max(step for step, _ in shown(killed)["step/loss"]) == 8
