@@ -250,8 +250,8 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="images without labels: BatchNorm statistics of new archs are measured on them; "
-        "without it they are estimated from those that the bundle has",
+        help="images without labels, on which the generator's answers are tried; without it the "
+        "answers that a bundle stores stay, each by its milliseconds",
     )
     one.set_defaults(run=retarget)
     one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")

@@ -2,18 +2,19 @@
 
 The generator goes on from where it learned FLOPs, with the resource loss (Eq. 10) on the new cost
 and a small reward for multiply-adds: of archs that take as long, the one that computes more. No
-image is needed for that. Its answers over a fine grid of budgets become the bundle's, save those
-that have fewer multiply-adds than a cheaper one. FLOPs are answered as before.
+image is needed for that. FLOPs are answered as before.
 
-BatchNorm's statistics belong to an arch, and most archs of the new answers have none. With images
-they are measured. Without, they are estimated from those of the archs that have some
-(``estimated_statistics``). A bundle with one set of statistics for all archs needs neither.
+More multiply-adds in the same time are not more right answers: most archs of a supernet are trained
+little (docs/experiments/measured-latency.md). A bundle that stores its answers has tried them on
+images. So without images these stay, each by its new cost, and the generator decides alone only in
+bundles that store none. With images its answers join: BatchNorm is measured for those that have no
+statistics, and of all only those stay that agree with the largest subnet more often than any
+cheaper one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from models.bundle.costs import CostAnswers, cost_answers
+from models.bundle.costs import cost_answers
 from models.bundle.folder import Bundle, load_bundle, save_with_cost
 from models.bundle.value import SHARED
 from models.converters.deployment import calibration_batches, refuse_out
@@ -35,14 +36,14 @@ from models.generator.decode import decode_all
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import policy_of, report_generator
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
-from models.images.photos import find_photos, read_photos
+from models.images.photos import Photos, find_photos, read_photos
 from models.nets import build_net
 from models.nets.calibration import calibrate
+from models.onnx.graph import cut_graph
+from models.onnx.ort import onnxruntime, session_options
 from models.space.arch import Arch
 from models.space.relaxed import RelaxedCost
-from models.space.search_space import SearchSpace
-from models.space.sizes import Norm
-from models.space.weights import Statistics
+from models.space.weights import Statistics, fold_norms, slice_weights
 
 STEPS = 800
 REWARD = 0.3
@@ -50,8 +51,6 @@ REWARD = 0.3
 
 _CANDIDATES = 400
 _PHOTOS, _LEAST_PHOTOS = 512, 32
-_RIDGE = 0.05
-_LEAST_VARIANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -86,43 +85,44 @@ def retarget(
 ) -> dict[str, object]:
     """Write the bundle at ``source`` with answers to budgets of the table's cost; tells of them.
 
-    ``data``: a folder of images, which need no labels, on which BatchNorm is measured. Raises
+    ``data``: a folder of images, which need no labels, to try the generator's answers on. Raises
     ValueError if ``out`` exists, for a table of another space, and for a folder without images.
     """
     refuse_out(out)
     bundle = load_bundle(source)
     cost = get_cost(table.cost, bundle.space, table)
     files = None if data is None else find_photos(data)
-    if files is not None and (not bundle.space.norms or SHARED in bundle.statistics):
-        raise ValueError("--data: this bundle has no statistics to measure; leave it out")
     with Progress() as progress:
 
         def track(every: range) -> Iterable[int]:
             return progress.track(every, f"generator, {cost.name}", len(every))
 
         generator = retargeted_generator(bundle, cost, steps=steps, track=track)
-        answers = answers_of(bundle, generator, table)
-        missing = missing_statistics(bundle, answers)
+        candidates = candidates_of(bundle, generator, alone=files is None)
         statistics: Mapping[Arch, Statistics] = {}
-        how = "the bundle's own"
-        if missing and files is None:
-            how = f"estimated for {len(missing)} archs"
-            statistics = {arch: estimated_statistics(bundle, arch) for arch in missing}
-        elif files is not None:
-            sides = {bundle.space.resolution(arch) for arch in missing}
+        agreement: Mapping[Arch, float] = {}
+        photos: Photos | None = None
+        if files is not None:
+            sides = {bundle.space.resolution(arch) for arch in candidates}
             photos = read_photos(
                 files, bundle.preprocess, sides, at_most=_PHOTOS, least=_LEAST_PHOTOS
             )
-            how = f"measured for {len(missing)} archs on {len(photos)} images"
+            missing = missing_statistics(bundle, candidates)
             statistics = measured_statistics(
                 bundle,
                 progress.track(missing, "BatchNorm statistics", len(missing)),
                 lambda side: calibration_batches(photos, side, len(photos)),
             )
+            tried = progress.track(candidates, "agreement with the largest", len(candidates))
+            agreement = agreements(bundle, tried, statistics, photos)
+    answers = cost_answers(bundle.space, table, better(cost, candidates, agreement))
+    kept = set(answers.archs())
+    statistics = {arch: own for arch, own in statistics.items() if arch in kept}
     report = report_generator(generator)
     told: dict[str, JsonValue] = {
         "answers": len(answers.answers),
-        "statistics": how,
+        "of_the_generator": len(kept - set(bundle.archs())),
+        "images": len(photos) if photos is not None else None,
         "steps": steps,
         "mean_error": round(report.mean_error, 5),
         "measured": json.loads(json.dumps(dict(table.measured))),
@@ -159,29 +159,64 @@ def retargeted_generator(
     return generator
 
 
-def answers_of(bundle: Bundle, generator: ArchitectureGenerator, table: CostTable) -> CostAnswers:
-    """What is answered from the cheapest subnet to the largest.
+def candidates_of(bundle: Bundle, generator: ArchitectureGenerator, *, alone: bool) -> list[Arch]:
+    """What may be answered: the bundle's own answers, and the generator's over the range.
 
-    The bundle's own answers are among the candidates. None is smaller than the bundle's smallest:
-    it begins there for a reason.
+    ``alone``: there are no images to try them on; then stored answers are all there is, if there
+    are any. None is smaller than the bundle's smallest: it begins there for a reason.
     """
-    space, cost = bundle.space, generator.cost
-    asked = decode_all(policy_of(generator), cost.even(_CANDIDATES))
-    candidates = [a for a in (*asked, *bundle.archs()) if space.flops(a) >= bundle.min_flops]
-    most = 0
+    if alone and bundle.answers:
+        return list(bundle.archs())
+    asked = decode_all(policy_of(generator), generator.cost.even(_CANDIDATES))
+    found = dict.fromkeys((*bundle.archs(), *asked, bundle.space.largest))
+    return [arch for arch in found if bundle.space.flops(arch) >= bundle.min_flops]
+
+
+def better(cost: Cost, archs: Sequence[Arch], agreement: Mapping[Arch, float]) -> list[Arch]:
+    """Those that have more FLOPs than any cheaper one, and agree more often where that is known."""
+    flops = cost.space.flops
     kept: list[Arch] = []
-    for arch in sorted(candidates, key=lambda a: (cost.of(a), -space.flops(a))):
-        if space.flops(arch) > most:
-            most = space.flops(arch)
+    for arch in sorted(archs, key=lambda a: (cost.of(a), -flops(a))):
+        if not kept or (
+            flops(arch) > flops(kept[-1])
+            and (not agreement or agreement[arch] > agreement[kept[-1]])
+        ):
             kept.append(arch)
-    return cost_answers(space, table, kept)
+    return kept
 
 
-def missing_statistics(bundle: Bundle, answers: CostAnswers) -> list[Arch]:
-    """Archs that are answered and have no BatchNorm statistics in the bundle."""
+def agreements(
+    bundle: Bundle,
+    archs: Iterable[Arch],
+    statistics: Mapping[Arch, Statistics],
+    photos: Photos,
+) -> dict[Arch, float]:
+    """How often each answers what the largest does, as served; ``statistics``: of new ones."""
+    space = bundle.space
+
+    def answered(arch: Arch) -> np.ndarray:
+        own = statistics[arch] if arch in statistics else bundle.arch_statistics(arch)
+        weights = fold_norms(space, slice_weights(space, arch, bundle.weights), own)
+        graph = cut_graph(bundle.template, space, arch, weights).SerializeToString()
+        options = session_options(1, "cpu", convolutional=bool(space.norms))
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        side = space.resolution(arch)
+        return np.concatenate(
+            [
+                np.asarray(session.run(None, {"images": batch.numpy()})[0]).argmax(1)
+                for batch in calibration_batches(photos, side, len(photos))
+            ]
+        )
+
+    wanted = answered(space.largest)
+    return {arch: float((answered(arch) == wanted).mean()) for arch in archs}
+
+
+def missing_statistics(bundle: Bundle, archs: Sequence[Arch]) -> list[Arch]:
+    """Archs that have no BatchNorm statistics in the bundle."""
     if not bundle.space.norms or SHARED in bundle.statistics:
         return []
-    return [a for a in answers.archs() if bundle.space.arch_id(a) not in bundle.statistics]
+    return [arch for arch in archs if bundle.space.arch_id(arch) not in bundle.statistics]
 
 
 def measured_statistics(
@@ -197,53 +232,3 @@ def measured_statistics(
         found = calibrate(net, arch, batches(bundle.space.resolution(arch)))
         measured[arch] = {n: (mean.numpy(), var.numpy()) for n, (mean, var) in found.items()}
     return measured
-
-
-def estimated_statistics(bundle: Bundle, arch: Arch) -> Statistics:
-    """BatchNorm statistics of an arch from those of the archs that have some.
-
-    For each channel, its mean and the logarithm of its variance as a linear function of the choices
-    that come before it in the network (ridge regression over the bundle's archs).
-    """
-    space = bundle.space
-    known = {other: bundle.arch_statistics(other) for other in bundle.archs()}
-    return {
-        norm.name: _estimated(space, norm, arch, known)
-        for norm in space.norms
-        if norm.block is None or norm.block.present(arch)
-    }
-
-
-def _estimated(
-    space: SearchSpace, norm: Norm, arch: Arch, known: Mapping[Arch, Statistics]
-) -> tuple[np.ndarray, np.ndarray]:
-    channels = norm.size(arch)
-    names = [*space.weight[f"{norm.conv}.weight"].decisions]
-    names += [] if norm.block is None else [norm.block.depth]
-    last = max(i for i, d in enumerate(space.decisions) if d.name in names)
-    having = [other for other, own in known.items() if norm.name in own]
-    own = np.full((len(having), 2, channels), math.nan)
-    for row, other in zip(own, having, strict=True):
-        mean, variance = (one[:channels] for one in known[other][norm.name])
-        row[:, : len(mean)] = mean, np.log(variance + _LEAST_VARIANCE)
-    choices = np.stack([_one_hot(space, other, last) for other in (*having, arch)])
-    estimate = np.empty((2, channels))
-    there = ~np.isnan(own[:, 0])
-    for count in np.unique(there.sum(axis=0)):  # wider channels are those of fewer archs
-        columns = np.flatnonzero(there.sum(axis=0) == count)
-        rows = there[:, columns[0]]
-        wanted = own[rows][:, :, columns].reshape(int(count), -1)
-        level, design = wanted.mean(axis=0), choices[:-1][rows]
-        penalty = _RIDGE * np.eye(design.shape[1])
-        slopes = np.linalg.solve(design.T @ design + penalty, design.T @ (wanted - level))
-        estimate[:, columns] = (level + choices[-1] @ slopes).reshape(2, -1)
-    variance = np.maximum(np.exp(estimate[1]) - _LEAST_VARIANCE, 0)
-    return estimate[0].astype(np.float32), variance.astype(np.float32)
-
-
-def _one_hot(space: SearchSpace, arch: Arch, last: int) -> np.ndarray:
-    """1, and for each decision up to ``last`` which choice it is, the first left out."""
-    found = [1.0]
-    for decision in space.decisions[: last + 1]:
-        found += [float(arch[decision.name] == choice) for choice in decision.choices[1:]]
-    return np.array(found)

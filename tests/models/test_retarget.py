@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from models.__main__ import main
 from models.bundle.folder import load_bundle
-from models.retarget import estimated_statistics, retarget
+from models.bundle.manifest import version_of
+from models.retarget import retarget
 from tests.bundles import make_bundle
 from tests.models.test_costs import made_up_table
 from tests.pictures import write_photos
@@ -31,12 +31,9 @@ def test_answers_keep_milliseconds_and_flops_are_answered_as_before(source, made
     before, bundle = load_bundle(source), load_bundle(made[0])
     ms = bundle.costs["latency_ms"]
     low, high = ms.cost.value(ms.min), ms.cost.value(ms.cost.max)
-    used = []
     for budget in np.random.default_rng(0).uniform(low, 1.1 * high, 300):
         arch = ms.answer(budget)
         assert ms.cost.value(ms.cost.of(arch)) <= budget
-        used.append(min(ms.cost.value(ms.cost.of(arch)) / min(budget, high), 1))
-    assert np.mean(used) > 0.9
     assert ms.answer(high) == bundle.space.largest
     flops = [bundle.space.flops(arch) for arch in ms.archs()]
     assert flops == sorted(flops)  # more time never buys a smaller subnet
@@ -49,51 +46,30 @@ def test_answers_keep_milliseconds_and_flops_are_answered_as_before(source, made
     assert "latency_ms" in bundle.provenance
 
 
-def test_every_answer_can_be_built(made):
-    out, told = made
-    bundle = load_bundle(out)
-    assert "estimated for" in told["statistics"]
-    for arch in bundle.costs["latency_ms"].archs():
-        assert all(np.isfinite(w).all() for w in bundle.subnet_weights(arch).values())
+def test_without_images_the_answers_that_a_bundle_stores_stay(source, made):
+    before, bundle = load_bundle(source), load_bundle(made[0])
+    assert set(bundle.costs["latency_ms"].archs()) <= set(before.archs())
+    assert made[1]["of_the_generator"] == 0
 
 
-def test_statistics_that_follow_choices_are_estimated(source):
-    """Means and logarithms that are linear in the choices before a norm; one arch was left out."""
-    bundle = load_bundle(source)
-    space, rng = bundle.space, np.random.default_rng(0)
-    slopes = {
-        norm.name: rng.normal(0, 0.3, (2, len(space.decisions), norm.size(space.largest)))
-        for norm in space.norms
-    }
-
-    def statistics(arch):
-        found = {}
-        for norm in space.norms:
-            if norm.block is not None and not norm.block.present(arch):
-                continue
-            names = set(space.weight[f"{norm.conv}.weight"].decisions)
-            last = max(i for i, d in enumerate(space.decisions) if d.name in names)
-            chosen = space.indices(arch).astype(float)
-            chosen[last + 1 :] = 0
-            mean, log = np.einsum("d,pdc->pc", chosen, slopes[norm.name])
-            found[norm.name] = mean[: norm.size(arch)], np.exp(log)[: norm.size(arch)]
-        return found
-
-    archs = [space.random_arch(rng) for _ in range(400)]
-    known = {arch: statistics(arch) for arch in archs}
-    fake = SimpleNamespace(space=space, archs=lambda: archs, arch_statistics=known.__getitem__)
-    unseen = next(a for a in (space.random_arch(rng) for _ in range(100)) if a not in known)
-    for name, (mean, variance) in estimated_statistics(fake, unseen).items():
-        wanted = statistics(unseen)[name]
-        np.testing.assert_allclose(mean, wanted[0], atol=0.1)
-        np.testing.assert_allclose(variance, wanted[1], rtol=0.15)
+def test_a_bundle_that_stores_no_answers_takes_the_generators(tmp_path):
+    vit = make_bundle("nano-vit", tmp_path / "vit")
+    document = json.loads((vit / "bundle.json").read_text()) | {"answers": []}
+    document["version"] = version_of(document)
+    (vit / "bundle.json").write_text(json.dumps(document))
+    table = made_up_table(load_bundle(vit).space)
+    told = retarget(vit, table, tmp_path / "out", steps=20)
+    assert told["of_the_generator"] > 10
+    ms = load_bundle(tmp_path / "out").costs["latency_ms"]
+    costs = [whole for whole, _ in ms.answers]
+    assert costs == sorted(set(costs))
 
 
 def test_with_images_statistics_are_measured(source, tmp_path):
     photos = write_photos(tmp_path / "photos", 32)
     table = made_up_table(load_bundle(source).space)
     told = retarget(source, table, tmp_path / "out", data=photos, steps=5)
-    assert "on 32 images" in told["statistics"]
+    assert told["images"] == 32
     bundle = load_bundle(tmp_path / "out")
     assert all(bundle.arch_statistics(a) for a in bundle.costs["latency_ms"].archs())
 
