@@ -16,26 +16,6 @@ from trainer.recipes.settings import (
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Of EfficientNet-Lite's images."""
 
-SUBNETS = (
-    (96, 1, 1, 1, 1, 1),
-    (96, 1, 2, 2, 1, 2),
-    (96, 2, 2, 3, 1, 3),
-    (112, 1, 2, 2, 1, 2),
-    (128, 1, 2, 2, 1, 2),
-    (128, 2, 2, 2, 1, 3),
-    (128, 2, 2, 2, 2, 4),
-    (128, 2, 2, 3, 3, 4),
-    (160, 2, 2, 3, 1, 3),
-    (160, 2, 2, 2, 2, 4),
-    (160, 2, 2, 3, 3, 4),
-    (192, 2, 2, 2, 2, 4),
-    (224, 2, 2, 2, 2, 4),
-    (224, 2, 2, 3, 3, 4),
-)
-"""Resolution, and depths of stages 1 to 5, by rising FLOPs: of the subnets that are near the
-pretrained network before any training (docs/experiments/imagenet-mobile.md), some that differ by
-about a fifth."""
-
 FEW_A_CLASS = 100
 """Photos of the smallest class below which a set is small: more of it is held out and changed."""
 LEAST_HELD_OUT, MOST_HELD_OUT = 30, 5_000
@@ -47,12 +27,10 @@ def photos() -> Recipe:
     Command: ``python -m trainer.run --recipe photos --data FOLDER --hours 1``
     Hardware, time, result: docs/your-photos.md.
 
-    BatchNorm keeps the pretrained network's statistics. Each step trains one of ``SUBNETS``, half
-    from the labels and half from the largest; more of them are small than at even budgets. They
-    differ in resolution and depth, which is what the start bears without training
-    (docs/experiments).
+    BatchNorm keeps the pretrained network's statistics. Subnets are drawn at uniform budgets, learn
+    half from the labels and half from the largest subnet, and differ in resolution and depth. Both
+    were chosen by what the start bears without training (docs/experiments).
     """
-    archs = tuple({"resolution": side, "depth": [1, *each, 1]} for side, *each in SUBNETS)
     return Recipe(
         name="photos",
         space="mobile",
@@ -63,7 +41,7 @@ def photos() -> Recipe:
         epochs=16,
         batch_size=32,
         sampler="uniform-budget",
-        sampler_options=SamplerOptions(archs=archs),
+        sampler_options=SamplerOptions(groups=8),
         distillation=Distillation(teacher="largest", weight=0.5, precision="bf16"),
         optimizer=Optimizer(learning_rate=0.01, weight_decay=1e-4, clip_norm=5.0),
         generator=GeneratorOptions(pretrain_steps=500, masked_every=1_000_000),

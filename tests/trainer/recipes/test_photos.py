@@ -1,7 +1,6 @@
 """The recipe for one's own photos: what it fits to data and hours, and what it ends in."""
 
 import io
-import itertools
 import json
 from unittest.mock import patch
 
@@ -12,13 +11,11 @@ from PIL import Image
 import trainer.dry_run.hours
 import trainer.run
 from models.bundle.folder import load_bundle
-from models.spaces import get_space
 from tests.trainer.conftest import settings
 from trainer.dry_run.hours import within_hours
 from trainer.job import build_parser, find_job
 from trainer.recipes.config import get_recipe
 from trainer.recipes.photos import fitted
-from trainer.samplers import build_sampler
 
 
 def photo(colour, rng):
@@ -59,17 +56,6 @@ def test_it_holds_more_out_of_few_photos(folder, tmp_path):
     assert asked.recipe.held_out_share == 0.3, "what is asked wins"
 
 
-def test_its_subnets_are_of_its_space_and_go_from_the_smallest_to_the_largest():
-    recipe = get_recipe("photos")
-    space = get_space(recipe.space, 5)
-    sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
-    assert (sampler.archs[0], sampler.archs[-1]) == (space.smallest, space.largest)
-    steps = [b / a for a, b in itertools.pairwise(sampler.groups)]
-    assert 1.1 < min(steps) < max(steps) < 1.4
-    with pytest.raises(ValueError, match=r"set sampler_options\.archs=\[\]"):
-        build_sampler(recipe.sampler, get_space("nano-cnn"), recipe.sampler_options)
-
-
 def test_without_data_it_says_what_to_do():
     with pytest.raises(ValueError, match="name their folder"):
         job("--recipe", "photos")
@@ -94,7 +80,6 @@ def test_hours_become_epochs():
 def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
     """With a small space in place of the recipe's, from nothing: what is told is what is meant."""
     small = ("space=nano-cnn", "start=", "statistics=arch", "resolution=16", "epochs=2")
-    small += ("sampler_options.archs=[]",)
     run = tmp_path / "run"
     arguments = ["--recipe", "photos", "--data", str(folder), "--out", str(run)]
     assert trainer.run.main([*arguments, *settings(*small, "batch_size=4")]) == 0
