@@ -166,17 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timings = time_in_turn(calls, rounds=options.rounds)
         told.append(table(batch, networks, timings, chosen[0][0]))
     if options.plot is not None:
-        from benchmarks.parts.plot import Panel, draw_panels
-
-        axes = "MFLOPs (multiply-adds)", "milliseconds an image"
-        panels = []
-        for one in told:
-            series: dict[str, list[tuple[float, float]]] = {}
-            for row in one.rows:
-                name = "ours" if row.ours else row.name.split()[0]
-                series.setdefault(name, []).append((row.flops / 1e6, row.ms))
-            panels.append(Panel(f"batch {one.batch}", *axes, dict(sorted(series.items()))))
-        draw_panels(options.plot, f"{machine()['cpu']}, one thread", [panels])
+        draw(options.plot, told)
     print(
         json.dumps(
             {
@@ -187,6 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     return 0
+
+
+def draw(path: Path, tables: Sequence[Table]) -> None:
+    """A panel for each batch, ours standing out."""
+    from benchmarks.parts.plot import Panel, draw_panels
+
+    axes = "MFLOPs (multiply-adds)", "milliseconds an image"
+    panels: list[Panel] = []
+    for one in tables:
+        series: dict[str, list[tuple[float, float]]] = {"ours": []}
+        for row in one.rows:
+            name = "ours" if row.ours else row.name.split()[0]
+            series.setdefault(name, []).append((row.flops / 1e6, row.ms))
+        panels.append(Panel(f"batch {one.batch}", *axes, series))
+    draw_panels(path, f"{machine()['cpu']}, one thread", [panels])
 
 
 def table(batch: int, networks: Sequence[Network], timings: Sequence[Timing], family: str) -> Table:
