@@ -23,7 +23,7 @@ def parse_flops(text: str) -> int:
     match = _match(_FLOPS, text)
     if match is None:
         shown = repr(text[:MAX_LENGTH])
-        raise ValueError(f"{shown} is no number of FLOPs; write 4000000, 4e6, 4M or 1.3G")
+        raise ValueError(f"{shown} is not a number of FLOPs; write 4000000, 4e6, 4M or 1.3G")
     number, exponent, suffix = match.groups()
     power = int(exponent or 0) + _POWERS[(suffix or "").upper()]
     return int(min(Decimal(number).scaleb(power, _EXACT), Decimal(_CEILING)))
@@ -33,7 +33,7 @@ def parse_number(text: str) -> Decimal:
     """A number that is not negative, maybe with an exponent. Raises ValueError."""
     match = _match(_PLAIN, text)
     if match is None:
-        raise ValueError(f"{text[:MAX_LENGTH]!r} is no number")
+        raise ValueError(f"{text[:MAX_LENGTH]!r} is not a number")
     number, exponent = match.groups()
     return Decimal(number).scaleb(int(exponent or 0), _EXACT)
 

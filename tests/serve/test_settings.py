@@ -108,7 +108,7 @@ def test_flops_in_settings_are_read_as_in_requests(tmp_path):
     read = load_settings({"default_flops": "4M", "pinned_flops": "1M, 2e6"}, environment={})
     assert (read.default_flops, read.pinned_flops) == (4e6, (1e6, 2e6))
     for name in ("default_flops", "pinned_flops"):
-        with pytest.raises(ValueError, match=rf"^{name}: 'much' is no number of FLOPs; [^']*$"):
+        with pytest.raises(ValueError, match=rf"^{name}: 'much' is not a number of FLOPs; [^']*$"):
             load_settings({name: "much"}, environment={})
 
 
