@@ -4,8 +4,9 @@
     python -m benchmarks.int8 models/zoo/cifar10-cnn --data cifar10/ --images 2000
 
 Training images calibrate, and test images are classified, in float and in 8 bits; of data without
-test images every other image calibrates, and the rest are classified. Both run in ONNX Runtime on one thread, in turn. Prints a table, and JSON as the last line.
-No server runs 8 bits yet: this says whether it would pay.
+test images every other image calibrates, and the rest are classified. Both run in ONNX Runtime on
+one thread, in turn. Prints a table, and JSON as the last line. No server runs 8 bits yet: this says
+whether it would pay.
 """
 
 from __future__ import annotations
