@@ -243,7 +243,7 @@ def anchors(document: Path) -> set[str]:
 @every_document
 def test_commands_exist_with_their_options(document):
     text = document.read_text(encoding="utf-8")
-    for module, rest in re.findall(r"python -m ([a-z_.]*[a-z_])([^`#\n|]*)", text):
+    for module, rest in re.findall(r"python -m ([a-z0-9_.]*[a-z0-9_])([^`#\n|]*)", text):
         if module.partition(".")[0] not in {"models", "trainer", "shiftnas_serve", "benchmarks"}:
             continue
         found = importlib.util.find_spec(module)
