@@ -34,8 +34,8 @@ def quantized(model: bytes, images: np.ndarray) -> bytes:
 
     images: float32 (count, 3, side, side), prepared as for the model; ranges of activations are
     their extremes. Weights are signed and have a scale for each channel, activations are unsigned:
-    what the VNNI instructions of x86 multiply. Older x86 adds pairs of products in 16 bits, which may
-    overflow: weights of 7 bits (``reduce_range``) would be needed there.
+    what the VNNI instructions of x86 multiply. Older x86 adds pairs of products in 16 bits, which
+    may overflow: weights of 7 bits (``reduce_range``) would be needed there.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, ready, made = (Path(folder) / name for name in ("given", "ready", "made"))
