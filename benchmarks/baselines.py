@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             side: rng.normal(size=(batch, 3, side, side)).astype(np.float32)
             for side in {network.side for network in networks}
         }
-        calls = [lambda n=network: n.run(noise[n.side]) for network in networks]  # noqa: B023
+        calls = [partial(network.run, noise[network.side]) for network in networks]
         timings = time_in_turn(calls, rounds=options.rounds)
         told.append(table(batch, networks, timings, chosen[0][0]))
     if options.plot is not None:

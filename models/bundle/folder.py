@@ -198,7 +198,7 @@ def save_with_cost(
 def add_confidence(path: Path, confidence: Confidence) -> str:
     """Write it into a bundle, in place of what the bundle has; answers the bundle's new version.
 
-    Raises ValueError where there is no bundle, or none that can be written.
+    Raises ValueError if ``path`` is not a bundle, or cannot be written.
     """
     load_bundle(path)
     said = read_manifest((path / MANIFEST).read_text(encoding="utf-8"))

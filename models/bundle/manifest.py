@@ -200,7 +200,7 @@ def confidence_entry(known: Confidence) -> ConfidenceEntry:
 
 
 def confidence_of(entry: ConfidenceEntry) -> Confidence:
-    """Raises ValueError for what is no temperature, is out of order, or exceeds its budget."""
+    """Raises ValueError for temperatures not above 0, rows out of order, pairs over budget."""
     temperatures = tuple((row.flops, row.temperature) for row in entry.temperatures)
     pairs = tuple((row.budget_flops, row.first_flops, row.second_flops) for row in entry.pairs)
     if not temperatures or not all(0 < value < math.inf for _, value in temperatures):

@@ -75,7 +75,7 @@ class CostTable:
         """The reverse. Raises ValueError naming what is wrong; ``tabulated`` checks the parts."""
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(
-                f"this is no cost table of format {FORMAT}; `models measure` makes one"
+                f"this is not a cost table of format {FORMAT}; `models measure` makes one"
             )
         try:
             space = document["space"]
@@ -106,7 +106,7 @@ def read_table(path: Path) -> CostTable:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     try:
         return CostTable.from_json(document)
     except ValueError as error:

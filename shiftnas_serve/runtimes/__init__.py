@@ -59,6 +59,11 @@ AUTO = "auto"
 def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> None:
     """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
     if name == AUTO:
+        if device != "cpu":  # the default
+            raise ValueError(
+                f"runtime auto picks the device too, and the device is {device!r}; leave it out, "
+                "or name a runtime"
+            )
         return
     if name not in RUNTIMES:
         raise ValueError(f"no runtime {name!r}; there are: {', '.join(RUNTIMES)}, {AUTO}")

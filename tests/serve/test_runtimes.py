@@ -94,6 +94,8 @@ def test_unusable_runtimes_are_refused_not_replaced():
         build_runtime("onnxruntime", "gpu", 1)
     with pytest.raises(ValueError, match="--device cuda"):
         build_runtime("tensorrt", "cpu", 1)
+    with pytest.raises(ValueError, match="auto picks the device too"):
+        check_runtime("auto", "cuda")
 
 
 def test_a_runtime_without_its_library_is_refused_and_not_tested(monkeypatch):
