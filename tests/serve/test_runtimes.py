@@ -26,6 +26,7 @@ from shiftnas_serve.runtimes import (
     RuntimeEntry,
     auto,
     build_runtime,
+    check_runtime,
     tensorrt_rtx,
 )
 from shiftnas_serve.runtimes.slice_pool import most_rows, read_shapes, smaller_transposed
