@@ -78,7 +78,11 @@ def add_gradients(
     is_relaxed = schedule.masked and bool(budgets)
     state.scaler.scale(generator_loss).backward(retain_graph=is_relaxed)
     # what the subnets' losses say of the policies is summed, and goes through the generator once
-    held = {name: policy.detach().requires_grad_(is_relaxed) for name, policy in policies.items()}
+    # (where a space leaves nothing to decide, a policy is a constant)
+    held = {
+        name: policy.detach().requires_grad_(is_relaxed and policy.requires_grad)
+        for name, policy in policies.items()
+    }
 
     subnets = choose_subnets(state, draws, held, schedule, recipe)  # a = AG(b)
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)

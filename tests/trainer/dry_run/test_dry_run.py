@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import trainer.run
-from models.spaces import get_space
+from models.spaces import SPACES, get_space
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
 from trainer.dry_run.plan import KNOWN_DATA, plan_of
@@ -17,6 +17,7 @@ from trainer.recipes import RECIPES
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.run import main
 
+TAKES_SECONDS = [name for name in SPACES if name.startswith(("vit-", "bignas", "attentivenas"))]
 NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA]
 
 
@@ -60,6 +61,22 @@ def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(
     assert told["training_flops"] == 3 * space.max_flops * 64 * told["steps"]
     assert "6 groups" in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in TAKES_SECONDS else [])
+        for name in SPACES
+    ],
+)
+def test_steps_of_every_space(space):
+    """Masked and sliced, those too that leave nothing to decide at some places."""
+    built = get_space(space)
+    side = built.resolution(built.largest)
+    settings = ["threads=1", f"space={space}", f"resolution={side}", "data=imagenet"]
+    trial = dry_run(with_settings(get_recipe("digits"), settings), 2).trial
+    assert all(math.isfinite(loss) for loss in trial.losses.values())
 
 
 def test_activations_grow_with_the_batch_and_not_with_the_trial():
