@@ -20,7 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.imagenet_mobile import TEMPERATURES, Photos, logits, read_photos
+from benchmarks.parts.nearest import (
+    Photos,
+    best_temperature,
+    divergence,
+    divergences,
+    logits,
+    read_photos,
+)
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from trainer.intervals import Z
@@ -37,23 +44,6 @@ class Said:
 
     divergence: np.ndarray
     first: np.ndarray
-
-
-def log_softmax(each: np.ndarray) -> np.ndarray:
-    """Of the last axis."""
-    shifted = each - each.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
-def divergences(full: np.ndarray, other: np.ndarray, temperature: float) -> np.ndarray:
-    """KL(full, other) of each photo, nats, from logits."""
-    of_full = log_softmax(full)
-    return (np.exp(of_full) * (of_full - log_softmax(other / temperature))).sum(1)
-
-
-def best_temperature(full: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """The mean divergence at the best temperature, and that."""
-    return min((float(divergences(full, other, t).mean()), float(t)) for t in TEMPERATURES)
 
 
 def blended(before: Bundle, after: Bundle, share: float) -> Bundle:
@@ -81,7 +71,7 @@ def compare(
     for share in (0.0, *shares):
         bundle = blended(before, after, share)
         each = [logits(bundle, arch, photos, chooses, threads) for arch in scouts]
-        tried[share] = float(np.mean([best_temperature(full[chooses], one)[0] for one in each]))
+        tried[share] = float(np.mean([divergence(full[chooses], one) for one in each]))
         print(f"{share:g} of the way: {tried[share]:.4f}", file=sys.stderr)
     best = min(shares, key=lambda share: tried[share])
     found: dict[str, dict[Arch, Said]] = {}
@@ -89,10 +79,9 @@ def compare(
         found[name] = {}
         for number, arch in enumerate(archs, start=1):
             its = logits(bundle, arch, photos, np.ones_like(chooses), threads)
-            _, temperature = best_temperature(full[chooses], its[chooses])
-            rest = ~chooses
-            divergence = divergences(full[rest], its[rest], temperature)
-            found[name][arch] = Said(divergence, its[rest].argmax(1))
+            temperature, rest = best_temperature(full[chooses], its[chooses]), ~chooses
+            each = divergences(full[rest], its[rest], temperature)
+            found[name][arch] = Said(each, its[rest].argmax(1))
             if number % 10 == 0 or number == len(archs):
                 print(f"{name}: {number} of {len(archs)} answers", file=sys.stderr)
     return best, tried, found

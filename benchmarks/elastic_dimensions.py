@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.imagenet_mobile import Photos, divergence, read_photos
+from benchmarks.parts.nearest import Photos, divergence, read_photos
 from models.bundle.folder import load_bundle
 from models.bundle.value import unpack_shared
 from models.converters.checkpoint import read_checkpoint

@@ -56,7 +56,7 @@ def imagenet_mobile() -> Recipe:
         distillation=Distillation(teacher="models/zoo/imagenet-mobile"),
         optimizer=Optimizer(learning_rate=0.01, weight_decay=0.0, clip_norm=5.0),
         generator=GeneratorOptions(masked_every=1_000_000),
-        augment=Augment(padding=0, crop_area=0.35),
+        augment=Augment(padding=0, crop_area=0.7),
         mean=LITE_MEAN,
         std=LITE_STD,
         crop_ratio=0.875,
