@@ -1,6 +1,6 @@
 """Photos of any classes as a data set of a bundle's classes: what distillation on them needs.
 
-    python -m benchmarks.photos_to_teach models/zoo/imagenet-mobile --out photos.parquet \
+    python -m benchmarks.photos_to_teach models/zoo/imagenet-mobile --out photos \
         --data flowers/train.parquet tiny-imagenet/train.parquet --each 2830 5000
 
 The label of a photo is what the bundle's largest subnet says, so a run on them that learns from
@@ -24,6 +24,8 @@ from trainer.served import measure
 
 GROUP = 100
 """Photos that a reader of the file takes at once."""
+TEST = 100
+"""Photos that train nothing: few, since what counts is measured elsewhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="whose classes and answers the photos get")
     parser.add_argument("--data", nargs="+", required=True, help="as trainer.run reads it")
     parser.add_argument("--each", nargs="+", type=int, required=True, help="photos of each, evenly")
-    parser.add_argument("--out", type=Path, required=True, help="a .parquet file")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder for train.parquet and test.parquet"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     if len(options.each) != len(options.data):
@@ -61,9 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         photos += [rows.read(row) for row in read]
         said += found.scores.first.tolist()
     features = Features({"image": Image(), "label": ClassLabel(names=list(bundle.labels))})
-    columns = {"image": [{"bytes": photo, "path": None} for photo in photos], "label": said}
-    Dataset.from_dict(columns, features=features).to_parquet(options.out, batch_size=GROUP)
-    print(json.dumps({"photos": len(photos), "classes": len(set(said)), "file": str(options.out)}))
+    test = set(np.linspace(0, len(photos) - 1, TEST).astype(int).tolist())
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, some in (("test", test), ("train", set(range(len(photos))) - test)):
+        columns = {
+            "image": [{"bytes": photos[at], "path": None} for at in sorted(some)],
+            "label": [said[at] for at in sorted(some)],
+        }
+        written = Dataset.from_dict(columns, features=features)
+        written.to_parquet(options.out / f"{name}.parquet", batch_size=GROUP)
+    print(json.dumps({"photos": len(photos), "classes": len(set(said)), "out": str(options.out)}))
     return 0
 
 

@@ -37,18 +37,15 @@ def test_a_folder_has_some_photos_of_some_classes_and_tests_on_others(photos, tm
     assert len(contents) == 16, "no photo is on both sides"
 
 
-def test_photos_get_the_classes_and_the_answers_of_a_bundle(photos, tmp_path, capsys):
-    bundle, file = make_bundle("nano-cnn", tmp_path / "bundle"), tmp_path / "photos.parquet"
-    assert (
-        photos_to_teach.main(
-            [str(bundle), "--data", str(photos), "--each", "12", "--out", str(file)]
-        )
-        == 0
-    )
+def test_photos_get_the_classes_and_the_answers_of_a_bundle(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(photos_to_teach, "TEST", 3)
+    bundle, out = make_bundle("nano-cnn", tmp_path / "bundle"), tmp_path / "out"
+    asked = ["--data", str(photos), "--each", "12", "--out", str(out)]
+    assert photos_to_teach.main([str(bundle), *asked]) == 0
     assert json.loads(capsys.readouterr().out)["photos"] == 12
-    found, loaded = read_source(str(file)), load_bundle(bundle)
-    assert found.classes == loaded.labels
-    assert len(found.train) == 12
-    assert {found.train.read(i) for i in range(12)} <= {
-        f.read_bytes() for f in photos.rglob("*.png")
-    }
+    found = read_source(str(out))
+    assert found.classes == load_bundle(bundle).labels
+    assert found.test is not None
+    contents = {part.read(i) for part in (found.train, found.test) for i in range(len(part))}
+    assert (len(found.train), len(found.test), len(contents)) == (9, 3, 12)
+    assert contents <= {file.read_bytes() for file in photos.rglob("*.png")}

@@ -34,7 +34,7 @@ the whole network. The last is that network: it must not move."""
 def imagenet_mobile() -> Recipe:
     """ImageNet's classes, by what EfficientNet-Lite0 says of photos without labels.
 
-    Command: ``python -m trainer.run --recipe imagenet-mobile --data PHOTOS.parquet``, where
+    Command: ``python -m trainer.run --recipe imagenet-mobile --data PHOTOS``, where
     ``python -m benchmarks.photos_to_teach`` wrote the photos.
     Hardware, time, result: docs/experiments/imagenet-mobile.md.
 
@@ -62,7 +62,7 @@ def imagenet_mobile() -> Recipe:
         crop_ratio=0.875,
         ema=0.99,
         half=True,
-        held_out_images=200,
+        held_out_images=100,
         evaluate_every=0,
         threads=1,
     )
