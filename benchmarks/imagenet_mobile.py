@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from benchmarks.parts.nearest import Search, divergence, logits, read_photos
+from benchmarks.parts.nearest import Search, blended, divergence, logits, read_photos
 from benchmarks.parts.plot import Panel, draw_panels
 from models.bundle.confidence import Confidence
 from models.bundle.files import halved
@@ -189,6 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--bundle", type=Path, help="of a run that started from the same network")
     parser.add_argument("--searched", type=Path, metavar="FILE", help="keeps what was tried")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="of an earlier --searched")
+    parser.add_argument(
+        "--blend", type=float, default=1.0, help="how far to go towards the weights of --bundle"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the answers")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -213,11 +217,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answered: tuple[Arch, ...] = ()
     distilled: JsonValue = None
     if options.bundle is not None:
-        bundle = load_bundle(options.bundle)
-        shared, answered = unpack_shared(space, bundle.statistics), bundle.archs()
-        distilled = dict(bundle.provenance)
+        run = load_bundle(options.bundle)
+        shared, answered = unpack_shared(space, run.statistics), run.archs()
+        bundle = blended(bundle, run, options.blend)
+        distilled = {"blend": options.blend, **run.provenance}
     search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
-    kept = search.run(answered)
+    kept = search.run(answered, again=options.again)
 
     reported = photos.labels[~chooses]
     said = {arch: said_by(bundle, arch) for arch in dict.fromkeys((*kept, *alone))}
