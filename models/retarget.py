@@ -32,7 +32,7 @@ from models.converters.progress import Progress
 from models.costs import get_cost
 from models.costs.cost import Cost
 from models.costs.table import CostTable
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import policy_of, report_generator
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
@@ -167,7 +167,7 @@ def candidates_of(bundle: Bundle, generator: ArchitectureGenerator, *, alone: bo
     """
     if alone and bundle.answers:
         return list(bundle.archs())
-    asked = decode_all(policy_of(generator), generator.cost.even(_CANDIDATES))
+    asked = answers_within(policy_of(generator), generator.cost.even(_CANDIDATES))
     found = dict.fromkeys((*bundle.archs(), *asked, bundle.space.largest))
     return [arch for arch in found if bundle.space.flops(arch) >= bundle.min_flops]
 

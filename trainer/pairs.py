@@ -112,7 +112,7 @@ class Curve:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Curve:
-        """The reverse. Raises ValueError for what is none."""
+        """The reverse. Raises ValueError for other text."""
         return msgspec.convert(row, cls)
 
 

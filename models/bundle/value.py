@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from models.bundle.confidence import Confidence
 from models.bundle.costs import CostAnswers
 from models.costs.flops import flops_cost
-from models.generator.decode import WITHIN, decode
+from models.generator.answer import WITHIN, answer_within
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
 from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights
@@ -38,7 +38,7 @@ class FrontierRow:
     arch: Arch
     flops: int
     params: int
-    val_accuracy: float | None
+    held_out_accuracy: float | None
     test_accuracy: float | None
 
 
@@ -104,12 +104,12 @@ class Bundle:
         near = [
             row
             for row in self.frontier
-            if row.val_accuracy is not None
+            if row.held_out_accuracy is not None
             and (1 - WITHIN) * budget_flops <= row.flops <= budget_flops
         ]
         if near:
-            return max(near, key=lambda row: row.val_accuracy or 0.0).arch
-        arch = decode(self.policy, budget_flops)
+            return max(near, key=lambda row: row.held_out_accuracy or 0.0).arch
+        arch = answer_within(self.policy, budget_flops)
         assert self.space.flops(arch) <= budget_flops
         return arch
 

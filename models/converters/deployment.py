@@ -20,7 +20,7 @@ from torch import Tensor
 from models.bundle.folder import FrontierRow, save_bundle
 from models.converters import Converted, convert
 from models.converters.progress import Progress
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, policy_of
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
@@ -122,7 +122,7 @@ def refuse_out(out: Path) -> None:
         raise ValueError(f"{out} exists; give another place, or remove it first")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"{out} cannot be made: {above} is no folder that can be written")
+        raise ValueError(f"{out} cannot be made: {above} is not a folder that can be written")
 
 
 def fit_generator(
@@ -178,7 +178,7 @@ def _answers(generator: ArchitectureGenerator, *, few: bool) -> list[Arch]:
     """What is answered over the range, each once, by FLOPs."""
     space = generator.space
     budgets = even_budgets(space, _CALIBRATED_CANDIDATES if few else _CANDIDATES)
-    asked = decode_all(policy_of(generator), budgets)
+    asked = answers_within(policy_of(generator), budgets)
     return [arch for _, arch in sorted({space.flops(arch): arch for arch in asked}.items())]
 
 

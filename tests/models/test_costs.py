@@ -8,7 +8,7 @@ import torch
 
 from models.costs import COSTS, get_cost
 from models.costs.table import CostTable, TablePart, read_table
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
 from models.generator.report import report_generator
@@ -61,11 +61,11 @@ def test_no_answer_costs_more_than_its_budget(name, space):
     policy, rng = untrained(cost), np.random.default_rng(0)
     assert cost.min <= cost.of(cost.space.smallest)
     for budget in (*rng.uniform(cost.min, 1.1 * cost.max, 3), cost.min + 1):
-        assert cost.of(decode(policy, budget)) <= budget
-    assert cost.of(decode(policy, cost.min)) <= cost.min
-    assert decode(policy, cost.max) == cost.space.largest
+        assert cost.of(answer_within(policy, budget)) <= budget
+    assert cost.of(answer_within(policy, cost.min)) <= cost.min
+    assert answer_within(policy, cost.max) == cost.space.largest
     with pytest.raises(ValueError, match="below the smallest subnet"):
-        decode(policy, cost.min - 1)
+        answer_within(policy, cost.min - 1)
 
 
 @every_cost

@@ -158,9 +158,9 @@ def test_mistakes_are_refused_before_any_work(small, tmp_path, monkeypatch, caps
     for arguments, said in (
         (["--out", str(taken)], f"{taken} exists"),
         (["--out", new, "--data", str(empty)], f"{empty} holds no images"),
-        (["--out", new, "--data", str(tmp_path / "nowhere")], "is no folder"),
+        (["--out", new, "--data", str(tmp_path / "nowhere")], "is not a folder"),
         (["--out", new, "--data", str(few)], "3 of the 3 images that were tried"),
-        (["--out", str(few / "0.jpeg" / "bundle")], "is no folder that can be written"),
+        (["--out", str(few / "0.jpeg" / "bundle")], "is not a folder that can be written"),
     ):
         assert main(["convert", "attentivenas", str(tmp_path / "a.pth"), *arguments]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]

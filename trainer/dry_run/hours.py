@@ -14,7 +14,7 @@ OF_TRAINING = 0.8
 def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
     """The recipe with as many epochs as fit, and a line that says so.
 
-    Raises ValueError if not one epoch fits, or for hours that are no time.
+    Raises ValueError if not one epoch fits, or for hours that are not above 0.
     """
     if not hours > 0:
         raise ValueError(f"--hours is {hours:g}: give a number above 0, like 1")

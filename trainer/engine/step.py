@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.report import policy_of
 from models.generator.resource_loss import fit_to_budgets
 from models.nets.resolution import at_resolution
@@ -162,7 +162,7 @@ def choose_subnets(
         if schedule.masked:
             subnets.append(relaxed)
         elif float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
-            subnets.append(decode(policy_of(state.generator), draw.budget_flops))
+            subnets.append(answer_within(policy_of(state.generator), draw.budget_flops))
         else:
             subnets.append(relaxed.arch())
     return subnets

@@ -21,8 +21,8 @@ FRONTIER = ("budget", "FLOPs", "of budget", "parameters", "held-out accuracy", "
 SUMMARY = ("run", "sampler", "seed", "steps", "training", "mean test accuracy", "AG error", "state")
 SPLITS = (
     "Held-out: training images on which no weight was trained; they move the distribution B and "
-    "decide what is served (val_accuracy in files). Test: reported, decides nothing; in a data set "
-    "without a test split these are its val images, or a fifth of all."
+    "decide what is served. Test: reported, decides nothing; in a data set without a test split "
+    "these are its val images, or a fifth of all."
 )
 _NOT_PROVENANCE = ("kind", "step", "total_steps", "recipe")
 
@@ -118,7 +118,7 @@ def frontier_cells(run: RunRecord) -> list[list[str]]:
             format_flops(number(row, "flops")),
             f"{number(row, 'flops') / number(row, 'budget_flops'):.1%}",
             f"{int(number(row, 'params')):,}" if "params" in row else "",
-            _accuracy(run, row, "val_accuracy"),
+            _accuracy(run, row, "held_out_accuracy"),
             _accuracy(run, row, "test_accuracy"),
         ]
         for row in run.frontier
@@ -179,7 +179,9 @@ def remarks(runs: Sequence[RunRecord]) -> list[str]:
     if not run.frontier:
         lines.append("No frontier and no test accuracy yet: they are measured when the run ends.")
     if not run.of_kind("groups"):
-        lines.append("No probabilities over time: the sampler moves none, or no update came yet.")
+        lines.append(
+            "No probabilities over time: the sampler does not move them, or no update came yet."
+        )
     lines.append(
         "One run, one seed: nothing here says that the sampler helps, and differences of a few "
         "standard errors mean nothing. Name other runs too."

@@ -158,7 +158,7 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "generator",
             "How well the generator keeps to budgets",
             "Over 100 budgets across the range: how far the plain argmax is off, how much of the "
-            "budget the decoded answers use (they never exceed it), and the entropy of the policy "
+            "budget the answers use (they never exceed it), and the entropy of the policy "
             f"per group. At the end: error {number(generator[-1], 'mean_error'):.1%}, use "
             f"{number(generator[-1], 'mean_use'):.1%}.",
             generator_figure(generator),
@@ -203,7 +203,7 @@ def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
     scale, unit = flops_unit(max(number(row, "flops") for run in runs for row in run.frontier))
     fields = {"test_accuracy": ("test images", "o-")}
     if not runs[1:]:
-        fields |= {"val_accuracy": ("held-out training images", "o--")}
+        fields |= {"held_out_accuracy": ("held-out training images", "o--")}
     figure, axes = _one_axes(f"{unit}FLOPs (multiply-adds) of the subnet", "top-1 accuracy")
     for run in runs:
         for field, (words, style) in fields.items():
@@ -300,7 +300,7 @@ def generator_figure(records: Sequence[Record]) -> Figure:
     error, use, entropy = figure.subplots(1, 3)
     for axes, field, label in (
         (error, "mean_error", "mean error of the FLOPs (argmax)"),
-        (use, "mean_use", "mean use of the budget (decoded)"),
+        (use, "mean_use", "mean use of the budget (answers)"),
     ):
         axes.plot(*_points(records, field), "o-", ms=3, color=BLUE)
         axes.set(xlabel="training step", ylabel=label)
@@ -323,7 +323,7 @@ def evaluations_figure(records: Sequence[Record]) -> Figure:
     lines: dict[float, list[tuple[float, float]]] = {}
     for record in records:
         for row in rows_of(record):
-            point = (number(record, "step"), number(row, "val_accuracy"))
+            point = (number(record, "step"), number(row, "held_out_accuracy"))
             lines.setdefault(number(row, "budget_flops"), []).append(point)
     budgets = sorted(lines)
     scale, unit = flops_unit(budgets[-1])
