@@ -138,8 +138,8 @@ def _outputs(
 def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:
     """Eq. 4, the paper's sufficiency: the norm of the gradient of a subnet's weights.
 
-    Of the loss on at most 128 images of a batch, by which BatchNorm normalizes; 0 where a subnet
-    has converged. Changes nothing.
+    The loss is that on at most 128 images of a batch, whose statistics BatchNorm takes. The norm is
+    0 where a subnet has converged. Changes nothing.
     """
     images, labels = batch.images[:SUFFICIENCY_IMAGES], batch.labels[:SUFFICIENCY_IMAGES]
     images = at_resolution(images.to(device), net.space.resolution(arch))

@@ -261,7 +261,7 @@ def round_to_half(net: AbstractNet) -> None:
 
 
 def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[float]:
-    """At which a run is reported: those of the archs that it trains alone, or even ones."""
+    """The budgets of a run's report: the FLOPs of the archs that it trains alone, or even ones."""
     return [float(space.flops(arch)) for arch in alone] or list(even_budgets(space, count))
 
 

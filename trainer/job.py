@@ -1,4 +1,4 @@
-"""The command line of ``trainer.run``: which recipe, in which folder, from where on."""
+"""The command line of ``trainer.run``: the recipe, the run's folder, and whether it goes on."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class TemperatureEntry(_Part):
 
 
 class PairEntry(_Part):
-    """Who shares a budget from so many FLOPs on; 0 and 0: nobody."""
+    """The two subnets that share a budget from so many FLOPs on; 0 and 0: it is not shared."""
 
     budget_flops: int
     first_flops: int

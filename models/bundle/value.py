@@ -46,10 +46,10 @@ class FrontierRow:
 class Bundle:
     """A loaded bundle. Immutable; arrays are shared, not copied.
 
-    answers: the archs that may be answered, each with the budget from which on, ascending. A space
-    without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
-    can be answered, and the generator is asked. card: what it was made from and is good for.
-    costs: what it answers to budgets of other costs than FLOPs, by their name.
+    answers: the archs that may be answered, ascending, each with the budget at which it begins.
+    Without BatchNorm, or where all archs share its statistics, there may be no answers: then the
+    generator is asked, and any arch can be answered. card: what the bundle was made from and is
+    good for. costs: what it answers to budgets of other costs than FLOPs, by their name.
     confidence: how sure its subnets are; None: it was not fitted.
     """
 

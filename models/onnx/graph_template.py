@@ -42,7 +42,7 @@ class Rearranged:
     rule: Callable[..., np.ndarray]
 
     def compute(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Its value, from those of the weights and of what is rearranged before it."""
+        """Its value, from the weights and from what was rearranged before it."""
         known = self.constants
         return self.rule(*(known[i] if i in known else arrays[i] for i in self.inputs))
 

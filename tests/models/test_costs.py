@@ -101,8 +101,6 @@ def test_a_generator_learns_to_keep_budgets_of_any_cost(name):
         generator,
         ResourceLoss(budgets=16),
         steps=40,
-        learning_rate=3e-3,
-        temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(0),
     )
     assert report_generator(generator, 20).mean_error < 0.7 * before

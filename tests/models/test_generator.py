@@ -124,12 +124,8 @@ def test_a_budget_is_a_bound_and_not_a_target():
 def taught(space, steps):
     torch.manual_seed(0)
     generator = ArchitectureGenerator(space)
-    loss = ResourceLoss(budgets=16)
     rng = torch.Generator().manual_seed(0)
-    temperatures = (1.0, 0.3)
-    fit_to_budgets(
-        generator, loss, steps=steps, learning_rate=3e-3, temperatures=temperatures, rng=rng
-    )
+    fit_to_budgets(generator, ResourceLoss(budgets=16), steps=steps, rng=rng)
     return generator
 
 

@@ -39,7 +39,7 @@ class AbstractImages(ABC):
         return self
 
     def runs(self) -> np.ndarray | None:
-        """(N,) the run of neighbours on disk that each image lies in; None: order is no matter."""
+        """(N,) the run of neighbours on disk that each image lies in; None: any order will do."""
         return None
 
 

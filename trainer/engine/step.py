@@ -119,10 +119,10 @@ def add_gradients(
 
 
 def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:
-    """Whose answers subnets are drawn to in a step, if anyone's.
+    """The teacher of a step's subnets, if the recipe has one.
 
-    The largest subnet as a teacher is that of the weights that will be served, their average where
-    there is one. It runs forwards alone: what trains it are the steps that draw it.
+    If that is the largest subnet, it has the weights that will be served: their average, where
+    there is one. It only runs forwards here; it is trained by the steps that draw it.
     """
     if recipe.distillation.teacher != LARGEST:
         return state.teacher
