@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-
-from jinja2 import Environment
 
 from trainer.engine.log import JsonValue, Record, number
 from trainer.intervals import interval
+from trainer.report.html import encoded, page
 from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.words import format_duration, format_flops, markdown_table
@@ -31,25 +27,21 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def report_page(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
-    """The whole document: no script, no font and no image from elsewhere."""
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    """The whole document."""
     first = runs[0]
     facts = [("What differs", differences(runs))]
     if not runs[1:]:
         facts += [("Changed when the run was resumed", changes_at_resume(first))]
     facts += [("Recipe", flat(first.recipe)), ("Where it comes from", _provenance(first))]
-    return (
-        Environment(autoescape=True, trim_blocks=True)
-        .from_string(text)
-        .render(
-            title="Runs compared" if runs[1:] else first.name,
-            status="" if runs[1:] else status(first),
-            tables=tables(runs),
-            splits=SPLITS,
-            plots=[(plot, _encoded(plot)) for plot in plots],
-            remarks=remarks(runs),
-            facts=facts,
-        )
+    return page(
+        "page.html",
+        title="Runs compared" if runs[1:] else first.name,
+        status="" if runs[1:] else status(first),
+        tables=tables(runs),
+        splits=SPLITS,
+        plots=[(plot, encoded(plot.figure)) for plot in plots],
+        remarks=remarks(runs),
+        facts=facts,
     )
 
 
@@ -222,13 +214,6 @@ def _provenance(run: RunRecord) -> list[list[str]]:
     start = starts[-1] if starts else {}
     rows = [[k.replace("_", " "), _text(v)] for k, v in start.items() if k not in _NOT_PROVENANCE]
     return rows + [["weights", _text(record.get("weights"))] for record in answers[-1:]]
-
-
-def _encoded(plot: Plot) -> str:
-    """The figure as SVG, for a data URL; the same data gives the same bytes."""
-    buffer = io.BytesIO()
-    plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _text(value: JsonValue) -> str:

@@ -94,15 +94,6 @@ def _of_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
                 percent=True,
             ),
         )
-    errors = {run.name: _points(run.of_kind("generator"), "mean_error") for run in runs}
-    if any(len(x) for x, _ in errors.values()):
-        yield Plot(
-            "generator",
-            "Error of the generator",
-            "How far the FLOPs of its plain argmax are off the budget, on average over 100 "
-            "budgets across the range.",
-            _lines_figure(errors, "training step", "mean error (argmax)", percent=True),
-        )
 
 
 def _of_one(run: RunRecord) -> Iterator[Plot]:
@@ -140,7 +131,7 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "FLOPs of the subnets that were trained",
             "The trained subnets that the log tells of, against archs drawn uniformly over every "
             "decision's choices, which pile up in the middle of the range (the paper's Fig. 2).",
-            histogram_figure([flops for _, flops, _ in trained], space, run.groups),
+            histogram_figure(trained, space, run.groups),
         )
     if answers and space is not None:
         archs = [(row, space.arch_from_json(_mapping(row["arch"]))) for row in answers]
@@ -177,13 +168,6 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "Task loss and resource loss of the logged steps, and their running means. The task "
             "loss is that of whichever subnet was drawn, so it is noisy by nature.",
             loss_figure(steps),
-        )
-    if len(run.groups) > 1 and any(loss is not None for _, _, loss in trained):
-        yield Plot(
-            "group-loss",
-            "Training loss per FLOPs group",
-            "Mean task loss of the subnets of each group, over windows of steps.",
-            group_loss_figure(trained, run.groups),
         )
 
 
@@ -348,28 +332,6 @@ def loss_figure(records: Sequence[Record]) -> Figure:
         axes.set(xlabel="training step", ylabel=label)
         thousands(axes)
     resource.set_yscale("log", nonpositive="mask")
-    return figure
-
-
-def group_loss_figure(
-    trained: Sequence[tuple[float, float, float | None]], groups: Sequence[float]
-) -> Figure:
-    """Mean task loss of each group's subnets over windows of steps."""
-    known = [(step, flops, loss) for step, flops, loss in trained if loss is not None]
-    steps, flops, losses = np.array(known).T
-    members = np.searchsorted(groups, flops)
-    edges = np.linspace(0, steps.max(), BINS + 1)
-    scale, unit = flops_unit(max(groups))
-    lines = []
-    for group in range(len(groups)):
-        mine = members == group
-        count, _ = np.histogram(steps[mine], edges)
-        total, _ = np.histogram(steps[mine], edges, weights=losses[mine])
-        full = count > 0  # windows without a subnet of the group are bridged
-        lines.append((edges[1:][full], total[full] / count[full]))
-    figure, axes = _one_axes("training step", "mean task loss (nats)")
-    ordered_lines(axes, np.array(groups) / scale, f"{unit}FLOPs of the group", lines)
-    axes.set_ylim(bottom=0)
     return figure
 
 

@@ -71,23 +71,17 @@ class RunRecord:
         records = self.of_kind("groups")
         return numbers(records[-1], "groups") if records else []
 
-    def trained(self) -> list[tuple[float, float, float | None]]:
-        """(step, FLOPs, task loss or None) of every subnet that the log tells of.
+    def trained(self) -> list[float]:
+        """FLOPs of every subnet that the log tells of.
 
         Old logs have the last subnet of every logged step alone.
         """
-        points: list[tuple[float, float, float | None]] = []
-        for record in self.of_kind("step"):
-            step = number(record, "step")
-            flops, losses = record.get("drawn_flops"), record.get("drawn_losses")
-            if not isinstance(flops, list) or not isinstance(losses, list):
-                flops, losses = [record.get("flops")], [record.get("loss")]
-            points += [
-                (step, float(f), float(loss) if isinstance(loss, int | float) else None)
-                for f, loss in zip(flops, losses, strict=True)
-                if isinstance(f, int | float)
-            ]
-        return points
+        flops = [
+            each
+            for record in self.of_kind("step")
+            for each in _list(record.get("drawn_flops", record.get("flops")))
+        ]
+        return [float(each) for each in flops if isinstance(each, int | float)]
 
     def group_answers(self) -> list[Record]:
         """What is served at the upper end of each group: rows with budget_flops, flops, arch.
@@ -148,6 +142,10 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
                     "give runs of one space on the same images"
                 )
     return runs
+
+
+def _list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else [value]
 
 
 def _objects(value: JsonValue, what: str) -> list[Record]:

@@ -77,7 +77,7 @@ def finished_run(tmp_path):
 
 PLOTS = {
     *("frontier", "confidence", "probabilities", "histogram", "subnets", "generator"),
-    *("evaluations", "loss", "group-loss"),
+    *("evaluations", "loss"),
 }
 
 
@@ -85,7 +85,7 @@ def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     report = finished_run / "report"
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-11] == str(report / "report.html")
+    assert printed.splitlines()[-10] == str(report / "report.html")
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text
@@ -204,7 +204,7 @@ def test_runs_are_laid_over_one_another(finished_run, tmp_path, capsys):
         assert run in page
     assert "| 90.00% | 80.00% |" in printed
     assert re.findall('<section id="(.*)">', page) == [
-        *("frontier", "loss", "probabilities", "generator"),
+        *("frontier", "loss", "probabilities"),
     ]
     told = page.partition("What differs")[2].partition("</table>")[0]
     assert "seed" in told
