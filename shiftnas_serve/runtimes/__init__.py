@@ -39,6 +39,9 @@ RUNTIMES: dict[str, RuntimeEntry] = {
     "onnxruntime": RuntimeEntry(
         f"{_HERE}.onnxruntime:OnnxRuntime", "onnxruntime", "gpu", ("cpu", "cuda", "tensorrt")
     ),
+    "openvino": RuntimeEntry(
+        f"{_HERE}.openvino:OpenVino", "onnxruntime_ep_openvino", "openvino", ("cpu",)
+    ),
     "tensorrt": RuntimeEntry(
         f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
     ),
