@@ -137,7 +137,7 @@ def test_a_table_is_summed_as_it_is_written(tmp_path):
         ({"cost": "energy_mj"}, "of energy_mj, not of latency_ms"),
         ({"space": {"name": "nano-vit", "num_classes": 10}}, "is of nano-vit"),
         ({"fixed": -1}, "fixed: a value is negative"),
-        ({"fixed": float("nan")}, "fixed: a value is negative, no number"),
+        ({"fixed": float("nan")}, "fixed: a value is negative, not a number"),
         ({"parts": []}, "all archs cost the same"),
         ({"parts": [{"name": "a", "decisions": ["b"], "values": []}]}, "no decision 'b'"),
         ({"parts": [{"name": "a", "decisions": ["width.0"], "values": [1]}]}, "not \\(2,\\)"),
