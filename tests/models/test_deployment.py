@@ -161,7 +161,9 @@ def test_mistakes_are_refused_before_any_work(small, tmp_path, monkeypatch, caps
 
 
 @cnn
-@pytest.mark.parametrize("when", ["fit_generator", "measured_statistics", "export_template", "save_bundle"])
+@pytest.mark.parametrize(
+    "when", ["fit_generator", "measured_statistics", "export_template", "save_bundle"]
+)
 def test_a_stop_leaves_nothing_behind(small, tmp_path, monkeypatch, capsys, when):
     def stop(*_, **__):
         raise KeyboardInterrupt
