@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import trainer.run
 from models.spaces import SPACES, get_space
+from tests.bundles import make_bundle
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
 from trainer.dry_run.plan import KNOWN_DATA, plan_of
@@ -15,6 +17,7 @@ from trainer.engine.average import WeightAverage
 from trainer.engine.log import read_log
 from trainer.recipes import RECIPES
 from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.settings import Distillation
 from trainer.run import main
 
 TAKES_SECONDS = [name for name in SPACES if name.startswith(("vit-", "bignas", "attentivenas"))]
@@ -194,3 +197,20 @@ def test_recipes_for_data_that_is_not_here_can_be_tried(name):
     masked, sliced, update = (result.trial.costs[kind] for kind in ("masked", "sliced", "update"))
     assert min(masked.seconds, sliced.seconds, update.seconds) > 0
     assert masked.bytes_of(2) > sliced.bytes_of(2) > 0
+
+
+def test_a_teacher_is_tried_on_the_classes_of_the_data(tmp_path):
+    teacher = make_bundle("nano-cnn", tmp_path / "teacher", num_classes=3)
+    for name in ("class 0", "class 1", "class 2"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"{number}.png")
+    recipe = get_recipe("digits").replace(
+        data=str(tmp_path / "data"),
+        held_out_images=30,
+        distillation=Distillation(teacher=str(teacher)),
+        threads=1,
+    )
+    assert dry_run(recipe, 4).trial.teacher_s > 0
+    with pytest.raises(ValueError, match="tells 3 classes apart"):
+        dry_run(recipe.replace(data="digits"), 4)
