@@ -120,6 +120,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         statistics, temperature = frozen or measured[arch], known[arch].temperature
         return scores(net, arch, statistics, test, recipe.device, temperature)
 
+    if ranks.is_first:
+        print(f"measuring {len(served)} answers on {len(splits.test)} test images", file=sys.stderr)
     on_test = ranks.gathered([tested(arch) for arch in ranks.shared_out(served)])
     rows = [
         FrontierRow(
