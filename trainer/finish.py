@@ -120,6 +120,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         statistics, temperature = frozen or measured[arch], known[arch].temperature
         return scores(net, arch, statistics, test, recipe.device, temperature)
 
+    if ranks.is_first:
+        print(f"measuring {len(served)} answers on {len(splits.test)} test images", file=sys.stderr)
     on_test = ranks.gathered([tested(arch) for arch in ranks.shared_out(served)])
     rows = [
         FrontierRow(
@@ -193,7 +195,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "bundled_with": dict(provenance()),
         },
     )
-    grid = even_budgets(space, recipe.answer_budgets)
+    least = float(grid_answers[0][0])  # archs that train alone need not begin at the smallest
+    grid = [max(budget, least) for budget in even_budgets(space, recipe.answer_budgets)]
     served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
     table = [frontier_entry(space, row).model_dump() for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")

@@ -68,15 +68,23 @@ def logits(
 
 
 def divergence(full: np.ndarray, other: np.ndarray) -> float:
-    """Mean over photos of KL(full, other), nats, from logits.
+    """Mean over photos of KL(full, other), nats, from logits, at the best temperature.
 
-    The other's are divided by the temperature that brings it nearest: what is asked is what a
-    subnet tells apart, and not how sure it is, which a temperature can set.
+    What is asked is what a subnet tells apart, and not how sure it is, which a temperature can set.
     """
+    return float(divergences(full, other, best_temperature(full, other)).mean())
+
+
+def best_temperature(full: np.ndarray, other: np.ndarray) -> float:
+    """By what the other's logits are divided where that brings them nearest."""
+    each = [divergences(full, other, temperature).mean() for temperature in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(each))])
+
+
+def divergences(full: np.ndarray, other: np.ndarray, temperature: float) -> np.ndarray:
+    """Of each photo: KL(full, other), nats, from logits; the other's divided by a temperature."""
     of_full = _log_softmax(full)
-    own = (np.exp(of_full) * of_full).sum(1).mean()
-    each = [own - (np.exp(of_full) * _log_softmax(other / t)).sum(1).mean() for t in TEMPERATURES]
-    return float(min(each))
+    return (np.exp(of_full) * (of_full - _log_softmax(other / temperature))).sum(1)
 
 
 def _log_softmax(each: np.ndarray) -> np.ndarray:

@@ -108,7 +108,8 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
     here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
-    state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
+    splits = random_splits(here, plan.classes, FEWEST_IMAGES)
+    state = fresh_state(here, replace(splits, labels=plan.labels))  # which a teacher has to know
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 

@@ -5,16 +5,19 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import trainer.run
 from models.spaces import SPACES, get_space
+from tests.bundles import make_bundle
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
-from trainer.dry_run.plan import plan_of
+from trainer.dry_run.plan import KNOWN_DATA, plan_of
 from trainer.engine.average import WeightAverage
 from trainer.engine.log import read_log
 from trainer.recipes import RECIPES
 from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.settings import Distillation
 from trainer.run import main
 from trainer.samplers import SAMPLERS, build_sampler
 
@@ -197,13 +200,35 @@ def test_the_papers_recipes_say_what_the_paper_says(name):
         for name in RECIPES
     ],
 )
-def test_every_recipe_takes_its_steps(name):
-    """With all its own settings, its data being there or not."""
+def test_every_recipe_takes_its_steps(name, monkeypatch):
+    """With all its own settings but for a teacher of other classes, its data being there or not."""
     recipe = get_recipe(name)
-    result = dry_run(recipe if recipe.data else recipe.replace(data="cifar10"), 2)
+    if recipe.data not in ("digits", *KNOWN_DATA):
+        monkeypatch.setitem(KNOWN_DATA, recipe.data, (1437, 10))
+        learned = recipe.distillation.replace(teacher="largest")
+        recipe = recipe.replace(distillation=learned)
+    result = dry_run(recipe, 2)
     assert result.groups[-1] == result.space.max_flops
     for loss in result.trial.losses.values():
         # an untrained net knows nothing of the classes
         assert loss == pytest.approx(math.log(result.space.num_classes), rel=0.15)
     assert min(cost.seconds for cost in result.trial.costs.values()) > 0
-    assert result.trial.costs["masked"].bytes_of(2) > result.trial.costs["sliced"].bytes_of(2) > 0
+    masked, sliced = (result.trial.costs[kind].bytes_of(2) for kind in ("masked", "sliced"))
+    assert masked > sliced > 0 or recipe.sampler_options.archs
+
+
+def test_a_teacher_is_tried_on_the_classes_of_the_data(tmp_path):
+    teacher = make_bundle("nano-cnn", tmp_path / "teacher", num_classes=3)
+    for name in ("class 0", "class 1", "class 2"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"{number}.png")
+    recipe = get_recipe("digits").replace(
+        data=str(tmp_path / "data"),
+        held_out_images=30,
+        distillation=Distillation(teacher=str(teacher)),
+        threads=1,
+    )
+    assert dry_run(recipe, 4).trial.teacher_s > 0
+    with pytest.raises(ValueError, match="tells 3 classes apart"):
+        dry_run(recipe.replace(data="digits"), 4)

@@ -77,8 +77,8 @@ def test_hours_become_epochs():
     recipe = get_recipe("photos")
     with patch.object(trainer.dry_run.hours, "dry_run", lambda _: Tried):
         made, said = within_hours(recipe, 1.0)
-        assert made.epochs == 28
-        assert said.startswith("28 epochs of about 1.7 minutes")
+        assert made.epochs == 25
+        assert said.startswith("25 epochs of about 1.7 minutes")
         assert within_hours(recipe, 100.0)[0].epochs == 60
         with pytest.raises(ValueError, match="give at least"):
             within_hours(recipe, 0.01)
