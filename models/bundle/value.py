@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from models.bundle.confidence import Confidence
 from models.bundle.costs import CostAnswers
 from models.costs.flops import flops_cost
-from models.generator.decode import WITHIN, decode
+from models.generator.answer import WITHIN, answer_within
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
 from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights
@@ -38,7 +38,7 @@ class FrontierRow:
     arch: Arch
     flops: int
     params: int
-    val_accuracy: float | None
+    held_out_accuracy: float | None
     test_accuracy: float | None
 
 
@@ -46,10 +46,10 @@ class FrontierRow:
 class Bundle:
     """A loaded bundle. Immutable; arrays are shared, not copied.
 
-    answers: the archs that may be answered, each with the budget from which on, ascending. A space
-    without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
-    can be answered, and the generator is asked. card: what it was made from and is good for.
-    costs: what it answers to budgets of other costs than FLOPs, by their name.
+    answers: the archs that may be answered, ascending, each with the budget at which it begins.
+    Without BatchNorm, or where all archs share its statistics, there may be no answers: then the
+    generator is asked, and any arch can be answered. card: what the bundle was made from and is
+    good for. costs: what it answers to budgets of other costs than FLOPs, by their name.
     confidence: how sure its subnets are; None: it was not fitted.
     """
 
@@ -104,12 +104,12 @@ class Bundle:
         near = [
             row
             for row in self.frontier
-            if row.val_accuracy is not None
+            if row.held_out_accuracy is not None
             and (1 - WITHIN) * budget_flops <= row.flops <= budget_flops
         ]
         if near:
-            return max(near, key=lambda row: row.val_accuracy or 0.0).arch
-        arch = decode(self.policy, budget_flops)
+            return max(near, key=lambda row: row.held_out_accuracy or 0.0).arch
+        arch = answer_within(self.policy, budget_flops)
         assert self.space.flops(arch) <= budget_flops
         return arch
 

@@ -160,8 +160,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
             state, lambda: train_step(state, batch, replace(schedule, masked=masked), recipe)
         )
 
-    def update(batch: Batch) -> tuple[float, int]:
-        probe = probe_of(state, batch, schedule, recipe)
+    def update(data: RunData) -> tuple[float, int]:
+        probe = probe_of(state, data.held_out.batch(0, 0), schedule, recipe, data.decisions)
         _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
         return seconds, kept
 
@@ -188,8 +188,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     if teacher is not None:
         _, teacher_s, _ = measured(state, lambda: teacher(batch.images.to(recipe.device)))
     if state.sampler.learns:
-        _, few_update_bytes = update(few.held_out.batch(0, 0))
-        update_s, update_bytes = update(data.held_out.batch(0, 0))
+        _, few_update_bytes = update(few)
+        update_s, update_bytes = update(data)
         costs["update"] = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,
