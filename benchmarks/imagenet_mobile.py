@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = load_bundle(options.bundle)
         shared, answered = unpack_shared(space, run.statistics), run.archs()
         bundle = blended(bundle, run, options.blend)
-        distilled = {"blend": options.blend, **run.provenance}
+        told = ("recipe", "seed", "train_images", "epochs", "weights", "training_s")
+        distilled = {name: run.provenance[name] for name in told} | {"blend": options.blend}
     search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
     kept = search.run(answered, again=options.again)
 
