@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shiftnas_serve.problem import CLIENT_GONE
 
 _LOGGER = "shiftnas_serve.requests"
-_SANE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SANE_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
@@ -58,8 +58,8 @@ class RequestContext:
             return
         started = time.monotonic()
         headers = plain_headers(scope)
-        if "traceparent" in headers and _count(scope, b"traceparent") > 1:
-            del headers["traceparent"]  # which of them is the caller's?
+        if b"traceparent" in headers and _count(scope, b"traceparent") > 1:
+            del headers[b"traceparent"]  # which of them is the caller's?
         identity, trace = request_id(headers), continue_trace(headers)
         details: list[Callable[[], Mapping[str, object]]] = []
         state = scope.setdefault("state", {})
@@ -101,29 +101,29 @@ class RequestContext:
                 )
 
 
-def plain_headers(scope: Scope) -> dict[str, str]:
+def plain_headers(scope: Scope) -> dict[bytes, bytes]:
     """By lower-case name; of several fields of one name the first."""
-    return {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"][::-1]}
+    return dict(reversed(scope["headers"]))
 
 
 def _count(scope: Scope, name: bytes) -> int:
     return sum(one == name for one, _ in scope["headers"])
 
 
-def request_id(headers: Mapping[str, str]) -> str:
+def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The client's Request-Id if it is a sane one, else a new one."""
-    given = headers.get("request-id")
+    given = headers.get(b"request-id")
     if given is not None and _SANE_ID.fullmatch(given):
-        return given
+        return given.decode("ascii")
     return f"{random.getrandbits(128):032x}"
 
 
-def continue_trace(headers: Mapping[str, str]) -> Trace:
+def continue_trace(headers: Mapping[bytes, bytes]) -> Trace:
     """The caller's trace with a span of our own; a new trace if its header is not a valid one."""
     fresh = f"{random.getrandbits(192):048x}"
     span_id = fresh[:16]
-    given = headers.get("traceparent")
-    found = None if given is None else _TRACEPARENT.fullmatch(given.strip())
+    given = headers.get(b"traceparent")
+    found = None if given is None else _TRACEPARENT.fullmatch(given.decode("latin-1").strip())
     if found is not None:
         version, trace_id, parent_id, flags, more = found.groups()
         known = version != "ff" and not (version == "00" and more)

@@ -64,8 +64,10 @@ class Line:
             ahead_ms = self._ms
         else:
             ahead_ms = sum(row[2] for row in self._rows if row[0] <= deadline_s)
-        running_ms = sum(max(1000 * (end_s - now_s), 0.0) for end_s in self.under_way.values())
-        return (ahead_ms + running_ms) / self.threads
+        for end_s in self.under_way.values():
+            if end_s > now_s:
+                ahead_ms += 1000 * (end_s - now_s)
+        return ahead_ms / self.threads
 
 
 class Backlog:

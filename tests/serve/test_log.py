@@ -55,7 +55,7 @@ def test_who_logs_does_not_wait_for_who_reads_and_what_is_lost_is_counted_and_sa
     ],
 )
 def test_what_is_no_traceparent_begins_a_new_trace(given):
-    trace = continue_trace({"traceparent": given})
+    trace = continue_trace({b"traceparent": given.encode()})
     assert trace.parent_id is None
     assert trace.trace_id != TRACE_ID
     assert len(trace.trace_id) == 32
@@ -66,12 +66,12 @@ def test_what_is_no_traceparent_begins_a_new_trace(given):
     ("given", "answered"), [("00", "00"), ("01", "01"), ("02", "00"), ("ff", "01"), ("fe", "00")]
 )
 def test_of_the_flags_of_a_trace_only_sampled_is_passed_on(given, answered):
-    trace = continue_trace({"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-{given}"})
+    trace = continue_trace({b"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-{given}".encode()})
     assert trace.trace_id == TRACE_ID
     assert trace.header().endswith(f"-{answered}")
 
 
 def test_later_versions_of_traceparent_are_read_as_far_as_they_are_known():
-    trace = continue_trace({"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more"})
+    trace = continue_trace({b"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more".encode()})
     assert (trace.trace_id, trace.parent_id) == (TRACE_ID, SPAN_ID)
     assert trace.span_id != SPAN_ID
