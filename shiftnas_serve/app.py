@@ -30,14 +30,12 @@ from shiftnas_serve.http.context import RequestContext
 from shiftnas_serve.http.page import page_routes
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.http.subnets import subnet_route
-from shiftnas_serve.library import Engine
+from shiftnas_serve.library import WEDGED, Engine
 from shiftnas_serve.log import configure_log, say
 from shiftnas_serve.oip.routes import oip_routes
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, load_settings
 
-WEDGED = 70
-"""Exit status of a process whose inference stands still (EX_SOFTWARE)."""
 # So long /livez says so first.
 _LAST_S = 2.0
 
