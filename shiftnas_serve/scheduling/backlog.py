@@ -48,7 +48,7 @@ class Line:
         gone = set(some)
         self._rows = [row for row in self._rows if row[3] not in gone]
         # added up anew: without what adding and taking away leaves over
-        self._ms = sum(row[2] for row in self._rows)
+        self._ms = sum([row[2] for row in self._rows])
 
     def pop(self) -> tuple[Pending, float]:
         """The most urgent, and what it is expected to take."""
