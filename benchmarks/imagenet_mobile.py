@@ -43,13 +43,13 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from trainer.data.reading import read_source
 from trainer.finish import resolutions_alone
-from trainer.intervals import interval
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
 

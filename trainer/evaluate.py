@@ -19,11 +19,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.value import Precision
 from models.converters.progress import Progress
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
@@ -46,7 +48,7 @@ class Evaluated:
 
 def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
     source = read_source(str(options.data))
     rows = (source.train if source.test is None else source.test).slice(options.rows)
     pairs = drawn_budgets(bundle)
@@ -143,6 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", default=":", help="some of the images: 0:1000, 1::2 (all)")
     parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="int8: in 8 bits (fp32)"
+    )
+    parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
@@ -170,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result: Record = {
         "bundle": str(options.bundle),
         "version": done.bundle.version,
+        "precision": done.bundle.precision,
         "data": done.data,
         "against": None if options.against is None else str(options.against),
         "broken": done.broken,

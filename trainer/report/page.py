@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from models.interval import interval
 from trainer.engine.log import JsonValue, Record, number
-from trainer.intervals import interval
 from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.words import format_duration, format_flops, markdown_table
