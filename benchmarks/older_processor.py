@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             per_channel=True,
         )
         emulated = [options.emulator, "-cpu", options.cpu]
-        for out, before, names in (("here", [], ("fp32", *NAMES)), ("there", emulated, NAMES)):
+        here: list[str] = []
+        for out, before, names in (("here", here, ("fp32", *NAMES)), ("there", emulated, NAMES)):
             words = [*before, sys.executable, "-c", CHILD, name, out, *names]
             environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
             subprocess.run(words, check=True, env=environment, stderr=subprocess.DEVNULL)

@@ -69,7 +69,7 @@ _EQUAL = 0.002
 
 def accuracy_of(bundle: Bundle) -> dict[int, float]:
     """Held-out accuracy by the subnet's FLOPs, from the bundle's table."""
-    measured = {row.flops: row.val_accuracy for row in bundle.frontier}
+    measured = {row.flops: row.held_out_accuracy for row in bundle.frontier}
     if any(accuracy is None for accuracy in measured.values()):
         raise ValueError(f"the table of {bundle.name} has no accuracies; train it first")
     return {flops: accuracy or 0.0 for flops, accuracy in measured.items()}

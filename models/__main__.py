@@ -70,7 +70,7 @@ FLOPs budgets are answered as before. An answer to milliseconds never takes more
 
 
 def describe(options: argparse.Namespace) -> dict[str, object]:
-    """A space or a bundle, or one arch of it."""
+    """Tell what a space or a bundle is, or one of its archs."""
     name = options.space
     if name not in SPACES and Path(name).is_dir():
         if options.relative_position:
@@ -109,7 +109,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
                 "id": bundle.space.arch_id(row.arch),
                 "flops": row.flops,
                 "params": row.params,
-                "val_accuracy": row.val_accuracy,
+                "held_out_accuracy": row.held_out_accuracy,
                 "test_accuracy": row.test_accuracy,
             }
             for row in bundle.frontier
@@ -225,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=PRODUCT)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser(
-        "describe", help="a space or a bundle: FLOPs, parameters, decisions, labels"
+        "describe", help="tell a space's or a bundle's FLOPs, parameters, decisions, labels"
     )
     one.add_argument(
         "space",
@@ -234,41 +234,53 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of it")
     one.add_argument(
-        "--relative-position", action="store_true", help="of a vit-* space: the variant with it"
+        "--relative-position",
+        action="store_true",
+        help="describe the variant of a vit-* space with relative position",
     )
     one.set_defaults(run=describe)
-    one = commands.add_parser("generate", help="what a bundle answers to a budget")
+    one = commands.add_parser("generate", help="tell what a bundle answers to a budget")
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = one.add_mutually_exclusive_group(required=True)
     which.add_argument("--flops", help="the budget: 4000000, 4e6, 4M, 1.3G")
-    which.add_argument("--ms", type=float, help="milliseconds, of a bundle that was retargeted")
+    which.add_argument(
+        "--ms", type=float, help="a budget in milliseconds; needs a bundle that was retargeted"
+    )
     one.set_defaults(run=generate)
     one = commands.add_parser(
         "measure",
-        help="a table of what subnets take on this machine, in milliseconds",
+        help="measure what subnets take on this machine, and write a table of milliseconds",
         description=_MEASURE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    one.add_argument("--runtime", default="onnxruntime", help="onnxruntime is the only one")
-    one.add_argument("--batch", type=int, default=1, help="images in a call (default: 1)")
-    one.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
+    one.add_argument("--runtime", default="onnxruntime", help="onnxruntime (the only one)")
     one.add_argument(
-        "--minutes", type=float, default=5.0, help="how long, about: 2 to 10 (default: 5)"
+        "--batch", type=int, default=1, help="images that a subnet gets at once (default: 1)"
     )
-    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, JSON")
+    one.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    one.add_argument(
+        "--minutes", type=float, default=5.0, help="measure for about so long: 2 to 10 (default: 5)"
+    )
+    one.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file of the table, JSON"
+    )
     one.set_defaults(run=measure)
-    one = commands.add_parser("extract", help="a subnet as a file: .onnx, or .pt2 of torch.export")
+    one = commands.add_parser(
+        "extract", help="write a subnet as a file: .onnx, or .pt2 of torch.export"
+    )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--flops", help="what the bundle answers to this budget: 4M, 1.3G")
-    which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
-    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.onnx or *.pt2")
+    which.add_argument("--flops", help="take what the bundle answers to this budget: 4M, 1.3G")
+    which.add_argument("--arch", metavar="FILE|JSON", help="take this arch")
+    one.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write: *.onnx or *.pt2"
+    )
     one.add_argument(
         "--features",
         action="store_true",
-        help="maps for dense tasks in place of logits, one for each stride (needs torch)",
+        help="give maps for dense tasks, one for each stride, in place of logits (needs torch)",
     )
     one.add_argument(
         "--precision", choices=get_args(Precision), default="fp32", help="int8: .onnx in 8 bits"
@@ -300,35 +312,44 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=quantize)
     one = commands.add_parser(
         "retarget",
-        help="a bundle that also answers budgets of a measured cost",
+        help="make a bundle that also answers budgets of a measured cost",
         description=_RETARGET,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument(
-        "--table", type=Path, required=True, metavar="FILE", help="from `models measure`"
+        "--table",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the table that `models measure` wrote",
     )
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
     one.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="images without labels, on which the generator's answers are tried; without it the "
-        "answers that a bundle stores stay, each by its milliseconds",
+        help="try the generator's answers on these images, which need no labels; without images a "
+        "bundle keeps the answers that it stores, each with its milliseconds",
     )
     one.set_defaults(run=retarget)
-    one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")
+    one = commands.add_parser("convert", help="make a bundle of a public supernet's checkpoint")
     one.add_argument(
         "converter", metavar="CONVERTER", help=f"one of: {', '.join(sorted(CONVERTERS))}"
     )
-    one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="tensors only")
+    one.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or one of torch.save with tensors only",
+    )
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
     one.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
-        "them",
+        help="measure BatchNorm statistics on these images (JPEG, PNG, WebP; at any depth, without "
+        "labels)",
     )
     one.add_argument(
         "--entry",

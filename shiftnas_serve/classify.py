@@ -58,12 +58,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--flops", help="the budget of each photo: 100M, 1.3G (default: none)")
     made.add_argument(
-        "--confidence", help="0.8: a small subnet answers, and a larger one where it is less sure"
+        "--confidence",
+        help="like 0.8: a small subnet answers, and a larger one where the small one is less sure",
     )
     out = made.add_mutually_exclusive_group()
-    out.add_argument("--csv", type=Path, metavar="FILE", help="where to (default: standard output)")
-    out.add_argument("--parquet", type=Path, metavar="FOLDER", help="the same as parquet files")
-    made.add_argument("--column", default="image", help="of parquet files (default: image)")
+    out.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a table to it (default: standard output)"
+    )
+    out.add_argument("--parquet", type=Path, metavar="FOLDER", help="write parquet files into it")
+    made.add_argument(
+        "--column", default="image", help="the images' column in parquet files (default: image)"
+    )
     made.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="a bundle's folder")
     made.add_argument("--workers", type=int, help="threads that run subnets (default: one a core)")
     made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")

@@ -130,9 +130,9 @@ def parser() -> argparse.ArgumentParser:
         "--flops",
         nargs="+",
         metavar="BUDGET",
-        help="the generator's subnet for this budget: 4M, 1.3G, 4e6; several for triton",
+        help="take what the bundle answers to this budget: 4M, 1.3G, 4e6; several for triton",
     )
-    which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
+    which.add_argument("--arch", metavar="FILE|JSON", help="take this arch")
     made.add_argument("--format", choices=(*FORMATS, TRITON), default="onnx")
     made.add_argument(
         "--precision",
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
         help="int8: of onnx and triton, what the bundle holds in 8 bits (default: fp32)",
     )
     made.add_argument(
-        "--out", type=Path, required=True, help="the file to write; of triton a new folder"
+        "--out", type=Path, required=True, help="the file to write; for triton a new folder"
     )
     made.add_argument("--json", action="store_true", help="print what was written as JSON")
     return made

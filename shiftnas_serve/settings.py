@@ -232,7 +232,7 @@ def _read(config: Path) -> dict[str, object]:
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{config} is no JSON: {error}") from None
+        raise ValueError(f"{config} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{config} must be a JSON object of settings")
     for name in document:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle, save_with_int8
 from models.bundle.int8 import Int8, Int8Row
 from models.bundle.manifest import int8_entry
@@ -35,6 +34,7 @@ from models.quantize import (
     sides,
 )
 from models.space.arch import Arch
+from trainer.command import command_parser, status_of
 from trainer.data.reading import cut, read_source
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
@@ -131,42 +131,40 @@ def decoded(bundle: Bundle, rows: Rows) -> Photos:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.quantize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
+    parser = command_parser("trainer.quantize", __doc__)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("--data", required=True, help="labelled, as trainer.run reads it")
-    parser.add_argument("--run", type=Path, help="a run's folder: of the data, what it held out")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="labelled images: parquet or tar file or folder, image folder, or a data set's name",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help="a run's folder: images of the data that it held out calibrate, test images measure",
+    )
     parser.add_argument(
         "--images",
         type=int,
         default=CALIBRATION_IMAGES,
         help=f"so many give ranges, at most (default: {CALIBRATION_IMAGES})",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="where to")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="BUNDLE",
+        help="a new folder; or the bundle's own, which then holds both",
+    )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.images < LEAST_IMAGES:
             raise ValueError(f"--images is {options.images}: give {LEAST_IMAGES} or more")
         done = quantize(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the bundle is as it was", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(done))
-    else:
-        print(table(load_bundle(options.out).at("int8")))
-    return 0
+        print(json.dumps(done) if options.json else table(load_bundle(options.out).at("int8")))
+
+    return status_of(work, stopped="stopped; the bundle is as it was")
 
 
 def table(bundle: Bundle) -> str:

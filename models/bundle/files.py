@@ -80,12 +80,12 @@ def check_files(
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, half precision as float32.
 
-    Raises ValueError naming a file that is none, or an array with what is not a number.
+    Raises ValueError naming a file that is not one, or an array that holds what is not a number.
     """
     try:
         arrays = {name: _widened(array) for name, array in load_file(file).items()}
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+        raise ValueError(f"{file.name} is not a safetensors file: {error}") from None
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")

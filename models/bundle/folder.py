@@ -113,7 +113,7 @@ def save_bundle(
     Raises ValueError if ``path`` is something other than a bundle, or cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file():
-        raise ValueError(f"{path} exists and is no bundle (no {MANIFEST}); choose another place")
+        raise ValueError(f"{path} exists and is not a bundle (no {MANIFEST}); choose another place")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -263,12 +263,12 @@ def load_bundle(path: Path | str) -> Bundle:
     path = Path(path)
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise ValueError(f"{path} is no bundle: it has no {MANIFEST}")
+        raise ValueError(f"{path} is not a bundle: it has no {MANIFEST}")
     try:
         text = manifest.read_text(encoding="utf-8")
         document = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{manifest} is no JSON: {error}") from None
+        raise ValueError(f"{manifest} is not JSON: {error}") from None
     try:
         said = read_manifest(text)
         bundle = _load(path, said)

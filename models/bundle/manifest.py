@@ -10,7 +10,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
 
 from models.bundle.confidence import Confidence
 from models.bundle.int8 import Int8, Int8Row
@@ -63,7 +71,10 @@ class FrontierEntry(AnswerEntry):
 
     flops: int
     params: int
-    val_accuracy: float | None = None
+    held_out_accuracy: float | None = Field(
+        None, validation_alias=AliasChoices("held_out_accuracy", "val_accuracy")
+    )
+    """``val_accuracy`` in bundles of before 2026-11-30."""
     test_accuracy: float | None = None
 
 
@@ -75,7 +86,7 @@ class TemperatureEntry(_Part):
 
 
 class PairEntry(_Part):
-    """Who shares a budget from so many FLOPs on; 0 and 0: nobody."""
+    """The two subnets that share a budget from so many FLOPs on; 0 and 0: it is not shared."""
 
     budget_flops: int
     first_flops: int
@@ -178,7 +189,7 @@ def frontier_entry(space: SearchSpace, row: FrontierRow) -> FrontierEntry:
         **dict(answer_entry(space, row.budget_flops, row.arch)),
         flops=row.flops,
         params=row.params,
-        val_accuracy=row.val_accuracy,
+        held_out_accuracy=row.held_out_accuracy,
         test_accuracy=row.test_accuracy,
     )
 
@@ -191,7 +202,7 @@ def frontier_row(space: SearchSpace, entry: FrontierEntry) -> FrontierRow:
         arch=arch,
         flops=space.flops(arch),
         params=space.params(arch),
-        val_accuracy=entry.val_accuracy,
+        held_out_accuracy=entry.held_out_accuracy,
         test_accuracy=entry.test_accuracy,
     )
 

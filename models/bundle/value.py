@@ -17,7 +17,7 @@ from models.bundle.confidence import Confidence
 from models.bundle.costs import CostAnswers
 from models.bundle.int8 import INT8, Int8
 from models.costs.flops import flops_cost
-from models.generator.decode import WITHIN, decode
+from models.generator.answer import WITHIN, answer_within
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
 from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights, present_steps
@@ -46,7 +46,7 @@ class FrontierRow:
     arch: Arch
     flops: int
     params: int
-    val_accuracy: float | None
+    held_out_accuracy: float | None
     test_accuracy: float | None
     agreement: float | None = None
 
@@ -55,10 +55,10 @@ class FrontierRow:
 class Bundle:
     """A loaded bundle. Immutable; arrays are shared, not copied.
 
-    answers: the archs that may be answered, each with the budget from which on, ascending. A space
-    without BatchNorm may have none, as may one whose statistics all archs share: any of its archs
-    can be answered, and the generator is asked. card: what it was made from and is good for.
-    costs: what it answers to budgets of other costs than FLOPs, by their name.
+    answers: the archs that may be answered, ascending, each with the budget at which it begins.
+    Without BatchNorm, or where all archs share its statistics, there may be no answers: then the
+    generator is asked, and any arch can be answered. card: what the bundle was made from and is
+    good for. costs: what it answers to budgets of other costs than FLOPs, by their name.
     confidence: how sure its subnets are; None: it was not fitted. int8: what its answers need to
     run in 8-bit integers. precision: in what its subnets compute (``at``).
     """
@@ -116,12 +116,12 @@ class Bundle:
         near = [
             row
             for row in self.frontier
-            if row.val_accuracy is not None
+            if row.held_out_accuracy is not None
             and (1 - WITHIN) * budget_flops <= row.flops <= budget_flops
         ]
         if near:
-            return max(near, key=lambda row: row.val_accuracy or 0.0).arch
-        arch = decode(self.policy, budget_flops)
+            return max(near, key=lambda row: row.held_out_accuracy or 0.0).arch
+        arch = answer_within(self.policy, budget_flops)
         assert self.space.flops(arch) <= budget_flops
         return arch
 
@@ -176,7 +176,7 @@ class Bundle:
             assert self.int8 is not None
             found = self.int8.rows.get(self.space.arch_id(row.arch))
             right, agrees = (found.accuracy, found.agreement) if found else (None, None)
-            return replace(row, val_accuracy=None, test_accuracy=right, agreement=agrees)
+            return replace(row, held_out_accuracy=None, test_accuracy=right, agreement=agrees)
 
         return replace(
             self,

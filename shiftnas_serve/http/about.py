@@ -70,7 +70,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
             "subnet": bundle.space.arch_id(entry.arch),
             "flops": entry.flops,
             "params": entry.params,
-            "val_accuracy": entry.val_accuracy,
+            "held_out_accuracy": entry.held_out_accuracy,
             "test_accuracy": entry.test_accuracy,
             **({} if entry.agreement is None else {"agreement": entry.agreement}),
             "infer_ms": latency.infer_ms(entry.flops),

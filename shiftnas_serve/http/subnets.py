@@ -104,7 +104,9 @@ def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
             raise ValueError("send a JSON object")
         arch = bundle.space.arch_from_json(document)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"arch is none of {bundle.space.name}: {str(error)[:200]}") from None
+        raise Problem(
+            400, f"this is not an arch of {bundle.space.name}: {str(error)[:200]}"
+        ) from None
     if bundle.space.arch_id(arch) != identity:
         actual = bundle.space.arch_id(arch)
         raise Problem(400, f"this arch is subnet {actual}, not {identity!r:.40}")

@@ -89,14 +89,14 @@ def parse_request(body: bytes, header_length: str | None, outputs: Sequence[str]
     except msgspec.ValidationError as error:
         raise Problem(400, f"{str(error)[:200]}; inputs must be the one tensor 'image'") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise Problem(400, "the body is no JSON; see /v2/models/NAME for what it takes") from None
+        raise Problem(400, "the body is not JSON; see /v2/models/NAME for what it takes") from None
 
 
 def _length(text: str, most: int) -> int:
     # (the number of digits first: Python refuses to read thousands of them)
     digits = len(str(most))
     if not (text.isascii() and text.isdecimal() and len(text) <= digits and int(text) <= most):
-        raise Problem(400, f"{LENGTH_HEADER}: {text!r:.40} is no length within the body")
+        raise Problem(400, f"{LENGTH_HEADER}: {text!r:.40} is not a length within the body")
     return int(text)
 
 

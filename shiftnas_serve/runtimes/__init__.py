@@ -46,6 +46,9 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         ("cpu", "cuda", "tensorrt"),
         int8=("cpu",),
     ),
+    "openvino": RuntimeEntry(
+        f"{_HERE}.openvino:OpenVino", "onnxruntime_ep_openvino", "openvino", ("cpu",)
+    ),
     "tensorrt": RuntimeEntry(
         f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
     ),

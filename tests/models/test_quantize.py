@@ -220,7 +220,7 @@ def test_how_good_int8_is_stands_in_the_table(folder, capsys):
         assert low <= row["agreement"] <= high
         assert row["accuracy"] is None
     for row in bundle.at("int8").frontier:
-        assert row.val_accuracy is None
+        assert row.held_out_accuracy is None
         assert row.test_accuracy is None
         assert row.agreement is not None
         assert row.agreement > 0.5

@@ -81,7 +81,7 @@ def test_every_route_says_the_precision_and_int8s_own_figures(server, quantized)
     assert budgets["measured_on"] == quantized.measured_on
     assert budgets["confidence"] is None
     for row, own in zip(budgets["frontier"], quantized.frontier, strict=True):
-        assert row["val_accuracy"] is None
+        assert row["held_out_accuracy"] is None
         assert row["agreement"] == own.agreement
         assert row["flops"] == own.flops
     assert server.get("/readyz").json()["model"]["precision"] == "int8"
