@@ -247,7 +247,7 @@ def test_what_cannot_be_quantized_is_refused_in_a_line(source, folder, photos, t
         ([source, "--data", few, "--out", tmp_path / "b"], "at least 64 are needed"),
         ([source, "--data", photos, "--out", folder], "exists"),
         ([source, "--data", photos, "--out", tmp_path / "c", "--images", "3"], "give 32 or more"),
-        ([tmp_path, "--data", photos, "--out", tmp_path / "d"], "is no bundle"),
+        ([tmp_path, "--data", photos, "--out", tmp_path / "d"], "is not a bundle"),
     ):
         assert main(["quantize", *map(str, arguments)]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -78,7 +78,7 @@ def test_mistakes_are_one_line(bundle, photos, tmp_path, capsys):
         ([str(bundle), "--data", str(both), *out], "name the run"),
         ([str(bundle), "--data", str(photos), "--images", "1", *out], "give 25 or more"),
         ([str(bundle), "--data", str(photos), "--out", str(tmp_path)], "exists"),
-        ([str(tmp_path), "--data", str(photos), *out], "is no bundle"),
+        ([str(tmp_path), "--data", str(photos), *out], "is not a bundle"),
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
