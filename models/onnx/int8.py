@@ -10,6 +10,7 @@ processor computes the same (docs/runtimes.md).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,9 +18,6 @@ from onnx import helper, numpy_helper
 
 from models.onnx.graph_template import INPUT, OUTPUT
 
-PAIR_MOST = 128
-"""Of the sum of two neighbouring weights: times the largest activation, 255, it is within 16 bits.
-"""
 _ACTIVATION_MOST, _WEIGHT_MOST = 255, 127
 _BIAS_MOST, _LEAST_SCALE = 2**30, 1e-30
 _ACTIVATIONS = ("Relu", "Clip")
@@ -42,76 +40,102 @@ def quantize(model: onnx.ModelProto, ranges: np.ndarray) -> onnx.ModelProto:
 
     ranges: (values, 2), of its own values (``models.quantize``).
     """
-    graph = model.graph
-    names = quantized_values(graph.node)
+    names = quantized_values(model.graph.node)
     assert len(names) == len(ranges), "ranges of another subnet"
-    least, greatest = np.minimum(ranges[:, 0], 0), np.maximum(ranges[:, 1], 0)
-    steps = ((greatest - least) / _ACTIVATION_MOST).astype(np.float32)
-    steps[steps == 0] = 1.0  # a value that is always 0
-    zeros = np.round(-least / steps).astype(np.uint8)
-    step_of = dict(zip(names, steps, strict=True))
+    grids = dict(zip(names, _grids(ranges), strict=True))
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     made = onnx.ModelProto()
     made.CopyFrom(model)
     made.graph.ClearField("node")
     made.graph.ClearField("initializer")
-    arrays = {tensor.name: tensor for tensor in graph.initializer}
-
-    def store(name: str, array: np.ndarray) -> str:
-        made.graph.initializer.append(numpy_helper.from_array(array, name))
-        return name
-
-    def dequantize(name: str, inputs: Sequence[str]) -> str:
-        node = helper.make_node("DequantizeLinear", inputs, [f"{name}.float"], axis=0)
-        made.graph.node.append(node)
-        return node.output[0]
-
-    def store_value(name: str, step: np.float32, zero: np.uint8) -> None:
-        scale = [store(f"{name}.scale", np.array(step)), store(f"{name}.zero", np.array(zero))]
-        whole = f"{name}.int8"
-        made.graph.node.append(helper.make_node("QuantizeLinear", [name, *scale], [whole]))
-        dequantize(name, [whole, *scale])
-
-    def store_weights(node: onnx.NodeProto) -> list[str]:
-        weight, *bias = (numpy_helper.to_array(arrays.pop(name)) for name in node.input[1:])
-        step = step_of[node.input[0]]
-        scales = weight_scales(weight, step, bias[0] if bias else None)
-        whole = np.round(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-        name = node.input[1]
-        inputs = [
-            store(f"{name}.int8", whole),
-            store(f"{name}.scale", scales),
-            store(f"{name}.zero", np.zeros(len(scales), np.int8)),
-        ]
-        read = [dequantize(name, inputs)]
-        if bias:
-            name, both = node.input[2], (step * scales).astype(np.float32)
-            whole = np.round(bias[0] / both).astype(np.int32)
-            inputs = [store(f"{name}.int32", whole), store(f"{name}.scale", both)]
-            read.append(dequantize(name, inputs))
-        return read
-
-    left = dict(zip(names, zip(steps, zeros, strict=True), strict=True))
-    store_value(INPUT, *left[INPUT])
-    for node in graph.node:
-        read = [f"{name}.float" if name in left else name for name in node.input]
+    writer = _Writer(made.graph)
+    writer.value(INPUT, grids[INPUT])
+    for node in model.graph.node:
+        reads = [f"{name}.float" if name in grids else name for name in node.input]
         if node.op_type in _WEIGHTED:
-            read[1:] = store_weights(node)
+            weights = [numpy_helper.to_array(arrays.pop(name)) for name in node.input[1:]]
+            reads[1:] = writer.weights(node.input[1:], weights, grids[node.input[0]].step)
         copied = made.graph.node.add()
         copied.CopyFrom(node)
-        copied.input[:] = read
-        if node.output[0] in left:
-            store_value(node.output[0], *left[node.output[0]])
+        copied.input[:] = reads
+        if (name := node.output[0]) in grids:
+            writer.value(name, grids[name])
     made.graph.initializer.extend(arrays.values())
     return made
 
 
-def weight_scales(weight: np.ndarray, step: np.float32, bias: np.ndarray | None) -> np.ndarray:
+@dataclass(frozen=True)
+class _Grid:
+    """What the whole numbers of a value stand for: those of 0, and of the next."""
+
+    step: np.float32
+    zero: np.uint8
+
+
+def _grids(ranges: np.ndarray) -> list[_Grid]:
+    """Of values that range so far; 0, with which convolutions pad, is among the whole numbers."""
+    least, greatest = np.minimum(ranges[:, 0], 0), np.maximum(ranges[:, 1], 0)
+    steps = ((greatest - least) / _ACTIVATION_MOST).astype(np.float32)
+    steps[steps < _LEAST_SCALE] = 1.0  # a value that is always 0
+    zeros = np.round(-least / steps).astype(np.uint8)
+    return [_Grid(step, zero) for step, zero in zip(steps, zeros, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Adds to a graph what is whole, and the nodes that say what it stands for (``NAME.float``)."""
+
+    graph: onnx.GraphProto
+
+    def value(self, name: str, grid: _Grid) -> None:
+        """An activation, from float32 to whole numbers and back."""
+        told = [
+            self._store(f"{name}.scale", np.array(grid.step)),
+            self._store(f"{name}.zero", np.array(grid.zero)),
+        ]
+        whole = f"{name}.int8"
+        self.graph.node.append(helper.make_node("QuantizeLinear", [name, *told], [whole]))
+        self._dequantize(name, [whole, *told])
+
+    def weights(
+        self, names: Sequence[str], arrays: Sequence[np.ndarray], step: np.float32
+    ) -> list[str]:
+        """A weight, and its bias if there is one, for an input of this step; what reads them."""
+        (name, *of_bias), (weight, *bias) = names, arrays
+        scales = weight_scales(weight, step, *bias)
+        whole = np.round(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+        told = [
+            self._store(f"{name}.int8", whole),
+            self._store(f"{name}.scale", scales),
+            self._store(f"{name}.zero", np.zeros(len(scales), np.int8)),
+        ]
+        reads = [self._dequantize(name, told)]
+        for name, array in zip(of_bias, bias, strict=True):
+            both = (step * scales).astype(np.float32)
+            whole = np.round(array / both).astype(np.int32)
+            told = [self._store(f"{name}.int32", whole), self._store(f"{name}.scale", both)]
+            reads.append(self._dequantize(name, told))
+        return reads
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _dequantize(self, name: str, inputs: Sequence[str]) -> str:
+        node = helper.make_node("DequantizeLinear", inputs, [f"{name}.float"], axis=0)
+        self.graph.node.append(node)
+        return node.output[0]
+
+
+def weight_scales(
+    weight: np.ndarray, step: np.float32, bias: np.ndarray | None = None
+) -> np.ndarray:
     """The scale of each channel, the weight's first axis, for an input that has this one.
 
-    Weights are -127 to 127, and the sum of two that may be neighbours is not more than
-    ``PAIR_MOST``: each is rounded, so it is 127 before. The bias is whole numbers of the product of
-    both scales, 32 bits of them: a channel whose weights are all but zero has a scale that its bias
-    allows.
+    Weights are -127 to 127, and so is the sum of two that may be neighbours, before they are
+    rounded; after that it is 128 at most, and 128 times the largest activation has 16 bits. The
+    bias is whole numbers of the product of both scales, 32 bits of them: a channel whose weights
+    are all but zero has a scale that its bias allows.
     """
     greatest = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), neighbours(weight))
     scales = greatest / _WEIGHT_MOST
