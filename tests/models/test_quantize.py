@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -20,27 +21,30 @@ from models.bundle.files import describe
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.int8 import INT8
 from models.bundle.manifest import version_of
+from models.nets import build_net
+from models.nets.elastic import AbstractNet
 from models.onnx.graph import cut_graph
+from models.onnx.graph_template import Template
 from models.onnx.int8 import quantize, weight_scales
+from models.onnx.template import export_template
 from models.quantize import observed_ranges, quantize_bundle
 from models.retarget import retarget
 from models.space.arch import Arch
 from models.spaces import SPACES, get_space
 from tests.bundles import make_bundle
+from tests.models.test_cnn_spaces import SMALL as PROJECTED
 from tests.models.test_costs import made_up_table
 from tests.models.test_graph import deployed, images_for, run, session, supernet, template
 from tests.models.test_invariants import LARGE
 from tests.pictures import write_photos
 
-CONVOLUTIONAL = [name for name in SPACES if get_space(name).norms]
 ACTIVATION_MOST, SIXTEEN_BITS = 255, 2**15 - 1
-every_cnn = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name != "nano-cnn" else name
-        for name in CONVOLUTIONAL
-    ],
-)
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]  # exporting their templates takes a while
+CONVOLUTIONAL = [
+    name if name == "nano-cnn" else pytest.param(name, marks=SLOW)
+    for name in SPACES
+    if get_space(name).norms
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +88,37 @@ def overflow_free(whole: np.ndarray, *, in_order: bool) -> bool:
     return bool((ACTIVATION_MOST * sums).max() <= SIXTEEN_BITS)
 
 
-@every_cnn
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_space_says_nearly_the_same_in_8_bits(name):
     net = supernet(name)
-    small, large = net.space.smallest, net.space.largest
-    for arch in (small,) if name in LARGE else (small, large):
+    archs = [net.space.smallest] if name in LARGE else [net.space.smallest, net.space.largest]
+    assert_nearly_the_same(net, template(name), archs)
+
+
+@pytest.mark.slow
+def test_squeezing_and_swish_are_nearly_the_same_in_8_bits():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = build_net(PROJECTED).eval()
+    made = Template.parse(export_template(PROJECTED))
+    assert_nearly_the_same(net, made, [PROJECTED.smallest, PROJECTED.largest])
+
+
+def assert_nearly_the_same(net: AbstractNet, made: Template, archs: list[Arch]) -> None:
+    for arch in archs:
         weights, _ = deployed(net, arch)
-        model = cut_graph(template(name), net.space, arch, weights)
+        model = cut_graph(made, net.space, arch, weights)
         images = images_for(net.space, arch, 16)
         ranges = observed_ranges(model, np.split(images.numpy(), 2))
         assert (ranges[:, 0] <= ranges[:, 1]).all()
         assert ranges[0] == pytest.approx([float(images.min()), float(images.max())])
-        made = quantize(model, ranges)
-        onnx.checker.check_model(made, full_check=True)
-        every = [w for n, w in weights.items() if n.endswith(".weight")]
-        assert sorted(w.size for w in weights_of(made)) == sorted(w.size for w in every)
-        for whole in weights_of(made):
+        small = quantize(model, ranges)
+        onnx.checker.check_model(small, full_check=True)
+        every = [t for t in model.graph.initializer if t.name.endswith(".weight")]
+        assert [list(w.shape) for w in weights_of(small)] == [list(t.dims) for t in every]
+        for whole in weights_of(small):
             assert overflow_free(whole, in_order=whole[0].size == len(whole[0]))
-        exact, near = run(session(model), images), run(session(made), images)
+        exact, near = run(session(model), images), run(session(small), images)
         assert near.shape == exact.shape
         assert near.dtype == np.float32
         centred = [one - one.mean(0) for one in (exact, near)]
