@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     title = f"{bundle.name}, {machine()['cpu']}, median of {options.rounds} rounds in turn"
     if options.plot is not None:
         # here, so that the rest runs without matplotlib
-        from benchmarks.parts.plot import Panel, draw_panels
+        from benchmarks.parts.plot import Panel, plot_panels
 
         series = {
             line.name: [
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
             for line, timings in of_line.items()
         }
         axes = "MFLOPs (multiply-adds) of the subnet", "milliseconds an image"
-        draw_panels(options.plot, title, [[Panel("", *axes, series)]])
+        plot_panels(options.plot, title, [[Panel("", *axes, series)]])
     result = {
         "benchmark": "latency_vs_flops",
         "bundle": bundle.name,

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
 from benchmarks.parts.load import Sample, Server, closed_loop, http_request, serving
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.json:
         print_tables(bundle, rows, options.rounds)
     if options.plot is not None:
-        draw(options.plot, bundle, rows)
+        plot(options.plot, bundle, rows)
     about = {"benchmark": "serve_load", "bundle": bundle.name, "seed": options.seed}
     cores = {"server_core": options.server_core, "load_core": options.load_core}
     print(json.dumps({**about, **cores, "rows": rows, "machine": machine()}))
@@ -171,7 +171,7 @@ def print_tables(bundle: Bundle, rows: list[dict[str, float]], rounds: int) -> N
         )
 
 
-def draw(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
+def plot(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
     """Rates over concurrency, a panel for each number of budgets."""
     names = {"this server": "raw", "this server, base64": "base64"}
     names |= {"plain LitServe": "litserve", "bare loop": "bare"}
@@ -192,7 +192,7 @@ def draw(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
         )
         for distinct in dict.fromkeys(row["budgets"] for row in rows)
     ]
-    draw_panels(path, f"{bundle.name}: throughput, the server on one core", [panels])
+    plot_panels(path, f"{bundle.name}: throughput, the server on one core", [panels])
 
 
 def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:

@@ -43,7 +43,7 @@ from benchmarks.parts.load import (
     recorded,
     serving,
 )
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.json:
         print_table(bundle, found)
     if options.plot is not None:
-        draw(options.plot, bundle, found)
+        plot(options.plot, bundle, found)
     about = {"benchmark": "slo", "bundle": bundle.name, "seed": options.seed}
     settings = {"seconds": options.seconds, "rounds": options.rounds}
     print(json.dumps({**about, **settings, **found, "machine": machine()}))
@@ -351,7 +351,7 @@ def print_table(bundle: Bundle, found: Found) -> None:
             print(f"most {key.replace('_', ' ')}: {max(values):.2f}{unit} (target {target})")
 
 
-def draw(path: Path, bundle: Bundle, found: Found) -> None:
+def plot(path: Path, bundle: Bundle, found: Found) -> None:
     """Attainment and effective accuracy against load, a row of panels for each kind of bursts."""
     panels = []
     for burst in dict.fromkeys(row["cv2"] for row in found["rows"]):
@@ -369,7 +369,7 @@ def draw(path: Path, bundle: Bundle, found: Found) -> None:
             row_of.append(Panel(kind, "load / capacity of the largest subnet", label, series))
         panels.append(row_of)
     title = f"{bundle.name}: to be answered within {found['slo_ms']:.0f} ms"
-    draw_panels(path, title, panels)
+    plot_panels(path, title, panels)
 
 
 if __name__ == "__main__":
