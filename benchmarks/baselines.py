@@ -139,8 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--bundle", type=Path, default=IMAGENET_MOBILE)
-    parser.add_argument("--points", type=int, default=6, help="of ours, at even budgets")
-    parser.add_argument("--public", nargs="+", metavar="NAME:SIDE", help="of timm (default: ours)")
+    parser.add_argument("--points", type=int, default=6, help="subnets of ours, at even budgets")
+    parser.add_argument(
+        "--public",
+        nargs="+",
+        metavar="NAME:SIDE",
+        help="networks of timm (default: the list in this script)",
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="write a plot to this file")

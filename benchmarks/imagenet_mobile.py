@@ -185,10 +185,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--bundle", type=Path, help="of a run that started from the same network")
-    parser.add_argument("--searched", type=Path, metavar="FILE", help="keeps what was tried")
+    parser.add_argument(
+        "--bundle", type=Path, help="the bundle of a run that started from the same network"
+    )
+    parser.add_argument(
+        "--searched", type=Path, metavar="FILE", help="file that keeps what was tried"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

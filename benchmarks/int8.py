@@ -53,8 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", required=True, help="labelled images, as for trainer.evaluate")
-    parser.add_argument("--images", type=int, default=600, help="the first so many (default: 600)")
-    parser.add_argument("--calibrate", type=int, default=100, help="at most (default: 100)")
+    parser.add_argument(
+        "--images", type=int, default=600, help="take the first so many images (default: 600)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        default=100,
+        help="calibrate on at most so many images (default: 100)",
+    )
     parser.add_argument("--points", type=int, default=5, help="budgets, evenly spaced")
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)

@@ -92,8 +92,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[:DEVICE]",
         help=f"of: {', '.join(RUNTIMES)} (default: onnxruntime; device: its first)",
     )
-    made.add_argument("--batch", type=int, nargs="+", default=[1], help="images in a call")
-    made.add_argument("--threads", type=int, nargs="+", default=[1], help="of the runtime")
+    made.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="images that a subnet gets at once"
+    )
+    made.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of the runtime")
     made.add_argument("--plot", type=Path, help="write a plot to this file")
     made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made

@@ -302,10 +302,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="labelled images, with a test set")
     parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each table")
-    parser.add_argument("--rounds", type=int, default=60, help="of timing answers")
-    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="images; 0: none")
-    parser.add_argument("--step", choices=STEPS, help="this step alone")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="measure for about so long for each table"
+    )
+    parser.add_argument("--rounds", type=int, default=60, help="rounds in which answers are timed")
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure BatchNorm on so many images; 0 does not",
+    )
+    parser.add_argument("--step", choices=STEPS, help="do this step alone")
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)

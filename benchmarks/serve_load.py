@@ -105,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_bundle_options(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="measure all systems in turn so often"
+    )
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
     parser.add_argument(
         "--against",
@@ -114,7 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="CHECKOUT",
         help="measure that server as well, in turn with this one",
     )
-    parser.add_argument("--workers", type=int, default=1, help="of this server and that one")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="threads that run subnets, of this server and of that one",
+    )
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)

@@ -158,20 +158,35 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, help="default: the one in the repository")
     parser.add_argument(
-        "--published", metavar="SPACE", help="published subnets; kept in --bundle if that is given"
+        "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
     )
     parser.add_argument(
-        "--slo-ms", type=float, default=None, help="default: 10 times a lone answer"
+        "--published",
+        metavar="SPACE",
+        help="take the published subnets of this space; kept in --bundle if that is given",
+    )
+    parser.add_argument(
+        "--slo-ms",
+        type=float,
+        default=None,
+        help="latency budget (default: 10 times a lone answer)",
     )
     parser.add_argument("--loads", type=float, nargs="+", default=list(_LOADS))
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each load")
     parser.add_argument(
-        "--cv2", type=float, nargs="+", default=[1.0], help="of the gaps; 1 is Poisson"
+        "--rounds", type=int, default=1, help="measure all systems in turn so often"
     )
-    parser.add_argument("--trace", type=Path, help="recorded arrivals, a second-stamp a line")
+    parser.add_argument(
+        "--cv2",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="squared variation of the gaps between requests; 1 is Poisson",
+    )
+    parser.add_argument(
+        "--trace", type=Path, help="file of recorded arrivals, the seconds of one on each line"
+    )
     parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
     parser.add_argument("--no-litserve", action="store_true", help="leave plain LitServe out")
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
