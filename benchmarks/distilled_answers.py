@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +23,15 @@ import torch
 from benchmarks.parts.nearest import (
     Photos,
     best_temperature,
+    blended,
     divergence,
     divergences,
     logits,
     read_photos,
 )
 from models.bundle.folder import Bundle, load_bundle
+from models.interval import Z
 from models.space.arch import Arch
-from trainer.intervals import Z
 
 ANSWERS = 13
 """About so many that were answered before are measured, beside all that the run trained."""
@@ -44,17 +45,6 @@ class Said:
 
     divergence: np.ndarray
     first: np.ndarray
-
-
-def blended(before: Bundle, after: Bundle, share: float) -> Bundle:
-    """The bundle with weights ``share`` of the way from before to after, and those statistics."""
-    weights = {
-        name: ((1 - share) * np.asarray(w, np.float32) + share * after.weights[name]).astype(
-            np.asarray(w).dtype
-        )
-        for name, w in before.weights.items()
-    }
-    return replace(before, weights=weights)
 
 
 def compare(

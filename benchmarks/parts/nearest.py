@@ -10,12 +10,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
+from models.bundle.files import halved
 from models.bundle.folder import Bundle
 from models.converters.efficientnet_lite import PREPROCESS
 from models.space.arch import Arch
@@ -28,6 +29,8 @@ CHOSEN = ("resolution", "depth")
 BATCH = 32
 SCOUT = 128
 """The resolution at which all combinations of depths are tried."""
+NEAR = 1.1
+"""Archs that were at most so many times as far as the best of their FLOPs are tried again."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
 TEMPERATURES = np.geomspace(0.7, 3.0, 30)
@@ -145,17 +148,49 @@ class Search:
                 kept.append(arch)
         return kept
 
-    def run(self, others: Iterable[Arch] = ()) -> list[Arch]:
-        """What is worth an answer. others: candidates beside those that are found here."""
+    def run(self, others: Iterable[Arch] = (), *, again: Path | None = None) -> list[Arch]:
+        """What is worth an answer. others: candidates beside those that are found here.
+
+        again: an earlier search; in place of all depths, what was ``NEAR`` its best is tried.
+        """
         space = self.bundle.space
         alone = resolutions_alone(space)
         self.read()
         self.measure((*alone, *others))
-        scouts = depths(space, SCOUT)
-        self.measure(scouts)
-        near, sides = self.front(scouts, 1.0), [space.resolution(arch) for arch in alone]
-        self.measure(space.arch({**arch, "resolution": side}) for side in sides for arch in near)
+        if again is not None:
+            self.measure(near_in(space, again))
+        else:
+            scouts = depths(space, SCOUT)
+            self.measure(scouts)
+            near, sides = self.front(scouts, 1.0), [space.resolution(arch) for arch in alone]
+            self.measure(
+                space.arch({**arch, "resolution": side}) for side in sides for arch in near
+            )
         return self.front(self.found, STEP, worst=self.found[alone[0]])
+
+
+def near_in(space: SearchSpace, file: Path) -> list[Arch]:
+    """Of an earlier search: what was not much farther than all that was as small."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    kept: list[Arch] = []
+    best = math.inf
+    for row in sorted(rows, key=lambda row: row["flops"]):
+        best = min(best, row["divergence"])
+        if row["divergence"] <= NEAR * best:
+            kept.append(space.arch_from_json(row["arch"]))
+    return kept
+
+
+def blended(before: Bundle, after: Bundle, share: float) -> Bundle:
+    """The bundle with weights ``share`` of the way from before to after (arXiv 2109.01903).
+
+    Rounded to half precision, as they are stored.
+    """
+    weights = {
+        name: (1 - share) * weight + share * after.weights[name]
+        for name, weight in before.weights.items()
+    }
+    return replace(before, weights=halved(weights))
 
 
 def depths(space: SearchSpace, resolution: int) -> list[Arch]:
