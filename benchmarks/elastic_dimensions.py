@@ -140,9 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write this and stop")
-    parser.add_argument("--distilled", type=Path, metavar="BUNDLE", help="of a run of that recipe")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write this recipe and stop")
+    parser.add_argument(
+        "--distilled", type=Path, metavar="BUNDLE", help="the bundle of a run of that recipe"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ways = untrained_ways()

@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--points", type=int, default=5, help="of the frontier (default: 5)")
+    parser.add_argument(
+        "--points", type=int, default=5, help="answers of the frontier (default: 5)"
+    )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)
     try:

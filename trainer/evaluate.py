@@ -30,7 +30,7 @@ from trainer.command import bundle_parser, status_of
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
-from trainer.report.answers import draw
+from trainer.report.answers import write_plot
 from trainer.scores import confused
 from trainer.served import Measured, as_record, labels_in, measure, some_answers
 
@@ -145,10 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=get_args(Precision),
         default="fp32",
-        help="in what subnets compute (default: fp32)",
+        help="precision in which subnets compute (default: fp32)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this file"
+        "--plot", type=Path, metavar="FILE", help="plot accuracy by FLOPs into this file"
     )
     options = parser.parse_args(arguments)
 
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = evaluate_bundle(options)
         if options.plot is not None:
-            draw(options.plot, done.bundle, done.measured, done.curves)
+            write_plot(options.plot, done.bundle, done.measured, done.curves)
         for image in done.broken:
             print(f"left out {image}", file=sys.stderr)
         if not options.json:

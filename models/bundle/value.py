@@ -318,7 +318,7 @@ def check_int8(bundle: Bundle) -> None:
     by_id = {bundle.space.arch_id(arch): arch for arch in bundle.answerable()}
     for key, ranges in bundle.int8.ranges.items():
         if key not in by_id:
-            raise ValueError(f"{INT8}: {key} is no subnet that is answered")
+            raise ValueError(f"{INT8}: {key} is not a subnet that is answered")
         steps = present_steps(bundle.template, bundle.space, by_id[key])
         shape = (len(quantized_values(step.proto for step in steps)), 2)
         if ranges.shape != shape or (ranges[:, 0] > ranges[:, 1]).any():

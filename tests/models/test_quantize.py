@@ -318,7 +318,7 @@ def test_ranges_that_are_not_those_of_the_answers_are_named(folder, tmp_path):
         (lambda copy: (copy / INT8).unlink(), f"{INT8} is missing"),
         (changed(lambda a, k: {**a, k: a[k][:-1]}), "is not the ranges of its"),
         (changed(lambda a, k: {**a, k: a[k][:, ::-1].copy()}), "is not the ranges of its"),
-        (changed(lambda a, k: {**a, "abc": a[k]}), "abc is no subnet that is answered"),
+        (changed(lambda a, k: {**a, "abc": a[k]}), "abc is not a subnet that is answered"),
         (changed(lambda a, k: {**a, k: a[k] * np.float32("nan")}), "not a number"),
     ):
         with pytest.raises(ValueError, match=said):
