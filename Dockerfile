@@ -59,7 +59,7 @@ FROM serve AS gpu
 COPY constraints.txt /tmp/
 USER 0
 # The tensorrt runtime keeps its buffers in torch.
-RUN /opt/venv/bin/pip install --no-cache-dir -c /tmp/constraints.txt torch 'tensorrt-cu13>=10.14.1,<11' \
+RUN /opt/venv/bin/pip install --no-cache-dir -c /tmp/constraints.txt torch 'tensorrt-cu13>=10.14.1,<12' \
  && install -d -o 10001 /engines
 USER 10001
 ENV SHIFTNAS_RUNTIME=tensorrt SHIFTNAS_DEVICE=cuda SHIFTNAS_ENGINE_CACHE=/engines

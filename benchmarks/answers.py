@@ -3,8 +3,8 @@
     python -m benchmarks.answers
     python -m benchmarks.answers --bundle runs/digits/bundle --budgets 1000
 
-For random budgets over the range: what the bundle answers, what the generator's live decode would
-answer, and the plain argmax of the generator. Times are of one core.
+For random budgets over the range: what the bundle answers, what the generator would answer
+live, and the plain argmax of the generator. Times are of one core.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.space.search_space import SearchSpace
 
 _COUNTABLE = 1_000_000
@@ -44,18 +44,18 @@ def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
     """Use, errors and milliseconds over the budgets. Asserts that none is exceeded."""
     space = bundle.space
     answer_use: list[float] = []
-    decode_use: list[float] = []
+    live_use: list[float] = []
     argmax_error: list[float] = []
-    decode_ms: list[float] = []
+    live_ms: list[float] = []
     for budget in budgets:
         flops = space.flops(bundle.answer(budget))
         assert flops <= budget, (flops, budget)
         answer_use.append(flops / budget)
         start = time.perf_counter()
-        arch = decode(bundle.policy, budget)
-        decode_ms.append(1000 * (time.perf_counter() - start))
+        arch = answer_within(bundle.policy, budget)
+        live_ms.append(1000 * (time.perf_counter() - start))
         assert space.flops(arch) <= budget, (space.flops(arch), budget)
-        decode_use.append(space.flops(arch) / budget)
+        live_use.append(space.flops(arch) / budget)
         logits = bundle.policy.log_probabilities_of([budget])
         plain = space.from_indices([int(values.argmax()) for values in logits])
         argmax_error.append(abs(space.flops(plain) - budget) / budget)
@@ -66,11 +66,11 @@ def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
         "over_budget": 0,
         "answer_mean_use": round(float(np.mean(answer_use)), 5),
         "answer_least_use": round(float(np.min(answer_use)), 5),
-        "decode_mean_use": round(float(np.mean(decode_use)), 5),
-        "decode_least_use": round(float(np.min(decode_use)), 5),
+        "live_mean_use": round(float(np.mean(live_use)), 5),
+        "live_least_use": round(float(np.min(live_use)), 5),
         "argmax_mean_error": round(float(np.mean(argmax_error)), 5),
-        "decode_median_ms": round(float(np.median(decode_ms)), 3),
-        "decode_p99_ms": round(float(np.percentile(decode_ms, 99)), 3),
+        "live_median_ms": round(float(np.median(live_ms)), 3),
+        "live_p99_ms": round(float(np.percentile(live_ms, 99)), 3),
     }
 
 
@@ -100,9 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"answers over budget: {result['over_budget']}\n"
             f"the bundle uses {100 * result['answer_mean_use']:.2f} % of the budget on "
             f"average (least {100 * result['answer_least_use']:.2f} %)\n"
-            f"live decode uses {100 * result['decode_mean_use']:.2f} % "
-            f"(least {100 * result['decode_least_use']:.2f} %), "
-            f"{result['decode_median_ms']:.2f} ms median, {result['decode_p99_ms']:.2f} ms p99\n"
+            f"live answers use {100 * result['live_mean_use']:.2f} % "
+            f"(least {100 * result['live_least_use']:.2f} %), "
+            f"{result['live_median_ms']:.2f} ms median, {result['live_p99_ms']:.2f} ms p99\n"
             f"plain argmax is off by {100 * result['argmax_mean_error']:.2f} % on average"
         )
         if "nearest_mean_error" in result:

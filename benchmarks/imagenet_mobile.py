@@ -17,21 +17,19 @@ among those that the public weights were trained on, so all figures are relative
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from pydantic import JsonValue
 
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.nearest import Search, blended, divergence, logits, read_photos
+from benchmarks.parts.plot import Panel, plot_panels
 from models.bundle.confidence import Confidence
 from models.bundle.files import halved
 from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
@@ -43,25 +41,16 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
-from trainer.data.reading import read_source
 from trainer.finish import resolutions_alone
-from trainer.intervals import interval
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
 
 SPACE = "mobile"
-CHOSEN = ("resolution", "depth")
-"""What the archs of the space differ in."""
-BATCH = 32
-SCOUT = 128
-"""The resolution at which all combinations of depths are tried."""
-STEP = 0.97
-"""An answer is kept if its divergence is at most so many times that of the next smaller one."""
-TEMPERATURES = np.geomspace(0.7, 3.0, 30)
 CHOOSING = "imagenet-sample, rows 0::2"
 PUBLISHED = "75.0 %"
 """Top-1 of EfficientNet-Lite0 at 224 pixels on ImageNet's validation set, as published."""
@@ -95,15 +84,6 @@ Limits: one object in the middle of a photo; English names, the first of each sy
 stored in half precision and were rounded to it before they were measured. Made by
 `python -m benchmarks.imagenet_mobile`.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Photos:
-    """Pixels at every resolution, uint8, and classes."""
-
-    pixels: dict[int, np.ndarray]
-    labels: np.ndarray
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -166,124 +146,6 @@ class Row:
         }
 
 
-def read_photos(path: Path, sides: Sequence[int]) -> Photos:
-    """All photos of a labelled source."""
-    source = read_source(str(path))
-    contents = [source.train.read(index) for index in range(len(source.train))]
-    photos = [PREPROCESS.decode(content, max(sides)) for content in contents]
-    pixels = {
-        side: np.stack([PREPROCESS.pixels(photo, side) for photo in photos]) for side in sides
-    }
-    return Photos(pixels, source.train.labels, source.classes)
-
-
-def logits(
-    bundle: Bundle, arch: Arch, photos: Photos, some: np.ndarray, threads: int
-) -> np.ndarray:
-    """What an arch says of some photos, as it is served: (photos, classes)."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    model = bundle.build_onnx(arch).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    pixels = photos.pixels[bundle.space.resolution(arch)][some]
-    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
-    said = [session.run(None, {"images": PREPROCESS.normalize(batch)})[0] for batch in batches]
-    return np.concatenate([np.asarray(part) for part in said])
-
-
-def divergence(full: np.ndarray, other: np.ndarray) -> float:
-    """Mean over photos of KL(full, other), nats, from logits.
-
-    The other's are divided by the temperature that brings it nearest: what is asked is what a
-    subnet tells apart, and not how sure it is, which a temperature can set.
-    """
-    of_full = _log_softmax(full)
-    own = (np.exp(of_full) * of_full).sum(1).mean()
-    each = [own - (np.exp(of_full) * _log_softmax(other / t)).sum(1).mean() for t in TEMPERATURES]
-    return float(min(each))
-
-
-def _log_softmax(each: np.ndarray) -> np.ndarray:
-    shifted = each - each.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """Divergences of archs from the full network on the photos that choose, each measured once.
-
-    full: what that says of them.
-    """
-
-    bundle: Bundle
-    photos: Photos
-    chooses: np.ndarray
-    full: np.ndarray
-    file: Path | None
-    threads: int
-    found: dict[Arch, float] = field(default_factory=dict)
-
-    def read(self) -> None:
-        """What the file holds already."""
-        if self.file is not None and self.file.is_file():
-            for line in self.file.read_text().splitlines():
-                row = json.loads(line)
-                self.found[self.bundle.space.arch_from_json(row["arch"])] = row["divergence"]
-
-    def measure(self, archs: Iterable[Arch]) -> None:
-        """Those that are not known yet."""
-        space = self.bundle.space
-        new = [arch for arch in dict.fromkeys(archs) if arch not in self.found]
-        for number, arch in enumerate(new, start=1):
-            said = logits(self.bundle, arch, self.photos, self.chooses, self.threads)
-            self.found[arch] = round(divergence(self.full, said), 5)
-            document = space.arch_to_json(arch)
-            row = {
-                "flops": space.flops(arch),
-                "divergence": self.found[arch],
-                "agrees": round(float((said.argmax(1) == self.full.argmax(1)).mean()), 4),
-                "arch": {name: document[name] for name in CHOSEN},
-            }
-            if self.file is not None:
-                with self.file.open("a") as file:
-                    print(json.dumps(row), file=file)
-            if number % 20 == 0 or number == len(new):
-                print(f"tried {number} of {len(new)}", file=sys.stderr)
-
-    def front(self, archs: Iterable[Arch], step: float, worst: float = math.inf) -> list[Arch]:
-        """By FLOPs: each at most ``step`` times as far from the full network as all smaller ones.
-
-        ``worst``: divergence that the first may have.
-        """
-        kept: list[Arch] = []
-        for arch in sorted(archs, key=self.bundle.space.flops):
-            if self.found[arch] <= (step * self.found[kept[-1]] if kept else worst):
-                kept.append(arch)
-        return kept
-
-    def run(self, others: Iterable[Arch] = ()) -> list[Arch]:
-        """What is worth an answer. others: candidates beside those that are found here."""
-        space = self.bundle.space
-        alone = resolutions_alone(space)
-        self.read()
-        self.measure((*alone, *others))
-        scouts = depths(space, SCOUT)
-        self.measure(scouts)
-        near, sides = self.front(scouts, 1.0), [space.resolution(arch) for arch in alone]
-        self.measure(space.arch({**arch, "resolution": side}) for side in sides for arch in near)
-        return self.front(self.found, STEP, worst=self.found[alone[0]])
-
-
-def depths(space: SearchSpace, resolution: int) -> list[Arch]:
-    """The archs at a resolution: every combination of depths."""
-    elastic = [d for d in space.decisions if d.kind == "depth" and len(d.choices) > 1]
-    here = dict(space.largest) | {"resolution": resolution}
-    return [
-        space.arch(here | {d.name: choice for d, choice in zip(elastic, some, strict=True)})
-        for some in itertools.product(*(d.choices for d in elastic))
-    ]
-
-
 def write(
     path: Path,
     space: SearchSpace,
@@ -323,11 +185,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--bundle", type=Path, help="of a run that started from the same network")
-    parser.add_argument("--searched", type=Path, metavar="FILE", help="keeps what was tried")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the answers")
+    parser.add_argument(
+        "--bundle", type=Path, help="the bundle of a run that started from the same network"
+    )
+    parser.add_argument(
+        "--searched", type=Path, metavar="FILE", help="file that keeps what was tried"
+    )
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="the file of an earlier --searched"
+    )
+    parser.add_argument(
+        "--blend", type=float, default=1.0, help="how far to go towards the weights of --bundle"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -351,11 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answered: tuple[Arch, ...] = ()
     distilled: JsonValue = None
     if options.bundle is not None:
-        bundle = load_bundle(options.bundle)
-        shared, answered = unpack_shared(space, bundle.statistics), bundle.archs()
-        distilled = dict(bundle.provenance)
+        run = load_bundle(options.bundle)
+        shared, answered = unpack_shared(space, run.statistics), run.archs()
+        bundle = blended(bundle, run, options.blend)
+        distilled = {"blend": options.blend, **run.provenance}
     search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
-    kept = search.run(answered)
+    kept = search.run(answered, again=options.again)
 
     reported = photos.labels[~chooses]
     said = {arch: said_by(bundle, arch) for arch in dict.fromkeys((*kept, *alone))}
@@ -384,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit_confidence(sure, CHOOSING),
     )
     if options.plot is not None:
-        draw(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
+        plot(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
     tables = {
         "answers": [rows[arch].to_json(space) for arch in kept],
         "whole_network": [rows[arch].to_json(space) for arch in alone],
@@ -400,7 +275,7 @@ def row_of(space: SearchSpace, arch: Arch, right: float | None = None) -> Fronti
     return FrontierRow(float(flops), arch, flops, space.params(arch), None, right)
 
 
-def draw(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
+def plot(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
     """What is answered, against the whole network at fixed resolutions."""
     panels: list[Panel] = []
     for name, title in (("right", "right, %"), ("agrees", "as the full network, %")):
@@ -409,7 +284,7 @@ def draw(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
             for what, rows in (("imagenet-mobile", kept), ("whole network, resolutions", alone))
         }
         panels.append(Panel(title, "MFLOPs", title, series))
-    draw_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
+    plot_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
 
 
 def card(rows: Sequence[Row], count: int, *, distilled: bool) -> str:

@@ -4,7 +4,7 @@
     python -m benchmarks.subnet_build --space attentivenas --budgets 20
     python -m benchmarks.subnet_build --bundle runs/vit/bundle
 
-For random budgets, on one thread: the bundle's answer (generator and decode), slicing, the graph,
+For random budgets, on one thread: the bundle's answer (by the generator), slicing, the graph,
 the session in ONNX Runtime, its first run; each timed alone. Where the server needs no session for
 each subnet (no BatchNorm), also what it does instead. In turn with these, for some of the same
 subnets, torch's exporters (``torch.onnx.export`` with ``dynamo=True``; with ``dynamo=False``, the

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.parts.timing import machine
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.report import policy_of
 from models.nets import build_net
 from models.nets.extract import extract
@@ -162,7 +162,7 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
         )
         loss.backward()
         if float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
-            decode(policy_of(state.generator), draw.budget_flops)
+            answer_within(policy_of(state.generator), draw.budget_flops)
         else:
             state.generator.relaxed(policies).arch()
         torch.nn.utils.clip_grad_norm_(state.generator.parameters(), 1.0)
@@ -173,7 +173,7 @@ def candidates(recipe: Recipe, arch: Arch) -> dict[str, Callable[[], object]]:
         sampler = build_sampler(name, space, recipe.sampler_options)
 
         def update(sampler: AbstractSampler = sampler) -> None:
-            sampler.update(probe_of(state, batch, MASKED, recipe), state.rng)
+            sampler.update(probe_of(state, batch, MASKED, recipe, [batch]), state.rng)
             state.keep_weights()
 
         state.keep_weights()

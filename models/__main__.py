@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
-from models.bundle.manifest import confidence_entry
+from models.bundle.manifest import confidence_entry, int8_entry
+from models.bundle.value import Precision
 from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
@@ -30,6 +32,7 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
   python -m models extract models/zoo/cifar10-cnn --flops 4M --out 4m.pt2
   python -m models extract models/zoo/cifar10-cnn --flops 4M --features --out maps.onnx
+  python -m models quantize models/zoo/cifar10-cnn --data photos/ --out bundles/int8
   python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
   python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
   python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
@@ -44,10 +47,21 @@ called in turn, so that a slow second hits all of them alike. 30 more are timed 
 the table is ("prediction": errors relative to what was measured; below 0.05 is good). Ctrl-C keeps
 what has been timed beside the table; the same command goes on from there."""
 
+_QUANTIZE = """\
+Let the bundle's answers run in 8-bit integers too: faster on a CPU with VNNI, nearly as right.
+
+  python -m models quantize models/zoo/imagenet-mobile --data photos/ --out bundles/int8
+  python -m shiftnas_serve --bundle bundles/int8 --precision int8
+
+Photos of the kind that will be sent, without labels. Half of them give the ranges of activations;
+the others tell how often int8 answers what full precision does. Weights are such that
+every processor computes the same. Labelled images tell accuracies too: `trainer.quantize`."""
+
 _RETARGET = """\
 Teach the bundle's generator another cost than FLOPs, without images, in a minute or so.
 
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
+  python -m models quantize models/zoo/cifar10-cnn --data photos/ --out bundles/int8
   python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
   python -m models generate bundles/ms --ms 0.25
   python -m shiftnas_serve --bundle bundles/ms
@@ -56,7 +70,7 @@ FLOPs budgets are answered as before. An answer to milliseconds never takes more
 
 
 def describe(options: argparse.Namespace) -> dict[str, object]:
-    """A space or a bundle, or one arch of it."""
+    """Tell what a space or a bundle is, or one of its archs."""
     name = options.space
     if name not in SPACES and Path(name).is_dir():
         if options.relative_position:
@@ -88,19 +102,29 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "labels": list(bundle.labels),
         "preprocess": bundle.preprocess.to_json(),
         "confidence": known and confidence_entry(known).model_dump(mode="json"),
+        "int8": known_int8(bundle),
         "frontier": [
             {
                 "budget_flops": row.budget_flops,
                 "id": bundle.space.arch_id(row.arch),
                 "flops": row.flops,
                 "params": row.params,
-                "val_accuracy": row.val_accuracy,
+                "held_out_accuracy": row.held_out_accuracy,
                 "test_accuracy": row.test_accuracy,
             }
             for row in bundle.frontier
         ],
         **describe_space(bundle.space),
     }
+
+
+def known_int8(bundle: Bundle) -> dict[str, object] | None:
+    """How good the answers are in 8-bit integers, if the bundle holds those."""
+    if bundle.int8 is None:
+        return None
+    return int8_entry(bundle.space, bundle.int8, [row.arch for row in bundle.frontier]).model_dump(
+        mode="json"
+    )
 
 
 def generate(options: argparse.Namespace) -> dict[str, object]:
@@ -125,7 +149,9 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
 
 def extract(options: argparse.Namespace) -> dict[str, object]:
     """A subnet, or its features, as a file for Python users."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
+    if options.precision != "fp32" and (options.features or options.out.suffix == ".pt2"):
+        raise ValueError(f"--precision {options.precision} is for logits as .onnx; leave it out")
     if options.arch is not None:
         arch = read_arch(bundle.space, options.arch)
     else:
@@ -169,6 +195,16 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     return {"table": str(options.out), **{k: told[k] for k in ("measured", "prediction")}}
 
 
+def quantize(options: argparse.Namespace) -> dict[str, object]:
+    """A bundle that also holds its answers in 8-bit integers."""
+    # loaded by name: describing a space needs no runtime
+    module = importlib.import_module("models.quantize")
+    told: dict[str, object] = module.quantize_bundle(
+        options.bundle, options.out, options.data, images=options.images
+    )
+    return told
+
+
 def retarget(options: argparse.Namespace) -> dict[str, object]:
     """A bundle that also answers budgets of a table's cost."""
     require("train", "torch", "threadpoolctl", "rich")
@@ -189,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=PRODUCT)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser(
-        "describe", help="a space or a bundle: FLOPs, parameters, decisions, labels"
+        "describe", help="tell a space's or a bundle's FLOPs, parameters, decisions, labels"
     )
     one.add_argument(
         "space",
@@ -198,74 +234,122 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--arch", metavar="FILE|JSON", help="describe this arch of it")
     one.add_argument(
-        "--relative-position", action="store_true", help="of a vit-* space: the variant with it"
+        "--relative-position",
+        action="store_true",
+        help="describe the variant of a vit-* space with relative position",
     )
     one.set_defaults(run=describe)
-    one = commands.add_parser("generate", help="what a bundle answers to a budget")
+    one = commands.add_parser("generate", help="tell what a bundle answers to a budget")
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = one.add_mutually_exclusive_group(required=True)
     which.add_argument("--flops", help="the budget: 4000000, 4e6, 4M, 1.3G")
-    which.add_argument("--ms", type=float, help="milliseconds, of a bundle that was retargeted")
+    which.add_argument(
+        "--ms", type=float, help="a budget in milliseconds; needs a bundle that was retargeted"
+    )
     one.set_defaults(run=generate)
     one = commands.add_parser(
         "measure",
-        help="a table of what subnets take on this machine, in milliseconds",
+        help="measure what subnets take on this machine, and write a table of milliseconds",
         description=_MEASURE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    one.add_argument("--runtime", default="onnxruntime", help="onnxruntime is the only one")
-    one.add_argument("--batch", type=int, default=1, help="images in a call (default: 1)")
-    one.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
+    one.add_argument("--runtime", default="onnxruntime", help="onnxruntime (the only one)")
     one.add_argument(
-        "--minutes", type=float, default=5.0, help="how long, about: 2 to 10 (default: 5)"
+        "--batch", type=int, default=1, help="images that a subnet gets at once (default: 1)"
     )
-    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, JSON")
+    one.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    one.add_argument(
+        "--minutes", type=float, default=5.0, help="measure for about so long: 2 to 10 (default: 5)"
+    )
+    one.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file of the table, JSON"
+    )
     one.set_defaults(run=measure)
-    one = commands.add_parser("extract", help="a subnet as a file: .onnx, or .pt2 of torch.export")
+    one = commands.add_parser(
+        "extract", help="write a subnet as a file: .onnx, or .pt2 of torch.export"
+    )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = one.add_mutually_exclusive_group(required=True)
-    which.add_argument("--flops", help="what the bundle answers to this budget: 4M, 1.3G")
-    which.add_argument("--arch", metavar="FILE|JSON", help="this arch")
-    one.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.onnx or *.pt2")
+    which.add_argument("--flops", help="take what the bundle answers to this budget: 4M, 1.3G")
+    which.add_argument("--arch", metavar="FILE|JSON", help="take this arch")
+    one.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write: *.onnx or *.pt2"
+    )
     one.add_argument(
         "--features",
         action="store_true",
-        help="maps for dense tasks in place of logits, one for each stride (needs torch)",
+        help="give maps for dense tasks, one for each stride, in place of logits (needs torch)",
+    )
+    one.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="int8: .onnx in 8 bits"
     )
     one.set_defaults(run=extract)
     one = commands.add_parser(
+        "quantize",
+        help="a bundle whose answers also run in 8-bit integers",
+        description=_QUANTIZE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    one.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="photos, without labels"
+    )
+    one.add_argument(
+        "--images",
+        type=int,
+        default=256,
+        help="calibrate, at most; as many others measure (default: 256)",
+    )
+    one.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="BUNDLE",
+        help="a new folder; or the bundle's own, which then holds both",
+    )
+    one.set_defaults(run=quantize)
+    one = commands.add_parser(
         "retarget",
-        help="a bundle that also answers budgets of a measured cost",
+        help="make a bundle that also answers budgets of a measured cost",
         description=_RETARGET,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument(
-        "--table", type=Path, required=True, metavar="FILE", help="from `models measure`"
+        "--table",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the table that `models measure` wrote",
     )
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
     one.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="images without labels, on which the generator's answers are tried; without it the "
-        "answers that a bundle stores stay, each by its milliseconds",
+        help="try the generator's answers on these images, which need no labels; without images a "
+        "bundle keeps the answers that it stores, each with its milliseconds",
     )
     one.set_defaults(run=retarget)
-    one = commands.add_parser("convert", help="a public supernet's checkpoint to a bundle")
+    one = commands.add_parser("convert", help="make a bundle of a public supernet's checkpoint")
     one.add_argument(
         "converter", metavar="CONVERTER", help=f"one of: {', '.join(sorted(CONVERTERS))}"
     )
-    one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="tensors only")
+    one.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .safetensors file, or one of torch.save with tensors only",
+    )
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="a new folder")
     one.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="images (JPEG, PNG, WebP; any depth, no labels): BatchNorm statistics are measured on "
-        "them",
+        help="measure BatchNorm statistics on these images (JPEG, PNG, WebP; at any depth, without "
+        "labels)",
     )
     one.add_argument(
         "--entry",

@@ -27,18 +27,16 @@ from torch import Tensor
 from models.bundle.costs import cost_answers
 from models.bundle.folder import Bundle, load_bundle, save_with_cost
 from models.bundle.value import SHARED
-from models.converters.deployment import calibration_batches, refuse_out
+from models.converters.deployment import calibration_batches, measured_statistics, refuse_out
 from models.converters.progress import Progress
 from models.costs import get_cost
 from models.costs.cost import Cost
 from models.costs.table import CostTable
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import policy_of, report_generator
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
 from models.images.photos import Photos, find_photos, read_photos
-from models.nets import build_net
-from models.nets.calibration import calibrate
 from models.onnx.graph import cut_graph
 from models.onnx.ort import onnxruntime, session_options
 from models.space.arch import Arch
@@ -109,7 +107,8 @@ def retarget(
             )
             missing = missing_statistics(bundle, candidates)
             statistics = measured_statistics(
-                bundle,
+                bundle.space,
+                bundle.weights,
                 progress.track(missing, "BatchNorm statistics", len(missing)),
                 lambda side: calibration_batches(photos, side, len(photos)),
             )
@@ -151,8 +150,6 @@ def retargeted_generator(
         generator,
         RewardingLoss(budgets=32),
         steps=steps,
-        learning_rate=3e-3,
-        temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(seed),
         track=track,
     )
@@ -167,7 +164,7 @@ def candidates_of(bundle: Bundle, generator: ArchitectureGenerator, *, alone: bo
     """
     if alone and bundle.answers:
         return list(bundle.archs())
-    asked = decode_all(policy_of(generator), generator.cost.even(_CANDIDATES))
+    asked = answers_within(policy_of(generator), generator.cost.even(_CANDIDATES))
     found = dict.fromkeys((*bundle.archs(), *asked, bundle.space.largest))
     return [arch for arch in found if bundle.space.flops(arch) >= bundle.min_flops]
 
@@ -217,18 +214,3 @@ def missing_statistics(bundle: Bundle, archs: Sequence[Arch]) -> list[Arch]:
     if not bundle.space.norms or SHARED in bundle.statistics:
         return []
     return [arch for arch in archs if bundle.space.arch_id(arch) not in bundle.statistics]
-
-
-def measured_statistics(
-    bundle: Bundle, archs: Iterable[Arch], batches: Callable[[int], Iterable[Tensor]]
-) -> dict[Arch, Statistics]:
-    """BatchNorm statistics of archs on images; ``batches`` gives them for a resolution."""
-    with torch.random.fork_rng(devices=[]):
-        net = build_net(bundle.space)
-    net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in bundle.weights.items()})
-    net.requires_grad_(False)
-    measured: dict[Arch, Statistics] = {}
-    for arch in archs:
-        found = calibrate(net, arch, batches(bundle.space.resolution(arch)))
-        measured[arch] = {n: (mean.numpy(), var.numpy()) for n, (mean, var) in found.items()}
-    return measured

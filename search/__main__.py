@@ -19,47 +19,44 @@ from pathlib import Path
 
 import torch
 
-from models import PRODUCT
 from models.space.quantity import parse_flops
 from search.evolutionary import evolutionary_search
 from search.log import TriedArchs
 from search.random_search import random_search
 from search.supernet import Supernet, open_supernet
+from trainer.command import command_parser, status_of
 
 SEARCHES = {"random": random_search, "evolutionary": evolutionary_search}
 """Name -> search."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
+    """Exit status: 0 done, 2 a mistake of the user's, 130 when stopped by Ctrl-C."""
+    parser = command_parser("search", __doc__)
     parser.add_argument("search", choices=SEARCHES)
     parser.add_argument("supernet", type=Path, metavar="BUNDLE|RUN")
     parser.add_argument("--flops", required=True, help="budget: multiply-adds, such as 8M")
-    parser.add_argument("--data", required=True, help="as for trainer.run")
+    parser.add_argument("--data", required=True, help="the data that it was trained on")
     parser.add_argument("--evaluations", type=int, default=60, help="archs to try (default: 60)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="of torch (default: as it takes)")
-    parser.add_argument("--out", type=Path, help="file of the archs that were tried")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of torch (default: what torch takes)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file that keeps the archs that were tried, to go on from"
+    )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.evaluations < 1:
             raise ValueError(f"--evaluations is {options.evaluations}; try 1 or more")
         if options.threads:
             torch.set_num_threads(options.threads)
         budget = parse_flops(options.flops)
         result = compared(open_supernet(options.supernet, options.data), budget, options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(result) if options.json else in_words(result))
-    return 0
+        print(json.dumps(result) if options.json else in_words(result))
+
+    return status_of(work)
 
 
 def compared(

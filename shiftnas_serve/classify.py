@@ -12,8 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from models import PRODUCT
+from models.bundle.value import Precision
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
 from shiftnas_serve.library import WEDGED, Engine, parse_budgets
@@ -55,16 +57,24 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--flops", help="the budget of each photo: 100M, 1.3G (default: none)")
     made.add_argument(
-        "--confidence", help="0.8: a small subnet answers, and a larger one where it is less sure"
+        "--confidence",
+        help="like 0.8: a small subnet answers, and a larger one where the small one is less sure",
     )
     out = made.add_mutually_exclusive_group()
-    out.add_argument("--csv", type=Path, metavar="FILE", help="where to (default: standard output)")
-    out.add_argument("--parquet", type=Path, metavar="FOLDER", help="the same as parquet files")
-    made.add_argument("--column", default="image", help="of parquet files (default: image)")
+    out.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write a table to it (default: standard output)"
+    )
+    out.add_argument("--parquet", type=Path, metavar="FOLDER", help="write parquet files into it")
+    made.add_argument(
+        "--column", default="image", help="the images' column in parquet files (default: image)"
+    )
     made.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="a bundle's folder")
     made.add_argument("--workers", type=int, help="threads that run subnets (default: one a core)")
     made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")
     made.add_argument("--device", default="cpu", help="where subnets run")
+    made.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="int8: in 8 bits"
+    )
     return made
 
 
@@ -99,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         workers=workers,
         runtime=options.runtime,
         device=options.device,
+        precision=options.precision,
         prebuild=False,
         # nobody waits for an answer, and no more is worked on than is asked for
         timeout_s=86_400,
@@ -106,7 +117,10 @@ def run(options: argparse.Namespace) -> int:
     )
     with Engine(settings, wedged=_end) as engine:
         engine.model.planner.plan(asked, 0.0)  # or says what cannot be
-        name = f"{engine.model.name.name}:{engine.model.name.version}"
+        model = engine.model.name
+        name = f"{model.name}:{model.version}"
+        if model.precision != "fp32":
+            name += f":{model.precision}"
         with open_table(options.csv, options.parquet, name, budget or "none") as table:
             every = (photo for source in found for photo in source.photos())
             left = (photo for photo in every if photo.name not in table.done)

@@ -359,7 +359,7 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
 
 
 def read_source(image: ImageSource) -> bytes | Photo:
-    """The bytes of a file, or pixels. Raises ValueError for what is no image."""
+    """The bytes of a file, or pixels. Raises ValueError for what is not an image."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -136,11 +137,10 @@ class Metrics(Collector):
         )
         if engine is None:
             return
-        name, version = engine.model.name.name, engine.model.name.version
         info = GaugeMetricFamily(
-            "shiftnas_model_info", "What is served", labels=["name", "version"]
+            "shiftnas_model_info", "What is served", labels=["name", "version", "precision"]
         )
-        info.add_metric([name, version], 1.0)
+        info.add_metric(list(msgspec.structs.astuple(engine.model.name)), 1.0)
         yield info
         yield GaugeMetricFamily(
             "shiftnas_images_waiting", "Images that are here now", engine.room.images

@@ -11,7 +11,7 @@ import torch
 
 from models.bundle.confidence import Confidence
 from models.bundle.folder import FrontierRow, add_confidence, load_bundle, save_bundle
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
@@ -94,4 +94,4 @@ def make_sure(folder: Path, *, temperature: float = 1.0) -> Path:
 def _answers(space: SearchSpace, policy: GeneratorPolicy) -> list[tuple[float, Arch]]:
     low, high = space.min_flops, space.max_flops
     budgets = [low + (high - low) * i / (ANSWERS - 1) for i in range(ANSWERS)]
-    return [(b, decode(policy, b)) for b in budgets]
+    return [(b, answer_within(policy, b)) for b in budgets]

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from models import PRODUCT
 from models.bundle.folder import add_confidence, load_bundle
 from models.bundle.manifest import confidence_entry
 from models.converters.progress import Progress
+from trainer.command import bundle_parser, status_of
 from trainer.data.reading import cut, read_source
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
@@ -82,38 +82,25 @@ def fit(options: argparse.Namespace) -> Record:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.confidence",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = bundle_parser("trainer.confidence", __doc__)
+    parser.add_argument(
+        "--run", type=Path, help="a run's folder: take the images of the data that it held out"
     )
-    parser.add_argument("--version", action="version", version=PRODUCT)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("--data", required=True, help="labelled, as trainer.run reads it")
-    parser.add_argument("--run", type=Path, help="a run's folder: of the data, what it held out")
-    parser.add_argument("--rows", default=":", help="some of the images: 0:1000, 0::2 (all)")
-    parser.add_argument("--budgets", type=int, help="even over the range (default: all answers)")
-    parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    parser.add_argument(
+        "--budgets", type=int, help="fit the answers at so many budgets (default: all answers)"
+    )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.budgets is not None and options.budgets < 2:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = fit(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the bundle is as it was", file=sys.stderr)
-        return 130
-    if options.json:
-        print(json.dumps(done))
-    else:
-        print(f"{options.bundle} knows how sure it is; its version is {done['version']} now")
-    return 0
+        if options.json:
+            print(json.dumps(done))
+        else:
+            print(f"{options.bundle} knows how sure it is; its version is {done['version']} now")
+
+    return status_of(work, stopped="stopped; the bundle is as it was")
 
 
 if __name__ == "__main__":

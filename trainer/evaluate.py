@@ -5,10 +5,10 @@
     python -m trainer.evaluate BUNDLE --data photos/ --against OTHER    # labels: what OTHER answers
     python -m trainer.evaluate BUNDLE --data PATH --budgets 64 --plot frontier.png
 
-Data of any kind that training reads; of a set with a test split, that. Classes are matched by name.
-Answers are those that are served: same decoding, same graphs. Intervals are 95 % (Wilson). Of a
-bundle that knows how sure it is, also what requests with a confidence cost and how right they are,
-and how much better that is than one subnet of as many FLOPs.
+Data may be of any kind that training reads; where there is a test split, that alone is taken.
+Classes are matched by name. Images are read and subnets run as the server does it. Intervals are
+95 % (Wilson). If the bundle knows how sure it is, the table also says what requests with a
+confidence cost, how right they are, and how much that gains over one subnet of as many FLOPs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.value import Precision
 from models.converters.progress import Progress
+from trainer.command import bundle_parser, status_of
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
-from trainer.report.answers import draw
+from trainer.report.answers import write_plot
 from trainer.scores import confused
 from trainer.served import Measured, as_record, labels_in, measure, some_answers
 
@@ -46,7 +48,7 @@ class Evaluated:
 
 def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
     source = read_source(str(options.data))
     rows = (source.train if source.test is None else source.test).slice(options.rows)
     pairs = drawn_budgets(bundle)
@@ -126,58 +128,54 @@ def curve_table(pair: Curve) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument("--data", required=True, help="as trainer.run reads it")
+    parser = bundle_parser("trainer.evaluate", __doc__)
     parser.add_argument(
-        "--against", type=Path, metavar="BUNDLE", help="count agreement with this one's largest"
+        "--against",
+        type=Path,
+        metavar="BUNDLE",
+        help="compare with what this bundle's largest subnet answers, in place of labels",
     )
     parser.add_argument(
-        "--budgets", type=int, default=8, help="so many, each a fixed times the one before (8)"
+        "--budgets",
+        type=int,
+        default=8,
+        help="evaluate so many, each a fixed times the one before (default: 8)",
     )
-    parser.add_argument("--rows", default=":", help="some of the images: 0:1000, 1::2 (all)")
-    parser.add_argument("--threads", type=int, default=1, help="of each subnet (1)")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this"
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="precision in which subnets compute (default: fp32)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot accuracy by FLOPs into this file"
+    )
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.budgets < 2:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = evaluate_bundle(options)
         if options.plot is not None:
-            draw(options.plot, done.bundle, done.measured, done.curves)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    for image in done.broken:
-        print(f"left out {image}", file=sys.stderr)
-    if not options.json:
-        print(table(done))
-        return 0
-    result: Record = {
-        "bundle": str(options.bundle),
-        "version": done.bundle.version,
-        "data": done.data,
-        "against": None if options.against is None else str(options.against),
-        "broken": done.broken,
-        "answers": [as_record(done.bundle, one) for one in done.measured],
-        "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
-    }
-    print(json.dumps(result))
-    return 0
+            write_plot(options.plot, done.bundle, done.measured, done.curves)
+        for image in done.broken:
+            print(f"left out {image}", file=sys.stderr)
+        if not options.json:
+            print(table(done))
+            return
+        result: Record = {
+            "bundle": str(options.bundle),
+            "version": done.bundle.version,
+            "precision": done.bundle.precision,
+            "data": done.data,
+            "against": None if options.against is None else str(options.against),
+            "broken": done.broken,
+            "answers": [as_record(done.bundle, one) for one in done.measured],
+            "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
+        }
+        print(json.dumps(result))
+
+    return status_of(work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.calibration import calibrate
@@ -48,7 +48,8 @@ class Evaluation:
     """Of the supernet and the generator at one step.
 
     entropy: of the policy at each group, nats. rows: what is served at a budget (budget_flops,
-    flops, arch), its top-1 accuracy on held-out images (val_accuracy, in 0..1) and gradient_norm.
+    flops, arch), its top-1 accuracy on held-out images (held_out_accuracy, in 0..1) and
+    gradient_norm.
     """
 
     generator: GeneratorReport
@@ -57,8 +58,8 @@ class Evaluation:
 
 
 def answers(generator: ArchitectureGenerator, budgets: Sequence[float]) -> list[Arch]:
-    """What is served at each budget: the generator's policy, decoded within the budget."""
-    return decode_all(policy_of(generator), budgets)
+    """What is served at each budget: the most probable arch of its policy within the budget."""
+    return answers_within(policy_of(generator), budgets)
 
 
 def entropies(generator: ArchitectureGenerator, groups: Sequence[int]) -> list[float]:
@@ -137,8 +138,8 @@ def _outputs(
 def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:
     """Eq. 4, the paper's sufficiency: the norm of the gradient of a subnet's weights.
 
-    Of the loss on at most 128 images of a batch, by which BatchNorm normalizes; 0 where a subnet
-    has converged. Changes nothing.
+    The loss is that on at most 128 images of a batch, whose statistics BatchNorm takes. The norm is
+    0 where a subnet has converged. Changes nothing.
     """
     images, labels = batch.images[:SUFFICIENCY_IMAGES], batch.labels[:SUFFICIENCY_IMAGES]
     images = at_resolution(images.to(device), net.space.resolution(arch))
@@ -191,7 +192,7 @@ def evaluate(
         {
             "budget_flops": budget,
             "flops": space.flops(arch),
-            "val_accuracy": right,
+            "held_out_accuracy": right,
             "gradient_norm": norm,
             "arch": space.arch_to_json(arch),
         }

@@ -19,6 +19,7 @@ from models.bundle.folder import FrontierRow, load_bundle, save_bundle
 from models.bundle.manifest import frontier_entry
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
+from models.interval import interval
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
@@ -46,7 +47,7 @@ from trainer.evaluation import (
     calibrated,
     scores,
 )
-from trainer.intervals import interval, is_better
+from trainer.intervals import is_better
 from trainer.pairs import curve, drawn_budgets, fit_confidence
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
@@ -69,9 +70,9 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     """Write ``folder/bundle``, ``frontier.json`` and ``report``; print the table per budget.
 
     Archs are the generator's answers to a fine grid of budgets, each calibrated on training
-    images. ``val_accuracy`` is on the held-out training images, ``test_accuracy`` on test images,
-    which decide nothing. The ranks share the archs out, and the first one writes; the others
-    answer nothing.
+    images. ``held_out_accuracy`` is on training images that trained no weight, ``test_accuracy`` on
+    test images, which decide nothing. The ranks share the archs out, and the first one writes; the
+    others answer nothing.
     """
     ranks.wait()  # for the checkpoint
     state = load_checkpoint(folder)
@@ -107,7 +108,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     measured = {arch: own for arch, (own, _) in zip(archs, found, strict=True)}
     known = {arch: its_scores for arch, (_, its_scores) in zip(archs, found, strict=True)}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
-    val_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
+    held_out_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
     grid_answers = undominated(candidates, right, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
     budgets = _budgets(space, alone, recipe.evaluation_budgets)
@@ -120,10 +121,17 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         statistics, temperature = frozen or measured[arch], known[arch].temperature
         return scores(net, arch, statistics, test, recipe.device, temperature)
 
+    if ranks.is_first:
+        print(f"measuring {len(served)} answers on {len(splits.test)} test images", file=sys.stderr)
     on_test = ranks.gathered([tested(arch) for arch in ranks.shared_out(served)])
     rows = [
         FrontierRow(
-            budget, arch, space.flops(arch), space.params(arch), val_accuracy[arch], its.accuracy
+            budget,
+            arch,
+            space.flops(arch),
+            space.params(arch),
+            held_out_accuracy[arch],
+            its.accuracy,
         )
         for budget, arch, its in zip(budgets, served, on_test, strict=True)
     ]
@@ -145,7 +153,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             mean_error=report.mean_error,
             mean_use=report.mean_use,
             weights=described_weights(state),
-            rows=_answer_rows(space, candidates, val_accuracy, grid_answers),
+            rows=_answer_rows(space, candidates, held_out_accuracy, grid_answers),
         )
     records = read_log(folder / "log.jsonl")
     seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
@@ -188,7 +196,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "bundled_with": dict(provenance()),
         },
     )
-    grid = even_budgets(space, recipe.answer_budgets)
+    least = float(grid_answers[0][0])  # archs that train alone need not begin at the smallest
+    grid = [max(budget, least) for budget in even_budgets(space, recipe.answer_budgets)]
     served_use = float(np.mean([space.flops(_served(grid_answers, b)) / b for b in grid]))
     table = [frontier_entry(space, row).model_dump() for row in rows]
     write_whole(folder / "frontier.json", json.dumps(table, indent=1) + "\n")
@@ -256,14 +265,14 @@ def round_to_half(net: AbstractNet) -> None:
 
 
 def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[float]:
-    """At which a run is reported: those of the archs that it trains alone, or even ones."""
+    """The budgets of a run's report: the FLOPs of the archs that it trains alone, or even ones."""
     return [float(space.flops(arch)) for arch in alone] or list(even_budgets(space, count))
 
 
 def _answer_rows(
     space: SearchSpace,
     candidates: Sequence[tuple[int, Arch]],
-    val_accuracy: Mapping[Arch, float],
+    held_out_accuracy: Mapping[Arch, float],
     kept: Sequence[tuple[int, Arch]],
 ) -> list[Record]:
     """What the generator answers over the range, and which of it is served."""
@@ -271,7 +280,7 @@ def _answer_rows(
     return [
         {
             "flops": flops,
-            "val_accuracy": val_accuracy[arch],
+            "held_out_accuracy": held_out_accuracy[arch],
             "served": arch in served,
             "arch": space.arch_to_json(arch),
         }
@@ -284,7 +293,7 @@ def undominated(
 ) -> list[tuple[int, Arch]]:
     """Drop answers that a smaller one beats on held-out images by more than ``margin`` and chance.
 
-    right: which of the held-out images each gets right. To use the last of a budget, a decode may
+    right: which of the held-out images each gets right. To use the last of a budget, an answer may
     need choices that the generator hardly samples and the supernet hardly trained; a user is better
     served by the smaller subnet then. By FLOPs, ascending; the smallest always stays.
     """
@@ -308,7 +317,8 @@ def _table(rows: list[FrontierRow], held_out: int, test: int) -> str:
     lines = [f"budget MFLOPs   MFLOPs     params   {'held-out %':>20}   {'test %':>20}"]
     lines += [
         f"{row.budget_flops / 1e6:13.2f} {row.flops / 1e6:8.2f} {row.params:10,}   "
-        f"{_with_interval(row.val_accuracy, held_out)}   {_with_interval(row.test_accuracy, test)}"
+        f"{_with_interval(row.held_out_accuracy, held_out)}   "
+        f"{_with_interval(row.test_accuracy, test)}"
         for row in rows
     ]
     return "\n".join([*lines, "in brackets: 95 % intervals"])

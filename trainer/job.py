@@ -1,4 +1,4 @@
-"""The command line of ``trainer.run``: which recipe, in which folder, from where on."""
+"""The command line of ``trainer.run``: the recipe, the run's folder, and whether it goes on."""
 
 from __future__ import annotations
 
@@ -71,16 +71,18 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--settings",
         action="store_true",
-        help="list the recipe's settings: value, default, what each takes and means",
+        help="list the recipe's settings, each with its value, default, range and meaning",
     )
     parser.add_argument(
         "--data",
-        help="parquet or tar file or folder, image folder, or a data set's name (digits)",
+        help="training images: parquet or tar file or folder, image folder, or a data set's name "
+        "(digits)",
     )
     parser.add_argument(
         "--start",
         metavar="NAME, FILE or BUNDLE",
-        help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such, or a bundle",
+        help="weights to begin with: efficientnet-lite0, timm:NAME, a file of such weights, or a "
+        "bundle",
     )
     parser.add_argument(
         "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"

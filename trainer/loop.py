@@ -108,7 +108,7 @@ def train(
                     turn = state.step // shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
-                    probe = probe_of(state, held_out, schedule, recipe, ranks, data.decisions)
+                    probe = probe_of(state, held_out, schedule, recipe, data.decisions, ranks)
                     drops = sampler.update(probe, state.rng)
                     state.compute += probe.compute * ranks.world_size
                     check_finite("loss on held-out images", drops, state.step, recipe)

@@ -17,8 +17,8 @@ import numpy as np
 
 from models.bundle.confidence import Confidence
 from models.bundle.value import Bundle
+from models.interval import Z, interval
 from models.space.arch import Arch
-from trainer.intervals import Z, interval
 from trainer.scores import Scores
 
 CHOSEN_BY = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -31,10 +31,10 @@ SHOWN_AT = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def fit_confidence(scores: Mapping[int, Scores], data: str) -> Confidence:
-    """Temperatures, and who shares which budget, from what subnets say to held-out images.
+    """Temperatures, and which subnets share a budget, from what subnets say to held-out images.
 
-    scores: by FLOPs. The pair of a budget is the one that wins most: whose accuracy is highest
-    above that of one subnet of the same FLOPs, of as many as the pair spends on average. A pair
+    scores: by FLOPs. The pair of a budget is the one that gains most over a single subnet of as
+    many FLOPs as the pair spends on average. A pair
     that wins nothing, or is less right than the largest subnet of the budget alone, is not used.
     """
     flops = np.array(sorted(scores))
@@ -112,12 +112,12 @@ class Curve:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Curve:
-        """The reverse. Raises ValueError for what is none."""
+        """The reverse. Raises ValueError for other text."""
         return msgspec.convert(row, cls)
 
 
 def drawn_budgets(bundle: Bundle) -> dict[int | None, tuple[Arch, Arch]]:
-    """The pairs of two budgets: that of the largest subnet, and none (None), if that is another."""
+    """The pairs to draw: without a budget (None), and within the largest subnet if that differs."""
     if bundle.confidence is None:
         return {}
     asked: dict[int | None, float] = {bundle.max_flops: float(bundle.max_flops), None: math.inf}

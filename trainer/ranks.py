@@ -88,7 +88,7 @@ class Ranks:
     def together(self) -> Iterator[None]:
         """What may fail in one process: then it fails in all, with the same words.
 
-        Inside may be no other exchange with the ranks.
+        Nothing inside may exchange anything with the ranks.
         """
         failure: ValueError | OSError | None = None
         try:

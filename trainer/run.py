@@ -33,6 +33,7 @@ from trainer.engine.checkpoint import has_checkpoint, kept_step
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record, set_aside
+from trainer.engine.memory import keep_freed_memory
 from trainer.finish import finish
 from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
@@ -57,17 +58,18 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
     folder: Path | None = None
     started: Path | None = None
     result: Record = {}
-    try:
-        require("train", *EXTRAS["train"])  # of which some are imported when hours are gone
-        if options.settings:
-            print(listing(asked_recipe(options)))
-            return 0
-        with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
+    with Interrupt(repeats=dist.is_torchelastic_launched()) as interrupt:
+        try:
+            require("train", *EXTRAS["train"])  # of which some are imported when hours are gone
+            if options.settings:
+                print(listing(asked_recipe(options)))
+                return 0
             job = find_job(options, ranks.world_size)
             recipe, folder = job.recipe, job.folder
             if recipe.device.startswith("cuda"):
                 # of fp32; the other precisions do not look at it
                 torch.backends.cuda.matmul.fp32_precision = "tf32"
+            keep_freed_memory()
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
             if options.hours is not None:
@@ -92,19 +94,29 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                 print(f"images {splits.memory}", file=sys.stderr)
                 train(recipe, splits, folder, interrupt, resume=job.resume, ranks=ranks)
                 result = finish(recipe, splits, folder, ranks)
-    except ValueError as error:
-        print(f"error: {error}{go_on(started, ranks)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = error.filename or folder
-        print(f"error: {where}: {error.strerror or error}{go_on(started, ranks)}", file=sys.stderr)
-        return 2
-    except (Ended, Stopped) as stopped:
-        print(f"{stopped}{go_on(started, ranks) or '; nothing had begun'}", file=sys.stderr)
-        return 128 + stopped.signal if isinstance(stopped, Stopped) else 1
+        except (ValueError, OSError, Ended, Stopped) as error:
+            # the signal with which torchrun ends the others must not end this line
+            with interrupt.deferred():
+                status, words = _ending(error, folder)
+                kept = go_on(started, ranks)
+                if not kept and isinstance(error, Ended | Stopped):
+                    kept = "; nothing had begun"
+                print(f"{words}{kept}", file=sys.stderr)
+                return status
     if options.json and ranks.is_first:
         print(json.dumps(result))
     return 0
+
+
+def _ending(error: BaseException, folder: Path | None) -> tuple[int, str]:
+    """The exit status, and what is said."""
+    if isinstance(error, Stopped):
+        return 128 + error.signal, str(error)
+    if isinstance(error, Ended):
+        return 1, str(error)
+    if isinstance(error, OSError):
+        return 2, f"error: {error.filename or folder}: {error.strerror or error}"
+    return 2, f"error: {error}"
 
 
 def go_on(folder: Path | None, ranks: Ranks) -> str:

@@ -39,8 +39,6 @@ def taught_generator(space: SearchSpace, seed: int = 0) -> ArchitectureGenerator
         generator,
         ResourceLoss(),
         steps=1000,
-        learning_rate=3e-3,
-        temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(seed),
     )
     return generator

@@ -13,7 +13,7 @@ from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import taught_generator
 from benchmarks.experiments.uniform_archs import uniform_flops
 from benchmarks.parts.timing import machine
-from models.generator.decode import WITHIN, decode
+from models.generator.answer import WITHIN, answer_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, policy_of
 from models.space.arch import Arch
@@ -69,7 +69,7 @@ def _measure(name: str) -> list[dict[str, float]]:
     for budget in even_budgets(space, BUDGETS):
 
         def answer(budget: float = budget) -> object:
-            return decode(policy, budget)
+            return answer_within(policy, budget)
 
         rows.append(
             {

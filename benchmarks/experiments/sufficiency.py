@@ -94,9 +94,7 @@ class Sufficiency(AbstractExperiment):
         rng = np.random.default_rng(case.recipe.seed)
         low, high = state.generator.space.min_flops, state.generator.space.max_flops
         budgets = np.sort(rng.uniform(low, high, SUBNETS)).tolist()
-        probe = probe_of(
-            state, data.held_out.batch(0, 0), schedule, case.recipe, fixed=data.decisions
-        )
+        probe = probe_of(state, data.held_out.batch(0, 0), schedule, case.recipe, data.decisions)
         scores: dict[str, list[float]] = {name: [] for name in SCORES}
         archs: list[Arch] = []
         for flops in budgets:

@@ -58,7 +58,7 @@ class Trial:
             return 0.0
         start_s = time.process_time()
         batch = self.data.held_out.batch(0, 0)
-        probe = probe_of(self.state, batch, self.schedule, self.recipe)
+        probe = probe_of(self.state, batch, self.schedule, self.recipe, self.data.decisions)
         self.state.sampler.update(probe, self.state.rng)
         self.state.keep_weights()
         return 1000 * (time.process_time() - start_s)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.bundle.folder import FrontierRow, save_bundle
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
@@ -55,7 +55,7 @@ def write_untrained(space_name: str, folder: Path, seed: int) -> None:
     budgets = np.linspace(space.min_flops, space.max_flops, _ANSWERS if space.norms else 2).tolist()
 
     def answers(policy: GeneratorPolicy) -> list[Answer]:
-        return [(b, decode(policy, b), None) for b in budgets]
+        return [(b, answer_within(policy, b), None) for b in budgets]
 
     _write(space, folder, f"untrained-{space.name}", answers, seed)
 

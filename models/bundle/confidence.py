@@ -27,7 +27,7 @@ class Confidence:
     data: str
 
     def temperature(self, flops: int) -> float:
-        """Of a subnet; of one that was not measured, between those of its neighbours."""
+        """A subnet's temperature; between its neighbours' if it was not measured itself."""
         known, values = zip(*self.temperatures, strict=True)
         return float(np.interp(flops, known, values))
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from models.bundle.costs import ENDING
+from models.bundle.int8 import INT8
 from models.bundle.manifest import FileEntry
 from models.bundle.value import STATISTICS
 from models.space.search_space import SearchSpace
@@ -54,10 +55,14 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(path: Path, files: Mapping[str, FileEntry], space: SearchSpace) -> None:
+def check_files(
+    path: Path, files: Mapping[str, FileEntry], space: SearchSpace, *, int8: bool
+) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
-    costs = [name for name in files if name.endswith(ENDING)]
-    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []), *costs):
+    more = [STATISTICS] if space.norms else []
+    more += [name for name in files if name.endswith(ENDING)]
+    more += [INT8] if int8 else []
+    for name in (SUPERNET, GENERATOR, TEMPLATE, *more):
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():
@@ -75,12 +80,12 @@ def check_files(path: Path, files: Mapping[str, FileEntry], space: SearchSpace) 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, half precision as float32.
 
-    Raises ValueError naming a file that is none, or an array with what is not a number.
+    Raises ValueError naming a file that is not one, or an array that holds what is not a number.
     """
     try:
         arrays = {name: _widened(array) for name, array in load_file(file).items()}
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is no safetensors file: {error}") from None
+        raise ValueError(f"{file.name} is not a safetensors file: {error}") from None
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{file.name}: {name} holds what is not a number (NaN or infinity)")

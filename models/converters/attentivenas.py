@@ -47,7 +47,7 @@ def convert_attentivenas(checkpoint: Checkpoint) -> Converted:
     bias = tensors.get("classifier.linear.linear.bias")
     if bias is None or bias.ndim != 1:
         raise ValueError(
-            f"{checkpoint.path} is no AttentiveNAS supernet: it has no "
+            f"{checkpoint.path} is not an AttentiveNAS supernet: it has no "
             "classifier.linear.linear.bias"
         )
     space = get_space("attentivenas", len(bias))

@@ -62,7 +62,7 @@ def convert_autoformer(checkpoint: Checkpoint) -> Converted:
     patches, bias = tensors.get("patch_embed_super.proj.bias"), tensors.get("head.bias")
     if patches is None or bias is None or bias.ndim != 1 or patches.ndim != 1:
         raise ValueError(
-            f"{checkpoint.path} is no AutoFormer supernet: it should have "
+            f"{checkpoint.path} is not an AutoFormer supernet: it should have "
             "patch_embed_super.proj.bias and head.bias"
         )
     allocated = len(patches)

@@ -65,7 +65,7 @@ def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     strange = [str(n) for n, value in named_values.items() if not isinstance(value, plain)]
     if not tensors or strange:
         raise ValueError(
-            f"{path} is no network's checkpoint: it should hold tensors by name, at the top or "
+            f"{path} is not a network's checkpoint: it should hold tensors by name, at the top or "
             f"under {' / '.join(ENTRIES)}; it has {named(strange or named_values) or 'nothing'}"
         )
     bare = {_WRAPPER.sub("", name): value for name, value in tensors.items()}
@@ -116,12 +116,12 @@ def _load(path: Path) -> Mapping[str, object]:
         try:
             return {str(name): tensor for name, tensor in load_file(path).items()}
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_values()):
             warnings.simplefilter("ignore")  # of other pickle protocols
             document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - bytes that are no pickle raise whatever they hit
+    except Exception as error:  # noqa: BLE001 - bytes that are not a pickle raise whatever they hit
         strange = re.search(r"GLOBAL (\S+)", str(error))
         if strange is not None:
             raise ValueError(
@@ -129,7 +129,7 @@ def _load(path: Path) -> Mapping[str, object]:
                 "file would have to run; save the network's state_dict alone"
             ) from None
         raise ValueError(
-            f"{path} cannot be read: it is cut off or no file of torch.save; "
+            f"{path} cannot be read: it is cut off, or not a file of torch.save; "
             "get it anew, or save the network's state_dict with torch.save or as safetensors"
         ) from None
     if not isinstance(document, Mapping):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from models.bundle.folder import FrontierRow, save_bundle
-from models.converters import Converted, convert
+from models.converters import convert
 from models.converters.progress import Progress
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, policy_of
 from models.generator.resource_loss import ResourceLoss, fit_to_budgets
@@ -28,7 +28,6 @@ from models.images.photos import Photos, find_photos, read_photos
 from models.images.preprocess import Preprocess
 from models.nets import build_net
 from models.nets.calibration import calibrate
-from models.nets.elastic import AbstractNet
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -84,7 +83,12 @@ def convert_to_bundle(
         ladder = _answers(generator, few=photos is not None)
         measured: Mapping[Arch, Statistics] | None = None
         if photos is not None:
-            measured = _measure(_net_of(converted), ladder, photos, progress)
+            measured = measured_statistics(
+                space,
+                converted.weights,
+                progress.track(ladder, "BatchNorm statistics", len(ladder)),
+                lambda side: calibration_batches(photos, side, _CALIBRATION_PHOTOS),
+            )
             told["images"] = {"read": len(photos), "broken": len(photos.broken)}
             count = min(len(photos), _CALIBRATION_PHOTOS)
             told["batch_norm"] = f"measured for each arch on {count} images"
@@ -122,7 +126,7 @@ def refuse_out(out: Path) -> None:
         raise ValueError(f"{out} exists; give another place, or remove it first")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"{out} cannot be made: {above} is no folder that can be written")
+        raise ValueError(f"{out} cannot be made: {above} is not a folder that can be written")
 
 
 def fit_generator(
@@ -141,8 +145,6 @@ def fit_generator(
         generator,
         ResourceLoss(budgets=_BUDGETS_A_STEP),
         steps=steps,
-        learning_rate=3e-3,
-        temperatures=(1.0, 0.3),
         rng=torch.Generator().manual_seed(seed),
         track=track,
     )
@@ -167,29 +169,28 @@ def _read(files: list[Path], space: SearchSpace, progress: Progress) -> Photos:
     return photos
 
 
-def _net_of(converted: Converted) -> AbstractNet:
-    with torch.random.fork_rng(devices=[]):
-        net = build_net(converted.space)
-    net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in converted.weights.items()})
-    return net.requires_grad_(False)
-
-
 def _answers(generator: ArchitectureGenerator, *, few: bool) -> list[Arch]:
     """What is answered over the range, each once, by FLOPs."""
     space = generator.space
     budgets = even_budgets(space, _CALIBRATED_CANDIDATES if few else _CANDIDATES)
-    asked = decode_all(policy_of(generator), budgets)
+    asked = answers_within(policy_of(generator), budgets)
     return [arch for _, arch in sorted({space.flops(arch): arch for arch in asked}.items())]
 
 
-def _measure(
-    net: AbstractNet, archs: list[Arch], photos: Photos, progress: Progress
+def measured_statistics(
+    space: SearchSpace,
+    weights: Mapping[str, np.ndarray],
+    archs: Iterable[Arch],
+    batches: Callable[[int], Iterable[Tensor]],
 ) -> dict[Arch, Statistics]:
-    """BatchNorm statistics of each arch."""
+    """BatchNorm statistics of each arch on images; ``batches`` gives them for a resolution."""
+    with torch.random.fork_rng(devices=[]):
+        net = build_net(space)
+    net.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
+    net.requires_grad_(False)
     measured: dict[Arch, Statistics] = {}
-    for arch in progress.track(archs, "BatchNorm statistics", len(archs)):
-        side = net.space.resolution(arch)
-        found = calibrate(net, arch, calibration_batches(photos, side, _CALIBRATION_PHOTOS))
+    for arch in archs:
+        found = calibrate(net, arch, batches(space.resolution(arch)))
         measured[arch] = {n: (mean.numpy(), var.numpy()) for n, (mean, var) in found.items()}
     return measured
 

@@ -117,5 +117,5 @@ def theirs(blocks: tuple[BlockLayout, ...], *, timm: bool) -> Mapping[str, tuple
 
 
 def turned(weight: np.ndarray) -> np.ndarray:
-    """Kernels by 180 degrees; of all others the last two axes have length 1, or they have none."""
+    """Kernels turned by 180 degrees; other weights, which have no sides to turn, as they are."""
     return weight[:, :, ::-1, ::-1].copy() if weight.ndim == 4 else weight

@@ -110,7 +110,7 @@ def fit_deit(tensors: Mapping[str, np.ndarray], space_name: str) -> Converted:
 
 
 def _deit_arch(space: SearchSpace, width: int, tensors: Mapping[str, np.ndarray]) -> Arch:
-    """Which arch it is. Raises ValueError where a size is no choice of the space."""
+    """Which arch it is. Raises ValueError where a size is not a choice of the space."""
     assert isinstance(space.layout, VitLayout)
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     hidden = tensors.get("blocks.0.mlp.fc1.bias", np.zeros(0)).shape[0]

@@ -14,7 +14,7 @@ from models.space.search_space import SearchSpace
 class Cost:
     """What every arch of a space costs, in whole numbers: FLOPs, bytes, nanoseconds.
 
-    ``unit``: what people write it in, ``scale`` whole numbers each. The generator, its decode and
+    ``unit``: what people write it in, ``scale`` whole numbers each. The generator, its answers and
     its loss know the whole numbers alone, so that an answer is within its budget to the last one.
     """
 

@@ -128,14 +128,14 @@ def tabulated(name: str, unit: str, space: SearchSpace, table: CostTable | None)
             f"with {space.num_classes}"
         )
     if not any(part.decisions for part in table.parts):
-        raise ValueError("no part of the table depends on a decision; then all archs cost the same")
+        raise ValueError("no part of the table depends on a decision, so all archs cost the same")
     fixed = _whole("fixed", np.array(table.fixed))
     parts = [Part((), lambda arch: int(fixed)), *(_part(space, part) for part in table.parts)]
     cost = Cost(name, unit, _SCALE, space, cost_rule(space.decisions, parts))
     if cost.min <= 0:
-        raise ValueError("the table's cheapest arch costs nothing; then no budget is one")
+        raise ValueError("the table's cheapest arch costs nothing: give it a cost above 0")
     if cost.max <= cost.min:
-        raise ValueError("by the table the largest arch costs no more than the cheapest")
+        raise ValueError("the table's largest arch costs no more than its cheapest")
     return cost
 
 
@@ -163,5 +163,5 @@ def _place(
 
 def _whole(where: str, values: np.ndarray) -> np.ndarray:
     if not (np.isfinite(values).all() and (values >= 0).all() and (values <= _MOST).all()):
-        raise ValueError(f"{where}: a value is negative, no number, or more than {_MOST:,.0f}")
+        raise ValueError(f"{where}: a value is negative, not a number, or more than {_MOST:,.0f}")
     return np.ceil(values * _SCALE - 1e-6).astype(np.int64)

@@ -91,11 +91,17 @@ class ArchitectureGenerator(nn.Module):
         gaps: np.ndarray | None = None
         entry, hidden = budget + self.start, torch.zeros(batch, HIDDEN)
         cell = hidden
+        of_kind = {
+            kind: (*head.parameters(), self.embeddings.get_parameter(f"{kind}.weight"))
+            for kind, head in self.heads.items()
+        }
         for place in tail.decided:
-            kind, count = space.decisions[place].kind, counts[place]
+            count = counts[place]
+            weight, bias, embedding = of_kind[space.decisions[place].kind]
+            if count < len(bias):  # a slice costs as much as a product of matrices this small
+                weight, bias, embedding = weight[:count], bias[:count], embedding[:, :count]
             hidden, cell = self.cell(entry, (hidden, cell))
-            weight, bias = (self.heads.get_parameter(f"{kind}.{p}") for p in ("weight", "bias"))
-            raw = F.linear(hidden, weight[:count], bias[:count])
+            raw = F.linear(hidden, weight, bias)
             logits = LOGIT_BOUND * torch.tanh(raw / LOGIT_BOUND)
             if place in tail.decisions:
                 if gaps is None:
@@ -109,8 +115,7 @@ class ArchitectureGenerator(nn.Module):
                 gaps = tail.after(gaps, indices[:, place])
             soft = F.softmax(noised / temperature, dim=1)
             policies[place] = F.one_hot(chosen, count) + (soft - soft.detach())
-            embedding = self.embeddings.get_parameter(f"{kind}.weight")
-            entry = budget + F.linear(policies[place], embedding[:, :count])
+            entry = budget + F.linear(policies[place], embedding)
         names = [decision.name for decision in space.decisions]
         return dict(zip(names, policies, strict=True)), dict(
             zip(names, log_probabilities, strict=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.costs.flops import flops_cost
-from models.generator.decode import decode_all
+from models.generator.answer import answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy
 from models.space.search_space import SearchSpace
@@ -18,7 +18,7 @@ class GeneratorReport:
     """How well the generator keeps budgets over the range.
 
     mean_error: of the plain argmax, |cost - budget| / budget. mean_use, least_use: cost / budget
-    of the decoded answers, never above 1.
+    of the answers, never above 1.
     """
 
     mean_error: float
@@ -43,7 +43,7 @@ def report_generator(generator: ArchitectureGenerator, count: int = 100) -> Gene
     budgets = np.array(cost.even(count))
     log_probabilities = policy.log_probabilities_of(budgets.tolist())
     plain = cost.rule.batch(np.stack([p.argmax(1) for p in log_probabilities], axis=1))
-    decoded = decode_all(policy, budgets.tolist())
+    answers = answers_within(policy, budgets.tolist())
     errors = np.abs(plain - budgets) / budgets
-    uses = np.array([cost.of(arch) for arch in decoded]) / budgets
+    uses = np.array([cost.of(arch) for arch in answers]) / budgets
     return GeneratorReport(float(errors.mean()), float(uses.mean()), float(uses.min()))

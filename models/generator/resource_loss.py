@@ -63,9 +63,9 @@ def fit_to_budgets(
     loss: ResourceLoss,
     *,
     steps: int,
-    learning_rate: float,
-    temperatures: tuple[float, float],
     rng: torch.Generator,
+    learning_rate: float = 3e-3,
+    temperatures: tuple[float, float] = (1.0, 0.3),
     track: Callable[[range], Iterable[int]] = iter,
     optimizer: torch.optim.Optimizer | None = None,
     first_step: int = 0,
@@ -73,8 +73,8 @@ def fit_to_budgets(
     """Teach the generator to keep budgets; no supernet, no image.
 
     temperatures: of the Gumbel softmax, first and last. The learning rate (Adam) falls to a tenth.
-    track: sees each step (for a progress bar). optimizer, first_step: Adam with what it remembers,
-    and where to go on, for one who was interrupted.
+    track: sees each step (for a progress bar). optimizer, first_step: for a run
+    that was interrupted, Adam with what it remembers, and the step to go on from.
     """
     if optimizer is None:
         optimizer = torch.optim.Adam(generator.parameters(), lr=learning_rate, fused=True)

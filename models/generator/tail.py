@@ -6,8 +6,8 @@ they do. When all but the tail is decided, the cost of every way to end is looke
 each of the last decisions loses probability for what it can no longer reach. Preferences decide
 among the ends that are near enough; which those are the budget decides.
 
-No sources: this project's own. Sampled and argmax archs go through it; ``decode`` asks only which
-ends keep the budget.
+No sources: this project's own. Sampled and argmax archs go through it; ``answer_within`` asks only
+which ends keep the budget.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tail_of(cost: Cost) -> Tail:
 class Tail:
     """The tail of a space: as many of its last decisions as have at most 128 ways to end.
 
-    Decisions of blocks that may be dropped are none of it: where the block is, they are decided
+    Decisions of blocks that may be dropped are not part of it: where the block is, they are decided
     before. ``order``: all decisions of the space, by position, in the order of generation; the
     last ``len(decisions)`` are the tail. ``decided``: those that have a choice.
     """

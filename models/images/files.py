@@ -13,7 +13,7 @@ _NO_FILES = "__MACOSX"  # what macOS packs beside the files of an archive
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none that its owner means."""
+    """Whether a file or folder of this name is one that its owner does not mean."""
     return name.startswith(".") or name == _NO_FILES
 
 

@@ -16,7 +16,7 @@ _COEFFICIENTS = 6
 
 
 class ImageError(ValueError):
-    """These bytes are no image we accept. ``status`` is the HTTP status that says why.
+    """These bytes are not an image that we accept. ``status`` is the HTTP status that says why.
 
     400 there are no bytes; 413 too many pixels; 415 another format; 422 damaged, or absurd.
     """

@@ -39,7 +39,7 @@ def find_photos(folder: Path) -> list[Path]:
     Raises ValueError if there are none.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give one with JPEG, PNG or WebP images in it")
+        raise ValueError(f"{folder} is not a folder; give one with JPEG, PNG or WebP images in it")
     found = [folder / name for name in visible_files(folder) if name.lower().endswith(SUFFIXES)]
     if not found:
         raise ValueError(f"{folder} holds no images; give a folder with JPEG, PNG or WebP files")

@@ -1,8 +1,8 @@
 """PNG files: their chunks, walked before Pillow is given any.
 
-Pillow reads every chunk in Python, inflates profiles and texts and keeps them. A file may be a
-million empty chunks, or a thousand that inflate to a megabyte each: it gets those of the picture
-only, and files of more chunks than encoders write are refused.
+Pillow reads every chunk in Python, and inflates and keeps profiles and texts. A hostile file may be
+a million empty chunks, or a thousand that inflate to a megabyte each. So Pillow gets the chunks of
+the picture only, and files with more chunks than encoders write are refused.
 
 Source: w3.org/TR/png-3, 5 and 11.
 """

@@ -33,8 +33,8 @@ def spread_archs(space: SearchSpace, count: int, rng: np.random.Generator) -> li
 def chosen_archs(forms: Forms, count: int, rng: np.random.Generator) -> list[Arch]:
     """The archs that tell most: each is the one of a pool whose time is least known so far.
 
-    In a linear model (Bayesian, as ``fit``) what is known of an arch depends on which archs were
-    timed and not on how long they took.
+    How well an arch's time is known depends on which archs were timed and not on how long they
+    took: so it is in a linear model (a Bayesian one, like ``fit``).
     """
     pool = spread_archs(forms.space, _POOL, rng)
     counts = forms.counts(pool)

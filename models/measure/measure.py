@@ -63,7 +63,7 @@ def measure(
     written.
     """
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: {out.absolute().parent} is no folder")
+        raise ValueError(f"{out} cannot be written: {out.absolute().parent} is not a folder")
     if out.exists():
         raise ValueError(f"{out} exists; give another place, or remove it first")
     forms = Forms.of(bundle.space)
@@ -114,7 +114,7 @@ def measure(
         },
         check(bundle, fitted, plan.unseen, timings),
     )
-    latency(bundle.space, table)  # before it is written: a table that nothing reads is none
+    latency(bundle.space, table)  # before it is written: a table that cannot be read is of no use
     _write(out, table.to_json())
     partial.unlink(missing_ok=True)
     return table

@@ -14,7 +14,8 @@ def extract(net: AbstractNet, arch: Arch) -> AbstractNet:
     """The subnet of a supernet, with weights of its own on the same device, in the same mode.
 
     Where the space has BatchNorm, the subnet has it too and still needs ``statistics`` to run in
-    evaluation mode; ``extract_folded`` does without. Raises ValueError if ``net`` is no supernet.
+    evaluation mode; ``extract_folded`` does without. Raises ValueError if ``net`` is not a
+    supernet.
     """
     subnet = _empty_subnet(net, arch, folded=False)
     weights = net.state_dict()
@@ -26,7 +27,7 @@ def extract_folded(net: AbstractNet, arch: Arch, statistics: Statistics) -> Abst
     """The subnet as it is deployed: each BatchNorm folded into its convolution, evaluation mode.
 
     ``statistics`` are those of ``arch`` (``calibration.py``), numpy; a space without BatchNorm
-    takes an empty mapping. Raises ValueError if ``net`` is no supernet, or naming the norm whose
+    takes an empty mapping. Raises ValueError if ``net`` is not a supernet, or naming the norm whose
     statistics are missing or do not fit.
     """
     subnet = _empty_subnet(net, arch, folded=True)

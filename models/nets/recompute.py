@@ -32,8 +32,8 @@ def run_again(
 ) -> Tensor:
     """Keep ``x`` alone. The second run has the first one's weights, view and random numbers.
 
-    Weights: those of now, because ``functional_call`` may have put others in the block's place, and
-    takes them away before the backward pass.
+    The weights are kept because ``functional_call`` may have replaced the block's, and puts them
+    back before the backward pass.
     """
     weights: dict[str, Tensor] = dict(block.named_parameters())
     start = view.copy()

@@ -62,7 +62,7 @@ class GridIndex(nn.Module):
         to_keys[of_class, 0] = 1
         # What attends to the class token gets its vector. As weights sum to 1, that is: everybody
         # gets it, less what attends to patches. So the class token's own query, all of whose pairs
-        # have that vector, is no case of its own.
+        # have that vector, is not a case of its own.
         to_entries[1:, of_class] = -1
         entries = F.pad(line_entries(grid, reach), (0, 1))
         self.register_buffer("entries", entries, persistent=False)

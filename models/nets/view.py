@@ -113,7 +113,7 @@ class Masked(AbstractView):
     Channels are silenced in the weights that read them, not where they are computed, since
     (x m) W = x (m W). The gradient of the mask is the same, what the silenced channel would have
     added, but is summed over a weight instead of over a batch of activations. So channels beyond
-    the active ones hold anything, and whoever sums over channels without a weight asks for
+    the active ones hold anything, and code that sums over channels without a weight asks for
     ``total``. A weight that multiplies (``Weight.positions``) reads along its second axis.
     """
 

@@ -42,7 +42,7 @@ class Rearranged:
     rule: Callable[..., np.ndarray]
 
     def compute(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Its value, from those of the weights and of what is rearranged before it."""
+        """Its value, from the weights and from what was rearranged before it."""
         known = self.constants
         return self.rule(*(known[i] if i in known else arrays[i] for i in self.inputs))
 
@@ -68,7 +68,7 @@ class Template:
         """From what ``export_template`` gives. Raises ValueError if that is something else."""
         try:
             model = onnx.load_model_from_string(data)
-        except Exception as error:  # noqa: BLE001 - protobuf's own error class is no interface
+        except Exception as error:  # noqa: BLE001 - protobuf's own error class is not public
             raise ValueError(f"no ONNX model: {error}") from None
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         for key in (BLOCKS_KEY, PERMUTATIONS_KEY):

@@ -22,11 +22,11 @@ def read_arch(space: SearchSpace, text: str) -> Arch:
         except OSError as error:
             raise ValueError(f"cannot read {text}: {error.strerror}; give a file or JSON") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{text} is no text; give a file with JSON, or JSON") from None
+            raise ValueError(f"{text} is not text; give a file with JSON, or JSON") from None
     try:
         document = json.loads(source)
     except ValueError as error:
-        raise ValueError(f"the arch is no JSON: {error}") from None
+        raise ValueError(f"the arch is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError("an arch is a JSON object, like the one describe prints")
     return space.arch_from_json(document)
@@ -45,7 +45,7 @@ def describe_arch(space: SearchSpace, arch: Arch) -> dict[str, object]:
 def describe_layers(space: SearchSpace, arch: Arch) -> list[dict[str, object]]:
     """Where the multiply-adds of an arch go, by layer in order; they add up to its FLOPs.
 
-    ``name``: of a block (``stages.0.1``), or of what is no block (``head``). ``flops``: here, 0
+    ``name``: of a block (``stages.0.1``), or of what is in no block (``head``). ``flops``: here, 0
     where the block is left out. ``largest``: in the largest subnet.
     """
     layers: dict[str, list[int]] = {}

@@ -75,8 +75,8 @@ class SearchSpace:
     def arch(self, choices: Mapping[str, Choice]) -> Arch:
         """An arch from one choice per decision. ValueError names the decision that is wrong.
 
-        Decisions with one choice may be missing. So may those of dropped blocks: whatever they
-        say, they become the smallest choice.
+        Decisions with one choice may be missing. Decisions of dropped blocks may be missing too:
+        they become the smallest choice, whatever was given.
         """
         for name in choices:
             if name not in self.decision:

@@ -14,7 +14,8 @@ mlp_ratio    3, 3.5, 4       3, 3.5, 4      3, 3.5, 4
 
 Where the sources conflict: the published tiny subnet uses ratio 3, which the configuration of its
 supernet (3.5, 4) lacks, so it is a choice here, as in NNI's preset. The base supernet's
-configuration has 9 and 10 heads; that of its subnets, NNI and mmrazor have 8 too, as we do.
+configuration has 9 and 10 heads; its subnets' configuration, NNI, mmrazor and this project have 8
+too.
 The published supernets are allocated wider than any choice (256 and 640); ours are not.
 
 Three variants of each: plain, ``-rpe`` with relative position up to 14 patches (how the published

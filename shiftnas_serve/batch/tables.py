@@ -171,7 +171,7 @@ def _read_csv(path: Path, model: str, budget: str) -> tuple[frozenset[str], int]
                 if record.endswith("\n") and record.count('"') % 2 == 0:
                     (cells,) = csv.reader([record], strict=True)
                     if not whole and cells != COLUMNS:
-                        raise ValueError("its first line is another")
+                        raise ValueError("its first line does not name this command's columns")
                     if whole:
                         rows.append(dict(zip(COLUMNS, cells, strict=True)))
                     whole, record = whole + len(record.encode("utf-8")), ""

@@ -12,7 +12,7 @@ from shiftnas_serve.budgets.base import (
     parse_number,
 )
 
-# A week; above it a latency budget is no budget.
+# A week; above it a latency budget does not limit anything.
 _CEILING_MS = 7 * 24 * 3600 * 1000.0
 
 

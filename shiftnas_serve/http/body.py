@@ -146,7 +146,7 @@ def _from_json(body: bytes) -> bytes:
             400, f'JSON must be {{"image": "<base64>"}} and no more: {str(error)[:200]}'
         ) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise Problem(400, 'the body is no JSON; send {"image": "<base64>"}') from None
+        raise Problem(400, 'the body is not JSON; send {"image": "<base64>"}') from None
     if body.count(b'"') > 4:  # of which there are none in base64
         raise Problem(400, "the JSON object has image several times; send one a request")
     return decode_base64(text)

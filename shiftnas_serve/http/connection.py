@@ -278,7 +278,7 @@ class HttpConnection(asyncio.Protocol):
                 data = self._parse(data)
         except httptools.HttpParserError as error:
             given = error.__context__  # what a callback raised
-            plain = Problem(400, "this is no HTTP request")
+            plain = Problem(400, "this is not an HTTP request")
             self._refuse(given if isinstance(given, Problem) else plain)
             return
         if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -390,7 +390,7 @@ class HttpConnection(asyncio.Protocol):
         self.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer and close: there is no telling where a next request would begin."""
+        """Answer and close: where a next request would begin is not known."""
         body = json.dumps(problem_document(problem, os.urandom(16).hex()))
         named = {"content-type": "application/problem+json", "content-length": len(body)}
         fields = {**named, **problem.headers, "connection": "close"}

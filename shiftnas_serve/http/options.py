@@ -1,6 +1,6 @@
 """Options: what a client asks for beside the image, and where it must stand.
 
-What looks like an option and is none is refused, with the right place: otherwise the largest subnet
+What looks like an option but is not is refused, with the right place: otherwise the largest subnet
 would answer whoever wrote a budget where nobody reads it.
 """
 

@@ -11,6 +11,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -48,7 +49,7 @@ def subnet_route(state: ServerState) -> Route:
                 **subnet_document(found),
                 "resolution": found.side,
                 "layers": describe_layers(model.bundle.space, found.value),
-                "model": {"name": model.name.name, "version": model.name.version},
+                "model": msgspec.structs.asdict(model.name),
             }
         )
 
@@ -103,7 +104,9 @@ def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
             raise ValueError("send a JSON object")
         arch = bundle.space.arch_from_json(document)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"arch is none of {bundle.space.name}: {str(error)[:200]}") from None
+        raise Problem(
+            400, f"this is not an arch of {bundle.space.name}: {str(error)[:200]}"
+        ) from None
     if bundle.space.arch_id(arch) != identity:
         actual = bundle.space.arch_id(arch)
         raise Problem(400, f"this arch is subnet {actual}, not {identity!r:.40}")

@@ -89,7 +89,8 @@ def oip_routes(state: ServerState) -> list[Route]:
         model = known(request.scope)
         document = {"name": model.name.name, "versions": [model.name.version]}
         tensors = {"inputs": [_IMAGE], "outputs": _outputs(model)}
-        return JSONResponse({**document, "platform": PLATFORM, **tensors})
+        told = {"platform": PLATFORM, "precision": model.name.precision}
+        return JSONResponse({**document, **told, **tensors})
 
     async def config(request: Request) -> Response:
         """As Triton has it, for clients that ask for that."""

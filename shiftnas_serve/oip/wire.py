@@ -89,7 +89,7 @@ def parse_request(body: bytes, header_length: bytes | None, outputs: Sequence[st
     except msgspec.ValidationError as error:
         raise Problem(400, f"{str(error)[:200]}; inputs must be the one tensor 'image'") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise Problem(400, "the body is no JSON; see /v2/models/NAME for what it takes") from None
+        raise Problem(400, "the body is not JSON; see /v2/models/NAME for what it takes") from None
 
 
 def _length(text: bytes, most: int) -> int:
@@ -97,7 +97,7 @@ def _length(text: bytes, most: int) -> int:
     digits = len(str(most))
     if not (text.isdigit() and len(text) <= digits and int(text) <= most):
         shown = text.decode("latin-1")
-        raise Problem(400, f"{LENGTH_HEADER}: {shown!r:.40} is no length within the body")
+        raise Problem(400, f"{LENGTH_HEADER}: {shown!r:.40} is not a length within the body")
     return int(text)
 
 

@@ -28,7 +28,7 @@ class AbstractSession(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give the memory back. Closing twice is no error."""
+        """Give the memory back. Closing twice is not an error."""
 
 
 class AbstractRuntime(abc.ABC):

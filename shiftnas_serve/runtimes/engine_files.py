@@ -36,24 +36,31 @@ class EngineFiles:
 
         key: all that an engine depends on (weights, arch, library, device).
         """
-        name = hashlib.sha256("\n".join(key).encode()).hexdigest()
-        path = self._folder / f"{name}.engine"
+        engine = self.read(*key)
+        if engine is None:
+            engine = build()
+            self.write(engine, *key)
+        return engine
+
+    def read(self, *key: str) -> bytes | None:
+        """What was kept for this key, if it is there and whole."""
+        path = self._path(key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            pass
+            return None
         except OSError as error:
             _LOG.warning("engine not read", path=str(path), reason=error.strerror)
-        else:
-            engine = content[_DIGEST_BYTES:]
-            if hashlib.sha256(engine).digest() == content[:_DIGEST_BYTES]:
-                return engine
-            _LOG.warning("engine is damaged and built again", path=str(path))
-        engine = build()
-        self._write(path, engine)
-        return engine
+            return None
+        engine = content[_DIGEST_BYTES:]
+        if hashlib.sha256(engine).digest() == content[:_DIGEST_BYTES]:
+            return engine
+        _LOG.warning("engine is damaged and built again", path=str(path))
+        return None
 
-    def _write(self, path: Path, engine: bytes) -> None:
+    def write(self, engine: bytes, *key: str) -> None:
+        """Keep this for the key, in the place of what was there."""
+        path = self._path(key)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             partial.write_bytes(hashlib.sha256(engine).digest() + engine)
@@ -61,3 +68,6 @@ class EngineFiles:
         except OSError as error:
             _LOG.warning("engine not kept", path=str(path), reason=error.strerror)
             partial.unlink(missing_ok=True)
+
+    def _path(self, key: tuple[str, ...]) -> Path:
+        return self._folder / f"{hashlib.sha256(chr(10).join(key).encode()).hexdigest()}.engine"

@@ -1,8 +1,9 @@
 """TensorRT engines built straight from a subnet's ONNX graph, on a CUDA device.
 
 Not run by the tests of this project's CI, which has no GPU: the marker ``gpu`` runs its
-conformance where there is one. Needs TensorRT 10 and torch for its buffers: the extra
-``tensorrt`` of pyproject.toml.
+conformance where there is one. Needs TensorRT 10.14 or 11, and torch for its buffers: the extra
+``tensorrt`` of pyproject.toml. Networks are strongly typed, as TensorRT 11 has them only: what the
+graph says in fp32 is computed from fp32, with TF32 where the card has it.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class TensorRt(AbstractRuntime):
         self._tensorrt, torch = _import()
         self._gpu = torch.cuda.get_device_name()
         self._files = None if engine_cache is None else EngineFiles(engine_cache)
+        self._timings = ("timings", f"TensorRT {self._tensorrt.__version__}", self._gpu)
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
         if self._files is None:
@@ -91,7 +93,7 @@ class TensorRt(AbstractRuntime):
             serialized = self._files.get(
                 bundle.version,  # of all files, the weights among them
                 bundle.space.arch_id(arch),
-                f"TensorRT {self._tensorrt.__version__}, batches to {MAX_BATCH}",
+                f"TensorRT {self._tensorrt.__version__}, typed, batches to {MAX_BATCH}",
                 self._gpu,
                 build=lambda: self.serialize(bundle, arch),
             )
@@ -101,7 +103,7 @@ class TensorRt(AbstractRuntime):
         """The engine of a subnet, for batches of 1 to 32. Raises RuntimeError with the reason."""
         trt = self._tensorrt
         builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
-        network = builder.create_network(0)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, trt.Logger(trt.Logger.WARNING))
         if not parser.parse(bundle.build_onnx(arch).SerializeToString()):
             reasons = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
@@ -112,9 +114,15 @@ class TensorRt(AbstractRuntime):
         profile.set_shape("images", *shapes)
         config = builder.create_builder_config()
         config.add_optimization_profile(profile)
+        # subnets have layers in common: what was timed for one is not timed for the next
+        kept = None if self._files is None else self._files.read(*self._timings)
+        timings = config.create_timing_cache(kept or b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
         engine = builder.build_serialized_network(network, config)
         if engine is None:
             raise RuntimeError("TensorRT built no engine; its log above says why")
+        if self._files is not None:
+            self._files.write(bytes(timings.serialize()), *self._timings)
         return bytes(engine)
 
     def describe(self) -> dict[str, str]:

@@ -35,7 +35,7 @@ def rtx_devices() -> tuple[onnxruntime.OrtEpDevice, ...]:
     name = plugin.get_ep_name()
     try:
         onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own classes are no interface
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own classes are not public
         reason = str(error).rsplit("with error: ", 1)[-1]
         raise ValueError(
             f"TensorRT for RTX does not load ({reason}): it needs an NVIDIA driver for CUDA 13; "

@@ -182,7 +182,7 @@ class Backlog:
                 one, ms = self._to_decode.pop()
                 now = time.monotonic()
                 # One that would only end too late is done nevertheless if nobody waits behind it:
-                # a prediction is no proof.
+                # a prediction is not a proof.
                 done_s = now + (ms / 1000 if self._to_decode else 0.0)
                 if not one.cancelled and done_s < one.deadline_s:
                     self._to_decode.under_way[thread] = now + ms / 1000

@@ -64,7 +64,7 @@ def _late(waiting: Sequence[Pending], now_s: float) -> int:
     """How many of the most urgent images cannot be in time.
 
     One that would only end too late is run nevertheless if nobody waits behind it: the time is
-    there, its client may still take the answer, and a prediction is no proof. One that has an
+    there, its client may still take the answer, and a prediction is not a proof. One that has an
     answer already gets that.
     """
     for place, one in enumerate(waiting):

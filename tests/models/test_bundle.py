@@ -25,7 +25,8 @@ from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
 from models.bundle.files import describe, halved
 from models.bundle.folder import FrontierRow, load_bundle, save_bundle
-from models.generator.decode import decode
+from models.bundle.manifest import version_of
+from models.generator.answer import answer_within
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
 from models.space.weights import SharedStatistics
@@ -121,9 +122,9 @@ def test_weights_of_the_wrong_shape_or_name_are_named(folder):
 
 
 def test_what_is_no_bundle_says_so(tmp_path, folder):
-    refused(tmp_path, "is no bundle")
+    refused(tmp_path, "is not a bundle")
     (folder / "bundle.json").write_text("{")
-    refused(folder, "is no JSON")
+    refused(folder, "is not JSON")
 
 
 def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):
@@ -193,7 +194,7 @@ def test_a_swap_that_fails_half_way_is_taken_back(folder, monkeypatch):
 def test_other_folders_are_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").touch()
-    with pytest.raises(ValueError, match="is no bundle"):
+    with pytest.raises(ValueError, match="is not a bundle"):
         make_bundle("nano-cnn", tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter").exists()
 
@@ -328,6 +329,15 @@ def test_the_card_is_read_and_decides_no_version(tmp_path):
     assert first.version == second.version
 
 
+def test_a_bundle_that_calls_held_out_accuracies_by_their_earlier_name_has_them(folder):
+    document = json.loads((folder / "bundle.json").read_text())
+    for row in document["frontier"]:
+        row["val_accuracy"] = row.pop("held_out_accuracy")
+    document["version"] = version_of(document)
+    (folder / "bundle.json").write_text(json.dumps(document))
+    assert all(row.held_out_accuracy == 0.1 for row in load_bundle(folder).frontier)
+
+
 def test_an_arch_of_known_accuracy_answers_budgets_just_above_it(tmp_path):
     bundle = load_bundle(make_bundle("nano-vit", tmp_path / "bundle"))
     space, rng = bundle.space, np.random.default_rng(0)
@@ -349,9 +359,9 @@ def test_an_arch_of_known_accuracy_answers_budgets_just_above_it(tmp_path):
     assert known(0.8, 0.7).answer(budget) == good
     assert known(0.7, 0.8).answer(budget) == better
     assert known(0.7, 0.8).answer(space.flops(good)) == good
-    own = decode(bundle.policy, budget)
+    own = answer_within(bundle.policy, budget)
     assert known(None, None).answer(budget) == own
-    assert known(0.8, 0.7).answer(1.1 * budget) == decode(bundle.policy, 1.1 * budget)
+    assert known(0.8, 0.7).answer(1.1 * budget) == answer_within(bundle.policy, 1.1 * budget)
 
 
 def test_a_bundle_that_knows_how_sure_it_is_has_another_version(folder):

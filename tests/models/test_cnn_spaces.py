@@ -232,9 +232,3 @@ def test_graphs_are_cut_without_the_shortcut_convolutions_that_an_arch_does_not_
         assert len(shapes) == len(
             [weight for weight in model.graph.initializer if weight.name.startswith(PARTS)]
         )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["attentivenas", "bignas"])
-def test_cuts_of_the_whole_space_answer_as_torch(name):
-    assert len(export_template(get_space(name))) < 200_000

@@ -128,7 +128,7 @@ def test_other_widths_are_refused(tmp_path):
 
 
 def test_other_networks_are_refused(tmp_path):
-    refused(tmp_path / "a.pth", "is no AutoFormer supernet", **{"head.bias": None})
+    refused(tmp_path / "a.pth", "is not an AutoFormer supernet", **{"head.bias": None})
 
 
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -23,6 +24,7 @@ from models.onnx.graph_template import INPUT, OUTPUT, Template
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
+from models.space.weights import fold_norms, slice_weights
 from models.spaces import SPACES, get_space
 from models.spaces.published import published
 from models.spaces.vit import vit_space
@@ -32,6 +34,7 @@ from tests.one_hot import relax
 FULL_SCALE = [
     name for name in SPACES if name.partition("-")[0] in ("vit", "bignas", "attentivenas")
 ]
+EXPORTED_SLOWLY = [pytest.param(f"cifar-{kind}", marks=pytest.mark.slow) for kind in ("cnn", "vit")]
 TOLERANCE = 1e-4
 # Small, but what relative position and a bias of its own for each number of heads can get wrong.
 RELATIVE = vit_space(
@@ -77,19 +80,20 @@ def some_archs(space: SearchSpace, random: int) -> list[Arch]:
 
 def check(space: SearchSpace, template: bytes, archs: list[Arch]) -> None:
     net, parsed = supernet(space), Template.parse(template)
+    whole = {name: parameter.detach().numpy() for name, parameter in net.named_parameters()}
     for arch in archs:
         side = space.resolution(arch)
         images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
         measured = calibrate(net, arch, [images, -0.5 * images])
         arrays = {name: (mean.numpy(), var.numpy()) for name, (mean, var) in measured.items()}
         folded = extract_folded(net, arch, arrays)
-        weights = {name: weight.numpy() for name, weight in folded.state_dict().items()}
+        weights = fold_norms(space, slice_weights(space, arch, whole), arrays)
+        model = cut_graph(parsed, space, arch, weights)
+        onnx.checker.check_model(model, full_check=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(
-            cut_graph(parsed, space, arch, weights).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for batch in (images[:1], images):
             with torch.no_grad():
@@ -122,7 +126,7 @@ def compare(
         assert error < TOLERANCE, (way, error, space.arch_to_json(arch))
 
 
-@pytest.mark.parametrize("name", ["nano-cnn", "nano-vit"])
+@pytest.mark.parametrize("name", ["nano-cnn", "nano-vit", *EXPORTED_SLOWLY])
 def test_five_ways_of_small_subnets_answer_alike(name):
     space = get_space(name, 10)
     check(space, template_of(name, 10), some_archs(space, random=3))

@@ -9,7 +9,7 @@ import torch
 
 from models.bundle.folder import load_bundle
 from models.costs.flops import flops_cost
-from models.generator.decode import WITHIN, decode, decode_all
+from models.generator.answer import WITHIN, answer_within, answers_within
 from models.generator.network import ArchitectureGenerator
 from models.generator.policy import GeneratorPolicy, log_softmax
 from models.generator.report import report_generator
@@ -72,12 +72,12 @@ def test_decode_never_exceeds_a_budget(name):
     policy = policy_of(generator_of(space))
     rng = np.random.default_rng(0)
     for budget in rng.uniform(space.min_flops, 1.1 * space.max_flops, 300):
-        assert space.flops(decode(policy, budget)) <= budget
-    assert decode(policy, space.min_flops) == space.smallest
+        assert space.flops(answer_within(policy, budget)) <= budget
+    assert answer_within(policy, space.min_flops) == space.smallest
     with pytest.raises(ValueError, match="below the smallest subnet"):
-        decode(policy, space.min_flops - 1)
+        answer_within(policy, space.min_flops - 1)
     with pytest.raises(ValueError, match="below the smallest subnet"):
-        decode(policy, float("nan"))
+        answer_within(policy, float("nan"))
 
 
 def joint_log_probabilities(policy, indices, budget):
@@ -100,7 +100,7 @@ def test_decode_finds_the_most_probable_arch_within_the_budget():
     found = 0
     budgets = np.linspace(1.05 * space.min_flops, 0.95 * space.max_flops, 40)
     for budget in budgets:
-        arch = decode(policy, budget)
+        arch = answer_within(policy, budget)
         inside = (flops <= budget) & (flops >= (1 - WITHIN) * budget)
         if not inside.any():
             assert space.flops(arch) >= 0.9 * flops[flops <= budget].max()
@@ -116,7 +116,7 @@ def test_decode_finds_the_most_probable_arch_within_the_budget():
 def test_a_budget_is_a_bound_and_not_a_target():
     """At 8.2 MFLOPs the last quarter per cent would cost two points of accuracy."""
     bundle = load_bundle(DEFAULT_BUNDLE)
-    arch = decode(bundle.policy, 8.2e6)
+    arch = answer_within(bundle.policy, 8.2e6)
     assert arch == bundle.answer(8.2e6)
     assert bundle.space.flops(arch) < 0.9975 * 8.2e6
 
@@ -124,12 +124,8 @@ def test_a_budget_is_a_bound_and_not_a_target():
 def taught(space, steps):
     torch.manual_seed(0)
     generator = ArchitectureGenerator(space)
-    loss = ResourceLoss(budgets=16)
     rng = torch.Generator().manual_seed(0)
-    temperatures = (1.0, 0.3)
-    fit_to_budgets(
-        generator, loss, steps=steps, learning_rate=3e-3, temperatures=temperatures, rng=rng
-    )
+    fit_to_budgets(generator, ResourceLoss(budgets=16), steps=steps, rng=rng)
     return generator
 
 
@@ -189,7 +185,7 @@ def test_many_budgets_are_answered_as_one_by_one(name):
     alone = [[rows[0] for rows in policy.log_probabilities_of([budget])] for budget in budgets]
     for decision, rows in enumerate(together):
         np.testing.assert_allclose(rows, np.stack([a[decision] for a in alone]), atol=1e-4)
-    assert decode_all(policy, budgets) == [decode(policy, budget) for budget in budgets]
+    assert answers_within(policy, budgets) == [answer_within(policy, budget) for budget in budgets]
 
 
 def test_policies_are_one_hot_and_sampled_only_where_asked():

@@ -26,9 +26,6 @@ from models.spaces import get_space
 from tests.bundles import template_of
 
 FAST = ["nano-cnn", "nano-vit"]
-# Exporting their templates takes a while.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cifar-cnn", "cifar-vit")]
-every_small_space = pytest.mark.parametrize("name", [*FAST, *SLOW])
 
 
 @cache
@@ -87,24 +84,6 @@ def run(runnable: onnxruntime.InferenceSession, images: torch.Tensor) -> np.ndar
 def assert_alike(logits: np.ndarray, expected: np.ndarray) -> None:
     assert logits.shape == expected.shape
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-
-
-@every_small_space
-def test_cut_graphs_answer_as_torch_does(name):
-    net = supernet(name)
-    for arch in some_archs(net.space):
-        weights, statistics = deployed(net, arch)
-        model = cut_graph(template(name), net.space, arch, weights)
-        onnx.checker.check_model(model, full_check=True)
-        tensors = {
-            k: (torch.from_numpy(m), torch.from_numpy(v)) for k, (m, v) in statistics.items()
-        }
-        cut = session(model)
-        for batch in (1, 3):
-            images = images_for(net.space, arch, batch)
-            with torch.no_grad():
-                expected = net(images, arch, tensors).numpy()
-            assert_alike(run(cut, images), expected)
 
 
 @pytest.mark.parametrize("name", FAST)

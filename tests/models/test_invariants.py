@@ -23,29 +23,21 @@ from models.space.flops import flops_rule
 from models.space.relaxed import Relaxed, RelaxedCost
 from models.space.weights import slice_weights, weight_slices
 from models.spaces import SPACES, get_space
-from models.spaces.vit import vit_space
+from tests.models.test_equivalence import FULL_SCALE, RELATIVE
 from tests.one_hot import relax
 
 # Small, but with what only large registered spaces have.
-RELATIVE = vit_space(
-    "nano-vit-relative",
-    image=16,
-    patch=4,
-    embed_dim=(16, 24),
-    depth=(1, 2),
-    num_heads=(1, 2, 3),
-    mlp_ratio=(1.5, 2),
-    head_dim=8,
-    num_classes=10,
-    relative_position=2,
-    stepped_bias=True,
-)
 SPACE = {name: get_space(name) for name in SPACES} | {RELATIVE.name: RELATIVE}
 LARGE = {name for name, space in SPACE.items() if space.max_flops > 200e6}
 every_space = pytest.mark.parametrize("name", SPACE)
 every_small_space = pytest.mark.parametrize("name", [n for n in SPACE if n not in LARGE])
-every_space_large_ones_slowly = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in SPACE]
+every_space_but_those_of_test_equivalence = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n
+        for n in SPACE
+        if n not in FULL_SCALE
+    ],
 )
 
 
@@ -90,7 +82,7 @@ def assert_same_logits(given, wanted, tolerance):
 # ------------------------------------------------------------------------------ forward passes
 
 
-@every_space_large_ones_slowly
+@every_space_but_those_of_test_equivalence
 @pytest.mark.parametrize("batch", [1, 3])
 def test_masked_sliced_and_extracted_answer_alike(name, batch):
     space = SPACE[name]
@@ -104,7 +96,7 @@ def test_masked_sliced_and_extracted_answer_alike(name, batch):
             assert_same_logits(extract(net, arch)(images), sliced, tolerance)
 
 
-@every_space_large_ones_slowly
+@every_space_but_those_of_test_equivalence
 def test_folded_network_answers_as_the_calibrated_subnet(name):
     space = SPACE[name]
     net = supernet(space)

@@ -26,7 +26,7 @@ def test_what_holds_no_photos_is_refused_in_one_line(tmp_path, made):
         folder.mkdir()
     elif made == "file":
         folder.write_bytes(encoded(picture()))
-    with pytest.raises(ValueError, match=r"holds no images|is no folder") as refused:
+    with pytest.raises(ValueError, match=r"holds no images|is not a folder") as refused:
         find_photos(folder)
     assert "\n" not in str(refused.value)
     assert str(folder) in str(refused.value)

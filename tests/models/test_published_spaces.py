@@ -37,8 +37,8 @@ def test_relative_position_is_the_variant_with_it(size, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"\xff\xfe\x00", "is no text"),
-        (b"RETRAIN:\n  DEPTH: 13", "is no JSON"),
+        (b"\xff\xfe\x00", "is not text"),
+        (b"RETRAIN:\n  DEPTH: 13", "is not JSON"),
         (b"[192, 12]", "is a JSON object"),
         (b'{"layer_num": 13, "embed_dim": [192]}', "has no 'layer_num'"),
         (b'{"embed_dim": 192, "depth": 12, "num_heads": [3], "mlp_ratio": 4}', "is missing"),

@@ -107,6 +107,61 @@ def test_tensorrt_builds_no_engine_twice_and_another_for_other_weights_or_gpus(
     assert len(built) == 8
 
 
+def test_what_tensorrt_timed_for_one_subnet_it_knows_for_the_next(tmp_path, bundle, monkeypatch):
+    """With a stand-in that takes the calls of TensorRT's Python documentation, 10.14 and 11."""
+    known: list[bytes] = []
+
+    class Config:
+        def create_timing_cache(self, serialized: bytes) -> SimpleNamespace:
+            known.append(serialized)
+            return SimpleNamespace(serialize=lambda: serialized + b"timed")
+
+        def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
+            return not ignore_mismatch
+
+        def add_optimization_profile(self, profile: SimpleNamespace) -> int:
+            return 0
+
+    class Builder:
+        def __init__(self, logger: object) -> None: ...
+        def create_network(self, flags: int) -> str:
+            assert flags == 1 << 1, "strongly typed"
+            return "network"
+
+        def create_builder_config(self) -> Config:
+            return Config()
+
+        def create_optimization_profile(self) -> SimpleNamespace:
+            return SimpleNamespace(set_shape=lambda *_: None)
+
+        def build_serialized_network(self, network: str, config: Config) -> bytes:
+            return ENGINE
+
+    class Logger:
+        WARNING = 2
+
+        def __init__(self, level: int) -> None: ...
+
+    fake = SimpleNamespace(
+        __version__="11.4",
+        Builder=Builder,
+        Logger=Logger,
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        OnnxParser=lambda network, logger: SimpleNamespace(parse=lambda data: True),
+    )
+    cuda = SimpleNamespace(get_device_name=lambda: "H100")
+    monkeypatch.setitem(RUNTIMES, "tensorrt", replace(RUNTIMES["tensorrt"], library="json"))
+    monkeypatch.setattr(tensorrt, "_import", lambda: (fake, SimpleNamespace(cuda=cuda)))
+    monkeypatch.setattr(tensorrt, "TensorRtSession", lambda serialized, classes: serialized)
+    for _ in range(2):  # as two processes
+        runtime = build_runtime("tensorrt", "cuda", 1, tmp_path)
+        for arch in (bundle.space.smallest, bundle.space.largest):
+            assert runtime.build(bundle, arch) == ENGINE
+    assert known == [b"", b"timed"]
+    build_runtime("tensorrt", "cuda", 1).build(bundle, bundle.space.smallest)
+    assert known[-1] == b""
+
+
 def test_engines_are_kept_for_runtimes_that_have_some():
     given = {"engine_cache": "/engines", "runtime": "tensorrt", "device": "cuda"}
     assert load_settings(given, environment={}).engine_cache == Path("/engines")

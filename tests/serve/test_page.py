@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,6 +21,7 @@ from shiftnas_serve.settings import Settings
 from tests.contract.process import Server, serving
 from tests.pictures import encoded, picture
 
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
@@ -129,6 +131,28 @@ def test_a_slider_moves_the_answer(page, alone: Server, bundle):
     answered(page)
     assert page.text_content("#asked").endswith(" ms")
     assert "Latency-Budget" in page.text_content("#curl")
+
+
+@pytest.mark.browser
+def test_a_slider_of_how_sure_it_must_be(page):
+    with serving(ROOT / "models" / "zoo" / "cifar10-cnn") as sure:
+        page.goto(sure.url)
+        answered(page)
+        pairs = sure.get("/budgets").json()["confidence"]["pairs"]
+        page.focus("input[value=latency_ms]")
+        page.keyboard.press("ArrowRight")
+        spent = []
+        for key in ("Home", "End"):
+            page.focus("#slider")
+            page.keyboard.press(key)
+            answered(page)
+            spent.append(flops(page.text_content("#flops")))
+        assert page.text_content("#asked") == "99 % sure"
+        assert spent[0] == pytest.approx(pairs[-1]["first_flops"], rel=0.01)
+        assert spent[0] <= spent[1] <= 1.005 * pairs[-1]["budget_flops"]
+        assert "of at most" in page.text_content("#hint")
+        assert "-H 'Confidence: 0.99' -H 'FLOPs-Budget: 13.4M'" in page.text_content("#curl")
+        assert 'flops="13.4M", confidence=0.99)' in page.text_content("#python")
 
 
 @pytest.mark.browser

@@ -30,7 +30,7 @@ print(json.dumps([start(options) for options in json.loads(sys.argv[1])]))
 
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, bundle_folder):
     cases = [
-        (("--bundle", str(tmp_path)), "is no bundle"),
+        (("--bundle", str(tmp_path)), "is not a bundle"),
         (("--port", "70000"), "port"),
         (("--runtime", "onnx"), "onnxruntime"),
         (("--default-flops", "5"), "smallest subnet"),

@@ -79,7 +79,7 @@ def run_curve(name: str, folder: Path, *more: str) -> dict[str, object]:
     records = read_log(folder / "log.jsonl")
     state = load_checkpoint(folder)
     accuracies = [
-        [row["val_accuracy"] for row in record["rows"]]
+        [row["held_out_accuracy"] for row in record["rows"]]
         for record in records
         if record["kind"] == "evaluation"
     ]
@@ -87,7 +87,7 @@ def run_curve(name: str, folder: Path, *more: str) -> dict[str, object]:
         "steps": [[r[field] for field in FIELDS] for r in records if r["kind"] == "step"],
         "probabilities": [r["probabilities"] for r in records if r["kind"] == "groups"],
         "loss_drops": [r["loss_drops"] for r in records if r["kind"] == "groups"],
-        "val_accuracy": accuracies,
+        "val_accuracy": accuracies,  # as earlier commits call it, for --against
         "net": hashes(state["net"]),
         "generator": hashes(state["generator"]),
     }

@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(bundle, data, tmp_path, capsys):
     for arguments, said in (
         ([str(bundle), "--data", str(strange)], "has no class 'cat'"),
         ([str(bundle), "--data", str(tmp_path / "none")], "none"),
-        ([str(tmp_path), "--data", str(data)], "is no bundle"),
+        ([str(tmp_path), "--data", str(data)], "is not a bundle"),
         ([str(bundle), "--data", str(data), "--budgets", "1"], "give 2 or more"),
         ([str(bundle), "--data", str(data), "--rows", "90:"], "give some of 7"),
         ([str(bundle), "--data", str(data), "--rows", "::0"], "give some of 7"),

@@ -151,7 +151,7 @@ def test_mistakes_are_one_line(bundle, photos, tmp_path, capsys):
         ([str(bundle), "--data", str(with_test)], "name the run"),
         ([str(bundle), "--data", str(photos), "--run", str(tmp_path)], "recipe.json"),
         ([str(bundle), "--data", str(photos), "--budgets", "1"], "give 2 or more"),
-        ([str(tmp_path), "--data", str(photos)], "is no bundle"),
+        ([str(tmp_path), "--data", str(photos)], "is not a bundle"),
     ):
         assert main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -45,7 +45,7 @@ def read_image_folder(path: Path, files: Files, passed_over: Sequence[str]) -> S
     lines = list(passed_over)
     beside = inside.pop("", None)
     if beside:
-        lines.append(f"{len(beside):,} images lie in no folder of a class, like {beside[0]}")
+        lines.append(f"{len(beside):,} images are not in a folder of a class, like {beside[0]}")
     if not inside:
         raise ValueError(f"no images in {path}: it needs one folder of images per class")
     places = {folder: place_of_images(folder.split("/")) for folder in inside}
@@ -58,7 +58,7 @@ def read_image_folder(path: Path, files: Files, passed_over: Sequence[str]) -> S
             return classes, sum(len(inside[folder]) for folder in folders)
         if without:
             raise ValueError(
-                f"{path / without[0] / inside[without[0]][0]} lies in no folder of a class: "
+                f"{path / without[0] / inside[without[0]][0]} is not in a folder of a class: "
                 "put it into one, or move it away"
             )
         named = {folder: class_name(places[folder][1] or "") for folder in folders}

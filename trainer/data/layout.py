@@ -86,7 +86,7 @@ def split_of_shard(name: str) -> str | None:
 def place_of_images(folders: Sequence[str]) -> tuple[str | None, str | None]:
     """Split and class of the images in a folder, given the names on the way to it.
 
-    The class is None for images of a split that lie in no folder of a class.
+    The class is None for images of a split that are not in a folder of a class.
     """
     for at, folder in enumerate(folders):
         split, rest = split_of(folder), list(folders[at + 1 :])

@@ -238,7 +238,7 @@ def _check(found: Source, source: str) -> None:
 
 
 def _kept_in_memory(rows: dict[str, Rows], side: int, mode: InMemory, *, cut_off: bool) -> set[str]:
-    """Which splits are decoded once; `rows` in the order in which they come into question."""
+    """Which splits are decoded once; `rows` has the most wanted first."""
     installed = installed_bytes()
     if mode == "never":
         return set()

@@ -39,7 +39,7 @@ class AbstractImages(ABC):
         return self
 
     def runs(self) -> np.ndarray | None:
-        """(N,) the run of neighbours on disk that each image lies in; None: order is no matter."""
+        """(N,) the run of neighbours on disk that each image lies in; None: any order will do."""
         return None
 
 
@@ -93,7 +93,7 @@ class Rows:
         return Rows(self.images, self.rows[indices], self.labels[indices])
 
     def slice(self, text: str) -> Rows:
-        """Those of a slice as Python writes it: ``1::2``. Raises ValueError for what is none."""
+        """Those of a slice as Python writes it: ``1::2``. Raises ValueError for other text."""
         try:
             parts = [int(part) if part else None for part in text.split(":")]
             found = np.arange(len(self))[slice(*parts)] if len(parts) > 1 else np.arange(0)

@@ -59,7 +59,7 @@ class AbstractSplit(ABC):
 
     @property
     def runs(self) -> np.ndarray | None:
-        """(N,) the run of neighbours on disk that each image lies in; None: order is no matter."""
+        """(N,) the run of neighbours on disk that each image lies in; None: any order will do."""
         return None
 
     @abstractmethod

@@ -62,7 +62,7 @@ def read_tars(
     Samples are pairs of members KEY.jpg (or another image) and KEY.cls, which holds the label
     as a number; other members are ignored. classes: names if they are known; else they are called
     by their numbers. Answers the classes and the images; or how many there are, if they need not be
-    labelled and none is. passed_over: takes the images that are not read, each with its tar.
+    labelled and is not. passed_over: takes the images that are not read, each with its tar.
     Raises ValueError naming the tar, and the member, and what is wrong with it.
     """
     if len(files) < _SHARDS_FOR_A_POOL:

@@ -108,7 +108,8 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     plan = plan_of(recipe)
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
     here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
-    state = fresh_state(here, random_splits(here, plan.classes, FEWEST_IMAGES))
+    splits = random_splits(here, plan.classes, FEWEST_IMAGES)
+    state = fresh_state(here, replace(splits, labels=plan.labels))  # which a teacher has to know
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
@@ -159,8 +160,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
             state, lambda: train_step(state, batch, replace(schedule, masked=masked), recipe)
         )
 
-    def update(batch: Batch) -> tuple[float, int]:
-        probe = probe_of(state, batch, schedule, recipe)
+    def update(data: RunData) -> tuple[float, int]:
+        probe = probe_of(state, data.held_out.batch(0, 0), schedule, recipe, data.decisions)
         _, seconds, kept = measured(state, lambda: state.sampler.update(probe, state.rng))
         return seconds, kept
 
@@ -187,8 +188,8 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
     if teacher is not None:
         _, teacher_s, _ = measured(state, lambda: teacher(batch.images.to(recipe.device)))
     if state.sampler.learns:
-        _, few_update_bytes = update(few.held_out.batch(0, 0))
-        update_s, update_bytes = update(data.held_out.batch(0, 0))
+        _, few_update_bytes = update(few)
+        update_s, update_bytes = update(data)
         costs["update"] = grown(update_s, few_update_bytes, update_bytes, images)
     return Trial(
         images=images,

@@ -16,16 +16,23 @@ KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
 
 @dataclass(frozen=True)
 class Plan:
-    """How often what happens in a run. ``updates``: of the distribution B, after the warm-up."""
+    """How often what happens in a run. ``updates``: of the distribution B, after the warm-up.
+
+    labels: names of the classes, or numbers where the data is known without being read.
+    """
 
     train_images: int
     held_out_images: int
-    classes: int
+    labels: tuple[str, ...]
     steps_per_epoch: int
     steps: int
     masked_steps: int
     warm_up_steps: int
     updates: int
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
 
 
 def plan_of(recipe: Recipe) -> Plan:
@@ -39,18 +46,19 @@ def plan_of(recipe: Recipe) -> Plan:
                 "a held_out_share"
             )
         images -= held_out
+        labels = tuple(map(str, range(classes)))
     else:
         splits = read_splits(recipe)
-        images, held_out, classes = len(splits.train), len(splits.held_out), len(splits.labels)
+        images, held_out, labels = len(splits.train), len(splits.held_out), splits.labels
     steps_per_epoch = images // min(recipe.batch_size, images)
-    space = get_space(recipe.space, classes)
+    space = get_space(recipe.space, len(labels))
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
     total = horizon_of(recipe, sampler, steps_per_epoch).steps
     warm_up = round(recipe.warm_up_share * total)
     return Plan(
         train_images=images,
         held_out_images=held_out,
-        classes=classes,
+        labels=labels,
         steps_per_epoch=steps_per_epoch,
         steps=total,
         masked_steps=-(-total // recipe.generator.masked_every),

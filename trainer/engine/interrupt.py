@@ -19,10 +19,10 @@ class Stopped(BaseException):
 class Interrupt:
     """While entered, SIGINT and SIGTERM raise ``Stopped``; inside ``deferred`` they set a flag.
 
-    A second signal inside ``deferred`` raises after all, for whoever cannot wait, but none does
-    inside ``held``: a write that has begun ends first. Nor does it with ``repeats``: torchrun
-    passes on what a terminal has sent to every process already, and kills by itself what does not
-    end in time.
+    A second signal inside ``deferred`` raises after all, for a user who cannot wait. With
+    ``repeats`` it does not: torchrun sends again what the terminal has sent to every process, and
+    kills by itself a process that does not end in time. No signal raises inside ``held``: a write
+    that has begun ends first.
     """
 
     def __init__(self, *, repeats: bool = False) -> None:

@@ -116,6 +116,7 @@ class BatchProbe(Probe):
             self._count(arch, len(images), 1)
             if seen >= LEVEL_IMAGES:
                 break
+        assert seen, "a level is of fixed images"
         return float(self.ranks.average(total / seen))
 
     def influences(self, archs: Sequence[Arch]) -> list[float]:
@@ -157,8 +158,8 @@ def probe_of(
     batch: Batch,
     schedule: Schedule,
     recipe: Recipe,
+    fixed: Iterable[Batch],
     ranks: Ranks = ALONE,
-    fixed: Iterable[Batch] = (),
 ) -> BatchProbe:
     """On a held-out batch, this rank's images of it. fixed: as in ``BatchProbe``."""
     return BatchProbe(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.generator.decode import decode
+from models.generator.answer import answer_within
 from models.generator.report import policy_of
 from models.generator.resource_loss import fit_to_budgets
 from models.nets.resolution import at_resolution
@@ -119,10 +119,10 @@ def add_gradients(
 
 
 def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:
-    """Whose answers subnets are drawn to in a step, if anyone's.
+    """The teacher of a step's subnets, if the recipe has one.
 
-    The largest subnet as a teacher is that of the weights that will be served, their average where
-    there is one. It runs forwards alone: what trains it are the steps that draw it.
+    If that is the largest subnet, it has the weights that will be served: their average, where
+    there is one. It only runs forwards here; it is trained by the steps that draw it.
     """
     if recipe.distillation.teacher != LARGEST:
         return state.teacher
@@ -162,7 +162,7 @@ def choose_subnets(
         if schedule.masked:
             subnets.append(relaxed)
         elif float(torch.rand((), generator=state.rng)) < recipe.generator.served_share:
-            subnets.append(decode(policy_of(state.generator), draw.budget_flops))
+            subnets.append(answer_within(policy_of(state.generator), draw.budget_flops))
         else:
             subnets.append(relaxed.arch())
     return subnets

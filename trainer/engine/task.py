@@ -17,7 +17,7 @@ from trainer.samplers.base import Draw
 class MicroBatch:
     """Images that run at once, the ``number``-th of a batch.
 
-    weight: of their mean loss in that of the batch, their share of the images here.
+    weight: their share of this rank's images, by which their mean loss counts in the batch's.
     """
 
     number: int
@@ -47,9 +47,9 @@ def micro_batches(
 class Task:
     """The loss of every subnet of one step.
 
-    Subnets that distil learn from a teacher, and by the rest of the weight from the labels as all
-    others do. Where there is no other teacher, the first subnet of a step is. taught: a teacher's
-    probabilities (B, classes) for each micro-batch, by its number.
+    Subnets that distil learn from a teacher, and with the rest of the weight from the labels, as
+    all others do. Without a teacher of its own, a step takes its first subnet as the teacher.
+    taught: the teacher's probabilities (B, classes) for each micro-batch, by its number.
     """
 
     label_smoothing: float = 0.0

@@ -70,7 +70,9 @@ def _onnx_teacher(
     labels: Sequence[str],
 ) -> Teacher:
     """A subnet as a graph with its description; of a file, the description is inside."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = recipe.threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if described is None:
         told = session.get_modelmeta().custom_metadata_map
         if "preprocess" not in told:

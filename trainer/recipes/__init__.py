@@ -9,6 +9,7 @@ from __future__ import annotations
 RECIPES: dict[str, str] = {
     "digits": "trainer.recipes.digits:digits",
     "photos": "trainer.recipes.photos:photos",
+    "imagenet-mobile": "trainer.recipes.imagenet_mobile:imagenet_mobile",
     "cifar10-cnn": "trainer.recipes.cifar10_cnn:cifar10_cnn",
     "vit-tiny": "trainer.recipes.vit:vit_tiny",
     "vit-small": "trainer.recipes.vit:vit_small",

@@ -26,9 +26,9 @@ class Recipe(Settings):
     """Everything that decides a run's numbers; a run keeps it in its folder as recipe.json."""
 
     name: str
-    """Of the recipe."""
+    """The recipe's name."""
     bundle_name: str = ""
-    """Of the model that it trains; empty is the name of the data's file or folder."""
+    """Name of the model that it trains; empty takes that of the data's file or folder."""
     space: str
     """The search space."""
     data: str
@@ -46,18 +46,18 @@ class Recipe(Settings):
     """What the weights begin as: efficientnet-lite0, timm:NAME, a file with such a network's
     weights, or a bundle; empty is at random."""
     statistics: Literal["arch", "start"] = "arch"
-    """BatchNorm's: measured for each arch (arch), or those of the start, which all archs share and
-    which do not move (start)."""
+    """BatchNorm uses statistics measured for each arch (arch), or those of the start, which all
+    archs share and which do not move (start)."""
     distillation: Distillation = Distillation()
-    """From a teacher."""
+    """What subnets learn from a teacher."""
     sampler: str = "shift"
     """What draws the subnets of a step."""
     sampler_options: SamplerOptions = SamplerOptions()
     """What samplers have in common."""
     optimizer: Optimizer = Optimizer()
-    """Of the supernet's weights."""
+    """What moves the supernet's weights."""
     generator: GeneratorOptions = GeneratorOptions()
-    """Of the architecture generator."""
+    """How the architecture generator learns."""
     augment: Augment = Augment()
     """Random changes of images."""
     drop_path: ShareBelowOne = 0.0
@@ -67,9 +67,9 @@ class Recipe(Settings):
     """Decay, like 0.999, of the moving average of the weights that is evaluated and bundled in
     their place; 0 for none."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of the three channels, on images scaled to 0..1."""
+    """Means of the three channels, on images scaled to 0..1."""
     std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
-    """Their standard deviations."""
+    """Standard deviations of the three channels."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Part of the shorter side that the centred square of an image keeps; ImageNet's is 0.875."""
     warm_up_share: Share = 0.1
@@ -80,9 +80,9 @@ class Recipe(Settings):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the training images that trains no weight, but moves B and makes every decision."""
     held_out_images: CountOrZero = 0
-    """So many images instead; 0 is held_out_share of them."""
+    """Number of held-out images; 0 takes held_out_share of them."""
     evaluate_every: CountOrZero = 10
-    """Epochs between evaluations on held-out images; 0 is none before the end."""
+    """Epochs between evaluations on held-out images; 0 evaluates at the end alone."""
     evaluation_budgets: Count = 8
     """Budgets at which the run is evaluated, even over the range."""
     calibration_batches: Count = 16
@@ -103,13 +103,13 @@ class Recipe(Settings):
     shuffle_window: CountOrZero = 50_000
     """Images over which a source that is read in sequence (tars) is mixed; 0 is any order."""
     seed: CountOrZero = 0
-    """Of every random number."""
+    """Seed of every random number."""
     threads: CountOrZero = 0
-    """Of torch in each process; 0 is as many as torch takes."""
+    """Threads of torch in each process; 0 is as many as torch takes."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
+    """Where training runs: cpu, cuda, cuda:1, ..."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the supernet in training; fp16 scales its gradients."""
+    """Precision of the supernet in training; fp16 scales its gradients."""
     accumulate: Count = 1
     """Parts of a process's images of a batch, which run one after another to need less memory."""
     activation_checkpointing: bool = False

@@ -49,13 +49,13 @@ class Optimizer(Settings):
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd is Nesterov's, with momentum 0.9."""
     learning_rate: AtLeastZero = 0.1
-    """At its peak."""
+    """Learning rate at its peak."""
     weight_decay: AtLeastZero = 5e-4
-    """Of matrices and kernels, not of norms and biases."""
+    """Weight decay of matrices and kernels; norms and biases have none."""
     warm_up_share: Share = 0.1
     """Part of the steps in which the learning rate rises."""
     clip_norm: AtLeastZero = 0.0
-    """Largest norm of the gradient; 0 is no clipping."""
+    """Largest norm of the gradient; 0 does not clip."""
     label_smoothing: ShareBelowOne = 0.0
     """Share of a label that goes to all classes alike."""
 
@@ -64,7 +64,7 @@ class GeneratorOptions(Settings):
     """Of the architecture generator (AG) and its losses."""
 
     learning_rate: AtLeastZero = 1e-3
-    """Of Adam, at the start; it falls to a tenth."""
+    """Learning rate of Adam at the start; it falls to a tenth."""
     resource_weight: AtLeastZero = 20.0
     """Lambda of L_RC = ((FLOPs - budget) / range)^2."""
     resource_batch: Count = 16
@@ -74,9 +74,9 @@ class GeneratorOptions(Settings):
     Other steps run slices, which are faster. 1 is the paper; at equal time 4 to 128 did better on
     digits (docs/experiments)."""
     first_temperature: AboveZero = 1.0
-    """Of the Gumbel softmax at the first step; it moves linearly to the last."""
+    """Temperature of the Gumbel softmax at the first step; it moves linearly to the last."""
     last_temperature: AboveZero = 0.3
-    """Of the Gumbel softmax at the last step."""
+    """Temperature of the Gumbel softmax at the last step."""
     entropy_weight: AtLeastZero = 1e-3
     """Keeps the generator from settling before the supernet can tell archs apart."""
     pretrain_steps: CountOrZero = 0
@@ -84,21 +84,21 @@ class GeneratorOptions(Settings):
     served_share: Share = 0.5
     """Share of sliced steps that train what would be served at the budget, not a sample."""
     pretrain_learning_rate: AtLeastZero = 3e-3
-    """Of Adam in those first steps."""
+    """Learning rate of Adam in those first steps."""
 
 
 class Distillation(Settings):
     """What subnets learn from a teacher's answers to the same images, beside their labels."""
 
     teacher: str = ""
-    """largest: the largest subnet, as it is at that moment. Or a network that does not learn: a
-    bundle (its largest subnet), a subnet as an .onnx file, timm:NAME. Empty: none."""
+    """largest is the largest subnet, as it is at that moment. A network that does not learn is a
+    bundle (its largest subnet), a subnet as an .onnx file, or timm:NAME. Empty: no teacher."""
     weight: Share = 1.0
-    """Of the teacher's answers in the loss; the labels have the rest."""
+    """Share of the teacher's answers in the loss; the labels have the rest."""
     temperature: AboveZero = 1.0
-    """By which the logits of both are divided (arXiv 1503.02531)."""
+    """The logits of both are divided by it (arXiv 1503.02531)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """In which the largest subnet answers as the teacher."""
+    """Precision in which the largest subnet answers as the teacher."""
 
 
 class Augment(Settings):
@@ -107,7 +107,7 @@ class Augment(Settings):
     padding: CountOrZero = 4
     """The image moves by up to this many pixels on both axes."""
     border: Border = "reflect"
-    """What enters then: the image's mirror image, or black."""
+    """What fills the border then: the image's mirror image, or black."""
     flip: bool = True
     """Mirror left-right with probability 1/2; not for digits or text."""
     cutout: CountOrZero = 0
@@ -125,9 +125,9 @@ class Augment(Settings):
     """Alpha of the Beta distribution by which two images share, like 0.8; 0 for none
     (arXiv 1710.09412). Labels become shares of classes."""
     cutmix: AtLeastZero = 0.0
-    """The same for CutMix (arXiv 1905.04899)."""
+    """Alpha of the same for CutMix (arXiv 1905.04899); 0 for none."""
     cutmix_share: Share = 0.5
-    """With both, the share of images that get CutMix; the others get Mixup."""
+    """Share of images that get CutMix where both are set; the others get Mixup."""
     mix_probability: Share = 1.0
     """Share of the images that are mixed at all."""
     repeats: Count = 1
@@ -160,18 +160,18 @@ class SamplerOptions(Settings):
     floor: Share = 0.2
     """Share of the uniform distribution that is always mixed in, so that no group dies."""
     as_printed: bool = False
-    """The sign of Algorithm 2 as the paper prints it, against its prose."""
+    """Use the sign of Algorithm 2 as the paper prints it, against its prose."""
     jitter: bool = True
     """Draw the budget anywhere in the group, not only at its upper end."""
     groups_per_update: Annotated[int, Field(ge=2)] = 4
-    """Groups that shift-direct measures at an update; drops are compared."""
+    """Groups that shift-direct measures at an update, to compare their drops."""
     tilt: tuple[float, float] = (0.0, 0.0)
-    """Of static-tilt: the logarithm of how much more often the largest group is drawn than the
+    """For static-tilt: the logarithm of how much more often the largest group is drawn than the
     smallest, at the start and at the end of the run."""
     bend: AtLeastZero = 0.0
-    """Of static-tilt: above 0 the smallest and the largest groups are drawn more often."""
+    """For static-tilt: above 0 the smallest and the largest groups are drawn more often."""
     step_flops: AtLeastZero = 0.0
-    """What a pass costs beside its subnet's FLOPs, in FLOPs of an image, for the time that it takes
-    however small the subnet is. Counts where compute is spent, and where it is weighed."""
+    """Overhead of a pass, in FLOPs for each image, that comes on top of its subnet's FLOPs however
+    small the subnet is. It counts where compute is spent, and where it is weighed."""
     archs: tuple[dict[str, Any], ...] = ()
     """The groups are these subnets, by rising FLOPs, in place of the generator's answers."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-from jinja2 import Environment
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,6 +17,7 @@ from trainer.data.sources import Rows
 from trainer.engine.disk import writing
 from trainer.pairs import Curve
 from trainer.report import plots
+from trainer.report.html import encoded, page
 from trainer.scores import Scores, confused
 from trainer.served import Measured
 
@@ -35,9 +35,9 @@ def write_answers(
         folder.mkdir(parents=True, exist_ok=True)
         figure = frontier(bundle, measured, [])
         figure.savefig(folder / "answers.png", metadata={"Software": None})
-        page = folder / "answers.html"
-        page.write_text(answers_page(bundle, measured, rows, read, figure), encoding="utf-8")
-    return page
+        file = folder / "answers.html"
+        file.write_text(answers_page(bundle, measured, rows, read, figure), encoding="utf-8")
+    return file
 
 
 def answers_page(
@@ -45,39 +45,35 @@ def answers_page(
 ) -> str:
     """The whole document, pictures inside."""
     least, largest = measured[0].scores, measured[-1].scores
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
     confusion = largest.confusion()
     few = len(bundle.labels) <= MOST_CLASSES
-    text = Path(__file__).with_name("answers.html").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True, trim_blocks=True)
-        .from_string(text)
-        .render(
-            title=bundle.name,
-            images=f"{len(largest.labels):,}",
-            plot=base64.b64encode(drawn.getvalue()).decode(),
-            head=HEAD,
-            rows=[_row(bundle, one) for one in measured],
-            classes=[
-                (label, seen, f"{100 * right / seen:.1f} %", f"{100 * of_least[0] / seen:.1f} %")
-                for label, (right, seen), of_least in zip(
-                    bundle.labels, largest.per_class(), least.per_class(), strict=True
-                )
-                if seen
-            ],
-            labels=bundle.labels,
-            confusion=_shaded(bundle.labels, confusion) if few else [],
-            pairs=[
-                (bundle.labels[i], bundle.labels[j], f"{count} times")
-                for i, j, count in confused(confusion)[:MOST_CLASSES]
-            ],
-            photos=[_photo(bundle, largest, rows, read, at) for at in largest.worst(PHOTOS)],
-        )
+    return page(
+        "answers.html",
+        title=f"{bundle.name}: what is served",
+        images=f"{len(largest.labels):,}",
+        plot=encoded(figure),
+        head=HEAD,
+        rows=[_row(bundle, one) for one in measured],
+        classes=[
+            (label, seen, f"{100 * right / seen:.1f} %", f"{100 * of_least[0] / seen:.1f} %")
+            for label, (right, seen), of_least in zip(
+                bundle.labels, largest.per_class(), least.per_class(), strict=True
+            )
+            if seen
+        ],
+        labels=bundle.labels,
+        confusion=_shaded(bundle.labels, confusion) if few else [],
+        pairs=[
+            (bundle.labels[i], bundle.labels[j], f"{count} times")
+            for i, j, count in confused(confusion)[:MOST_CLASSES]
+        ],
+        photos=[_photo(bundle, largest, rows, read, at) for at in largest.worst(PHOTOS)],
     )
 
 
-def draw(file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> None:
+def write_plot(
+    file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]
+) -> None:
     """Write the ``frontier``. Raises ValueError where that cannot be."""
     with writing(file, then=""), matplotlib.style.context(plots.STYLE):
         frontier(bundle, measured, curves).savefig(file, metadata={"Software": None})

@@ -27,9 +27,9 @@ _BAR_WIDTH = 36
 class Display:
     """Shows the progress of a run. A context manager; `update` may be called every step.
 
-    title: what is being trained. console: where to; stderr by default, so that stdout stays free
-    for JSON. refresh_s: seconds between redraws of a live screen. line_every_s: seconds between
-    lines where there is no terminal. clock: monotonic seconds.
+    title: what is being trained. console: what it writes to; by default stderr, so that stdout
+    stays free for JSON. refresh_s: seconds between redraws of a live screen. line_every_s: seconds
+    between lines where there is no terminal. clock: monotonic seconds.
 
     It is redrawn inside `update`, at most once per interval: no thread competes with the training
     for a core, and in between a call costs microseconds.

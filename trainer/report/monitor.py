@@ -153,7 +153,9 @@ class Monitor:
             elapsed_s=self._state.total_s - seconds,
             evaluation_s=seconds,
         )
-        accuracies = " ".join(f"{100 * number(row, 'val_accuracy'):.1f}" for row in evaluation.rows)
+        accuracies = " ".join(
+            f"{100 * number(row, 'held_out_accuracy'):.1f}" for row in evaluation.rows
+        )
         epoch = step // self._horizon.steps_per_epoch
         self._display.message(
             f"epoch {epoch}: held-out accuracy % from the smallest budget to the largest: "

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
-from jinja2 import Environment
-
+from models.interval import interval
 from trainer.engine.log import JsonValue, Record, number
-from trainer.intervals import interval
+from trainer.report.html import encoded, page
 from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.words import format_duration, format_flops, markdown_table
@@ -21,8 +17,8 @@ FRONTIER = ("budget", "FLOPs", "of budget", "parameters", "held-out accuracy", "
 SUMMARY = ("run", "sampler", "seed", "steps", "training", "mean test accuracy", "AG error", "state")
 SPLITS = (
     "Held-out: training images on which no weight was trained; they move the distribution B and "
-    "decide what is served (val_accuracy in files). Test: reported, decides nothing; in a data set "
-    "without a test split these are its val images, or a fifth of all."
+    "decide what is served. Test: reported, decides nothing; in a data set without a test split "
+    "these are its val images, or a fifth of all."
 )
 _NOT_PROVENANCE = ("kind", "step", "total_steps", "recipe")
 
@@ -31,25 +27,21 @@ Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def report_page(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> str:
-    """The whole document: no script, no font and no image from elsewhere."""
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    """The whole document."""
     first = runs[0]
     facts = [("What differs", differences(runs))]
     if not runs[1:]:
         facts += [("Changed when the run was resumed", changes_at_resume(first))]
     facts += [("Recipe", flat(first.recipe)), ("Where it comes from", _provenance(first))]
-    return (
-        Environment(autoescape=True, trim_blocks=True)
-        .from_string(text)
-        .render(
-            title="Runs compared" if runs[1:] else first.name,
-            status="" if runs[1:] else status(first),
-            tables=tables(runs),
-            splits=SPLITS,
-            plots=[(plot, _encoded(plot)) for plot in plots],
-            remarks=remarks(runs),
-            facts=facts,
-        )
+    return page(
+        "page.html",
+        title="Runs compared" if runs[1:] else first.name,
+        status="" if runs[1:] else status(first),
+        tables=tables(runs),
+        splits=SPLITS,
+        plots=[(plot, encoded(plot.figure)) for plot in plots],
+        remarks=remarks(runs),
+        facts=facts,
     )
 
 
@@ -118,7 +110,7 @@ def frontier_cells(run: RunRecord) -> list[list[str]]:
             format_flops(number(row, "flops")),
             f"{number(row, 'flops') / number(row, 'budget_flops'):.1%}",
             f"{int(number(row, 'params')):,}" if "params" in row else "",
-            _accuracy(run, row, "val_accuracy"),
+            _accuracy(run, row, "held_out_accuracy"),
             _accuracy(run, row, "test_accuracy"),
         ]
         for row in run.frontier
@@ -179,7 +171,9 @@ def remarks(runs: Sequence[RunRecord]) -> list[str]:
     if not run.frontier:
         lines.append("No frontier and no test accuracy yet: they are measured when the run ends.")
     if not run.of_kind("groups"):
-        lines.append("No probabilities over time: the sampler moves none, or no update came yet.")
+        lines.append(
+            "No probabilities over time: the sampler does not move them, or no update came yet."
+        )
     lines.append(
         "One run, one seed: nothing here says that the sampler helps, and differences of a few "
         "standard errors mean nothing. Name other runs too."
@@ -220,13 +214,6 @@ def _provenance(run: RunRecord) -> list[list[str]]:
     start = starts[-1] if starts else {}
     rows = [[k.replace("_", " "), _text(v)] for k, v in start.items() if k not in _NOT_PROVENANCE]
     return rows + [["weights", _text(record.get("weights"))] for record in answers[-1:]]
-
-
-def _encoded(plot: Plot) -> str:
-    """The figure as SVG, for a data URL; the same data gives the same bytes."""
-    buffer = io.BytesIO()
-    plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _text(value: JsonValue) -> str:

@@ -14,10 +14,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from models.interval import interval
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
 from trainer.engine.log import Record, number, numbers
-from trainer.intervals import interval
 from trainer.pairs import SHOWN_AT, Curve
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure
@@ -94,15 +94,6 @@ def _of_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
                 percent=True,
             ),
         )
-    errors = {run.name: _points(run.of_kind("generator"), "mean_error") for run in runs}
-    if any(len(x) for x, _ in errors.values()):
-        yield Plot(
-            "generator",
-            "Error of the generator",
-            "How far the FLOPs of its plain argmax are off the budget, on average over 100 "
-            "budgets across the range.",
-            _lines_figure(errors, "training step", "mean error (argmax)", percent=True),
-        )
 
 
 def _of_one(run: RunRecord) -> Iterator[Plot]:
@@ -140,7 +131,7 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "FLOPs of the subnets that were trained",
             "The trained subnets that the log tells of, against archs drawn uniformly over every "
             "decision's choices, which pile up in the middle of the range (the paper's Fig. 2).",
-            histogram_figure([flops for _, flops, _ in trained], space, run.groups),
+            histogram_figure(trained, space, run.groups),
         )
     if answers and space is not None:
         archs = [(row, space.arch_from_json(_mapping(row["arch"]))) for row in answers]
@@ -158,7 +149,7 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "generator",
             "How well the generator keeps to budgets",
             "Over 100 budgets across the range: how far the plain argmax is off, how much of the "
-            "budget the decoded answers use (they never exceed it), and the entropy of the policy "
+            "budget the answers use (they never exceed it), and the entropy of the policy "
             f"per group. At the end: error {number(generator[-1], 'mean_error'):.1%}, use "
             f"{number(generator[-1], 'mean_use'):.1%}.",
             generator_figure(generator),
@@ -178,13 +169,6 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "loss is that of whichever subnet was drawn, so it is noisy by nature.",
             loss_figure(steps),
         )
-    if len(run.groups) > 1 and any(loss is not None for _, _, loss in trained):
-        yield Plot(
-            "group-loss",
-            "Training loss per FLOPs group",
-            "Mean task loss of the subnets of each group, over windows of steps.",
-            group_loss_figure(trained, run.groups),
-        )
 
 
 def _space_of(run: RunRecord) -> SearchSpace | None:
@@ -203,7 +187,7 @@ def frontier_figure(runs: Sequence[RunRecord]) -> Figure:
     scale, unit = flops_unit(max(number(row, "flops") for run in runs for row in run.frontier))
     fields = {"test_accuracy": ("test images", "o-")}
     if not runs[1:]:
-        fields |= {"val_accuracy": ("held-out training images", "o--")}
+        fields |= {"held_out_accuracy": ("held-out training images", "o--")}
     figure, axes = _one_axes(f"{unit}FLOPs (multiply-adds) of the subnet", "top-1 accuracy")
     for run in runs:
         for field, (words, style) in fields.items():
@@ -300,7 +284,7 @@ def generator_figure(records: Sequence[Record]) -> Figure:
     error, use, entropy = figure.subplots(1, 3)
     for axes, field, label in (
         (error, "mean_error", "mean error of the FLOPs (argmax)"),
-        (use, "mean_use", "mean use of the budget (decoded)"),
+        (use, "mean_use", "mean use of the budget (answers)"),
     ):
         axes.plot(*_points(records, field), "o-", ms=3, color=BLUE)
         axes.set(xlabel="training step", ylabel=label)
@@ -323,7 +307,7 @@ def evaluations_figure(records: Sequence[Record]) -> Figure:
     lines: dict[float, list[tuple[float, float]]] = {}
     for record in records:
         for row in rows_of(record):
-            point = (number(record, "step"), number(row, "val_accuracy"))
+            point = (number(record, "step"), number(row, "held_out_accuracy"))
             lines.setdefault(number(row, "budget_flops"), []).append(point)
     budgets = sorted(lines)
     scale, unit = flops_unit(budgets[-1])
@@ -348,28 +332,6 @@ def loss_figure(records: Sequence[Record]) -> Figure:
         axes.set(xlabel="training step", ylabel=label)
         thousands(axes)
     resource.set_yscale("log", nonpositive="mask")
-    return figure
-
-
-def group_loss_figure(
-    trained: Sequence[tuple[float, float, float | None]], groups: Sequence[float]
-) -> Figure:
-    """Mean task loss of each group's subnets over windows of steps."""
-    known = [(step, flops, loss) for step, flops, loss in trained if loss is not None]
-    steps, flops, losses = np.array(known).T
-    members = np.searchsorted(groups, flops)
-    edges = np.linspace(0, steps.max(), BINS + 1)
-    scale, unit = flops_unit(max(groups))
-    lines = []
-    for group in range(len(groups)):
-        mine = members == group
-        count, _ = np.histogram(steps[mine], edges)
-        total, _ = np.histogram(steps[mine], edges, weights=losses[mine])
-        full = count > 0  # windows without a subnet of the group are bridged
-        lines.append((edges[1:][full], total[full] / count[full]))
-    figure, axes = _one_axes("training step", "mean task loss (nats)")
-    ordered_lines(axes, np.array(groups) / scale, f"{unit}FLOPs of the group", lines)
-    axes.set_ylim(bottom=0)
     return figure
 
 

@@ -10,7 +10,6 @@ that are compared must be of one search space on the same images. Works on runs 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import matplotlib.style
 
-from models import PRODUCT
+from trainer.command import command_parser, status_of
 from trainer.engine.disk import writing
 from trainer.report import plots
 from trainer.report.page import report_page, report_text, summary, tables
@@ -48,37 +47,30 @@ def write_report(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Answers the exit status: 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
+    parser = command_parser("trainer.report", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument(
-        "--out", type=Path, help="folder to write to (default: RUN/report; of several runs, none)"
+        "--out",
+        type=Path,
+        help="folder to write to (default: RUN/report; several runs are then only printed)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         runs = read_runs(options.runs)
         folder = options.out or (None if runs[1:] else options.runs[0] / "report")
-        files: list[Path] = []
-        if folder is not None:
-            files = write_report(runs, folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        found = [{**summary(run), "frontier": run.frontier} for run in runs]
-        print(json.dumps({"files": [str(file) for file in files], "runs": found}))
-        return 0
-    for _, head, rows in tables(runs):
-        if rows:
-            print("\n".join(markdown_table(head, rows)), end="\n\n")
-    for file in files:
-        print(file)
-    return 0
+        files: list[Path] = [] if folder is None else write_report(runs, folder)
+        if options.json:
+            found = [{**summary(run), "frontier": run.frontier} for run in runs]
+            print(json.dumps({"files": [str(file) for file in files], "runs": found}))
+            return
+        for _, head, rows in tables(runs):
+            if rows:
+                print("\n".join(markdown_table(head, rows)), end="\n\n")
+        for file in files:
+            print(file)
+
+    return status_of(work)
 
 
 if __name__ == "__main__":

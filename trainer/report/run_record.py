@@ -13,6 +13,8 @@ from trainer.engine.log import JsonValue, Record, number, numbers, read_log
 LOG_NAME = "log.jsonl"
 RECIPE_NAME = "recipe.json"
 FRONTIER_NAME = "frontier.json"
+RENAMED = {"val_accuracy": "held_out_accuracy"}
+"""Fields that runs of before 2026-11-30 call otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class RunRecord:
         return next((record.get(field) for record in self.of_kind("start")), None)
 
     def images(self, field: str) -> int:
-        """On how many val_accuracy or test_accuracy was measured; 0 if the log does not say."""
+        """How many images an accuracy was measured on; 0 if the log does not say."""
         images = self.start("images")
-        place = {"val_accuracy": 1, "test_accuracy": 2}[field]
+        place = {"held_out_accuracy": 1, "test_accuracy": 2}[field]
         return int(str(images[place])) if isinstance(images, list) and len(images) == 3 else 0
 
     @cached_property
@@ -69,23 +71,17 @@ class RunRecord:
         records = self.of_kind("groups")
         return numbers(records[-1], "groups") if records else []
 
-    def trained(self) -> list[tuple[float, float, float | None]]:
-        """(step, FLOPs, task loss or None) of every subnet that the log tells of.
+    def trained(self) -> list[float]:
+        """FLOPs of every subnet that the log tells of.
 
         Old logs have the last subnet of every logged step alone.
         """
-        points: list[tuple[float, float, float | None]] = []
-        for record in self.of_kind("step"):
-            step = number(record, "step")
-            flops, losses = record.get("drawn_flops"), record.get("drawn_losses")
-            if not isinstance(flops, list) or not isinstance(losses, list):
-                flops, losses = [record.get("flops")], [record.get("loss")]
-            points += [
-                (step, float(f), float(loss) if isinstance(loss, int | float) else None)
-                for f, loss in zip(flops, losses, strict=True)
-                if isinstance(f, int | float)
-            ]
-        return points
+        flops = [
+            each
+            for record in self.of_kind("step")
+            for each in _list(record.get("drawn_flops", record.get("flops")))
+        ]
+        return [float(each) for each in flops if isinstance(each, int | float)]
 
     def group_answers(self) -> list[Record]:
         """What is served at the upper end of each group: rows with budget_flops, flops, arch.
@@ -148,10 +144,15 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
     return runs
 
 
+def _list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else [value]
+
+
 def _objects(value: JsonValue, what: str) -> list[Record]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise ValueError(f"{what} must be a list of objects")
-    return [entry for entry in value if isinstance(entry, dict)]
+    rows = [entry for entry in value if isinstance(entry, dict)]
+    return [{RENAMED.get(name, name): what for name, what in row.items()} for row in rows]
 
 
 def _read_json(path: Path) -> JsonValue:

@@ -80,7 +80,7 @@ def _named(record: Record) -> Iterator[tuple[str, JsonValue]]:
     elif kind == "evaluation":
         for row in rows_of(record):
             label = format_flops(float(str(row["budget_flops"])))
-            yield f"val_accuracy/{label}", row.get("val_accuracy")
+            yield f"held_out_accuracy/{label}", row.get("held_out_accuracy")
 
 
 def _list(record: Record, field: str) -> list[JsonValue]:

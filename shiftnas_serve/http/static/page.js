@@ -10,7 +10,7 @@ const state = {
   photo: null, // {blob, name, sample}
   about: null, // /budgets
   unit: "flops",
-  place: { flops: 0.35, latency_ms: 0.5 }, // of the slider, 0 to 1
+  place: { flops: 0.35, latency_ms: 0.5, confidence: 0.75 }, // of the slider, 0 to 1
   answer: null,
 };
 
@@ -41,6 +41,7 @@ function scale(low, high) {
 function range() {
   const { flops, latency_ms: latency } = state.about;
   if (state.unit === "flops") return scale(flops.min, flops.max);
+  if (state.unit === "confidence") return scale(0.3, 0.99);
   return scale(1.3 * latency.min, Math.max(4 * latency.largest_subnet, 10 * latency.min));
 }
 
@@ -48,11 +49,28 @@ function range() {
 function budget() {
   const value = range().at(state.place[state.unit]);
   if (state.unit === "latency_ms") return number(value);
-  const text = withSuffix(value).join("");
+  if (state.unit === "confidence") return value.toFixed(2);
   const { min, max } = state.about.flops;
-  if (flopsOf(text) >= (state.place.flops < 1 ? min : max)) return text;
+  return atLeast(state.place.flops < 1 ? min : max, value);
+}
+
+/** FLOPs in three digits that are not below so many. */
+function atLeast(least, value = least) {
+  const text = withSuffix(value).join("");
+  if (flopsOf(text) >= least) return text;
   const unit = 10 ** (Math.floor(Math.log10(value)) - 2);
   return withSuffix(unit * Math.ceil(value / unit)).join("");
+}
+
+/** What both networks of the largest pair may spend together. */
+const forBoth = () => atLeast(Math.max(...state.about.confidence.pairs.map((one) => one.budget_flops)));
+
+/** The headers that say what is asked for. */
+function asked() {
+  const value = budget();
+  if (state.unit === "flops") return { "FLOPs-Budget": value };
+  if (state.unit === "latency_ms") return { "Latency-Budget": value };
+  return { Confidence: value, "FLOPs-Budget": forBoth() };
 }
 
 function flopsOf(text) {
@@ -105,9 +123,10 @@ async function start() {
   $("model").replaceChildren(
     "One set of weights, a network of any size: you name the budget. The model is ",
     element("b", model.name),
-    `, version ${model.version}, with ${state.about.labels.length} classes.`,
+    `, version ${model.version}${model.precision === "fp32" ? "" : ` in ${model.precision}`}, with ${state.about.labels.length} classes.`,
   );
   showCard(state.about.card);
+  $("by-confidence").hidden = !state.about.confidence?.pairs.length;
   drawChart();
   placeSlider();
   if (state.photo) soon();
@@ -137,7 +156,7 @@ async function classify() {
       body: state.photo.blob,
       headers: {
         "Content-Type": state.photo.blob.type || "application/octet-stream",
-        [state.unit === "flops" ? "FLOPs-Budget" : "Latency-Budget"]: budget(),
+        ...asked(),
       },
       signal: mine.signal,
     });
@@ -179,7 +198,8 @@ function show(answer, headers, roundTripMs) {
   document.body.classList.remove("stale");
   showBars(answer.predictions);
   const { subnet } = answer;
-  $("flops").textContent = withSuffix(Number(headers.get("Served-FLOPs") ?? subnet.flops)).join(" ");
+  const spent = headers.get("Spent-FLOPs") ?? headers.get("Served-FLOPs") ?? subnet.flops;
+  $("flops").textContent = withSuffix(Number(spent)).join(" ");
   $("params").textContent = withSuffix(subnet.params).join(" ");
   showTiming(headers.get("Server-Timing") ?? "", roundTripMs);
   showServed(subnet);
@@ -224,9 +244,12 @@ function showHint(asked) {
   const { flops, latency_ms: latency } = state.about;
   const words = {
     flops: `${flopsText(flops.min)} to ${flopsText(flops.max)}. A larger budget is served by the largest network.`,
+    confidence: "A small network answers. Where it is less sure than this, a larger one answers as well.",
     latency_ms: `From the complete photo to the answer, inside the server. The smallest network takes about ${msText(latency.min)} here.`,
   };
-  $("hint").textContent = words[state.unit] + (asked?.degraded ? " A larger network would not have been in time." : "");
+  let more = asked?.degraded ? " A larger network would not have been in time." : "";
+  if (state.unit === "confidence" && asked) more = ` This answer spent ${flopsText(asked.spent_flops)} of at most ${flopsText(flopsOf(forBoth()))}.`;
+  $("hint").textContent = words[state.unit] + more;
 }
 
 // ---------------------------------------------------------------------------------- the chart
@@ -247,7 +270,7 @@ function drawChart() {
   const { flops, frontier, measured_on: images } = state.about;
   const width = $("chart").clientWidth, right = width - BESIDE;
   $("chart").setAttribute("viewBox", `0 0 ${width} 204`);
-  const accuracy = ["val_accuracy", "test_accuracy"].find((name) => frontier.every((row) => row[name] !== null));
+  const accuracy = ["held_out_accuracy", "test_accuracy", "agreement"].find((name) => frontier.every((row) => row[name] != null));
   const name = accuracy ?? "infer_ms";
   const rows = frontier.map((row) => [row.flops, row[name]]).sort((a, b) => a[0] - b[0]);
   const heights = rows.map(([, y]) => y);
@@ -262,7 +285,7 @@ function drawChart() {
   const lines = low < high ? ticks(low - room, high + room) : [low];
   const points = rows.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
   const marks = [0, 0.25, 0.5, 0.75, 1].filter((part) => width > 500 || part !== 0.25 && part !== 0.75);
-  const what = { val_accuracy: "held-out accuracy", test_accuracy: "test accuracy", infer_ms: "predicted milliseconds" }[name];
+  const what = { held_out_accuracy: "held-out accuracy", test_accuracy: "test accuracy", agreement: "agreement with fp32", infer_ms: "predicted milliseconds" }[name];
   const whole = accuracy && images ? `${what} on ${images}` : what;
   $("chart").replaceChildren(
     ...lines.flatMap((value) => [
@@ -318,7 +341,7 @@ function placeSlider() {
   const part = state.place[state.unit], text = budget();
   $("slider").value = Math.round(1000 * part);
   const [value, suffix] = state.unit === "flops" ? withSuffix(flopsOf(text)) : [text, ""];
-  const said = state.unit === "flops" ? `${value} ${suffix}FLOPs` : `${text} ms`;
+  const said = { flops: `${value} ${suffix}FLOPs`, latency_ms: `${text} ms`, confidence: `${percent(text)} sure` }[state.unit];
   $("asked").textContent = said;
   $("slider").setAttribute("aria-valuetext", said);
   const line = $("allowed");
@@ -384,19 +407,23 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 function showCode() {
   if (!state.photo || !state.about) return;
   const { name, sample } = state.photo, amount = budget();
+  const headers = Object.entries(asked()).map(([name, value]) => `-H '${name}: ${value}'`).join(" ");
   const server = String(url("")).replace(/\/$/, "");
-  const header = `-H '${state.unit === "flops" ? "FLOPs-Budget" : "Latency-Budget"}: ${amount}'`;
   const key = state.key ? ` \\\n  -H "Authorization: Bearer $KEY"` : "";
   $("curl").textContent = sample
-    ? `curl -s ${server}/page/${sample} |\n  curl -T - ${header}${key} \\\n  ${server}/classify`
-    : `curl -T ${quoted(name)} ${header}${key} \\\n  ${server}/classify`;
-  const asked = state.unit === "flops" ? `flops="${amount}"` : `latency_ms=${amount}`;
+    ? `curl -s ${server}/page/${sample} |\n  curl -T - ${headers}${key} \\\n  ${server}/classify`
+    : `curl -T ${quoted(name)} ${headers}${key} \\\n  ${server}/classify`;
+  const budgets = {
+    flops: `flops="${amount}"`,
+    latency_ms: `latency_ms=${amount}`,
+    confidence: state.unit === "confidence" && `flops="${forBoth()}", confidence=${amount}`,
+  }[state.unit];
   $("python").textContent = [
     ...(state.key ? ["import os", ""] : []),
     "from shiftnas_serve.client import Client",
     "",
     `with Client("${server}"${state.key ? ', key=os.environ["KEY"]' : ""}) as client:`,
-    `    answer = client.classify(${JSON.stringify(sample ? "photo.jpg" : name)}, ${asked})`,
+    `    answer = client.classify(${JSON.stringify(sample ? "photo.jpg" : name)}, ${budgets})`,
     "    print(answer.label, answer.subnet.flops)",
   ].join("\n");
 }

@@ -247,6 +247,16 @@ def test_a_resumed_stream_goes_on_bit_for_bit(workers):
         return loader.stream(epoch, start)
 
     whole = list(itertools.islice(stream(), 7))
+    assert [batch[:2] for batch in whole] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+    ]
+    torch.rand(3)  # whatever else draws from torch's global generator
     resumed = list(itertools.islice(stream(1, 2), 2))
     for one, other in zip(whole[5:], resumed, strict=True):
         assert one[:2] == other[:2]
@@ -264,6 +274,10 @@ def test_a_resumed_stream_goes_on_bit_for_bit(workers):
         ({"cutmix_share": 2.0}, "cutmix_share"),
         ({"mix_probability": 2.0}, "mix_probability"),
         ({"repeats": 0}, "repeats"),
+        ({"padding": -1}, "padding"),
+        ({"cutout": -2}, "cutout"),
+        ({"border": "mirror"}, "'reflect' or 'zero'"),
+        ({"policy": "rand"}, "randaugment"),
     ],
 )
 def test_wrong_options_are_named(options, words):

@@ -1,7 +1,5 @@
 """Mini-batches depend on (seed, epoch, index) alone, and augmentation does what it says."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -55,18 +53,6 @@ def test_without_shuffle_the_order_is_that_of_the_data():
     assert torch.cat([b.labels for b in batches]).tolist() == list(range(22))
 
 
-@pytest.mark.parametrize("policy", [None, "randaugment"])
-def test_a_resumed_stream_goes_on_bit_for_bit(policy):
-    def new():
-        return make(augment=Augment(padding=2, cutout=3, policy=policy))
-
-    whole = list(itertools.islice(new().stream(), 13))
-    assert [b[:2] for b in whole[:7]] == [(0, i) for i in range(5)] + [(1, 0), (1, 1)]
-    torch.rand(3)  # whatever else draws from torch's global generator
-    resumed = itertools.islice(new().stream(epoch=1, start=2), 6)
-    assert all(map(same, resumed, whole[7:]))
-
-
 def test_the_seed_changes_order_and_augmentation():
     one, other = (make(seed=seed, augment=Augment(padding=2)).batch(0, 0) for seed in (1, 2))
     assert one.labels.tolist() != other.labels.tolist()
@@ -74,16 +60,6 @@ def test_the_seed_changes_order_and_augmentation():
         make(seed=seed, shuffle=False, augment=Augment(padding=2)).batch(0, 0) for seed in (1, 2)
     )
     assert not torch.equal(one.images, other.images)
-
-
-def test_ranks_share_out_each_global_batch():
-    ranks = [make(batch_size=3, rank=rank, world_size=2) for rank in range(2)]
-    assert [len(rank) for rank in ranks] == [3, 3]
-    seen = [b.labels for rank in ranks for b in rank.epoch(0)]
-    everything = torch.cat(seen).tolist()
-    assert len(set(everything)) == len(everything) == 18
-    alone = make(batch_size=6).batch(0, 1).labels
-    assert sorted(torch.cat([seen[1], seen[4]]).tolist()) == sorted(alone.tolist())
 
 
 def test_too_few_images_for_one_batch_is_said():
@@ -163,29 +139,6 @@ def test_cutout_leaves_the_mean_colour():
     batch = make(data, augment=augment).batch(0, 0)
     assert (batch.images == 0).any(), "0 after normalization is the mean before it"
     assert (batch.images < 0).any()
-
-
-@pytest.mark.parametrize("policy", ["randaugment", "autoaugment-cifar10", "trivialaugment"])
-def test_a_policy_leaves_torchs_global_generator_alone(policy):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    make(numbered(8, side=16), augment=Augment(policy=policy)).batch(0, 0)
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"padding": -1}, "padding"),
-        ({"cutout": -2}, "cutout"),
-        ({"border": "mirror"}, "'reflect' or 'zero'"),
-        ({"policy": "rand"}, "randaugment"),
-    ],
-)
-def test_wrong_options_are_named(options, word):
-    with pytest.raises(ValueError, match=word):
-        Augment(**options)
 
 
 def test_a_reflected_border_as_large_as_the_image_is_refused():

@@ -1,6 +1,8 @@
 """Data sets end up as three disjoint splits in memory, and every mistake is named in one line."""
 
 import io
+import re
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow
@@ -189,102 +191,63 @@ def test_other_sizes_are_cropped_and_resized_as_the_server_does(tmp_path):
 # -- mistakes --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def one_line():
-    """A context that wants a ValueError of one line that says all of the given words."""
-
-    class OneLine:
-        def __init__(self, *words):
-            self.words = words
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, kind, error, traceback):
-            assert kind is ValueError, f"{kind}: {error}"
-            assert "\n" not in str(error)
-            for word in self.words:
-                assert word in str(error), str(error)
-            return True
-
-    return OneLine
+@contextmanager
+def one_line(*words):
+    """Wants a ValueError of one line that says all of the words."""
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    for word in words[1:]:
+        assert word in str(caught.value)
 
 
-def test_missing_path(tmp_path, one_line):
-    with one_line("nowhere.parquet does not exist"):
-        load(tmp_path / "nowhere.parquet")
+def written(path, text):
+    path.write_text(text)
+    return path
 
 
-def test_unknown_name_says_what_to_pass(monkeypatch, one_line):
+def few(path):
+    """Three images of four classes."""
+    return write_parquet(path, map(encoded_image, range(3)), [0, 1, 2], names=list("abcd"))
+
+
+def strange(path):
+    """A table of other columns."""
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [b"1"], "kind": [0]}), path)
+    return path
+
+
+ONE_CLASS_MORE = {"train/cat": 3, "train/dog": 3, "test/cow": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (lambda at: at / "nowhere.parquet", ["nowhere.parquet does not exist"]),
+        (lambda at: written(at / "notes.txt", "hello"), ["notes.txt is not a data set"]),
+        (lambda at: written(at / "x.parquet", "hello"), ["is not a readable parquet file"]),
+        (lambda at: at, ["no images in"]),
+        (lambda at: write_folder(at, {"cat": 0, "dog": 0}), ["no images in"]),
+        (lambda at: write_folder(at, {"cat": 3, "dog": 0}), ["dog has no images"]),
+        (lambda at: write_folder(at, ONE_CLASS_MORE), ["cow", "training images do not have"]),
+        (lambda at: write_parquet(at / "x.parquet", [], []), ["no images"]),
+        (lambda at: write_folder(at, {"cat": 5}), ["one class only (cat)"]),
+        (lambda at: few(at / "x.parquet"), ["3 training images for 4 classes"]),
+        (lambda at: strange(at / "x.parquet"), ["no column named label", "picture, kind"]),
+    ],
+)
+def test_what_is_not_a_data_set_is_said_in_one_line(tmp_path, source, words):
+    with one_line(*words):
+        load(source(tmp_path))
+
+
+def test_unknown_name_says_what_to_pass(monkeypatch):
     monkeypatch.delenv(DATA_FOLDER_VARIABLE, raising=False)
     with one_line("'cifar10'", "--data PATH", DATA_FOLDER_VARIABLE, "digits"):
         load("cifar10")
 
 
-def test_a_file_of_another_kind(tmp_path, one_line):
-    (tmp_path / "notes.txt").write_text("hello")
-    with one_line("notes.txt is not a data set", ".parquet"):
-        load(tmp_path / "notes.txt")
-
-
-def test_a_file_that_is_no_parquet(tmp_path, one_line):
-    (tmp_path / "x.parquet").write_text("hello")
-    with one_line("x.parquet is not a readable parquet file"):
-        load(tmp_path / "x.parquet")
-
-
-def test_empty_folders(tmp_path, one_line):
-    with one_line("no images in"):
-        load(tmp_path)
-    write_folder(tmp_path, {"cat": 0, "dog": 0})
-    with one_line("no images in"):
-        load(tmp_path)
-
-
-def test_a_class_without_images(tmp_path, one_line):
-    with one_line("dog has no images"):
-        load(write_folder(tmp_path, {"cat": 3, "dog": 0}))
-
-
-def test_a_class_that_only_the_test_split_has(tmp_path, one_line):
-    layout = {"train/cat": 3, "train/dog": 3, "test/cow": 1}
-    with one_line("cow", "training images do not have"):
-        load(write_folder(tmp_path, layout))
-
-
-def test_an_empty_parquet(tmp_path, one_line):
-    with one_line("no images"):
-        load(write_parquet(tmp_path / "x.parquet", [], []))
-
-
-def test_one_class_only(tmp_path, one_line):
-    with one_line("one class only (cat)"):
-        load(write_folder(tmp_path, {"cat": 5}))
-
-
-def test_fewer_images_than_classes(tmp_path, one_line):
-    path = tmp_path / "x.parquet"
-    write_parquet(path, map(encoded_image, range(3)), [0, 1, 2], names=list("abcd"))
-    with one_line("3 training images for 4 classes"):
-        load(path)
-
-
-def test_a_corrupt_image_is_named_by_file_and_row(tmp_path, one_line):
-    images = [encoded_image(shade) for shade in range(20)]
-    images[13] = images[13][:40]
-    path = write_parquet(tmp_path / "x.parquet", images, [0, 1] * 10)
-    with one_line("x.parquet, row 13", "damaged"):
-        load(path)
-
-
-def test_a_corrupt_image_is_named_by_its_path(tmp_path, one_line):
-    write_folder(tmp_path, {"cat": 5, "dog": 5})
-    (tmp_path / "dog" / "3.png").write_text("hello")
-    with one_line("dog/3.png"):
-        load(tmp_path)
-
-
-def test_plain_bytes_are_images_too_but_not_missing_ones(tmp_path, one_line):
+def test_plain_bytes_are_images_too_but_not_missing_ones(tmp_path):
     images = [encoded_image(shade) for shade in range(20)]
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [0, 1] * 10}), path)
@@ -295,7 +258,7 @@ def test_plain_bytes_are_images_too_but_not_missing_ones(tmp_path, one_line):
         load(path)
 
 
-def test_labels_that_are_no_integers(tmp_path, one_line):
+def test_labels_that_are_no_integers(tmp_path):
     images = [encoded_image(shade) for shade in range(4)]
     path = tmp_path / "x.parquet"
     write_parquet(path, images, ["cat", "dog"] * 2, label_type=Value("string"))
@@ -309,14 +272,7 @@ def test_labels_that_are_no_integers(tmp_path, one_line):
         load(path)
 
 
-def test_columns_that_are_not_there(tmp_path, one_line):
-    table = pyarrow.table({"picture": [b"1"], "kind": [0]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    with one_line("no column named label", "picture, kind"):
-        load(tmp_path / "x.parquet")
-
-
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
-def test_a_held_out_share_that_leaves_a_split_empty(share, one_line):
+def test_a_held_out_share_that_leaves_a_split_empty(share):
     with one_line("held_out_share"):
         load("digits", held_out_share=share)

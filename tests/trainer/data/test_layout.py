@@ -244,7 +244,7 @@ def test_images_that_are_not_read_are_counted_and_one_is_shown(tmp_path):
     source = read(tmp_path / "folder")
     assert len(source.train) == 6
     assert "3 files of kinds that are not read here, like cat/a.bmp" in source.passed_over
-    assert "1 images lie in no folder of a class, like logo.png" in source.passed_over
+    assert "1 images are not in a folder of a class, like logo.png" in source.passed_over
 
     members = [*samples(range(4)), ("5.bmp", b""), ("5.cls", b"0"), ("n/0001.depth.png", b"")]
     write_tar(tmp_path / "tars" / "a.tar", members)

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import trainer.run
 from models.spaces import SPACES, get_space
+from tests.bundles import make_bundle
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
 from trainer.dry_run.plan import KNOWN_DATA, plan_of
@@ -15,10 +17,12 @@ from trainer.engine.average import WeightAverage
 from trainer.engine.log import read_log
 from trainer.recipes import RECIPES
 from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.settings import Distillation
 from trainer.run import main
+from trainer.samplers import SAMPLERS, build_sampler
 
-TAKES_SECONDS = [name for name in SPACES if name.startswith(("vit-", "bignas", "attentivenas"))]
-NEEDS_NO_DATA = [name for name in RECIPES if get_recipe(name).data in KNOWN_DATA]
+LARGE = ("vit-", "bignas", "attentivenas")
+TAKES_SECONDS = [name for name in (*SPACES, *RECIPES) if name.startswith(LARGE)]
 
 
 def test_a_plan_counts_what_training_does(tmp_path, monkeypatch):
@@ -68,9 +72,10 @@ def test_a_dry_run_prints_a_table_and_one_line_of_json_and_writes_nothing(
     [
         pytest.param(name, marks=[pytest.mark.slow] if name in TAKES_SECONDS else [])
         for name in SPACES
+        if name not in {get_recipe(recipe).space for recipe in RECIPES}
     ],
 )
-def test_steps_of_every_space(space):
+def test_steps_of_every_space_that_no_recipe_has(space):
     """Masked and sliced, those too that leave nothing to decide at some places."""
     built = get_space(space)
     side = built.resolution(built.largest)
@@ -116,12 +121,17 @@ def _ends(name):
     return space.smallest, space.largest
 
 
-@pytest.mark.parametrize("sampler", ["sandwich", "uniform-arch", "uniform-budget", "shift-direct"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_tried(sampler):
-    settings = [f"sampler={sampler}", "threads=1", "generator.masked_every=2"]
-    result = dry_run(with_settings(get_recipe("digits"), settings), 4)
+    """Steps and updates, where a space leaves nothing to decide at some places."""
+    space = get_space("cifar-cnn")
+    archs = [space.arch_to_json(space.smallest)] if sampler == "fixed-arch" else []
+    settings = [f"sampler={sampler}", f"sampler_options.archs={json.dumps(archs)}"]
+    settings += ["threads=1", "space=cifar-cnn", "resolution=32", "data=cifar10"]
+    result = dry_run(with_settings(get_recipe("digits"), settings), 2)
     assert all(map(math.isfinite, result.trial.losses.values()))
-    assert ("update" in result.trial.costs) == (sampler == "shift-direct")
+    built = build_sampler(sampler, space, result.recipe.sampler_options)
+    assert ("update" in result.trial.costs) == built.learns
 
 
 @pytest.mark.parametrize(
@@ -182,15 +192,43 @@ def test_the_papers_recipes_say_what_the_paper_says(name):
     assert (options.name, options.learning_rate, options.weight_decay) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", NEEDS_NO_DATA)
-def test_recipes_for_data_that_is_not_here_can_be_tried(name):
-    result = dry_run(get_recipe(name), 2)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in TAKES_SECONDS else [])
+        for name in RECIPES
+    ],
+)
+def test_every_recipe_takes_its_steps(name, monkeypatch):
+    """With all its own settings but for a teacher of other classes, its data being there or not."""
+    recipe = get_recipe(name)
+    if recipe.data not in ("digits", *KNOWN_DATA):
+        monkeypatch.setitem(KNOWN_DATA, recipe.data, (1437, 10))
+        learned = recipe.distillation.replace(teacher="largest")
+        recipe = recipe.replace(distillation=learned)
+    result = dry_run(recipe, 2)
     assert result.groups[-1] == result.space.max_flops
     for loss in result.trial.losses.values():
         # an untrained net knows nothing of the classes
         assert loss == pytest.approx(math.log(result.space.num_classes), rel=0.15)
-    masked, sliced, update = (result.trial.costs[kind] for kind in ("masked", "sliced", "update"))
-    assert min(masked.seconds, sliced.seconds, update.seconds) > 0
-    assert masked.bytes_of(2) > sliced.bytes_of(2) > 0
+    assert min(cost.seconds for cost in result.trial.costs.values()) > 0
+    masked, sliced = (result.trial.costs[kind].bytes_of(2) for kind in ("masked", "sliced"))
+    assert masked > sliced > 0 or recipe.sampler_options.archs
+
+
+def test_a_teacher_is_tried_on_the_classes_of_the_data(tmp_path):
+    teacher = make_bundle("nano-cnn", tmp_path / "teacher", num_classes=3)
+    for name in ("class 0", "class 1", "class 2"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"{number}.png")
+    recipe = get_recipe("digits").replace(
+        data=str(tmp_path / "data"),
+        held_out_images=30,
+        distillation=Distillation(teacher=str(teacher)),
+        threads=1,
+    )
+    assert dry_run(recipe, 4).trial.teacher_s > 0
+    with pytest.raises(ValueError, match="tells 3 classes apart"):
+        dry_run(recipe.replace(data="digits"), 4)

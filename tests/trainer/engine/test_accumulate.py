@@ -57,7 +57,7 @@ def test_updates_of_the_distribution_are_the_same_at_less_memory():
         with torch.no_grad():
             for parameter in state.net.parameters():
                 parameter.add_(0.01)
-        probe = probe_of(state, batch, SCHEDULE, recipe)
+        probe = probe_of(state, batch, SCHEDULE, recipe, [])
         with ActivationBytes(list(state.net.parameters())) as kept:
             state.sampler.update(probe, state.rng)
         peaks.append(kept.peak)

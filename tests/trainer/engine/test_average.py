@@ -67,7 +67,7 @@ def test_the_average_is_what_is_evaluated_and_bundled(tmp_path, monkeypatch):
     def accuracies(folder):
         records = read_log(folder / "log.jsonl")
         rows = next(r["rows"] for r in records if r["kind"] == "evaluation")
-        return [row["val_accuracy"] for row in rows]
+        return [row["held_out_accuracy"] for row in rows]
 
     assert accuracies(plain) != accuracies(averaged)
 

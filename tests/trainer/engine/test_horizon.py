@@ -48,17 +48,17 @@ def test_the_steps_of_a_compute_budget_are_foreseen(name):
 
 
 def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    small = json.dumps(SPACE.arch_to_json(SPACE.smallest))
-    compute = 3 * 64 * SPACE.min_flops * 12
+    large = json.dumps(SPACE.arch_to_json(SPACE.largest))
+    compute = 3 * 64 * SPACE.max_flops * 12
     chosen = settings(f"compute={compute}", "epochs=1000", "optimizer.warm_up_share=0.25")
-    assert trainer.run.main([*chosen, "--arch", small, "--out", str(tmp_path / "run")]) == 0
+    assert trainer.run.main([*chosen, "--arch", large, "--out", str(tmp_path / "run")]) == 0
     state = load_checkpoint(tmp_path / "run")
     assert (state["step"], state["compute"]) == (12, compute)
     last = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["kind"] == "step"][-1]
     assert last["compute"] == compute
     assert last["lr"] < 0.01  # the cosine is at its end
     (row,) = json.loads((tmp_path / "run" / "frontier.json").read_text())
-    assert row["flops"] == SPACE.min_flops
+    assert row["flops"] == SPACE.max_flops
 
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
     more = ["--resume", str(tmp_path / "run"), "--set", f"compute={2 * compute}"]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -11,8 +13,15 @@ from PIL import Image
 import trainer.dry_run.hours
 import trainer.run
 from models.bundle.folder import load_bundle
+from models.nets.normalize import FrozenStatistics
 from tests.trainer.conftest import settings
+from tests.trainer.start.test_start import random_statistics
+from trainer.data.run_data import run_data
 from trainer.dry_run.hours import within_hours
+from trainer.dry_run.measure import random_splits
+from trainer.engine.optim import schedule_at
+from trainer.engine.state import fresh_state
+from trainer.engine.step import train_step
 from trainer.job import build_parser, find_job
 from trainer.recipes.config import get_recipe
 from trainer.recipes.photos import fitted
@@ -68,8 +77,8 @@ def test_hours_become_epochs():
     recipe = get_recipe("photos")
     with patch.object(trainer.dry_run.hours, "dry_run", lambda _: Tried):
         made, said = within_hours(recipe, 1.0)
-        assert made.epochs == 28
-        assert said.startswith("28 epochs of about 1.7 minutes")
+        assert made.epochs == 25
+        assert said.startswith("25 epochs of about 1.7 minutes")
         assert within_hours(recipe, 100.0)[0].epochs == 60
         with pytest.raises(ValueError, match="give at least"):
             within_hours(recipe, 0.01)
@@ -92,6 +101,21 @@ def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
     for row in json.loads((run / "answers.json").read_text()):
         assert row["images"] == 12
         assert row["accuracy_95"][0] <= row["accuracy"] <= row["accuracy_95"][1]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_its_steps_move_weights_and_leave_the_starts_statistics(masked):
+    """On the space and with the settings that it has, where its start would be."""
+    recipe = get_recipe("photos")
+    splits = random_splits(recipe, 3, 4)
+    state = fresh_state(recipe.replace(start=""), splits)
+    statistics = random_statistics(state.net.space)
+    state.frozen = FrozenStatistics(statistics)
+    (batch,) = run_data(recipe.replace(batch_size=4), splits).train
+    before = state.net.state_dict()["head.weight"].clone()
+    schedule = replace(schedule_at(0, 10, recipe), masked=masked)
+    assert math.isfinite(train_step(state, batch, schedule, recipe).loss)
+    assert (state.net.state_dict()["head.weight"] != before).any()
 
 
 def test_a_start_that_cannot_be_had_is_said_before_data_is_read(folder, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from trainer.pairs import Curve, Point
 from trainer.report.page import frontier_cells
 from trainer.report.plots import frontier_figure, groups_figure, running_mean
 from trainer.report.report import main, write_report
-from trainer.report.run_record import RunRecord, read_run, read_runs
+from trainer.report.run_record import RunRecord, read_run, read_runs, rows_of
 from trainer.report.subnet_plot import parts
 
+ROOT = Path(__file__).resolve().parents[3]
 GROUPS = [200_000, 500_000, 900_000]
 
 
@@ -48,7 +50,7 @@ def finished_run(tmp_path):
                 loss_drops=None,
             )
             log.write("generator", step=step, mean_error=0.1, mean_use=0.98, entropy=[1.0, 2, 3])
-            rows = [{"budget_flops": b, "flops": b - 9, "val_accuracy": 0.9} for b in GROUPS]
+            rows = [{"budget_flops": b, "flops": b - 9, "held_out_accuracy": 0.9} for b in GROUPS]
             log.write("evaluation", step=step, rows=rows)
         point = Point(0.8, 0.7, 3e5, 0.9, (0.88, 0.92), 0.89, 0.01, (0.0, 0.02))
         pair = Curve(None, 200_000, 400_000, (point,))
@@ -60,7 +62,7 @@ def finished_run(tmp_path):
             "budget_flops": space.flops(arch) + 1,
             "flops": space.flops(arch),
             "params": space.params(arch),
-            "val_accuracy": accuracy + 0.01,
+            "held_out_accuracy": accuracy + 0.01,
             "test_accuracy": accuracy,
             "arch": space.arch_to_json(arch),
         }
@@ -75,7 +77,7 @@ def finished_run(tmp_path):
 
 PLOTS = {
     *("frontier", "confidence", "probabilities", "histogram", "subnets", "generator"),
-    *("evaluations", "loss", "group-loss"),
+    *("evaluations", "loss"),
 }
 
 
@@ -83,7 +85,7 @@ def test_a_finished_run_gets_a_table_and_every_plot(finished_run, capsys):
     assert main([str(finished_run)]) == 0
     report = finished_run / "report"
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-11] == str(report / "report.html")
+    assert printed.splitlines()[-10] == str(report / "report.html")
     text, page = (report / "report.md").read_text(), (report / "report.html").read_text()
     for name in PLOTS:
         assert f"({name}.png)" in text
@@ -141,10 +143,17 @@ def test_the_probabilities_show_every_group_over_time_and_the_last_state(finishe
     assert heights == pytest.approx([1 / 3 - 0.1, 1 / 3, 1 / 3 + 0.1])
 
 
+def test_a_run_of_an_earlier_version_is_read():
+    """Its log and its frontier say val_accuracy."""
+    run = read_run(ROOT / "docs" / "runs" / "cifar10-cnn")
+    rows = [*run.frontier, *(row for r in run.of_kind("evaluation") for row in rows_of(r))]
+    assert all(row["held_out_accuracy"] > 0.3 for row in rows)
+
+
 def test_the_table_leaves_blank_what_a_row_lacks():
     rows = [
-        {"budget_flops": 1e6, "flops": 1e6, "val_accuracy": 0.25, "test_accuracy": 0.2},
-        {"budget_flops": 2e6, "flops": 1.9e6, "params": 12345, "val_accuracy": 0.5},
+        {"budget_flops": 1e6, "flops": 1e6, "held_out_accuracy": 0.25, "test_accuracy": 0.2},
+        {"budget_flops": 2e6, "flops": 1.9e6, "params": 12345, "held_out_accuracy": 0.5},
     ]
     small, large = frontier_cells(RunRecord("run", {}, [], rows))
     assert small == ["1M", "1M", "100.0%", "", "25.00%", "20.00%"]
@@ -195,7 +204,7 @@ def test_runs_are_laid_over_one_another(finished_run, tmp_path, capsys):
         assert run in page
     assert "| 90.00% | 80.00% |" in printed
     assert re.findall('<section id="(.*)">', page) == [
-        *("frontier", "loss", "probabilities", "generator"),
+        *("frontier", "loss", "probabilities"),
     ]
     told = page.partition("What differs")[2].partition("</table>")[0]
     assert "seed" in told

@@ -51,7 +51,14 @@ def test_curves_are_those_of_the_log(tmp_path):
     assert curves == logged(tmp_path / "run")
     assert [step for step, _ in curves["step/loss"]] == list(range(1, 11))
     groups = {name.partition("/")[0] for name in curves}
-    assert groups == {"step", "probability", "loss_drop", "generator", "entropy", "val_accuracy"}
+    assert groups == {
+        "step",
+        "probability",
+        "loss_drop",
+        "generator",
+        "entropy",
+        "held_out_accuracy",
+    }
 
 
 def test_a_resumed_run_shows_no_step_twice_and_none_that_was_undone(tmp_path, monkeypatch):

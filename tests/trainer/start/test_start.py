@@ -199,7 +199,7 @@ def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, caps
     assert all(row["flops"] <= row["budget_flops"] for row in again)
     for supernet in (run, run / "bundle"):
         right = open_supernet(supernet, "digits").accuracy(after.frontier[-1].arch)
-        assert right == again[-1]["val_accuracy"], "a search measures as the table does"
+        assert right == again[-1]["held_out_accuracy"], "a search measures as the table does"
 
 
 def test_a_resumed_run_keeps_its_start(begun, tmp_path, capsys):

@@ -42,7 +42,7 @@ class ShiftDirect(AbstractShiftingSampler):
     - a group's mean distance counts only as far as it lies beyond two of its standard errors;
     - it counts relative to the mean drop, at most once: early in a run all losses drop more;
     - logits decay, so that what noise moved returns. A group that is drawn more drops more, which
-      is no reason to draw it still more: the decay also has to win against that.
+      is not a reason to draw it still more: the decay also has to win against that.
 
     That is exponentiated-gradient ascent on Eq. 5 with a normalized, shrunken gradient. Differs
     from the paper: see ``docs/deviations.md``.

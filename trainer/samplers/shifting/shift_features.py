@@ -14,10 +14,10 @@ from trainer.samplers.shifting.base import AbstractShiftingSampler
 
 
 class ShiftFeatures(AbstractShiftingSampler):
-    """As ``shift``, through the features by which the generator reads a budget.
+    """``shift`` through the features from which the generator reads a budget.
 
-    A scalar budget has one slope, by which every gradient of B is the same vector or its negative
-    (for the same noise): it can say "larger" or "smaller". Here the generator's input is the
+    A scalar budget has one slope. So, for the same noise, every gradient of B is the same vector or
+    its negative: it can only say "larger" or "smaller". Here the generator's input is the
     one-hot times all groups' features (16 cosines), and B's gradient has as many directions. What
     the last decisions know of the budget (``models.generator.tail``) stays that of the drawn one.
     """

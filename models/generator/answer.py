@@ -1,4 +1,4 @@
-"""Decoding with a guarantee: the most probable arch that keeps a budget. No torch.
+"""The answer to a budget: the most probable arch that keeps it. No torch.
 
 A budget is a bound and not a target: every arch within ``WITHIN`` below it is as good as another,
 and among them the generator's joint probability decides. It is a beam search in the order of
@@ -26,7 +26,7 @@ _WIDER = (0.05, 0.2, 1.0)
 _BEAM = 16
 
 
-def decode(policy: GeneratorPolicy, budget: float) -> Arch:
+def answer_within(policy: GeneratorPolicy, budget: float) -> Arch:
     """The generator's arch for a budget, which is in whole numbers of the policy's cost.
 
     Where the space has no arch within ``WITHIN`` of the budget, one that is near below. Raises
@@ -47,9 +47,9 @@ def decode(policy: GeneratorPolicy, budget: float) -> Arch:
     raise AssertionError("the cheapest subnet keeps every budget that is asked")
 
 
-def decode_all(policy: GeneratorPolicy, budgets: Sequence[float]) -> list[Arch]:
+def answers_within(policy: GeneratorPolicy, budgets: Sequence[float]) -> list[Arch]:
     """The archs for many budgets."""
-    return [decode(policy, budget) for budget in budgets]
+    return [answer_within(policy, budget) for budget in budgets]
 
 
 def _search(policy: GeneratorPolicy, most: float, least: float) -> Arch | None:
