@@ -139,8 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--bundle", type=Path, default=IMAGENET_MOBILE)
-    parser.add_argument("--points", type=int, default=6, help="of ours, at even budgets")
-    parser.add_argument("--public", nargs="+", metavar="NAME:SIDE", help="of timm (default: ours)")
+    parser.add_argument("--points", type=int, default=6, help="subnets of ours, at even budgets")
+    parser.add_argument(
+        "--public",
+        nargs="+",
+        metavar="NAME:SIDE",
+        help="networks of timm (default: the list in this script)",
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
@@ -167,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timings = time_in_turn(calls, rounds=options.rounds)
         told.append(table(batch, networks, timings, chosen[0][0]))
     if options.plot is not None:
-        draw(options.plot, told)
+        plot(options.plot, told)
     print(
         json.dumps(
             {
@@ -180,9 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw(path: Path, tables: Sequence[Table]) -> None:
+def plot(path: Path, tables: Sequence[Table]) -> None:
     """A panel for each batch, ours standing out."""
-    from benchmarks.parts.plot import Panel, draw_panels
+    from benchmarks.parts.plot import Panel, plot_panels
 
     axes = "MFLOPs (multiply-adds)", "milliseconds an image"
     panels: list[Panel] = []
@@ -192,7 +197,7 @@ def draw(path: Path, tables: Sequence[Table]) -> None:
             name = "ours" if row.ours else row.name.split()[0]
             series.setdefault(name, []).append((row.flops / 1e6, row.ms))
         panels.append(Panel(f"batch {one.batch}", *axes, series))
-    draw_panels(path, f"{machine()['cpu']}, one thread", [panels])
+    plot_panels(path, f"{machine()['cpu']}, one thread", [panels])
 
 
 def table(batch: int, networks: Sequence[Network], timings: Sequence[Timing], family: str) -> Table:

@@ -31,8 +31,8 @@ from benchmarks.parts.nearest import (
     read_photos,
 )
 from models.bundle.folder import Bundle, load_bundle
+from models.interval import Z
 from models.space.arch import Arch
-from trainer.intervals import Z
 
 ANSWERS = 13
 """About so many that were answered before are measured, beside all that the run trained."""
@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("before", type=Path, help="a bundle")
     parser.add_argument("after", type=Path, help="that of a run which distilled it")
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
     parser.add_argument("--blend", nargs="+", type=float, default=[1.0], help="shares to try")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

@@ -29,6 +29,7 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
@@ -122,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
     parser.add_argument("--distilled", type=Path, metavar="BUNDLE", help="of the same network")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -190,9 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
-    parser.add_argument("--kills", type=int, default=5, help="of each kind")
+    parser.add_argument("--kills", type=int, default=5, help="faults of each kind")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--drain-s", type=float, default=1.0, help="the server's")
+    parser.add_argument("--drain-s", type=float, default=1.0, help="drain_s of the server")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")

@@ -206,8 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder of the report")
-    parser.add_argument("--rehearse", action="store_true", help="small, on the CPU")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps")
+    parser.add_argument("--rehearse", action="store_true", help="run a small form of it on the CPU")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="do these steps only")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():
         reason = no_driver() or "torch sees no CUDA device"

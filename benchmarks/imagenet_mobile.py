@@ -29,7 +29,7 @@ import torch
 from pydantic import JsonValue
 
 from benchmarks.parts.nearest import Search, blended, divergence, logits, read_photos
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from models.bundle.confidence import Confidence
 from models.bundle.files import halved
 from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
@@ -41,12 +41,12 @@ from models.converters.efficientnet_lite import (
     fit_efficientnet_lite0,
     packaged_weights,
 )
+from models.interval import interval
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from trainer.finish import resolutions_alone
-from trainer.intervals import interval
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
 
@@ -186,18 +186,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="labelled, in ImageNet's order")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
-    parser.add_argument("--bundle", type=Path, help="of a run that started from the same network")
-    parser.add_argument("--searched", type=Path, metavar="FILE", help="keeps what was tried")
-    parser.add_argument("--again", type=Path, metavar="FILE", help="of an earlier --searched")
+    parser.add_argument(
+        "--bundle", type=Path, help="the bundle of a run that started from the same network"
+    )
+    parser.add_argument(
+        "--searched", type=Path, metavar="FILE", help="file that keeps what was tried"
+    )
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="the file of an earlier --searched"
+    )
     parser.add_argument(
         "--blend", type=float, default=1.0, help="how far to go towards the weights of --bundle"
     )
     parser.add_argument(
         "--taught", default="", metavar="TEXT", help="photos that --bundle learned on, for the card"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the answers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     if bool(options.taught) != (options.bundle is not None):
@@ -258,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit_confidence(sure, CHOOSING),
     )
     if options.plot is not None:
-        draw(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
+        plot(options.plot, [rows[arch] for arch in kept], [rows[arch] for arch in alone])
     tables = {
         "answers": [rows[arch].to_json(space) for arch in kept],
         "whole_network": [rows[arch].to_json(space) for arch in alone],
@@ -274,7 +282,7 @@ def row_of(space: SearchSpace, arch: Arch, right: float | None = None) -> Fronti
     return FrontierRow(float(flops), arch, flops, space.params(arch), None, right)
 
 
-def draw(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
+def plot(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
     """What is answered, against the whole network at fixed resolutions."""
     panels: list[Panel] = []
     for name, title in (("right", "right, %"), ("agrees", "as the full network, %")):
@@ -283,7 +291,7 @@ def draw(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
             for what, rows in (("imagenet-mobile", kept), ("whole network, resolutions", alone))
         }
         panels.append(Panel(title, "MFLOPs", title, series))
-    draw_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
+    plot_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
 
 
 def card(rows: Sequence[Row], count: int, taught: str) -> str:

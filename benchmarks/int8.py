@@ -1,12 +1,11 @@
-"""What do 8-bit integers gain on this CPU, and what do they cost? Answers of a bundle, on images.
+"""What do 8-bit integers gain on this CPU, and what do they cost? Of a bundle that holds them.
 
-    python -m benchmarks.int8 models/zoo/imagenet-mobile --data photos.parquet
-    python -m benchmarks.int8 models/zoo/cifar10-cnn --data cifar10/ --images 2000
+    python -m benchmarks.int8 models/zoo/imagenet-mobile
+    python -m benchmarks.int8 models/zoo/cifar10-cnn --points 8
 
-Training images calibrate, and test images are classified, in float and in 8 bits; of data without
-test images every other image calibrates, and the rest are classified. Both run in ONNX Runtime on
-one thread, in turn. Prints a table, and JSON as the last line. No server runs 8 bits yet: this says
-whether it would pay.
+Subnets run in both precisions as the server runs them, in turn, on one thread; so do their builds,
+from the bundle to the first answer. How right they are is the bundle's table, from images that
+``python -m trainer.quantize`` measured. Prints a table, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -14,33 +13,78 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from benchmarks.latency_vs_flops import evenly_spaced
 from benchmarks.parts.timing import machine, time_in_turn
-from models.bundle.folder import load_bundle
-from models.onnx.graph_template import INPUT, OUTPUT
-from models.onnx.int8 import quantized
-from trainer.data.reading import read_source
-from trainer.intervals import interval
+from models.bundle.folder import Bundle, load_bundle
+from models.space.arch import Arch
+from shiftnas_serve.runtimes import AbstractRuntime, AbstractSession, build_runtime
 
 
-def session_of(model: bytes) -> onnxruntime.InferenceSession:
-    """On one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def noise(bundle: Bundle, arch: Arch, batch: int) -> np.ndarray:
+    """Images: what is in them does not change how long they take."""
+    side = bundle.space.resolution(arch)
+    return np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
 
 
-def classes(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """The most probable class of each image."""
-    parts = [images[i : i + 16] for i in range(0, len(images), 16)]
-    return np.concatenate(
-        [np.asarray(session.run([OUTPUT], {INPUT: part})[0]).argmax(1) for part in parts]
+def medians_ms(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Of calls in turn."""
+    return [timing.median_ms for timing in time_in_turn(calls, rounds=rounds)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A subnet, in fp32 and in int8: milliseconds of an image, and of a build with a first answer.
+
+    right: of images, fp32, int8, and how often int8 answers what fp32 does; None: not measured.
+    """
+
+    flops: int
+    ms_batch_1: tuple[float, ...]
+    ms_batch_8: tuple[float, ...]
+    build_ms: tuple[float, ...]
+    right: tuple[float | None, ...]
+
+
+def row_of(both: Sequence[Bundle], runtime: AbstractRuntime, arch: Arch, rounds: int) -> Row:
+    """Time it."""
+    fp32, int8 = both
+    assert int8.int8 is not None
+    sessions = [runtime.build(bundle, arch) for bundle in both]
+    first = noise(fp32, arch, 1)
+
+    def call(session: AbstractSession, images: np.ndarray) -> Callable[[], object]:
+        return lambda: session.run(images)
+
+    def build(bundle: Bundle) -> Callable[[], object]:
+        return lambda: runtime.build(bundle, arch).run(first)
+
+    def each(batch: int) -> tuple[float, ...]:
+        images = noise(fp32, arch, batch)
+        times = medians_ms([call(session, images) for session in sessions], rounds)
+        return tuple(ms / batch for ms in times)
+
+    found = int8.int8.rows.get(fp32.space.arch_id(arch))
+    return Row(
+        flops=fp32.space.flops(arch),
+        ms_batch_1=each(1),
+        ms_batch_8=each(8),
+        build_ms=tuple(medians_ms([build(bundle) for bundle in both], max(rounds // 4, 3))),
+        right=(found.fp32_accuracy, found.accuracy, found.agreement) if found else (None,) * 3,
+    )
+
+
+def line_of(row: Row) -> str:
+    """For people."""
+    cells = [f"{a:7.3f} {b:7.3f} {a / b:5.2f}" for a, b in (row.ms_batch_1, row.ms_batch_8)]
+    shares = [f"{100 * share:5.1f}" if share is not None else "    –" for share in row.right]
+    return (
+        f"{row.flops / 1e6:8.1f} {'   '.join(cells)}  {row.build_ms[0]:6.1f} {row.build_ms[1]:6.1f}"
+        f"  {' '.join(shares)}"
     )
 
 
@@ -52,76 +96,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", required=True, help="labelled images, as for trainer.evaluate")
-    parser.add_argument("--images", type=int, default=600, help="the first so many (default: 600)")
-    parser.add_argument("--calibrate", type=int, default=100, help="at most (default: 100)")
-    parser.add_argument("--points", type=int, default=5, help="budgets, evenly spaced")
+    parser.add_argument(
+        "--points", type=int, default=5, help="answers of the frontier (default: 5)"
+    )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)
     try:
         bundle = load_bundle(options.bundle)
-        source = read_source(options.data)
-        if source.classes != bundle.labels:
-            raise ValueError(f"the classes of {options.data} are not those of {options.bundle}")
+        both = (bundle, bundle.at("int8"))
+        runtime = build_runtime("onnxruntime", "cpu", 1, precision="int8")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if source.test is None:
-        part, calibrating, tested = source.train, slice(0, None, 2), slice(1, None, 2)
-        photos = [part.read(index) for index in range(min(options.images, len(part)))]
-        labels = np.asarray(part.labels[: len(photos)])[tested]
-        some, photos = photos[calibrating][: options.calibrate], photos[tested]
-    else:
-        some = [source.train.read(index) for index in range(options.calibrate)]
-        photos = [source.test.read(i) for i in range(min(options.images, len(source.test)))]
-        labels = np.asarray(source.test.labels[: len(photos)])
+    archs = list(dict.fromkeys(row.arch for row in bundle.frontier))
+    some = np.unique(np.linspace(0, len(archs) - 1, options.points).astype(int))
+    known = bundle.int8
+    assert known is not None
+    print(f"{bundle.name}, {machine()['cpu']}, one thread; right: of {known.images} images")
+    print("              batch 1, ms            batch 8, ms an image   a build, ms      right, %")
+    print(
+        "  MFLOPs    fp32    int8 ratio      fp32    int8 ratio    fp32   int8   fp32  int8  same"
+    )
     rows = []
-    print(f"{bundle.name}, {machine()['cpu']}, one thread; {len(photos)} images are classified")
-    print("  MFLOPs   batch 1: float, 8 bits, ratio     batch 8: ...     right, %: float   8 bits")
-    for arch in evenly_spaced(bundle, options.points):
-        side = bundle.space.resolution(arch)
-        images, own = (
-            bundle.preprocess.normalize(
-                np.stack(
-                    [
-                        bundle.preprocess.pixels(bundle.preprocess.decode(photo, side), side)
-                        for photo in them
-                    ]
-                )
-            )
-            for them in (photos, some)
-        )
-        model = bundle.build_onnx(arch).SerializeToString()
-        kinds = [model, quantized(model, own)]
-        sessions = [session_of(kind) for kind in kinds]
-        times = [
-            [
-                timing.median_ms / batch
-                for timing in time_in_turn(
-                    [lambda s=s, n=images[:batch]: s.run([OUTPUT], {INPUT: n}) for s in sessions],
-                    rounds=options.rounds,
-                )
-            ]
-            for batch in (1, 8)
-        ]
-        right = [float((classes(s, images) == labels).mean()) for s in sessions]
-        rows.append(
-            {
-                "flops": bundle.space.flops(arch),
-                "ms_batch_1": times[0],
-                "ms_batch_8": times[1],
-                "right": right,
-                "right_95": [interval(share, len(photos)) for share in right],
-                "bytes": [len(kind) for kind in kinds],
-            }
-        )
-        cells = [f"{a:7.3f} {b:7.3f} {a / b:5.2f}" for a, b in times]
-        print(
-            f"{bundle.space.flops(arch) / 1e6:8.1f}   {'     '.join(cells)}"
-            f"     {100 * right[0]:.1f}  {100 * right[1]:.1f}"
-        )
+    for place in some:
+        row = row_of(both, runtime, archs[place], options.rounds)
+        rows.append(asdict(row))
+        print(line_of(row))
     told = {"benchmark": "int8", "bundle": bundle.name, "version": bundle.version, "rows": rows}
-    print(json.dumps({**told, "images": len(photos), "machine": machine()}))
+    about = {"measured_on": known.measured_on, "images": known.images, "machine": machine()}
+    print(json.dumps({**told, **about}))
     return 0
 
 

@@ -92,8 +92,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME[:DEVICE]",
         help=f"of: {', '.join(RUNTIMES)} (default: onnxruntime; device: its first)",
     )
-    made.add_argument("--batch", type=int, nargs="+", default=[1], help="images in a call")
-    made.add_argument("--threads", type=int, nargs="+", default=[1], help="of the runtime")
+    made.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="images that a subnet gets at once"
+    )
+    made.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of the runtime")
     made.add_argument("--plot", type=Path, help="write a plot to this file")
     made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
@@ -147,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     title = f"{bundle.name}, {machine()['cpu']}, median of {options.rounds} rounds in turn"
     if options.plot is not None:
         # here, so that the rest runs without matplotlib
-        from benchmarks.parts.plot import Panel, draw_panels
+        from benchmarks.parts.plot import Panel, plot_panels
 
         series = {
             line.name: [
@@ -157,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             for line, timings in of_line.items()
         }
         axes = "MFLOPs (multiply-adds) of the subnet", "milliseconds an image"
-        draw_panels(options.plot, title, [[Panel("", *axes, series)]])
+        plot_panels(options.plot, title, [[Panel("", *axes, series)]])
     result = {
         "benchmark": "latency_vs_flops",
         "bundle": bundle.name,

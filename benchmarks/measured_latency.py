@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.costs import CostAnswers
 from models.bundle.folder import Bundle, load_bundle
@@ -271,7 +271,7 @@ def show(told: dict[str, object], threads: Sequence[int]) -> None:
             print(f"  {name}: {100 * one['gain']:+.2f} ± {100 * one['gain_95']:.2f} on average")
 
 
-def draw(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
+def plot(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
     """Wrong answers over milliseconds, a panel for each number of threads."""
     panels = []
     for count in threads:
@@ -288,7 +288,7 @@ def draw(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
             if name in rows[0]
         }
         panels.append(Panel(f"{count} thread(s)", "ms by the table", "wrong, %", series))
-    draw_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
+    plot_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -302,10 +302,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="labelled images, with a test set")
     parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each table")
-    parser.add_argument("--rounds", type=int, default=60, help="of timing answers")
-    parser.add_argument("--calibrate", type=int, default=0, metavar="N", help="images; 0: none")
-    parser.add_argument("--step", choices=STEPS, help="this step alone")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="measure for about so long for each table"
+    )
+    parser.add_argument("--rounds", type=int, default=60, help="rounds in which answers are timed")
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure BatchNorm on so many images; 0 does not",
+    )
+    parser.add_argument("--step", choices=STEPS, help="do this step alone")
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
@@ -317,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.json:
         show(told, options.threads)
     if options.plot is not None:
-        draw(options.plot, told, options.threads)
+        plot(options.plot, told, options.threads)
     print(json.dumps(told))
     return 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
@@ -116,7 +116,7 @@ def cycle(bundle: Bundle, archs: list[Arch], cycles: int) -> tuple[list[float], 
     return seen, needed
 
 
-def draw(
+def plot(
     path: Path, bundle: Bundle, way: list[list[float]], cycles: int, seen: dict[str, list[float]]
 ) -> None:
     """What is held as subnets come, and as they come and go."""
@@ -129,7 +129,7 @@ def draw(
         Panel("resident", "subnets", "MB more than before", {"PSS": held}),
         Panel("made and evicted", "subnets", "MB of the process", tenths),
     ]
-    draw_panels(path, f"{bundle.name}: memory", [panels])
+    plot_panels(path, f"{bundle.name}: memory", [panels])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = {"supernet_mb": supernet_mb, "bundle_mb": bundle_mb, **held, "way": way}
     drifted = {"cycles": options.cycles, "allocated_mb": seen, "needed_mb": needed, "drift": drift}
     if options.plot is not None:
-        draw(options.plot, bundle, way, options.cycles, {"allocated": seen, "needed": needed})
+        plot(options.plot, bundle, way, options.cycles, {"allocated": seen, "needed": needed})
     print(json.dumps({**about, **sizes, **drifted, "machine": machine()}))
     return 0
 

@@ -33,7 +33,7 @@ def usual(engine: shiftnas_serve.Engine, photo: Path, budget: str) -> Result:
     return sorted(results[1:], key=lambda result: result.timing.infer_ms)[RUNS // 2]
 
 
-def draw(path: Path, photo: Path, results: Sequence[Result]) -> None:
+def plot(path: Path, photo: Path, results: Sequence[Result]) -> None:
     """The photo on the left, the classes of each answer beside it."""
     from matplotlib.figure import Figure
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"| {budget} | {flops / 1e6:.1f} | {infer_ms} | {text} |")
         rows.append({"budget": budget, "flops": flops, "infer_ms": infer_ms, "classes": classes})
     if options.plot is not None:
-        draw(options.plot, options.photo, results)
+        plot(options.plot, options.photo, results)
     print(json.dumps({"benchmark": "photo_at_budgets", "photo": str(options.photo), "rows": rows}))
     return 0
 

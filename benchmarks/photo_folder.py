@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", help="as trainer.run reads it")
+    parser.add_argument("data", help="labelled photos, as trainer.run reads them")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--classes", type=int, help="so many, evenly; all if not given")
+    parser.add_argument("--classes", type=int, help="take so many classes, evenly (default: all)")
     parser.add_argument("--each", type=int, required=True, help="photos of a class to train on")
     parser.add_argument("--test", type=int, default=0, help="photos of a class to test on")
     options = parser.parse_args(arguments)

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, help="whose classes and answers the photos get")
-    parser.add_argument("--data", nargs="+", required=True, help="as trainer.run reads it")
+    parser.add_argument(
+        "--data", nargs="+", required=True, help="photos, as trainer.run reads them"
+    )
     parser.add_argument("--each", nargs="+", type=int, required=True, help="photos of each, evenly")
     parser.add_argument(
         "--out", type=Path, required=True, help="a folder for train.parquet and test.parquet"

@@ -92,12 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ranks", type=int, default=2, help="processes beside one")
+    parser.add_argument("--ranks", type=int, default=2, help="processes to compare with one")
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--data")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each")
-    parser.add_argument("--records", type=int, default=10, help="of 20 steps each, in a run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs with each number of processes")
+    parser.add_argument(
+        "--records", type=int, default=10, help="records in a run, of 20 steps each"
+    )
     options = parser.parse_args(arguments)
     chosen = ["--recipe", options.recipe]
     if options.data is not None:

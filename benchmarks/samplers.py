@@ -107,7 +107,7 @@ def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--data", help="as for trainer.run")
+    parser.add_argument("--data", help="training images, as trainer.run reads them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     return parser

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
 from benchmarks.parts.load import Sample, Server, closed_loop, http_request, serving
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
@@ -105,8 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_bundle_options(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="measure all systems in turn so often"
+    )
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
     parser.add_argument(
         "--against",
@@ -114,7 +116,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="CHECKOUT",
         help="measure that server as well, in turn with this one",
     )
-    parser.add_argument("--workers", type=int, default=1, help="of this server and that one")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="threads that run subnets, of this server and of that one",
+    )
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
@@ -131,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.json:
         print_tables(bundle, rows, options.rounds)
     if options.plot is not None:
-        draw(options.plot, bundle, rows)
+        plot(options.plot, bundle, rows)
     about = {"benchmark": "serve_load", "bundle": bundle.name, "seed": options.seed}
     cores = {"server_core": options.server_core, "load_core": options.load_core}
     print(json.dumps({**about, **cores, "rows": rows, "machine": machine()}))
@@ -171,7 +178,7 @@ def print_tables(bundle: Bundle, rows: list[dict[str, float]], rounds: int) -> N
         )
 
 
-def draw(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
+def plot(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
     """Rates over concurrency, a panel for each number of budgets."""
     names = {"this server": "raw", "this server, base64": "base64"}
     names |= {"plain LitServe": "litserve", "bare loop": "bare"}
@@ -192,7 +199,7 @@ def draw(path: Path, bundle: Bundle, rows: list[dict[str, float]]) -> None:
         )
         for distinct in dict.fromkeys(row["budgets"] for row in rows)
     ]
-    draw_panels(path, f"{bundle.name}: throughput, the server on one core", [panels])
+    plot_panels(path, f"{bundle.name}: throughput, the server on one core", [panels])
 
 
 def measure(bundle: Bundle, folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:

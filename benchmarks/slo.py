@@ -43,7 +43,7 @@ from benchmarks.parts.load import (
     recorded,
     serving,
 )
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
@@ -158,20 +158,35 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, help="default: the one in the repository")
     parser.add_argument(
-        "--published", metavar="SPACE", help="published subnets; kept in --bundle if that is given"
+        "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
     )
     parser.add_argument(
-        "--slo-ms", type=float, default=None, help="default: 10 times a lone answer"
+        "--published",
+        metavar="SPACE",
+        help="take the published subnets of this space; kept in --bundle if that is given",
+    )
+    parser.add_argument(
+        "--slo-ms",
+        type=float,
+        default=None,
+        help="latency budget (default: 10 times a lone answer)",
     )
     parser.add_argument("--loads", type=float, nargs="+", default=list(_LOADS))
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=1, help="all systems in turn, so often")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each load")
     parser.add_argument(
-        "--cv2", type=float, nargs="+", default=[1.0], help="of the gaps; 1 is Poisson"
+        "--rounds", type=int, default=1, help="measure all systems in turn so often"
     )
-    parser.add_argument("--trace", type=Path, help="recorded arrivals, a second-stamp a line")
+    parser.add_argument(
+        "--cv2",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="squared variation of the gaps between requests; 1 is Poisson",
+    )
+    parser.add_argument(
+        "--trace", type=Path, help="file of recorded arrivals, the seconds of one on each line"
+    )
     parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
     parser.add_argument("--no-litserve", action="store_true", help="leave plain LitServe out")
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
@@ -192,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.json:
         print_table(bundle, found)
     if options.plot is not None:
-        draw(options.plot, bundle, found)
+        plot(options.plot, bundle, found)
     about = {"benchmark": "slo", "bundle": bundle.name, "seed": options.seed}
     settings = {"seconds": options.seconds, "rounds": options.rounds}
     print(json.dumps({**about, **settings, **found, "machine": machine()}))
@@ -351,7 +366,7 @@ def print_table(bundle: Bundle, found: Found) -> None:
             print(f"most {key.replace('_', ' ')}: {max(values):.2f}{unit} (target {target})")
 
 
-def draw(path: Path, bundle: Bundle, found: Found) -> None:
+def plot(path: Path, bundle: Bundle, found: Found) -> None:
     """Attainment and effective accuracy against load, a row of panels for each kind of bursts."""
     panels = []
     for burst in dict.fromkeys(row["cv2"] for row in found["rows"]):
@@ -369,7 +384,7 @@ def draw(path: Path, bundle: Bundle, found: Found) -> None:
             row_of.append(Panel(kind, "load / capacity of the largest subnet", label, series))
         panels.append(row_of)
     title = f"{bundle.name}: to be answered within {found['slo_ms']:.0f} ms"
-    draw_panels(path, title, panels)
+    plot_panels(path, title, panels)
 
 
 if __name__ == "__main__":

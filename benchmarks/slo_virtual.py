@@ -159,11 +159,15 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, help="default: the one in the repository")
+    parser.add_argument(
+        "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
+    )
     parser.add_argument("--published", metavar="SPACE", help="as in benchmarks.slo")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
     parser.add_argument("--cv2", type=float, nargs="+", default=[1.0, 4.0, 8.0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of virtual time, each load")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="seconds of virtual time for each load"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
     parser.add_argument("--http-ms", type=float, default=2.0)
@@ -172,10 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
         type=float,
         nargs=2,
         metavar=("SMALLEST", "LARGEST"),
-        help="in place of measuring: then figures are the same on every machine",
+        help="take these milliseconds and measure none: figures are the same on every machine",
     )
     parser.add_argument(
-        "--unsteady", action="store_true", help="the machine's speed moves, by up to 1.6 times"
+        "--unsteady", action="store_true", help="let the machine's speed vary by up to 1.6 times"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")

@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--archs", type=int, default=4, help="random archs of each space")
-    parser.add_argument("--space", choices=sorted(SPACES), help="this space only")
+    parser.add_argument("--space", choices=sorted(SPACES), help="measure this space only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)

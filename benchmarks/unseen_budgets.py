@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
 from benchmarks.parts.load import Connections, Sample, http_request, serving
-from benchmarks.parts.plot import Panel, draw_panels
+from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, load_bundle
@@ -63,14 +63,14 @@ def differences(some: list[Sample], others: list[Sample]) -> np.ndarray:
     return np.array([a.latency_ms - b.latency_ms for a, b in zip(some, others, strict=True)])
 
 
-def draw(path: Path, title: str, seen_ms: dict[str, np.ndarray]) -> None:
+def plot(path: Path, title: str, seen_ms: dict[str, np.ndarray]) -> None:
     """The share of answers that took no longer."""
     series = {
         name: [(float(np.percentile(ms, part)), float(part)) for part in range(101)]
         for name, ms in seen_ms.items()
     }
     panel = Panel("one request at a time", "latency, ms", "answers no slower, %", series)
-    draw_panels(path, title, [[panel]])
+    plot_panels(path, title, [[panel]])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         "sources": sources,
     }
     if options.plot is not None:
-        draw(options.plot, f"{bundle.name}: unseen budgets", {"unseen": unseen, "seen": again})
+        plot(options.plot, f"{bundle.name}: unseen budgets", {"unseen": unseen, "seen": again})
     if not options.json:
         print(f"{bundle.name}: {len(first)} budgets, each for the first time and once more")
         print("             p50 ms   p99 ms")

@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
-from models.bundle.manifest import confidence_entry
+from models.bundle.manifest import confidence_entry, int8_entry
+from models.bundle.value import Precision
 from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
@@ -30,6 +32,7 @@ Ask about search spaces and bundles; every answer is JSON. FLOPs are multiply-ad
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
   python -m models extract models/zoo/cifar10-cnn --flops 4M --out 4m.pt2
   python -m models extract models/zoo/cifar10-cnn --flops 4M --features --out maps.onnx
+  python -m models quantize models/zoo/cifar10-cnn --data photos/ --out bundles/int8
   python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
   python -m models convert autoformer supernet-tiny.pth --out bundles/vit-tiny
   python -m models convert attentivenas attentive_nas.pth.tar --out bundles/an --data photos/"""
@@ -44,10 +47,21 @@ called in turn, so that a slow second hits all of them alike. 30 more are timed 
 the table is ("prediction": errors relative to what was measured; below 0.05 is good). Ctrl-C keeps
 what has been timed beside the table; the same command goes on from there."""
 
+_QUANTIZE = """\
+Let the bundle's answers run in 8-bit integers too: faster on a CPU with VNNI, nearly as right.
+
+  python -m models quantize models/zoo/imagenet-mobile --data photos/ --out bundles/int8
+  python -m shiftnas_serve --bundle bundles/int8 --precision int8
+
+Photos of the kind that will be sent, without labels. Half of them give the ranges of activations;
+the others tell how often int8 answers what full precision does. Weights are such that
+every processor computes the same. Labelled images tell accuracies too: `trainer.quantize`."""
+
 _RETARGET = """\
 Teach the bundle's generator another cost than FLOPs, without images, in a minute or so.
 
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
+  python -m models quantize models/zoo/cifar10-cnn --data photos/ --out bundles/int8
   python -m models retarget models/zoo/cifar10-cnn --table table.json --out bundles/ms
   python -m models generate bundles/ms --ms 0.25
   python -m shiftnas_serve --bundle bundles/ms
@@ -88,6 +102,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "labels": list(bundle.labels),
         "preprocess": bundle.preprocess.to_json(),
         "confidence": known and confidence_entry(known).model_dump(mode="json"),
+        "int8": known_int8(bundle),
         "frontier": [
             {
                 "budget_flops": row.budget_flops,
@@ -101,6 +116,15 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         ],
         **describe_space(bundle.space),
     }
+
+
+def known_int8(bundle: Bundle) -> dict[str, object] | None:
+    """How good the answers are in 8-bit integers, if the bundle holds those."""
+    if bundle.int8 is None:
+        return None
+    return int8_entry(bundle.space, bundle.int8, [row.arch for row in bundle.frontier]).model_dump(
+        mode="json"
+    )
 
 
 def generate(options: argparse.Namespace) -> dict[str, object]:
@@ -125,7 +149,9 @@ def generate(options: argparse.Namespace) -> dict[str, object]:
 
 def extract(options: argparse.Namespace) -> dict[str, object]:
     """A subnet, or its features, as a file for Python users."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
+    if options.precision != "fp32" and (options.features or options.out.suffix == ".pt2"):
+        raise ValueError(f"--precision {options.precision} is for logits as .onnx; leave it out")
     if options.arch is not None:
         arch = read_arch(bundle.space, options.arch)
     else:
@@ -167,6 +193,16 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     table = measuring.measure(bundle, setup, options.out, minutes=options.minutes)
     told = table.to_json()
     return {"table": str(options.out), **{k: told[k] for k in ("measured", "prediction")}}
+
+
+def quantize(options: argparse.Namespace) -> dict[str, object]:
+    """A bundle that also holds its answers in 8-bit integers."""
+    # loaded by name: describing a space needs no runtime
+    module = importlib.import_module("models.quantize")
+    told: dict[str, object] = module.quantize_bundle(
+        options.bundle, options.out, options.data, images=options.images
+    )
+    return told
 
 
 def retarget(options: argparse.Namespace) -> dict[str, object]:
@@ -246,7 +282,34 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="give maps for dense tasks, one for each stride, in place of logits (needs torch)",
     )
+    one.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="int8: .onnx in 8 bits"
+    )
     one.set_defaults(run=extract)
+    one = commands.add_parser(
+        "quantize",
+        help="a bundle whose answers also run in 8-bit integers",
+        description=_QUANTIZE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    one.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="photos, without labels"
+    )
+    one.add_argument(
+        "--images",
+        type=int,
+        default=256,
+        help="calibrate, at most; as many others measure (default: 256)",
+    )
+    one.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="BUNDLE",
+        help="a new folder; or the bundle's own, which then holds both",
+    )
+    one.set_defaults(run=quantize)
     one = commands.add_parser(
         "retarget",
         help="make a bundle that also answers budgets of a measured cost",

@@ -39,10 +39,11 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class ModelName(msgspec.Struct, frozen=True):
-    """Of which bundle the subnet is."""
+    """Of which bundle the subnet is, and in what it computes: ``fp32``, ``int8``."""
 
     name: str
     version: str
+    precision: str = "fp32"
 
 
 class Classification(msgspec.Struct, frozen=True):

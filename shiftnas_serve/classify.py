@@ -12,11 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from models import PRODUCT
+from models.bundle.value import Precision
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
-from shiftnas_serve.library import Engine, parse_budgets
+from shiftnas_serve.library import WEDGED, Engine, parse_budgets
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
@@ -36,7 +38,6 @@ docs/batches.md spreads the work over many machines."""
 _AT_ONCE = 64
 _SAY_S = 0.5
 _NAMED = 10
-_WEDGED = 70
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workers", type=int, help="threads that run subnets (default: one a core)")
     made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")
     made.add_argument("--device", default="cpu", help="where subnets run")
+    made.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="int8: in 8 bits"
+    )
     return made
 
 
@@ -105,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         workers=workers,
         runtime=options.runtime,
         device=options.device,
+        precision=options.precision,
         prebuild=False,
         # nobody waits for an answer, and no more is worked on than is asked for
         timeout_s=86_400,
@@ -112,7 +117,10 @@ def run(options: argparse.Namespace) -> int:
     )
     with Engine(settings, wedged=_end) as engine:
         engine.model.planner.plan(asked, 0.0)  # or says what cannot be
-        name = f"{engine.model.name.name}:{engine.model.name.version}"
+        model = engine.model.name
+        name = f"{model.name}:{model.version}"
+        if model.precision != "fp32":
+            name += f":{model.precision}"
         with open_table(options.csv, options.parquet, name, budget or "none") as table:
             every = (photo for source in found for photo in source.photos())
             left = (photo for photo in every if photo.name not in table.done)
@@ -193,7 +201,7 @@ def cores() -> int:
 
 def _end(reason: str) -> None:
     print(f"error: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(_WEDGED)
+    os._exit(WEDGED)
 
 
 if __name__ == "__main__":

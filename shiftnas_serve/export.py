@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.value import Precision
 from models.extras import require
 from models.onnx import OPSET
 from models.onnx.graph_template import INPUT, OUTPUT
@@ -96,6 +98,8 @@ def write_triton(bundle: Bundle, archs: Sequence[Arch], folder: Path) -> list[st
     names = []
     for arch in dict.fromkeys(archs):
         name = f"{bundle.name}-{bundle.space.flops(arch)}"
+        if bundle.precision != "fp32":
+            name += f"-{bundle.precision}"
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1" / "model.onnx").write_bytes(export_onnx(bundle, arch))
         (folder / name / "labels.txt").write_text("\n".join(bundle.labels) + "\n", encoding="utf-8")
@@ -131,6 +135,12 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--arch", metavar="FILE|JSON", help="take this arch")
     made.add_argument("--format", choices=(*FORMATS, TRITON), default="onnx")
     made.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="int8: of onnx and triton, what the bundle holds in 8 bits (default: fp32)",
+    )
+    made.add_argument(
         "--out", type=Path, required=True, help="the file to write; for triton a new folder"
     )
     made.add_argument("--json", action="store_true", help="print what was written as JSON")
@@ -141,7 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
     options = parser().parse_args(arguments)
     try:
-        bundle = load_bundle(options.bundle)
+        if options.precision != "fp32" and options.format not in ("onnx", TRITON):
+            raise ValueError(
+                f"--format {options.format} is written in fp32; leave --precision out, or give "
+                "--format onnx"
+            )
+        bundle = load_bundle(options.bundle).at(options.precision)
         if options.arch is not None:
             archs = [read_arch(bundle.space, options.arch)]
         else:
@@ -171,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({**described, **files}))
     else:
         print(
-            f"{options.out}: subnet {described['id']} of {bundle.name}, {described['flops']:,} "
-            f"FLOPs, {described['params']:,} parameters, {len(data):,} bytes"
+            f"{options.out}: subnet {described['id']} of {bundle.name} in {bundle.precision}, "
+            f"{described['flops']:,} FLOPs, {described['params']:,} parameters, {len(data):,} bytes"
         )
     return 0
 

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from models.bundle.value import Precision
 from models.images.header import MAX_PIXELS
 from models.space.quantity import parse_flops
 from shiftnas_serve.runtimes import RUNTIMES, check_runtime
@@ -48,6 +49,11 @@ class EngineSettings(BaseModel):
         description="what runs subnets; auto: the fastest that works here, as the log tells",
     )
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
+    precision: Precision = Field(
+        "fp32",
+        description="in what subnets compute; int8: 8-bit integers, of a bundle that holds them "
+        "(python -m models quantize)",
+    )
     engine_cache: Path | None = Field(
         None,
         description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "
@@ -98,7 +104,7 @@ class EngineSettings(BaseModel):
 
     @model_validator(mode="after")
     def _runtime_can_do_it(self) -> EngineSettings:
-        check_runtime(self.runtime, self.device, self.engine_cache)
+        check_runtime(self.runtime, self.device, self.engine_cache, self.precision)
         return self
 
 

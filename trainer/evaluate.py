@@ -19,16 +19,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
+from models.bundle.value import Precision
 from models.converters.progress import Progress
 from trainer.command import bundle_parser, status_of
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
-from trainer.report.answers import draw
+from trainer.report.answers import write_plot
 from trainer.scores import confused
 from trainer.served import Measured, as_record, labels_in, measure, some_answers
 
@@ -46,7 +48,7 @@ class Evaluated:
 
 def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.bundle).at(options.precision)
     source = read_source(str(options.data))
     rows = (source.train if source.test is None else source.test).slice(options.rows)
     pairs = drawn_budgets(bundle)
@@ -140,7 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="evaluate so many, each a fixed times the one before (default: 8)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw accuracy by FLOPs into this file"
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="precision in which subnets compute (default: fp32)",
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot accuracy by FLOPs into this file"
     )
     options = parser.parse_args(arguments)
 
@@ -149,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         done = evaluate_bundle(options)
         if options.plot is not None:
-            draw(options.plot, done.bundle, done.measured, done.curves)
+            write_plot(options.plot, done.bundle, done.measured, done.curves)
         for image in done.broken:
             print(f"left out {image}", file=sys.stderr)
         if not options.json:
@@ -158,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result: Record = {
             "bundle": str(options.bundle),
             "version": done.bundle.version,
+            "precision": done.bundle.precision,
             "data": done.data,
             "against": None if options.against is None else str(options.against),
             "broken": done.broken,

@@ -19,6 +19,7 @@ from models.bundle.folder import FrontierRow, load_bundle, save_bundle
 from models.bundle.manifest import frontier_entry
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, report_generator
+from models.interval import interval
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
@@ -46,7 +47,7 @@ from trainer.evaluation import (
     calibrated,
     scores,
 )
-from trainer.intervals import interval, is_better
+from trainer.intervals import is_better
 from trainer.pairs import curve, drawn_budgets, fit_confidence
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe

@@ -17,8 +17,8 @@ import numpy as np
 
 from models.bundle.confidence import Confidence
 from models.bundle.value import Bundle
+from models.interval import Z, interval
 from models.space.arch import Arch
-from trainer.intervals import Z, interval
 from trainer.scores import Scores
 
 CHOSEN_BY = (0.5, 0.6, 0.7, 0.8, 0.9)

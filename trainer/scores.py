@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.intervals import interval
+from models.interval import interval
 
 _FITTED_ON, _MOST_TEMPERATURE = 5_000, 20.0
 

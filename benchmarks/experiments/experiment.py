@@ -157,10 +157,16 @@ def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
     """What every experiment is asked with."""
     parser.add_argument("--scale", choices=scales, default="nano")
     parser.add_argument("--data", help="CIFAR-10, as for trainer.run (digits need none)")
-    parser.add_argument("--seeds", type=int, default=8, help="how many (default: 8)")
-    parser.add_argument("--out", type=Path, help="folder (default: runs/experiments/NAME)")
+    parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument(
-        "--only", nargs="+", default=(), metavar="NAME", help="these variants (default: all)"
+        "--out", type=Path, help="folder of the results (default: runs/experiments/NAME)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="run these variants only (default: all)",
     )
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
 

@@ -15,7 +15,9 @@ CIFAR10_CNN = Path(__file__).resolve().parents[2] / "models" / "zoo" / "cifar10-
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     """--bundle and --space."""
-    parser.add_argument("--bundle", type=Path, help="default: models/zoo/cifar10-cnn")
+    parser.add_argument(
+        "--bundle", type=Path, help="a bundle's folder (default: models/zoo/cifar10-cnn)"
+    )
     parser.add_argument(
         "--space",
         metavar="NAME",

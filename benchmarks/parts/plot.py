@@ -26,7 +26,7 @@ class Panel:
     log_x: bool = False
 
 
-def draw_panels(path: Path, title: str, rows: Sequence[Sequence[Panel]]) -> None:
+def plot_panels(path: Path, title: str, rows: Sequence[Sequence[Panel]]) -> None:
     """Write an image (its format by the name's ending) of panels in rows, with one legend."""
     columns = max(len(row) for row in rows)
     width, height = _PANEL_INCHES

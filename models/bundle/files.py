@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from models.bundle.costs import ENDING
+from models.bundle.int8 import INT8
 from models.bundle.manifest import FileEntry
 from models.bundle.value import STATISTICS
 from models.space.search_space import SearchSpace
@@ -54,10 +55,14 @@ def swap(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_files(path: Path, files: Mapping[str, FileEntry], space: SearchSpace) -> None:
+def check_files(
+    path: Path, files: Mapping[str, FileEntry], space: SearchSpace, *, int8: bool
+) -> None:
     """Raise ValueError naming a file that is missing or not the one that the manifest lists."""
-    costs = [name for name in files if name.endswith(ENDING)]
-    for name in (SUPERNET, GENERATOR, TEMPLATE, *([STATISTICS] if space.norms else []), *costs):
+    more = [STATISTICS] if space.norms else []
+    more += [name for name in files if name.endswith(ENDING)]
+    more += [INT8] if int8 else []
+    for name in (SUPERNET, GENERATOR, TEMPLATE, *more):
         if name not in files:
             raise ValueError(f"files does not list {name}")
         if not (path / name).is_file():

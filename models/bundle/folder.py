@@ -9,6 +9,7 @@ A folder::
     statistics.safetensors   BatchNorm statistics of every arch that is answered; or one for all
     template.onnx            the largest subnet's graph without weights (models.onnx.template)
     latency_ms.cost.json     answers to budgets of another cost (models.bundle.costs); may lack
+    int8.safetensors         ranges of activations, for int8 (models.bundle.int8); may lack
 
 No pickle anywhere. Loading checks every hash and shape and names what is wrong.
 
@@ -21,7 +22,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,7 @@ from models.bundle.files import (
     load_arrays,
     swap,
 )
+from models.bundle.int8 import INT8, Int8
 from models.bundle.manifest import (
     FORMAT,
     FlopsEntry,
@@ -58,6 +61,8 @@ from models.bundle.manifest import (
     confidence_of,
     frontier_entry,
     frontier_row,
+    int8_entry,
+    int8_of,
     read_manifest,
     version_of,
 )
@@ -65,6 +70,7 @@ from models.bundle.value import (
     SHARED,
     Bundle,
     FrontierRow,
+    check_int8,
     pack_shared,
     pack_statistics,
     unpack_shared,
@@ -168,31 +174,57 @@ def save_with_cost(
     as ``save_bundle``.
     """
     bundle = load_bundle(source)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial)
+    name = answers.cost.name
+    with _changed_copy(source, path) as (partial, said):
         if statistics:
             of_archs = {
                 bundle.space.arch_id(arch): pack_statistics(bundle.space, arch, own)
                 for arch, own in statistics.items()
             }
             save_file(contiguous({**bundle.statistics, **of_archs}), partial / STATISTICS)
-            (partial / STATISTICS).chmod(0o644)
-        name = answers.cost.name
         (partial / f"{name}{ENDING}").write_text(json.dumps(answers.to_json()) + "\n")
-        said = read_manifest((partial / MANIFEST).read_text(encoding="utf-8"))
         changed = [f"{name}{ENDING}", *([STATISTICS] if statistics else [])]
-        files = {**said.files, **{file: describe(partial / file) for file in changed}}
         told = {**said.provenance, name: dict(provenance)}
-        said = said.model_copy(update={"files": files, "provenance": told})
-        _write_manifest(partial / MANIFEST, said)
+        _say(partial, said.model_copy(update={"provenance": told}), changed)
+
+
+def save_with_int8(source: Path, path: Path, int8: Int8) -> None:
+    """Write the bundle at ``source`` once more, which holds its answers in 8-bit integers too.
+
+    ``path`` may be ``source``. Raises ValueError as ``save_bundle``.
+    """
+    bundle = load_bundle(source)
+    entry = int8_entry(bundle.space, int8, (row.arch for row in bundle.frontier))
+    with _changed_copy(source, path) as (partial, said):
+        save_file(contiguous(int8.ranges), partial / INT8)
+        _say(partial, said.model_copy(update={"int8": entry}), [INT8])
+
+
+@contextmanager
+def _changed_copy(source: Path, path: Path) -> Iterator[tuple[Path, Manifest]]:
+    """A copy of a bundle to change, with its manifest; then it is checked and put at ``path``.
+
+    Raises ValueError if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        yield partial, read_manifest((partial / MANIFEST).read_text(encoding="utf-8"))
         load_bundle(partial)
         swap(partial, path)
     except (OSError, SafetensorError) as error:
         raise ValueError(refused(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _say(partial: Path, said: Manifest, changed: Sequence[str]) -> None:
+    """Write the manifest of files of which some were changed."""
+    for name in changed:
+        (partial / name).chmod(0o644)  # safetensors writes 0600
+    files = {**said.files, **{name: describe(partial / name) for name in changed}}
+    _write_manifest(partial / MANIFEST, said.model_copy(update={"files": files}))
 
 
 def add_confidence(path: Path, confidence: Confidence) -> str:
@@ -216,7 +248,7 @@ def add_confidence(path: Path, confidence: Confidence) -> str:
 
 def _write_manifest(file: Path, manifest: Manifest) -> str:
     """Answers the version that its content has."""
-    without = {"confidence"} if manifest.confidence is None else None
+    without = {name for name in ("confidence", "int8") if getattr(manifest, name) is None}
     document = manifest.model_dump(mode="json", exclude=without)
     document["version"] = version_of(document)
     file.write_text(json.dumps(document, indent=1) + "\n")
@@ -253,7 +285,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
     space = get_space(said.space.name, said.space.num_classes)
     if len(said.labels) != space.num_classes:
         raise ValueError(f"labels has {len(said.labels)} entries for {space.num_classes} classes")
-    check_files(path, said.files, space)
+    check_files(path, said.files, space, int8=said.int8 is not None)
     answers = answers_of(space, said.answers)
     least = space.flops(answers[0][1]) if answers else space.min_flops
     for name, written, mine in (
@@ -294,8 +326,12 @@ def _load(path: Path, said: Manifest) -> Bundle:
         card=(path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else "",
         costs=costs,
         confidence=None if said.confidence is None else confidence_of(said.confidence),
+        int8=None if said.int8 is None else int8_of(said.int8, load_arrays(path / INT8)),
     )
-    for _, *pair in bundle.confidence.pairs if bundle.confidence else ():
+    if bundle.int8 is not None:
+        check_int8(bundle)
+    known = [bundle.confidence, bundle.int8.confidence if bundle.int8 else None]
+    for _, *pair in [pair for one in known if one is not None for pair in one.pairs]:
         for flops in filter(None, pair):
             if flops not in bundle.listed:
                 raise ValueError(f"confidence: no subnet that is answered has {flops:,} FLOPs")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -20,8 +21,10 @@ from pydantic import (
 )
 
 from models.bundle.confidence import Confidence
+from models.bundle.int8 import Int8, Int8Row
 from models.bundle.value import FrontierRow
 from models.images.preprocess import Preprocess
+from models.interval import interval
 from models.mistake import in_words
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -99,6 +102,29 @@ class ConfidenceEntry(_Part):
     pairs: tuple[PairEntry, ...]
 
 
+class Int8RowEntry(_Part):
+    """An answer in 8 bits. FLOPs and intervals are for people: they follow from the rest."""
+
+    id: str
+    flops: int
+    agreement: float
+    agreement_95: tuple[float, float]
+    accuracy: float | None = None
+    accuracy_95: tuple[float, float] | None = None
+    fp32_accuracy: float | None = None
+
+
+class Int8Entry(_Part):
+    """Answers in 8-bit integers: what gave their ranges, and how good they are on other images."""
+
+    calibrated_on: str
+    calibration_images: int
+    measured_on: str
+    images: int
+    rows: tuple[Int8RowEntry, ...]
+    confidence: ConfidenceEntry | None = None
+
+
 class FileEntry(_Part):
     """A file beside the manifest."""
 
@@ -121,6 +147,7 @@ class Manifest(_Part):
     provenance: dict[str, JsonValue]
     files: dict[str, FileEntry]
     confidence: ConfidenceEntry | None = None
+    int8: Int8Entry | None = None
 
     @field_validator("format")
     @classmethod
@@ -223,3 +250,44 @@ def confidence_of(entry: ConfidenceEntry) -> Confidence:
         if any(row[0] >= following[0] for row, following in pairwise(rows)):
             raise ValueError(f"confidence: {name} must ascend")
     return Confidence(temperatures, pairs, entry.images, entry.data)
+
+
+def int8_entry(space: SearchSpace, int8: Int8, archs: Iterable[Arch]) -> Int8Entry:
+    """What the manifest says of it; archs: the frontier's, in order."""
+    rows = []
+    for key, arch in {space.arch_id(arch): arch for arch in archs}.items():
+        row = int8.rows[key]
+        rows.append(
+            Int8RowEntry(
+                id=key,
+                flops=space.flops(arch),
+                agreement=row.agreement,
+                agreement_95=interval(row.agreement, int8.images),
+                accuracy=row.accuracy,
+                accuracy_95=None if row.accuracy is None else interval(row.accuracy, int8.images),
+                fp32_accuracy=row.fp32_accuracy,
+            )
+        )
+    return Int8Entry(
+        calibrated_on=int8.calibrated_on,
+        calibration_images=int8.calibration_images,
+        measured_on=int8.measured_on,
+        images=int8.images,
+        rows=tuple(rows),
+        confidence=None if int8.confidence is None else confidence_entry(int8.confidence),
+    )
+
+
+def int8_of(entry: Int8Entry, ranges: Mapping[str, np.ndarray]) -> Int8:
+    """The reverse. Raises ValueError as ``confidence_of``."""
+    return Int8(
+        ranges=ranges,
+        calibrated_on=entry.calibrated_on,
+        calibration_images=entry.calibration_images,
+        measured_on=entry.measured_on,
+        images=entry.images,
+        rows={
+            row.id: Int8Row(row.agreement, row.accuracy, row.fp32_accuracy) for row in entry.rows
+        },
+        confidence=None if entry.confidence is None else confidence_of(entry.confidence),
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,17 +15,21 @@ from pydantic import JsonValue
 
 from models.bundle.confidence import Confidence
 from models.bundle.costs import CostAnswers
+from models.bundle.int8 import INT8, Int8
 from models.costs.flops import flops_cost
 from models.generator.answer import WITHIN, answer_within
 from models.generator.policy import GeneratorPolicy
 from models.images.preprocess import Preprocess
-from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights
+from models.onnx.graph import cut_graph, cut_graph_apart, graph_weights, present_steps
 from models.onnx.graph_template import Template
+from models.onnx.int8 import quantize, quantized_values
 from models.space.arch import Arch
 from models.space.describe import describe_arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics, fold_norms, slice_weights
 
+Precision = Literal["fp32", "int8"]
+"""In what subnets compute."""
 STATISTICS = "statistics.safetensors"
 SHARED = "shared"
 """In place of an arch's id: statistics of the widest channels, of which archs take the first."""
@@ -32,7 +37,10 @@ SHARED = "shared"
 
 @dataclass(frozen=True)
 class FrontierRow:
-    """What is answered at a budget, and how often it is right (None: not measured)."""
+    """What is answered at a budget, and how often it is right (None: not measured).
+
+    agreement: of int8, how often it answers what full precision does.
+    """
 
     budget_flops: float
     arch: Arch
@@ -40,6 +48,7 @@ class FrontierRow:
     params: int
     held_out_accuracy: float | None
     test_accuracy: float | None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +59,8 @@ class Bundle:
     Without BatchNorm, or where all archs share its statistics, there may be no answers: then the
     generator is asked, and any arch can be answered. card: what the bundle was made from and is
     good for. costs: what it answers to budgets of other costs than FLOPs, by their name.
-    confidence: how sure its subnets are; None: it was not fitted.
+    confidence: how sure its subnets are; None: it was not fitted. int8: what its answers need to
+    run in 8-bit integers. precision: in what its subnets compute (``at``).
     """
 
     name: str
@@ -69,6 +79,8 @@ class Bundle:
     card: str = ""
     costs: Mapping[str, CostAnswers] = field(default_factory=dict)
     confidence: Confidence | None = None
+    int8: Int8 | None = None
+    precision: Precision = "fp32"
 
     @property
     def min_flops(self) -> int:
@@ -120,9 +132,13 @@ class Bundle:
         ``math.inf``: without bound. Raises ValueError where the bundle has no confidence.
         """
         if self.confidence is None:
+            how, here = {
+                "fp32": ("trainer.confidence", ""),
+                "int8": ("trainer.quantize", " in int8"),
+            }[self.precision]
             raise ValueError(
-                f"{self.name} does not know how sure it is; fit that on held-out images: "
-                "python -m trainer.confidence"
+                f"{self.name} does not know how sure it is{here}; fit that on held-out images: "
+                f"python -m {how}"
             )
         pair = self.confidence.pair(budget_flops)
         return None if pair is None else (self.listed[pair[0]], self.listed[pair[1]])
@@ -131,6 +147,51 @@ class Bundle:
         """The stored answers, each once; where there are none, the frontier's archs."""
         listed = [arch for _, arch in self.answers] or [row.arch for row in self.frontier]
         return tuple(dict.fromkeys(listed))
+
+    def answerable(self) -> tuple[Arch, ...]:
+        """All that may be answered to budgets of any cost, where answers are stored."""
+        of_costs = (arch for cost in self.costs.values() for arch in cost.archs())
+        return tuple(dict.fromkeys([*self.archs(), *of_costs]))
+
+    def at(self, precision: Precision) -> Bundle:
+        """The same bundle with subnets that compute in ``precision``; accuracies are their own.
+
+        Raises ValueError unless the bundle holds that for all that it answers.
+        """
+        if precision == self.precision:
+            return self
+        assert self.precision == "fp32", "what is in 8 bits stays so"
+        how = "python -m models quantize BUNDLE --data PHOTOS --out NEW"
+        if self.int8 is None:
+            raise ValueError(f"{self.name} holds no int8; make a bundle that does: {how}")
+        every = self.answerable()
+        known = [arch for arch in every if self.space.arch_id(arch) in self.int8.ranges]
+        if len(known) < len(every):
+            raise ValueError(
+                f"{self.name} holds int8 for {len(known)} of the {len(every)} subnets that it "
+                f"answers; quantize it again: {how}"
+            )
+
+        def own(row: FrontierRow) -> FrontierRow:
+            assert self.int8 is not None
+            found = self.int8.rows.get(self.space.arch_id(row.arch))
+            right, agrees = (found.accuracy, found.agreement) if found else (None, None)
+            return replace(row, held_out_accuracy=None, test_accuracy=right, agreement=agrees)
+
+        return replace(
+            self,
+            precision=precision,
+            frontier=tuple(own(row) for row in self.frontier),
+            confidence=self.int8.confidence,
+        )
+
+    @property
+    def measured_on(self) -> JsonValue:
+        """On what the accuracies of the frontier were measured; None: that is not known."""
+        if self.precision == "int8":
+            assert self.int8 is not None
+            return self.int8.measured_on
+        return self.provenance.get("data")
 
     @cached_property
     def listed(self) -> dict[int, Arch]:
@@ -160,8 +221,21 @@ class Bundle:
     def build_onnx(self, arch: Arch) -> onnx.ModelProto:
         """The subnet as a self-contained ONNX model: images -> logits; ``metadata`` is inside."""
         model = cut_graph(self.template, self.space, arch, self.subnet_weights(arch))
+        if self.precision == "int8":
+            model = quantize(model, self.int8_ranges(arch))
         onnx.helper.set_model_props(model, self.metadata(arch))
         return model
+
+    def int8_ranges(self, arch: Arch) -> np.ndarray:
+        """Of the activations of an arch. Raises ValueError for one that has none."""
+        assert self.int8 is not None
+        key = self.space.arch_id(arch)
+        if key not in self.int8.ranges:
+            raise ValueError(
+                f"subnet {key} of {self.name} has no int8; only the {len(self.int8.ranges)} archs "
+                "that the bundle answers do"
+            )
+        return self.int8.ranges[key]
 
     def describe(self, arch: Arch) -> dict[str, object]:
         """All that is needed to use a subnet without this project, for JSON.
@@ -173,7 +247,11 @@ class Bundle:
         steps = self.preprocess.steps(resolution(arch), resolution(self.space.largest))
         return {
             **describe_arch(self.space, arch),
-            "model": {"name": self.name, "version": self.version},
+            "model": {
+                "name": self.name,
+                "version": self.version,
+                "precision": self.precision,
+            },
             "labels": list(self.labels),
             "preprocess": steps,
         }
@@ -184,7 +262,8 @@ class Bundle:
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in described}
 
     def graph_weights(self, arch: Arch) -> dict[str, np.ndarray]:
-        """The arrays that the subnet's graph reads, by name (``models.onnx.graph``)."""
+        """The arrays that the subnet's graph reads in fp32, by name (``models.onnx.graph``)."""
+        assert self.precision == "fp32", "in 8 bits a graph has its weights inside"
         return graph_weights(self.template, self.space, arch, self.subnet_weights(arch))
 
     def build_onnx_apart(self, arch: Arch, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -231,6 +310,19 @@ def unpack_statistics(space: SearchSpace, arch: Arch, packed: np.ndarray) -> Sta
     ends = np.cumsum(list(sizes.values()))[:-1]
     means, variances = (np.split(row, ends) for row in packed)
     return dict(zip(sizes, zip(means, variances, strict=True), strict=True))
+
+
+def check_int8(bundle: Bundle) -> None:
+    """Raises ValueError for ranges of no answer, or that are not those of its arch's values."""
+    assert bundle.int8 is not None
+    by_id = {bundle.space.arch_id(arch): arch for arch in bundle.answerable()}
+    for key, ranges in bundle.int8.ranges.items():
+        if key not in by_id:
+            raise ValueError(f"{INT8}: {key} is not a subnet that is answered")
+        steps = present_steps(bundle.template, bundle.space, by_id[key])
+        shape = (len(quantized_values(step.proto for step in steps)), 2)
+        if ranges.shape != shape or (ranges[:, 0] > ranges[:, 1]).any():
+            raise ValueError(f"{INT8}: {key} is not the ranges of its {shape[0]} values")
 
 
 def _present_norms(space: SearchSpace, arch: Arch) -> list[str]:

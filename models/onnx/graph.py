@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import onnx
 
-from models.onnx.graph_template import Template
+from models.onnx.graph_template import Step, Template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.sizes import Weight
@@ -85,7 +85,7 @@ def cut_graph_apart(
     Runtime 1.31 rewrites graphs before it looks there, and computes with what is in the file.)
     """
     absent = _absent(space, arch)
-    kept = [step for step in template.steps if step.block not in absent]
+    kept = present_steps(template, space, arch)
     instead: dict[str, str] = {}
     for block, (reads, gives) in template.blocks.items():
         if block in absent:  # who reads what it gives reads what it would read
@@ -114,6 +114,12 @@ def cut_graph_apart(
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=_NO_FILE)
     return model
+
+
+def present_steps(template: Template, space: SearchSpace, arch: Arch) -> list[Step]:
+    """The nodes of an arch's graph, in order."""
+    absent = _absent(space, arch)
+    return [step for step in template.steps if step.block not in absent]
 
 
 def deployed_shapes(space: SearchSpace, arch: Arch) -> dict[str, tuple[int, ...]]:

@@ -41,13 +41,17 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
 
     ``busy``: whether this process serves another meanwhile.
     """
-    bundle = load_bundle(path)
+    bundle = load_bundle(path).at(settings.precision)
     check_budgets(bundle, settings.pinned_flops, settings.default_flops)
     if settings.runtime == AUTO:
         runtime = pick_runtime(bundle, settings.threads, settings.engine_cache)
     else:
         runtime = build_runtime(
-            settings.runtime, settings.device, settings.threads, settings.engine_cache
+            settings.runtime,
+            settings.device,
+            settings.threads,
+            settings.engine_cache,
+            settings.precision,
         )
     pinned = [bundle.answer(budget) for budget in settings.pinned_flops]
     sessions = Sessions(bundle, runtime, settings.session_bytes, pinned)
@@ -63,7 +67,7 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(f"bundle {path} cannot run here: {reason}") from error
     planner = Planner(bundle, settings.default_flops, LatencyTable.of(points), sessions.is_resident)
-    name = ModelName(bundle.name, bundle.version)
+    name = ModelName(bundle.name, bundle.version, bundle.precision)
     largest_side = bundle.space.resolution(bundle.space.largest)
     return Model(bundle, sessions, planner, runtime.describe(), name, largest_side)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -56,7 +57,7 @@ def about_routes(state: ServerState) -> list[Route]:
 
 
 def _name(model: Model) -> dict[str, str]:
-    return {"name": model.name.name, "version": model.name.version}
+    return msgspec.structs.asdict(model.name)
 
 
 def describe_budgets(model: Model) -> dict[str, object]:
@@ -71,6 +72,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
             "params": entry.params,
             "held_out_accuracy": entry.held_out_accuracy,
             "test_accuracy": entry.test_accuracy,
+            **({} if entry.agreement is None else {"agreement": entry.agreement}),
             "infer_ms": latency.infer_ms(entry.flops),
         }
 
@@ -79,7 +81,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
     pairs = [dict(zip(names, pair, strict=True)) for pair in known.pairs] if known else []
     return {
         "model": {**_name(model), "space": bundle.space.name},
-        "measured_on": bundle.provenance.get("data"),
+        "measured_on": bundle.measured_on,
         "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
         "latency_ms": {
             "min": latency.answer_ms(bundle.min_flops),

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -63,12 +63,12 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["answered"] = self._metrics.answered
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
 
 
 async def client_gone(receive: Receive) -> None:
@@ -77,7 +77,7 @@ async def client_gone(receive: Receive) -> None:
         pass
 
 
-def is_long(headers: dict[str, str]) -> bool:
+def is_long(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
-    length = headers.get("content-length", "")
-    return length.isdecimal() and len(length) < 20 and int(length) > LARGE_BODY_BYTES
+    length = headers.get(b"content-length", b"")
+    return length.isdigit() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

@@ -11,6 +11,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -48,7 +49,7 @@ def subnet_route(state: ServerState) -> Route:
                 **subnet_document(found),
                 "resolution": found.side,
                 "layers": describe_layers(model.bundle.space, found.value),
-                "model": {"name": model.name.name, "version": model.name.version},
+                "model": msgspec.structs.asdict(model.name),
             }
         )
 

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.bundle.value import Precision
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 
 
@@ -19,7 +20,8 @@ class RuntimeEntry:
 
     ``cls``: ``module:class``. ``library``: the module it needs, which ``extra`` of pyproject.toml
     installs. ``devices``: what it can be asked to run on; it is tested on the first.
-    ``keeps_engines``: it takes ``engine_cache``, a folder for what it has built.
+    ``keeps_engines``: it takes ``engine_cache``, a folder for what it has built. ``int8``: the
+    devices on which it runs 8-bit integers.
     """
 
     cls: str
@@ -27,6 +29,7 @@ class RuntimeEntry:
     extra: str
     devices: tuple[str, ...]
     keeps_engines: bool = False
+    int8: tuple[str, ...] = ()
 
     @property
     def is_installed(self) -> bool:
@@ -37,7 +40,11 @@ class RuntimeEntry:
 _HERE = "shiftnas_serve.runtimes"
 RUNTIMES: dict[str, RuntimeEntry] = {
     "onnxruntime": RuntimeEntry(
-        f"{_HERE}.onnxruntime:OnnxRuntime", "onnxruntime", "gpu", ("cpu", "cuda", "tensorrt")
+        f"{_HERE}.onnxruntime:OnnxRuntime",
+        "onnxruntime",
+        "gpu",
+        ("cpu", "cuda", "tensorrt"),
+        int8=("cpu",),
     ),
     "openvino": RuntimeEntry(
         f"{_HERE}.openvino:OpenVino", "onnxruntime_ep_openvino", "openvino", ("cpu",)
@@ -59,7 +66,9 @@ AUTO = "auto"
 """For the fastest runtime that works here (``auto.py``)."""
 
 
-def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> None:
+def check_runtime(
+    name: str, device: str, engine_cache: Path | None = None, precision: Precision = "fp32"
+) -> None:
     """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
     if name == AUTO:
         if device != "cpu":  # the default
@@ -80,17 +89,28 @@ def check_runtime(name: str, device: str, engine_cache: Path | None = None) -> N
             f"engine_cache is for runtimes that keep engines ({keeping}), and the runtime is "
             f"{name}; choose another runtime, or leave it out"
         )
+    if precision == "int8" and device not in entry.int8:
+        running = " or ".join(
+            f"--runtime {one} --device {on}" for one, entry in RUNTIMES.items() for on in entry.int8
+        )
+        raise ValueError(f"the {name} runtime does not run int8 on {device}; use {running}")
 
 
 def build_runtime(
-    name: str, device: str, threads: int, engine_cache: Path | None = None
+    name: str,
+    device: str,
+    threads: int,
+    engine_cache: Path | None = None,
+    precision: Precision = "fp32",
 ) -> AbstractRuntime:
     """The runtime called ``name`` on ``device``. ``engine_cache``: for those that keep engines.
+
+    ``precision``: of the bundles that it will run.
 
     Raises ValueError for an unknown name, a library that is not installed, or a device that the
     runtime cannot use: nothing falls back to something else.
     """
-    check_runtime(name, device, engine_cache)
+    check_runtime(name, device, engine_cache, precision)
     entry = RUNTIMES[name]
     if not entry.is_installed:
         raise ValueError(

@@ -36,8 +36,8 @@ def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> Abs
             continue
         kept = engine_cache if RUNTIMES[name].keeps_engines else None
         try:
-            runtime = build_runtime(name, device, threads, kept)
-            arch = bundle.space.smallest
+            runtime = build_runtime(name, device, threads, kept, bundle.precision)
+            arch = bundle.answer(bundle.min_flops)
             side = bundle.space.resolution(arch)
             session = runtime.build(bundle, arch)
             session.run(np.zeros((1, 3, side, side), np.float32))

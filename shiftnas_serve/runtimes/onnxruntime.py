@@ -96,6 +96,10 @@ class OnnxRuntime(AbstractRuntime):
             data = bundle.build_onnx(arch).SerializeToString()
             session = self._create(data, self._options(convolutional=bool(bundle.space.norms)))
             return OnnxSession(session, (), _SESSION_BYTES + len(data))
+        if bundle.precision == "int8":
+            data = bundle.build_onnx(arch).SerializeToString()
+            session = self._create(data, self._options(convolutional=True))
+            return OnnxSession(session, (), _SESSION_BYTES + 2 * len(data))
         arrays = bundle.graph_weights(arch)
         data = bundle.build_onnx_apart(arch, arrays).SerializeToString()
         return self.session_of(data, arrays, convolutional=bool(bundle.space.norms))

@@ -1,23 +1,22 @@
-"""A subnet in 8 bits is a model of its own that says the same, nearly."""
+"""What int8 gains is told of a bundle that holds it."""
 
-import numpy as np
+import json
 
-from benchmarks.int8 import classes, session_of
-from benchmarks.parts.bundles import CIFAR10_CNN
-from models.bundle.folder import load_bundle
-from models.onnx.int8 import quantized
+from benchmarks.int8 import main
+from models.quantize import quantize_bundle
+from tests.pictures import write_photos
 
 
-def test_a_subnet_in_8_bits_gives_nearly_the_same_logits():
-    bundle = load_bundle(CIFAR10_CNN)
-    arch = bundle.answer(4e6)
-    model = bundle.build_onnx(arch).SerializeToString()
-    images = np.random.default_rng(0).normal(size=(24, 3, 32, 32)).astype(np.float32)
-    small = quantized(model, images[:16])
-    assert len(small) < 0.6 * len(model)
-    exact, near = (session_of(one).run(None, {"images": images})[0] for one in (model, small))
-    assert near.shape == exact.shape
-    assert near.dtype == np.float32
-    # a processor without VNNI may cut sums off, so no more is asked of every machine
-    assert np.corrcoef(near.ravel(), exact.ravel())[0, 1] > 0.8
-    assert (classes(session_of(small), images) == near.argmax(1)).all()
+def test_both_precisions_are_timed(other_folder, tmp_path, capsys):
+    assert main([str(other_folder)]) == 2
+    assert "holds no int8" in capsys.readouterr().err
+    out = tmp_path / "int8"
+    quantize_bundle(other_folder, out, write_photos(tmp_path / "photos", 64))
+    assert main([str(out), "--points", "2", "--rounds", "2"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    rows = json.loads(last)["rows"]
+    assert len(rows) == len(table) - 3 == 2
+    for row in rows:
+        for times in ("ms_batch_1", "ms_batch_8", "build_ms"):
+            assert min(row[times]) > 0
+        assert row["right"][2] > 0.5

@@ -37,7 +37,8 @@ def test_an_answer_has_all_that_the_contract_names(client, bundle: Bundle, png):
         "degraded": False,
         "spent_flops": body["subnet"]["flops"],
     }
-    assert body["model"] == {"name": bundle.name, "version": bundle.version}
+    named = {"name": bundle.name, "version": bundle.version, "precision": "fp32"}
+    assert body["model"] == named
     assert body["request_id"] == response.headers["Request-Id"] == "abc-1"
     assert response.headers["Served-FLOPs"] == str(body["subnet"]["flops"])
     assert response.headers["Spent-FLOPs"] == response.headers["Served-FLOPs"]

@@ -9,10 +9,11 @@ from itertools import islice
 from torch import Tensor
 
 from models.images.preprocess import Preprocess
+from models.interval import interval
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
 from trainer.data.splits import AbstractSplit, Splits
-from trainer.intervals import LEAST_IMAGES, interval
+from trainer.intervals import LEAST_IMAGES
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
 

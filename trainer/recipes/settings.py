@@ -92,7 +92,7 @@ class Distillation(Settings):
 
     teacher: str = ""
     """largest is the largest subnet, as it is at that moment. A network that does not learn is a
-    bundle (its largest subnet), a subnet as an .onnx file, or timm:NAME. Empty is no teacher."""
+    bundle (its largest subnet), a subnet as an .onnx file, or timm:NAME. Empty: no teacher."""
     weight: Share = 1.0
     """Share of the teacher's answers in the loss; the labels have the rest."""
     temperature: AboveZero = 1.0

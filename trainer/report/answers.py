@@ -71,7 +71,9 @@ def answers_page(
     )
 
 
-def draw(file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]) -> None:
+def write_plot(
+    file: Path, bundle: Bundle, measured: Sequence[Measured], curves: Sequence[Curve]
+) -> None:
     """Write the ``frontier``. Raises ValueError where that cannot be."""
     with writing(file, then=""), matplotlib.style.context(plots.STYLE):
         frontier(bundle, measured, curves).savefig(file, metadata={"Software": None})

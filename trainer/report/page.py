@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from models.interval import interval
 from trainer.engine.log import JsonValue, Record, number
-from trainer.intervals import interval
 from trainer.report.html import encoded, page
 from trainer.report.plots import Plot
 from trainer.report.run_record import RunRecord, rows_of

@@ -14,10 +14,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from models.interval import interval
 from models.space.search_space import SearchSpace
 from models.spaces import SPACES, get_space
 from trainer.engine.log import Record, number, numbers
-from trainer.intervals import interval
 from trainer.pairs import SHOWN_AT, Curve
 from trainer.report.run_record import RunRecord, rows_of
 from trainer.report.subnet_plot import subnets_figure

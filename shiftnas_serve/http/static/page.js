@@ -123,7 +123,7 @@ async function start() {
   $("model").replaceChildren(
     "One set of weights, a network of any size: you name the budget. The model is ",
     element("b", model.name),
-    `, version ${model.version}, with ${state.about.labels.length} classes.`,
+    `, version ${model.version}${model.precision === "fp32" ? "" : ` in ${model.precision}`}, with ${state.about.labels.length} classes.`,
   );
   showCard(state.about.card);
   $("by-confidence").hidden = !state.about.confidence?.pairs.length;
@@ -270,7 +270,7 @@ function drawChart() {
   const { flops, frontier, measured_on: images } = state.about;
   const width = $("chart").clientWidth, right = width - BESIDE;
   $("chart").setAttribute("viewBox", `0 0 ${width} 204`);
-  const accuracy = ["held_out_accuracy", "test_accuracy"].find((name) => frontier.every((row) => row[name] !== null));
+  const accuracy = ["held_out_accuracy", "test_accuracy", "agreement"].find((name) => frontier.every((row) => row[name] != null));
   const name = accuracy ?? "infer_ms";
   const rows = frontier.map((row) => [row.flops, row[name]]).sort((a, b) => a[0] - b[0]);
   const heights = rows.map(([, y]) => y);
@@ -285,7 +285,7 @@ function drawChart() {
   const lines = low < high ? ticks(low - room, high + room) : [low];
   const points = rows.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
   const marks = [0, 0.25, 0.5, 0.75, 1].filter((part) => width > 500 || part !== 0.25 && part !== 0.75);
-  const what = { held_out_accuracy: "held-out accuracy", test_accuracy: "test accuracy", infer_ms: "predicted milliseconds" }[name];
+  const what = { held_out_accuracy: "held-out accuracy", test_accuracy: "test accuracy", agreement: "agreement with fp32", infer_ms: "predicted milliseconds" }[name];
   const whole = accuracy && images ? `${what} on ${images}` : what;
   $("chart").replaceChildren(
     ...lines.flatMap((value) => [
