@@ -1,4 +1,4 @@
-r"""What does each elastic dimension of EfficientNet-Lite0 cost alone, untrained and distilled?
+"""What does each elastic dimension of EfficientNet-Lite0 cost alone, untrained and distilled?
 
     python -m benchmarks.elastic_dimensions --photos PHOTOS --distilled models/zoo/imagenet-mobile
 
@@ -37,7 +37,6 @@ from models.nets.normalize import BatchStatistics, FrozenStatistics
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
-from trainer.intervals import interval
 from trainer.start.order import centred, in_order
 
 SPACE = "efficientnet-lite0"
