@@ -29,7 +29,7 @@ CHOSEN = ("resolution", "depth")
 BATCH = 32
 SCOUT = 128
 """The resolution at which all combinations of depths are tried."""
-NEAR = 1.1
+NEAR = 1.05
 """Archs that were at most so many times as far as the best of their FLOPs are tried again."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
