@@ -1,11 +1,12 @@
 """What does each elastic dimension of EfficientNet-Lite0 cost alone, untrained and distilled?
 
-    python -m benchmarks.elastic_dimensions --photos PHOTOS --distilled models/zoo/imagenet-mobile
+    python -m benchmarks.elastic_dimensions --photos PHOTOS
+    python -m benchmarks.elastic_dimensions --photos PHOTOS --distilled RUN/bundle --blend 0.25
 
 Each line is a subnet that has less in one dimension, and how near its answers are to those of the
-whole network at the same resolution: the share of photos with the same first class, and the
-divergence of probabilities (mean KL at the best temperature, nats). Every second photo is reported;
-statistics are measured anew on some of the others (``benchmarks.imagenet_mobile`` cuts them alike).
+whole network at 224 pixels: the share of photos with the same first class, and the divergence of
+probabilities (mean KL at the best temperature, nats). Every second photo is reported; statistics
+are measured anew on some of the others (``benchmarks.imagenet_mobile`` cuts them alike).
 """
 
 from __future__ import annotations
@@ -94,11 +95,15 @@ def untrained_ways() -> list[Way]:
     ]
 
 
-def distilled_way(folder: Path) -> Way:
-    """A bundle of these weights after training, with the statistics that its subnets share."""
+def distilled_way(folder: Path, share: float) -> Way:
+    """A share of the way to the weights of a run, with the statistics under which they learned."""
     bundle = load_bundle(folder)
+    if bundle.space.name != "mobile":
+        raise ValueError(f"{folder} is of space {bundle.space.name}: give a run of mobile")
+    public = fit_efficientnet_lite0(read_checkpoint(packaged_weights()).tensors, "mobile").weights
+    weights = {k: (1 - share) * w + share * bundle.weights[k] for k, w in public.items()}
     shared = unpack_shared(bundle.space, bundle.statistics)
-    return Way("distilled", load(bundle.space, dict(bundle.weights)), FrozenStatistics(shared))
+    return Way("distilled", load(bundle.space, weights), FrozenStatistics(shared))
 
 
 @torch.inference_mode()
@@ -125,22 +130,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
     )
-    parser.add_argument("--distilled", type=Path, metavar="BUNDLE", help="of the same network")
+    parser.add_argument(
+        "--distilled", type=Path, metavar="BUNDLE", help="of a run of the recipe imagenet-mobile"
+    )
+    parser.add_argument("--blend", type=float, default=1.0, help="how far to go to its weights")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ways = untrained_ways()
     space = ways[0].net.space
     if options.distilled is not None:
-        ways.append(distilled_way(options.distilled))
+        ways.append(distilled_way(options.distilled, options.blend))
     sides = {space.resolution(arch_of(space, choices)) for _, _, choices in DIMENSIONS}
-    photos = read_photos(options.photos, sorted(sides))
+    photos = read_photos(options.photos, sorted({*sides, space.resolution(space.largest)}))
     labels = photos.labels[1::2]
-    whole = said(ways[0], arch_of(space, {}), photos)
+    whole = said(ways[0], space.largest, photos)
     rows: list[dict[str, object]] = []
     for dimension, left_out, choices in DIMENSIONS:
         for way in ways:
             if dimension != "expansion" and way.name.startswith("in order"):
                 continue  # which changes nothing where all channels stay
+            if dimension and way.calibrates:
+                continue  # worse already where nothing is missing
             its_space = way.net.space
             if not all(v in its_space.decision[name].choices for name, v in choices.items()):
                 continue  # the space of what was distilled does not choose this

@@ -17,7 +17,9 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Of EfficientNet-Lite's images."""
 
 FEW_A_CLASS = 100
-"""Photos of the smallest class below which a set is small: more of it is held out and changed."""
+"""Photos of the smallest class below which photos are changed more."""
+FEW = 1_000
+"""Photos of all classes below which more of them are held out."""
 LEAST_HELD_OUT, MOST_HELD_OUT = 30, 5_000
 
 
@@ -60,11 +62,12 @@ def photos() -> Recipe:
 def fitted(recipe: Recipe, counts: Sequence[int]) -> Recipe:
     """The recipe for a data set. counts: training photos of each class.
 
-    Of few photos a larger part is held out, so that decisions have something to go by, and photos
+    Of few photos a larger part is held out, so that decisions have something to go by; of many
+    classes with few photos each, all but a tenth is needed to learn from. Photos of small classes
     are cropped harder. Batches are at most a twentieth of the photos.
     """
     total, small = sum(counts), min(counts) < FEW_A_CLASS
-    share = 0.2 if small else 0.1
+    share = 0.2 if total < FEW else 0.1
     held_out = round(share * total)
     few = held_out < 2 * LEAST_HELD_OUT  # a fifth of them may become the test images
     return recipe.replace(

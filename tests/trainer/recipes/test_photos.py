@@ -57,6 +57,7 @@ def test_it_holds_more_out_of_few_photos(folder, tmp_path):
     assert made.held_out_images == 30, "a fifth would be too few to decide by"
     many = fitted(get_recipe("photos"), [700] * 5)
     assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
+    assert fitted(get_recipe("photos"), [20] * 100).held_out_share == 0.1, "classes need them"
     assert fitted(get_recipe("photos"), [1000] * 100).held_out_images == 5_000
     asked = job(
         *("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "b")),
