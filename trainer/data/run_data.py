@@ -21,6 +21,8 @@ from trainer.recipes.config import read_recipe
 from trainer.recipes.recipe import Recipe
 
 EVALUATION_BATCH = 500
+EVALUATION_PIXELS = EVALUATION_BATCH * 64 * 64
+"""At most so many in a batch: of large images few, whose maps then stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def evaluation_batches(
     """A split in its own order, without augmentation, on a device."""
     return Batches(
         data,
-        min(EVALUATION_BATCH, len(data)),
+        min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // data.resolution**2), len(data)),
         seed=0,
         mean=mean,
         std=std,
