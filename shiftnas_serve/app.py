@@ -13,8 +13,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -24,20 +24,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shiftnas_serve.http.about import about_routes
 from shiftnas_serve.http.admin import admin_route
-from shiftnas_serve.http.answers import problem_response, unknown_problem
+from shiftnas_serve.http.answers import own_path, problem_response, unknown_problem
 from shiftnas_serve.http.classify import Counted, classify_endpoint
 from shiftnas_serve.http.context import RequestContext
 from shiftnas_serve.http.page import page_routes
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.http.subnets import subnet_route
-from shiftnas_serve.library import Engine
+from shiftnas_serve.library import WEDGED, Engine
 from shiftnas_serve.log import configure_log, say
 from shiftnas_serve.oip.routes import oip_routes
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, load_settings
 
-WEDGED = 70
-"""Exit status of a process whose inference stands still (EX_SOFTWARE)."""
 # So long /livez says so first.
 _LAST_S = 2.0
 
@@ -69,6 +67,19 @@ class App:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
+        try:
+            async with self.running():
+                await send({"type": "lifespan.startup.complete"})
+                with suppress(asyncio.CancelledError):  # a second signal: nothing is waited for
+                    assert (await receive())["type"] == "lifespan.shutdown"
+        except ValueError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Loaded meanwhile, for an application that mounts this one. ValueError: it cannot be."""
         loaded = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -82,15 +93,13 @@ class App:
         threading.Thread(target=load, name="load", daemon=True).start()
         if self._waits:
             await loaded.wait()
-        if self._waits and self.failure is not None:
-            await send({"type": "lifespan.startup.failed", "message": self.failure})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        with suppress(asyncio.CancelledError):  # a second signal: nothing is waited for
-            assert (await receive())["type"] == "lifespan.shutdown"
-        if self.state.engine is not None:
-            self.state.engine.close()
-        await send({"type": "lifespan.shutdown.complete"})
+            if self.failure is not None:
+                raise ValueError(self.failure)
+        try:
+            yield
+        finally:
+            if self.state.engine is not None:
+                self.state.engine.close()
 
     def _load(self) -> None:
         try:
@@ -140,7 +149,7 @@ def assemble(state: ServerState) -> ASGIApp:
     classify = Counted(classify_endpoint(state), state)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
-        await (classify if scope["path"] == "/classify" else rest)(scope, receive, send)
+        await (classify if own_path(scope) == "/classify" else rest)(scope, receive, send)
 
     app: ASGIApp = Problems(front)
     if state.settings.cors_origins:

@@ -18,7 +18,7 @@ from models import PRODUCT
 from models.bundle.value import Precision
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
-from shiftnas_serve.library import Engine, parse_budgets
+from shiftnas_serve.library import WEDGED, Engine, parse_budgets
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
@@ -38,7 +38,6 @@ docs/batches.md spreads the work over many machines."""
 _AT_ONCE = 64
 _SAY_S = 0.5
 _NAMED = 10
-_WEDGED = 70
 
 
 def parser() -> argparse.ArgumentParser:
@@ -202,7 +201,7 @@ def cores() -> int:
 
 def _end(reason: str) -> None:
     print(f"error: {reason}; the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(_WEDGED)
+    os._exit(WEDGED)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ from shiftnas_serve.scheduling.work import decode_work, is_small
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
 
 TOP_K = 5
+WEDGED = 70
+"""Exit status of a process that ends because an inference stands still (EX_SOFTWARE)."""
 # A late answer is better than none for so long; after that a runner is in trouble.
 _GRACE_S = 1.0
 # Most answers are there by then, and cost no watch over who waits: a task, which is as much work as

@@ -31,13 +31,17 @@ def bundle_parser(module: str, description: str | None) -> argparse.ArgumentPars
         required=True,
         help="labelled images: parquet or tar file or folder, image folder, or a data set's name",
     )
+    return parser
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Options of what runs a bundle's subnets on the images."""
     parser.add_argument(
         "--rows", default=":", help="take some of the images, like 0:1000 or 0::2 (default: all)"
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="threads that run a subnet (default: 1)"
     )
-    return parser
 
 
 def status_of(work: Callable[[], None], *, stopped: str = "stopped") -> int:

@@ -19,22 +19,21 @@ from pathlib import Path
 from models.bundle.folder import add_confidence, load_bundle
 from models.bundle.manifest import confidence_entry
 from models.converters.progress import Progress
-from trainer.command import bundle_parser, status_of
-from trainer.data.reading import cut, read_source
+from trainer.command import add_measuring, bundle_parser, status_of
+from trainer.data.reading import read_source
+from trainer.data.run_data import parts_of_run
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
 from trainer.intervals import LEAST_IMAGES
 from trainer.pairs import fit_confidence
-from trainer.recipes.config import read_recipe
 from trainer.served import labels_in, measure, some_answers
 
 
 def held_out(source: Source, run: Path | None) -> tuple[Rows, str]:
     """The images to fit on, and what they are. Raises ValueError where they may be others'."""
     if run is not None:
-        recipe = read_recipe(run / "recipe.json")
-        _, rows, _ = cut(source, recipe.held_out_share, recipe.seed, recipe.held_out_images)
-        return rows, f"{source.name}, held out by {recipe.name} with seed {recipe.seed}"
+        rows, _, name = parts_of_run(source, run)
+        return rows, name
     if source.test is not None:
         raise ValueError(
             f"{source.name} has a training and a test part: name the run whose held-out images to "
@@ -83,6 +82,7 @@ def fit(options: argparse.Namespace) -> Record:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     parser = bundle_parser("trainer.confidence", __doc__)
+    add_measuring(parser)
     parser.add_argument(
         "--run", type=Path, help="a run's folder: take the images of the data that it held out"
     )

@@ -26,7 +26,7 @@ import numpy as np
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
 from models.converters.progress import Progress
-from trainer.command import bundle_parser, status_of
+from trainer.command import add_measuring, bundle_parser, status_of
 from trainer.data.reading import read_source
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
@@ -129,6 +129,7 @@ def curve_table(pair: Curve) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     parser = bundle_parser("trainer.evaluate", __doc__)
+    add_measuring(parser)
     parser.add_argument(
         "--against",
         type=Path,

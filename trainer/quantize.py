@@ -34,13 +34,13 @@ from models.quantize import (
     sides,
 )
 from models.space.arch import Arch
-from trainer.command import command_parser, status_of
-from trainer.data.reading import cut, read_source
+from trainer.command import bundle_parser, status_of
+from trainer.data.reading import read_source
+from trainer.data.run_data import parts_of_run
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
 from trainer.intervals import LEAST_IMAGES
 from trainer.pairs import fit_confidence
-from trainer.recipes.config import read_recipe
 from trainer.scores import Scores
 from trainer.served import Measured, labels_in, measure
 
@@ -53,10 +53,8 @@ def parts(source: Source, run: Path | None) -> tuple[tuple[Rows, str], tuple[Row
     Raises ValueError where that may be images that were trained on.
     """
     if run is not None:
-        recipe = read_recipe(run / "recipe.json")
-        cut_up = cut(source, recipe.held_out_share, recipe.seed, recipe.held_out_images)
-        held_out = f"{source.name}, held out by {recipe.name} with seed {recipe.seed}"
-        return (cut_up[1], held_out), (cut_up[2], f"{source.name}, test images")
+        held_out, test, name = parts_of_run(source, run)
+        return (held_out, name), (test, f"{source.name}, test images")
     if source.test is not None:
         raise ValueError(
             f"{source.name} has a training and a test part: name the run whose held-out images "
@@ -131,13 +129,7 @@ def decoded(bundle: Bundle, rows: Rows) -> Photos:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
-    parser = command_parser("trainer.quantize", __doc__)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="labelled images: parquet or tar file or folder, image folder, or a data set's name",
-    )
+    parser = bundle_parser("trainer.quantize", __doc__)
     parser.add_argument(
         "--run",
         type=Path,
@@ -147,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--images",
         type=int,
         default=CALIBRATION_IMAGES,
-        help=f"so many give ranges, at most (default: {CALIBRATION_IMAGES})",
+        help=f"take ranges from at most so many images (default: {CALIBRATION_IMAGES})",
     )
     parser.add_argument(
         "--out",

@@ -19,19 +19,19 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def check(self, headers: Mapping[str, str]) -> int | None:
+    def check(self, headers: Mapping[bytes, bytes]) -> int | None:
         """The number of the key that was sent; None where the server has none.
 
-        ``headers``: by lower-case name, as Latin-1 reads them; a key's bytes are UTF-8.
+        ``headers``: by lower-case name; a key's bytes are UTF-8.
         Raises Problem 401 unless a key is right. Takes the same time whichever is wrong.
         """
         if not self._keys:
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        sent = given.strip(" \t").encode("latin-1", "replace")
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        sent = given.strip(b" \t")
         # Every key is compared, so that the time does not tell which one came close.
         right = [hmac.compare_digest(sent, key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(right):
+        if scheme.lower() != b"bearer" or not any(right):
             raise Problem(
                 401,
                 f"send a {self._kind} of this server: Authorization: Bearer KEY",

@@ -20,11 +20,10 @@ def may_degrade(asked: Mapping[str, float]) -> bool:
 
 def earliest_deadline_s(asked: Mapping[str, float], received_s: float) -> float:
     """The earliest time by which one of the budgets wants its answer; without end if none does."""
-    earliest_s = math.inf
-    for kind in BUDGET_KINDS:
-        if kind.name in asked:
-            earliest_s = min(earliest_s, kind.deadline_s(asked[kind.name], received_s))
-    return earliest_s
+    if not may_degrade(asked):  # only those that depend on the moment have one
+        return math.inf
+    named = ((kind, asked[kind.name]) for kind in BUDGET_KINDS if kind.name in asked)
+    return min(kind.deadline_s(value, received_s) for kind, value in named)
 
 
 __all__ = [

@@ -80,7 +80,10 @@ class AbstractBudgetKind(abc.ABC):
         """
 
     def deadline_s(self, value: float, received_s: float) -> float:
-        """When the answer must be there, on the clock of ``received_s``; without end by default."""
+        """When the answer must be there, on the clock of ``received_s``.
+
+        Without end by default. Only a kind that degrades has one.
+        """
         return math.inf
 
 

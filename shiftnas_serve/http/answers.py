@@ -93,13 +93,18 @@ def subnet_document(subnet: Subnet) -> dict[str, object]:
     }
 
 
+def own_path(scope: Scope) -> str:
+    """Below where the application is mounted, if it is."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 def problem_response(problem: Problem, scope: Scope) -> Response:
     """The answer to a request that failed.
 
     Under /v2 it also has the field ``error``, where clients of the Open Inference Protocol look.
     """
     body = problem_document(problem, scope["state"]["request_id"])
-    if scope["path"].startswith("/v2"):
+    if own_path(scope).startswith("/v2"):
         body["error"] = problem.detail
     return AsciiJson(
         body, problem.status, headers=problem.headers, media_type="application/problem+json"

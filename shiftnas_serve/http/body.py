@@ -56,7 +56,7 @@ async def read_image(
     body's content decides its format, not its content type, which may be missing.
     """
     headers = scope["state"]["headers"]
-    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
     # `curl -T photo.jpg` names no type at all; the content says what it is.
     media_type = given or "application/octet-stream"
     if media_type not in ACCEPTED and media_type not in _ALIASES:
@@ -92,7 +92,7 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: S
     room.
     """
     headers = scope["state"]["headers"]
-    coding = headers.get("content-encoding", "identity")
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding != "identity":
         raise Problem(
             415,
@@ -100,11 +100,14 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: S
             "compressed already)",
             headers={"Accept-Encoding": "identity"},
         )
-    length = headers.get("content-length", "0")
-    if not (length.isascii() and length.isdecimal() and len(length) <= 20):
-        raise Problem(400, f"Content-Length: {length!r:.40} is not a number")
+    length = headers.get(b"content-length", b"0")
+    if not (length.isdigit() and len(length) <= 20):
+        shown = length.decode("latin-1")
+        raise Problem(400, f"Content-Length: {shown!r:.40} is not a number")
     if int(length) > limits.max_bytes:
         raise _too_long(limits)
+    if scope["state"].get("whole"):  # (``connection``) there is nothing to wait for
+        return await _pieces(receive, limits, share)
     try:
         async with asyncio.timeout(limits.timeout_s):
             return await _pieces(receive, limits, share)

@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shiftnas_serve.budgets import may_degrade
 from shiftnas_serve.http.answers import classification
 from shiftnas_serve.http.body import read_image
 from shiftnas_serve.http.options import read_budgets, read_top_k
@@ -37,7 +38,8 @@ def classify_endpoint(state: ServerState) -> Endpoint:
         engine = state.serving()
         asked = read_budgets(scope["headers"])
         top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))
-        engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
+        if not known.get("whole") or may_degrade(asked):  # (else ``answer`` says so as soon)
+            engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
         with engine.room.share() as share:
             data = await read_image(scope, receive, state.body_limits, share, state.threads)
             share.add(1)
@@ -63,12 +65,12 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["answered"] = self._metrics.answered
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
 
 
 async def client_gone(receive: Receive) -> None:
@@ -77,7 +79,7 @@ async def client_gone(receive: Receive) -> None:
         pass
 
 
-def is_long(headers: dict[str, str]) -> bool:
+def is_long(headers: Mapping[bytes, bytes]) -> bool:
     """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
-    length = headers.get("content-length", "")
-    return length.isdecimal() and len(length) < 20 and int(length) > LARGE_BODY_BYTES
+    length = headers.get(b"content-length", b"")
+    return length.isdigit() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import resource
 from collections import deque
 from http import HTTPStatus
@@ -40,9 +39,10 @@ CLOSING_S = 0.5
 # For all else that a process opens: a bundle that is read, a device.
 _OWN_DESCRIPTORS = 128
 _MOST_CONNECTIONS = 16_384
-_BAD_IN_HEADER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROLS = bytes({*range(32), 127} - {9})
+"""None of them may stand in a header, but for the end of its line."""
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus
 }
 
 _LOG = structlog.get_logger("shiftnas_serve.connection")
@@ -59,7 +59,7 @@ class Exchange:
         self._connection = connection
         self._body = bytearray()
         self._delivered = self._chunked = False
-        self._moved = asyncio.Event()
+        self._moved: asyncio.Future[None] | None = None
         self._head = b""
 
     def feed(self, piece: bytes) -> bool:
@@ -69,13 +69,17 @@ class Exchange:
         self._body += piece
         if len(self._body) < READ_AHEAD:
             return False
-        self._moved.set()
+        self._move()
         return True
 
     def end(self, *, gone: bool = False) -> None:
         """All of the request is here, or its client is gone."""
         self.complete, self.gone = self.complete or not gone, gone
-        self._moved.set()
+        self._move()
+
+    def _move(self) -> None:
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
 
     async def receive(self) -> Message:
         """As ASGI wants it. A body comes whole, or in pieces of ``READ_AHEAD``."""
@@ -88,8 +92,8 @@ class Exchange:
                 self._delivered = self.complete
                 return {"type": "http.request", "body": body, "more_body": not self.complete}
             self._connection.resume_reading()
-            self._moved.clear()
-            await self._moved.wait()
+            self._moved = asyncio.get_running_loop().create_future()
+            await self._moved
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -112,7 +116,7 @@ class Exchange:
             await self._connection.drained.wait()
         else:
             self.done = True
-            self._moved.set()
+            self._move()
             self._connection.answered(self)
 
     def _written_head(self, message: Message) -> bytes:
@@ -120,25 +124,29 @@ class Exchange:
         # A body that nobody will read would be taken for the next request.
         self.keep_alive = self.keep_alive and self.complete and not self._connection.stopping
         self.expects_continue = False
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
         framed = status in (204, 304) or self.scope["method"] == "HEAD"
         for name, value in (*self._connection.server.default_headers, *message.get("headers", ())):
-            assert not _BAD_IN_HEADER.search(value), (name, value)
             name = name.lower()
             if name == b"connection":
                 self.keep_alive = self.keep_alive and value.lower() != b"close"
                 continue
             framed = framed or name == b"content-length"
-            lines += [name, b": ", value, b"\r\n"]
+            lines.append(name + b": " + value)
         if not framed:
             self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked")
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        return b"".join([*lines, b"\r\n"])
+            lines.append(b"connection: close")
+        head = b"\r\n".join((*lines, b"", b""))
+        ends = 2 * (len(lines) + 1)
+        assert len(head.translate(None, _CONTROLS)) == len(head) - ends, head
+        return head
 
     async def run(self, app: ASGIApp) -> None:
         """Let the application answer. A client must not take a part for the whole answer."""
+        # Whoever reads the body then need not watch how long that takes.
+        self.scope["state"]["whole"] = self.complete
         try:
             await app(self.scope, self.receive, self.send)
         except Exception:  # noqa: BLE001 (in the log, and the connection is closed)
@@ -146,6 +154,7 @@ class Exchange:
         finally:
             if not self.done and not self.gone:
                 self._connection.transport.abort()
+            self._connection.server.tasks.discard(cast("Any", asyncio.current_task()))
 
 
 class HttpConnection(asyncio.Protocol):
@@ -359,7 +368,6 @@ class HttpConnection(asyncio.Protocol):
         self._answering = exchange
         task = self._loop.create_task(exchange.run(self._app))
         self.server.tasks.add(task)
-        task.add_done_callback(self.server.tasks.discard)
 
     def answered(self, exchange: Exchange) -> None:
         """The next request may come."""
@@ -387,7 +395,7 @@ class HttpConnection(asyncio.Protocol):
         named = {"content-type": "application/problem+json", "content-length": len(body)}
         fields = {**named, **problem.headers, "connection": "close"}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.write(_STATUS_LINES[problem.status] + f"{head}\r\n{body}".encode("ascii"))
+        self.write(_STATUS_LINES[problem.status] + f"\r\n{head}\r\n{body}".encode("ascii"))
         self.transport.close()
 
 

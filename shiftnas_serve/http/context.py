@@ -1,9 +1,7 @@
-"""RequestContext: what every request has: an id, a trace, and one line in the log.
+"""RequestContext: what every request has: an id, and one line in the log.
 
-The id is the client's ``Request-Id`` if it sent a sane one. The trace is the client's W3C
-``traceparent`` continued, or a new one where it sent none, a bad one or several
-(www.w3.org/TR/trace-context-1). Every request passes here, so
-nothing is done that only the log needs while nobody reads it.
+The id is the client's ``Request-Id`` if it sent a sane one. Every request passes here, so nothing
+is done that only the log needs while nobody reads it.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,22 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shiftnas_serve.problem import CLIENT_GONE
 
 _LOGGER = "shiftnas_serve.requests"
-_SANE_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-
-
-@dataclass(slots=True)
-class Trace:
-    """Where this request stands in a trace. parent_id: the caller's span, if it named one."""
-
-    trace_id: str
-    span_id: str
-    parent_id: str | None
-    flags: str
-
-    def header(self) -> str:
-        """As W3C writes it: what this server answers, and would send on."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+_SANE_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 
 
 class RequestContext:
@@ -58,9 +40,7 @@ class RequestContext:
             return
         started = time.monotonic()
         headers = plain_headers(scope)
-        if "traceparent" in headers and _count(scope, b"traceparent") > 1:
-            del headers["traceparent"]  # which of them is the caller's?
-        identity, trace = request_id(headers), continue_trace(headers)
+        identity = request_id(headers)
         details: list[Callable[[], Mapping[str, object]]] = []
         state = scope.setdefault("state", {})
         state["headers"], state["request_id"], state["details"] = headers, identity, details
@@ -73,7 +53,6 @@ class RequestContext:
                 message["headers"] = [
                     *message["headers"],
                     (b"request-id", identity.encode()),
-                    (b"traceresponse", trace.header().encode()),
                 ]
                 if self._draining():
                     message["headers"].append((b"connection", b"close"))
@@ -94,40 +73,22 @@ class RequestContext:
                     status=status,
                     duration_ms=round(1000 * (time.monotonic() - started), 3),
                     request_id=identity,
-                    trace_id=trace.trace_id,
-                    span_id=trace.span_id,
-                    parent_id=trace.parent_id,
+                    # of a caller that traces (W3C): it finds this line by its own trace's id
+                    traceparent=_sane(headers, b"traceparent"),
                     **{name: value for some in details for name, value in some().items()},
                 )
 
 
-def plain_headers(scope: Scope) -> dict[str, str]:
+def plain_headers(scope: Scope) -> dict[bytes, bytes]:
     """By lower-case name; of several fields of one name the first."""
-    return {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"][::-1]}
+    return dict(reversed(scope["headers"]))
 
 
-def _count(scope: Scope, name: bytes) -> int:
-    return sum(one == name for one, _ in scope["headers"])
-
-
-def request_id(headers: Mapping[str, str]) -> str:
+def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The client's Request-Id if it is a sane one, else a new one."""
-    given = headers.get("request-id")
-    if given is not None and _SANE_ID.fullmatch(given):
-        return given
-    return f"{random.getrandbits(128):032x}"
+    return _sane(headers, b"request-id") or f"{random.getrandbits(128):032x}"
 
 
-def continue_trace(headers: Mapping[str, str]) -> Trace:
-    """The caller's trace with a span of our own; a new trace if its header is not a valid one."""
-    fresh = f"{random.getrandbits(192):048x}"
-    span_id = fresh[:16]
-    given = headers.get("traceparent")
-    found = None if given is None else _TRACEPARENT.fullmatch(given.strip())
-    if found is not None:
-        version, trace_id, parent_id, flags, more = found.groups()
-        known = version != "ff" and not (version == "00" and more)
-        if known and trace_id.strip("0") and parent_id.strip("0"):
-            # Of the flags, one has a meaning; those that may get one are not ours to set.
-            return Trace(trace_id, span_id, parent_id, "01" if int(flags, 16) & 1 else "00")
-    return Trace(fresh[16:], span_id, None, "00")
+def _sane(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    given = headers.get(name)
+    return given.decode("ascii") if given and _SANE_ID.fullmatch(given) else None

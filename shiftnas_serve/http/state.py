@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from shiftnas_serve.admission.keys import ApiKeys
@@ -39,7 +40,7 @@ class ServerState:
             raise Problem(503, f"the server {reason}", headers={"Retry-After": "1"})
         return engine
 
-    def charge(self, headers: dict[str, str], images: int) -> None:
+    def charge(self, headers: Mapping[bytes, bytes], images: int) -> None:
         """Check the key, and count images against its rate. Raises Problem 401, 429."""
         key = self.keys.check(headers)
         if self._rate is not None and key is not None and images:

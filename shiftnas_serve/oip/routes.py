@@ -120,7 +120,9 @@ def oip_routes(state: ServerState) -> list[Route]:
         outputs = [one["name"] for one in _outputs(model)]
         with engine.room.share() as share:
             body = await read_body(scope, receive, state.body_limits, share)
-            parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower()), outputs)
+            parse = partial(
+                parse_request, body, headers.get(LENGTH_HEADER.lower().encode()), outputs
+            )
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
             budgets = read_budgets(scope["headers"])

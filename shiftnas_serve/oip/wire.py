@@ -76,7 +76,7 @@ class InferRequest:
     outputs: Sequence[WantedOutput]
 
 
-def parse_request(body: bytes, header_length: str | None, outputs: Sequence[str]) -> InferRequest:
+def parse_request(body: bytes, header_length: bytes | None, outputs: Sequence[str]) -> InferRequest:
     """Read the JSON part and the binary tensors behind it. Raises Problem 400 in one line.
 
     ``header_length``: bytes of the JSON part, where binary tensors follow it. ``outputs``: the
@@ -92,11 +92,12 @@ def parse_request(body: bytes, header_length: str | None, outputs: Sequence[str]
         raise Problem(400, "the body is not JSON; see /v2/models/NAME for what it takes") from None
 
 
-def _length(text: str, most: int) -> int:
+def _length(text: bytes, most: int) -> int:
     # (the number of digits first: Python refuses to read thousands of them)
     digits = len(str(most))
-    if not (text.isascii() and text.isdecimal() and len(text) <= digits and int(text) <= most):
-        raise Problem(400, f"{LENGTH_HEADER}: {text!r:.40} is not a length within the body")
+    if not (text.isdigit() and len(text) <= digits and int(text) <= most):
+        shown = text.decode("latin-1")
+        raise Problem(400, f"{LENGTH_HEADER}: {shown!r:.40} is not a length within the body")
     return int(text)
 
 

@@ -48,7 +48,7 @@ class Line:
         gone = set(some)
         self._rows = [row for row in self._rows if row[3] not in gone]
         # added up anew: without what adding and taking away leaves over
-        self._ms = sum(row[2] for row in self._rows)
+        self._ms = sum([row[2] for row in self._rows])
 
     def pop(self) -> tuple[Pending, float]:
         """The most urgent, and what it is expected to take."""
@@ -64,8 +64,10 @@ class Line:
             ahead_ms = self._ms
         else:
             ahead_ms = sum(row[2] for row in self._rows if row[0] <= deadline_s)
-        running_ms = sum(max(1000 * (end_s - now_s), 0.0) for end_s in self.under_way.values())
-        return (ahead_ms + running_ms) / self.threads
+        for end_s in self.under_way.values():
+            if end_s > now_s:
+                ahead_ms += 1000 * (end_s - now_s)
+        return ahead_ms / self.threads
 
 
 class Backlog:

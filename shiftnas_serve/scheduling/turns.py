@@ -45,19 +45,19 @@ def next_group(
         subnet = planner.within(subnet, share_ms, alone=len(waiting) == 1)
     slack_ms = 1000 * (first.deadline_s - now_s)
     most = max(min(int(_BATCH_SHARE * slack_ms / planner.cost_ms(subnet)), max_batch), 1)
-    together: list[Pending] = []
-    for one in waiting:
-        assert one.plan is not None
-        may_shrink = (
-            first.aim_s is not None
-            and one.aim_s is not None
-            and one.plan.subnet.flops >= subnet.flops
-        )
-        if one.model is first.model and (one.plan.subnet is subnet or may_shrink):
-            together.append(one)
-            if len(together) == most:
-                break
-    return Group(together, subnet)
+    if first.aim_s is None:
+        together = [one for one in waiting if one.plan is not None and one.plan.subnet is subnet]
+        together = [one for one in together if one.model is first.model]
+    else:
+        together = [one for one in waiting if _may_run_as(subnet, one, first)]
+    return Group(together[:most], subnet)
+
+
+def _may_run_as(subnet: Subnet, one: Pending, first: Pending) -> bool:
+    """Whether it waits for this subnet of the first's model, or may become as small."""
+    assert one.plan is not None
+    shrinks = one.aim_s is not None and one.plan.subnet.flops >= subnet.flops
+    return one.model is first.model and (shrinks or one.plan.subnet is subnet)
 
 
 def _late(waiting: Sequence[Pending], now_s: float) -> int:

@@ -56,16 +56,16 @@ class Server:
         """Of itself and of all that it started and that still runs."""
         return tree(self.process.pid)
 
-    def ready(self) -> bool:
+    def ready(self, path: str = "/readyz") -> bool:
         try:
-            return self.get("/readyz").status_code == 200
+            return self.get(path).status_code == 200
         except httpx.TransportError:
             return False
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
+    def wait_until_ready(self, seconds: float = 60, path: str = "/readyz") -> None:
         def ready() -> bool:
             assert self.process.poll() is None, f"the server ended: {self.said()}"
-            return self.ready()
+            return self.ready(path)
 
         wait_for(ready, seconds)
 

@@ -31,8 +31,8 @@ def request(pieces: Sequence[bytes], **headers: str) -> tuple[Scope, Receive]:
             await asyncio.sleep(3600)
         return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {"type": "http", "headers": [(k.encode(), v.encode()) for k, v in names.items()]}
+    names = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
+    scope = {"type": "http", "headers": list(names.items())}
     return {**scope, "state": {"headers": names}}, receive
 
 

@@ -1,17 +1,16 @@
-"""What the log says, to whom it is said, and the trace that a request belongs to."""
+"""What the log says, and to whom it is said."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 
-import pytest
+from structlog.testing import capture_logs
 
-from shiftnas_serve.http.context import continue_trace
+from shiftnas_serve.http.context import RequestContext
 from shiftnas_serve.log import LineWriter
-
-TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def record(text: str) -> logging.LogRecord:
@@ -42,36 +41,23 @@ def test_who_logs_does_not_wait_for_who_reads_and_what_is_lost_is_counted_and_sa
     assert said.count(long.encode()) == 100 - lost
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        "",
-        "nonsense",
-        f"00-{'0' * 32}-{SPAN_ID}-01",
-        f"00-{TRACE_ID}-{'0' * 16}-01",
-        f"ff-{TRACE_ID}-{SPAN_ID}-01",
-        f"00-{TRACE_ID}-{SPAN_ID}-01-more",
-        f"00-{TRACE_ID.upper()}-{SPAN_ID}-01",
-    ],
-)
-def test_what_is_no_traceparent_begins_a_new_trace(given):
-    trace = continue_trace({"traceparent": given})
-    assert trace.parent_id is None
-    assert trace.trace_id != TRACE_ID
-    assert len(trace.trace_id) == 32
-    assert len(trace.span_id) == 16
+def test_a_request_has_its_callers_trace_in_its_line_as_it_came_and_nothing_else(caplog):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
+    async def nothing(message=None):
+        pass
 
-@pytest.mark.parametrize(
-    ("given", "answered"), [("00", "00"), ("01", "01"), ("02", "00"), ("ff", "01"), ("fe", "00")]
-)
-def test_of_the_flags_of_a_trace_only_sampled_is_passed_on(given, answered):
-    trace = continue_trace({"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-{given}"})
-    assert trace.trace_id == TRACE_ID
-    assert trace.header().endswith(f"-{answered}")
+    def line(*traces: bytes) -> dict:
+        headers = [(b"traceparent", trace) for trace in traces]
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+        with capture_logs() as lines:
+            asyncio.run(RequestContext(app, lambda: False)(scope, nothing, nothing))
+        return lines[0]
 
-
-def test_later_versions_of_traceparent_are_read_as_far_as_they_are_known():
-    trace = continue_trace({"traceparent": f"01-{TRACE_ID}-{SPAN_ID}-01-more"})
-    assert (trace.trace_id, trace.parent_id) == (TRACE_ID, SPAN_ID)
-    assert trace.span_id != SPAN_ID
+    caplog.set_level(logging.INFO, "shiftnas_serve.requests")
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert line(trace.encode())["traceparent"] == trace
+    for bad in (b"", b"a b", b"\xff", b"0" * 65):
+        assert line(bad)["traceparent"] is None
+    assert line()["traceparent"] is None
