@@ -4,8 +4,9 @@
 
 How near an answer is to the whole network as it was: mean KL divergence of probabilities, nats, at
 the temperature that is best on every second photo; the others are reported, photo by photo against
-the answer before. ``--blend`` also tries weights between the two (arXiv 2109.01903); the share that
-is nearest on the photos that choose, over ``SCOUTS``, is reported.
+the answer before. ``--blend`` also tries weights between the two (arXiv 2109.01903). Reported is
+the share at which ``SCOUTS`` are nearest on the photos that choose, of those at which the whole
+network moves by at most ``MAY_MOVE``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ANSWERS = 13
 """About so many that were answered before are measured, beside all that the run trained."""
 SCOUTS = 8
 """Of those, by which a share is chosen."""
+MAY_MOVE = 0.01
+"""Nats by which the whole network may differ from itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +52,27 @@ class Said:
 
 def compare(
     before: Bundle, after: Bundle, photos: Photos, shares: Sequence[float], threads: int
-) -> tuple[float, dict[float, float], dict[str, dict[Arch, Said]]]:
-    """The share that is nearest, what each share's mean divergence is, and what is said by each."""
+) -> tuple[float, dict[float, list[float]], dict[str, dict[Arch, Said]]]:
+    """The share that is nearest, divergences of the scouts at each, and what is said by each."""
     space = before.space
     chooses = np.arange(len(photos.labels)) % 2 == 0
     some = before.archs()[:: -(-len(before.archs()) // ANSWERS)]
     archs = sorted({*some, *after.archs(), space.largest}, key=space.flops)
     full = logits(before, space.largest, photos, np.ones_like(chooses), threads)
     scouts = [archs[at] for at in np.linspace(0, len(archs) - 1, SCOUTS).astype(int)]
-    tried = {}
+    tried: dict[float, list[float]] = {}
     for share in (0.0, *shares):
         bundle = blended(before, after, share)
         each = [logits(bundle, arch, photos, chooses, threads) for arch in scouts]
-        tried[share] = float(np.mean([divergence(full[chooses], one) for one in each]))
-        print(f"{share:g} of the way: {tried[share]:.4f}", file=sys.stderr)
-    best = min(shares, key=lambda share: tried[share])
+        tried[share] = [divergence(full[chooses], one) for one in each]
+        print(
+            f"{share:g} of the way: {np.mean(tried[share]):.4f}, whole {tried[share][-1]:.4f}",
+            file=sys.stderr,
+        )
+    allowed = [share for share in shares if tried[share][-1] <= MAY_MOVE]
+    if not allowed:
+        raise ValueError(f"--blend {shares}: all move the whole network more than {MAY_MOVE}")
+    best = min(allowed, key=lambda share: np.mean(tried[share]))
     found: dict[str, dict[Arch, Said]] = {}
     for name, bundle in (("before", before), ("after", blended(before, after, best))):
         found[name] = {}

@@ -1,15 +1,11 @@
-r"""What does each elastic dimension of EfficientNet-Lite0 cost alone, untrained and distilled?
+"""What does each elastic dimension of EfficientNet-Lite0 cost alone, untrained and distilled?
 
-    python -m benchmarks.elastic_dimensions --photos PHOTOS.parquet
-    python -m benchmarks.elastic_dimensions --photos PHOTOS.parquet --recipe RECIPE.json
-    python -m trainer.run --recipe RECIPE.json --data TO_TEACH.parquet --out RUN
-    python -m benchmarks.elastic_dimensions --photos PHOTOS.parquet --distilled RUN/bundle
+    python -m benchmarks.elastic_dimensions --photos PHOTOS --distilled models/zoo/imagenet-mobile
 
 Each line is a subnet that has less in one dimension, and how near its answers are to those of the
 whole network at the same resolution: the share of photos with the same first class, and the
-divergence of probabilities (mean KL at the best temperature, nats). ``--recipe`` writes what trains
-all of these subnets together. Every second photo is reported; statistics are measured anew on some
-of the others (``benchmarks.imagenet_mobile`` cuts them alike).
+divergence of probabilities (mean KL at the best temperature, nats). Every second photo is reported;
+statistics are measured anew on some of the others (``benchmarks.imagenet_mobile`` cuts them alike).
 """
 
 from __future__ import annotations
@@ -41,8 +37,6 @@ from models.nets.normalize import BatchStatistics, FrozenStatistics
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
-from trainer.engine.disk import write_whole
-from trainer.recipes.config import get_recipe
 from trainer.start.order import centred, in_order
 
 SPACE = "efficientnet-lite0"
@@ -101,10 +95,8 @@ def untrained_ways() -> list[Way]:
 
 
 def distilled_way(folder: Path) -> Way:
-    """A run's bundle, with the statistics that its subnets share."""
+    """A bundle of these weights after training, with the statistics that its subnets share."""
     bundle = load_bundle(folder)
-    if bundle.space.name != SPACE:
-        raise ValueError(f"{folder} is of space {bundle.space.name}: give a run of {SPACE}")
     shared = unpack_shared(bundle.space, bundle.statistics)
     return Way("distilled", load(bundle.space, dict(bundle.weights)), FrozenStatistics(shared))
 
@@ -120,16 +112,6 @@ def said(way: Way, arch: Arch, photos: Photos) -> np.ndarray:
     return torch.cat([way.net(some, arch, by) for some in images[1::2].split(BATCH)]).numpy()
 
 
-def recipe_of(space: SearchSpace) -> str:
-    """What trains all subnets of the table alike, and the whole network at 224 pixels."""
-    archs = {arch_of(space, choices) for _, _, choices in DIMENSIONS} | {space.largest}
-    recipe = get_recipe("imagenet-mobile")
-    listed = tuple(space.arch_to_json(arch) for arch in sorted(archs, key=space.flops))
-    options = recipe.sampler_options.replace(archs=listed)
-    recipe = recipe.replace(space=space.name, sampler_options=options)
-    return recipe.model_dump_json(indent=2) + "\n"
-
-
 def arch_of(space: SearchSpace, choices: dict[str, int]) -> Arch:
     """The whole network at 160 pixels but for these choices."""
     return space.arch(dict(space.largest) | {"resolution": RESOLUTION} | choices)
@@ -143,17 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
     )
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="write this recipe and stop")
-    parser.add_argument(
-        "--distilled", type=Path, metavar="BUNDLE", help="the bundle of a run of that recipe"
-    )
+    parser.add_argument("--distilled", type=Path, metavar="BUNDLE", help="of the same network")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ways = untrained_ways()
     space = ways[0].net.space
-    if options.recipe is not None:
-        write_whole(options.recipe, recipe_of(space))
-        return 0
     if options.distilled is not None:
         ways.append(distilled_way(options.distilled))
     sides = {space.resolution(arch_of(space, choices)) for _, _, choices in DIMENSIONS}
@@ -162,10 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = said(ways[0], arch_of(space, {}), photos)
     rows: list[dict[str, object]] = []
     for dimension, left_out, choices in DIMENSIONS:
-        arch = arch_of(space, choices)
         for way in ways:
             if dimension != "expansion" and way.name.startswith("in order"):
                 continue  # which changes nothing where all channels stay
+            its_space = way.net.space
+            if not all(v in its_space.decision[name].choices for name, v in choices.items()):
+                continue  # the space of what was distilled does not choose this
+            arch = arch_of(its_space, choices)
             its = said(way, arch, photos)
             agrees = float((its.argmax(1) == whole.argmax(1)).mean())
             right = float((its.argmax(1) == labels).mean())
@@ -173,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row: dict[str, object] = {
                 "dimension": dimension,
                 "without": left_out,
-                "flops": space.flops(arch),
+                "flops": its_space.flops(arch),
                 "how": way.name,
                 "right": right,
                 "agrees": agrees,
@@ -182,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             rows.append(row)
             print(
-                f"{dimension:11}{left_out:32}{space.flops(arch) / 1e6:5.0f} M  {way.name:26}"
+                f"{dimension:11}{left_out:32}{its_space.flops(arch) / 1e6:5.0f} M  {way.name:26}"
                 f"agrees {100 * agrees:5.1f} % ({100 * low:.0f} to {100 * high:.0f}), "
                 f"divergence {row['divergence']:.2f}, right {100 * right:.1f} %",
                 file=sys.stderr,

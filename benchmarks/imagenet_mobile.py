@@ -68,7 +68,8 @@ Tells the 1,000 classes of ImageNet apart, at whatever budget a request names.
 | licence | Apache-2.0, as the weights it is made from |
 | good for | a first look at serving by budget; photos of everyday things, animals, plants |
 | not for | decisions about people; anything that must be right |
-| published | the full network at 224 pixels: {published} top-1 on ImageNet's validation set |
+| published | EfficientNet-Lite0 at 224 pixels, "the full network" below: {published} top-1 on \
+ImageNet's validation set |
 
 Measured on {count} photos of ImageNet, one a class, which the weights were probably trained on:
 **the figures compare answers with each other and are not ImageNet accuracies.** Half of the photos
@@ -201,9 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--blend", type=float, default=1.0, help="how far to go towards the weights of --bundle"
     )
+    parser.add_argument(
+        "--taught", default="", metavar="TEXT", help="photos that --bundle learned on, for the card"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
+    if bool(options.taught) != (options.bundle is not None):
+        parser.error("--bundle and --taught go together: the card says what was learned on")
     torch.set_num_threads(options.threads)
 
     original = fit_efficientnet_lite0(read_checkpoint(packaged_weights()).tensors, SPACE)
@@ -228,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = load_bundle(options.bundle)
         shared, answered = unpack_shared(space, run.statistics), run.archs()
         bundle = blended(bundle, run, options.blend)
-        distilled = {"blend": options.blend, **run.provenance}
+        told = ("recipe", "seed", "train_images", "epochs", "weights", "training_s")
+        distilled = {name: run.provenance[name] for name in told} | {"blend": options.blend}
     search = Search(bundle, photos, chooses, full[chooses], options.searched, options.threads)
     kept = search.run(answered, again=options.again)
 
@@ -255,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "distilled": distilled,
             "data": f"{len(reported)} ImageNet photos that its weights may know",
         },
-        card([rows[arch] for arch in kept], len(photos.labels), distilled=bool(distilled)),
+        card([rows[arch] for arch in kept], len(photos.labels), options.taught),
         fit_confidence(sure, CHOOSING),
     )
     if options.plot is not None:
@@ -287,11 +294,11 @@ def plot(path: Path, kept: Sequence[Row], alone: Sequence[Row]) -> None:
     plot_panels(path, f"{kept[0].photos} ImageNet photos", [panels])
 
 
-def card(rows: Sequence[Row], count: int, *, distilled: bool) -> str:
-    """The model card."""
+def card(rows: Sequence[Row], count: int, taught: str) -> str:
+    """The model card. taught: the photos of which the full network told; empty: none."""
     return CARD.format(
-        how="; smaller answers learned from the full network's" if distilled else "",
-        more=", then on what the full network says of other photos" if distilled else "",
+        how="; all answers then learned from the full network's" if taught else "",
+        more=f"; then on what the full network says of {taught}" if taught else "",
         published=PUBLISHED,
         count=count,
         reported=count // 2,

@@ -29,7 +29,7 @@ CHOSEN = ("resolution", "depth")
 BATCH = 32
 SCOUT = 128
 """The resolution at which all combinations of depths are tried."""
-NEAR = 1.1
+NEAR = 1.05
 """Archs that were at most so many times as far as the best of their FLOPs are tried again."""
 STEP = 0.97
 """An answer is kept if its divergence is at most so many times that of the next smaller one."""
@@ -184,13 +184,14 @@ def near_in(space: SearchSpace, file: Path) -> list[Arch]:
 def blended(before: Bundle, after: Bundle, share: float) -> Bundle:
     """The bundle with weights ``share`` of the way from before to after (arXiv 2109.01903).
 
-    Rounded to half precision, as they are stored.
+    Statistics are those of after, under which it learned: with the weights of before they say the
+    same as its own. Weights are rounded to half precision, as they are stored.
     """
     weights = {
         name: (1 - share) * weight + share * after.weights[name]
         for name, weight in before.weights.items()
     }
-    return replace(before, weights=halved(weights))
+    return replace(before, weights=halved(weights), statistics=after.statistics)
 
 
 def depths(space: SearchSpace, resolution: int) -> list[Arch]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shiftnas_serve.budgets import may_degrade
 from shiftnas_serve.http.answers import classification
 from shiftnas_serve.http.body import read_image
 from shiftnas_serve.http.options import read_budgets, read_top_k
@@ -37,7 +38,8 @@ def classify_endpoint(state: ServerState) -> Endpoint:
         engine = state.serving()
         asked = read_budgets(scope["headers"])
         top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))
-        engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
+        if not known.get("whole") or may_degrade(asked):  # (else ``answer`` says so as soon)
+            engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
         with engine.room.share() as share:
             data = await read_image(scope, receive, state.body_limits, share, state.threads)
             share.add(1)
