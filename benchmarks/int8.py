@@ -4,7 +4,8 @@
     python -m benchmarks.int8 models/zoo/cifar10-cnn --points 8
 
 Subnets run in both precisions as the server runs them, in turn, on one thread; so do their builds,
-from the bundle to the first answer. How right they are is the bundle's table, from images that
+from the bundle to the first answer. Times are of the processor, so that other work on the machine
+counts little. How right they are is the bundle's table, from images that
 ``python -m trainer.quantize`` measured. Prints a table, and JSON as the last line.
 """
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.parts.timing import machine, time_in_turn
+from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import AbstractRuntime, AbstractSession, build_runtime
@@ -31,9 +33,15 @@ def noise(bundle: Bundle, arch: Arch, batch: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
 
 
-def medians_ms(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Of calls in turn."""
-    return [timing.median_ms for timing in time_in_turn(calls, rounds=rounds)]
+def cpu_ms(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Medians of calls in turn: this thread's processor time, without what others take."""
+    times = np.zeros((rounds + 2, len(calls)))
+    for turn in times:
+        for place, call in enumerate(calls):
+            start = time.thread_time()
+            call()
+            turn[place] = time.thread_time() - start
+    return (1000 * np.median(times[2:], axis=0)).tolist()
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def row_of(both: Sequence[Bundle], runtime: AbstractRuntime, arch: Arch, rounds:
 
     def each(batch: int) -> tuple[float, ...]:
         images = noise(fp32, arch, batch)
-        times = medians_ms([call(session, images) for session in sessions], rounds)
+        times = cpu_ms([call(session, images) for session in sessions], rounds)
         return tuple(ms / batch for ms in times)
 
     found = int8.int8.rows.get(fp32.space.arch_id(arch))
@@ -73,7 +81,7 @@ def row_of(both: Sequence[Bundle], runtime: AbstractRuntime, arch: Arch, rounds:
         flops=fp32.space.flops(arch),
         ms_batch_1=each(1),
         ms_batch_8=each(8),
-        build_ms=tuple(medians_ms([build(bundle) for bundle in both], max(rounds // 4, 3))),
+        build_ms=tuple(cpu_ms([build(bundle) for bundle in both], max(rounds // 4, 3))),
         right=(found.fp32_accuracy, found.accuracy, found.agreement) if found else (None,) * 3,
     )
 

@@ -37,6 +37,7 @@ def deployed_net(bundle: Bundle, arch: Arch) -> AbstractNet:
 
     ``net(images)`` gives logits, ``net.features(images)`` maps for dense tasks.
     """
+    assert bundle.precision == "fp32", "what runs in 8 bits is the ONNX graph"
     net = build_net(bundle.space, arch, folded=True).eval()
     weights = bundle.subnet_weights(arch)
     net.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})

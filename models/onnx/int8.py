@@ -103,7 +103,8 @@ class _Writer:
         """A weight, and its bias if there is one, for an input of this step; what reads them."""
         (name, *of_bias), (weight, *bias) = names, arrays
         scales = weight_scales(weight, step, *bias)
-        whole = np.round(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+        whole = weight / scales.reshape(-1, *[1] * (weight.ndim - 1))
+        whole = np.rint(whole, out=whole).astype(np.int8)
         told = [
             self._store(f"{name}.int8", whole),
             self._store(f"{name}.scale", scales),
@@ -137,8 +138,8 @@ def weight_scales(
     bias is whole numbers of the product of both scales, 32 bits of them: a channel whose weights
     are all but zero has a scale that its bias allows.
     """
-    greatest = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), neighbours(weight))
-    scales = greatest / _WEIGHT_MOST
+    alone = _farthest(weight.reshape(len(weight), -1))
+    scales = np.maximum(alone, neighbours(weight)) / _WEIGHT_MOST
     if bias is not None:
         scales = np.maximum(scales, np.abs(bias) / (step * _BIAS_MOST))
     scales[scales < _LEAST_SCALE] = 1.0  # nothing is there, or too little for float32
@@ -155,6 +156,11 @@ def neighbours(weight: np.ndarray) -> np.ndarray:
     if flat.shape[1] == 1:
         return np.abs(flat[:, 0])
     if flat.shape[1] == weight.shape[1]:
-        return np.abs(flat[:, 1:] + flat[:, :-1]).max(1)
+        return _farthest(flat[:, 1:] + flat[:, :-1])
     ordered = np.sort(flat, axis=1)
     return np.maximum(ordered[:, -2:].clip(min=0).sum(1), -ordered[:, :2].clip(max=0).sum(1))
+
+
+def _farthest(each: np.ndarray) -> np.ndarray:
+    """From 0, of each row."""
+    return np.maximum(each.max(1), -each.min(1))

@@ -16,7 +16,7 @@ from models.bundle.folder import Bundle, load_bundle
 from models.quantize import quantize_bundle
 from shiftnas_serve.export import main as export
 from shiftnas_serve.problem import Problem
-from shiftnas_serve.runtimes import RUNTIMES, check_runtime
+from shiftnas_serve.runtimes import RUNTIMES, build_runtime, check_runtime
 from tests.contract.problem import assert_problem
 from tests.contract.process import PNG, Server, launch, serving
 from tests.pictures import encoded, picture, write_photos
@@ -133,8 +133,15 @@ def test_a_runtime_runs_int8_or_refuses_it_in_a_line(name, device, folder, quant
         assert "use --runtime onnxruntime --device cpu" in str(refused.value)
         return
     check_runtime(name, device, precision="int8")
-    with shiftnas_serve.load(folder, runtime=name, device=device, precision="int8") as engine:
-        assert engine.model.name.precision == "int8"
+    arch = quantized.answer(quantized.max_flops)
+    images = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    session = build_runtime(name, device, 1, precision="int8").build(quantized, arch)
+    together = session.run(images)
+    assert together.dtype == np.float32
+    for index in range(5):
+        np.testing.assert_allclose(session.run(images[index : index + 1])[0], together[index])
+    expected = onnxruntime.InferenceSession(quantized.build_onnx(arch).SerializeToString())
+    np.testing.assert_array_equal(together, expected.run(None, {"images": images})[0])
 
 
 def test_auto_takes_a_runtime_that_runs_int8(folder, png):
