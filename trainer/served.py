@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from models.bundle.folder import Bundle
 from models.images.header import ImageError
+from models.onnx.ort import onnxruntime, share_arena
 from models.space.arch import Arch
 from trainer.data.sources import Rows
 from trainer.engine.log import Record
@@ -62,6 +62,7 @@ def measure(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    share_arena(options)  # dozens of subnets, of which one runs
     sessions = [
         onnxruntime.InferenceSession(
             bundle.build_onnx(arch).SerializeToString(), options, providers=["CPUExecutionProvider"]

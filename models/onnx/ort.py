@@ -5,11 +5,26 @@ it is loaded, so everything here imports it from this file.
 """
 
 import os
+from functools import cache
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-__all__ = ["onnxruntime", "session_options"]
+__all__ = ["onnxruntime", "session_options", "share_arena"]
+
+
+@cache
+def _arena() -> None:
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
+
+
+def share_arena(options: onnxruntime.SessionOptions) -> None:
+    """One arena for the activations of all such sessions of this process: most of them are idle."""
+    _arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def session_options(

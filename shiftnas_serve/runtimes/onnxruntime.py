@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from models.bundle.folder import Bundle
-from models.onnx.ort import onnxruntime, session_options
+from models.onnx.ort import onnxruntime, session_options, share_arena
 from models.space.arch import Arch
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.universal import Universal
@@ -23,15 +22,6 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-
-
-@cache
-def share_arena() -> None:
-    """One arena for the activations of all sessions of this process: most of them are idle."""
-    info = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(0, -1, -1, -1))
 
 
 class OnnxSession(AbstractSession):
@@ -129,8 +119,7 @@ class OnnxRuntime(AbstractRuntime):
     def _options(self, *, convolutional: bool) -> onnxruntime.SessionOptions:
         options = session_options(self._threads, self._device, convolutional=convolutional)
         if self._device == "cpu":
-            share_arena()
-            options.add_session_config_entry("session.use_env_allocators", "1")
+            share_arena(options)
         return options
 
     def _create(
