@@ -31,4 +31,5 @@ def test_large_tensors_take_the_place_of_those_that_were_freed():
         int(subprocess.run([*run, how], check=True, capture_output=True, text=True).stdout)
         for how in ("kept", "given back")
     )
-    assert given_back > 10 * kept + 10
+    # (all eight tensors, where one at most is new)
+    assert given_back > 4 * kept + 10
