@@ -37,6 +37,7 @@ def test_a_folder_has_some_photos_of_some_classes_and_tests_on_others(photos, tm
     assert len(contents) == 16, "no photo is on both sides"
 
 
+@pytest.mark.slow
 def test_photos_get_the_classes_and_the_answers_of_a_bundle(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(photos_to_teach, "TEST", 3)
     bundle, out = make_bundle("nano-cnn", tmp_path / "bundle"), tmp_path / "out"

@@ -24,6 +24,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_large_tensors_take_the_place_of_those_that_were_freed():
     run = [sys.executable, "-c", FAULTS]
