@@ -111,8 +111,7 @@ class App:
             self.state.engine = engine
         except ValueError as error:
             self.failure = str(error)
-        # Whatever it is, a server that never becomes ready must not run on.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - one that never becomes ready must not run on
             self.failure = repr(error)
 
 
@@ -185,7 +184,7 @@ class Problems:
             detail = f"{scope['method']} is not for {scope['path']:.200}"
             headers = dict(error.headers or {})
             answer = problem_response(Problem(error.status_code, detail, headers=headers), scope)
-        except Exception:
+        except Exception:  # the client is told, and what it was goes into the log
             await problem_response(unknown_problem(), scope)(scope, receive, send)
             raise
         await answer(scope, receive, send)

@@ -21,7 +21,7 @@ from models.bundle.manifest import confidence_entry
 from models.converters.progress import Progress
 from trainer.command import add_measuring, bundle_parser, status_of
 from trainer.data.reading import read_source
-from trainer.data.run_data import parts_of_run
+from trainer.data.run_data import parts_of_run, refuse_parts
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
 from trainer.intervals import LEAST_IMAGES
@@ -34,11 +34,7 @@ def held_out(source: Source, run: Path | None) -> tuple[Rows, str]:
     if run is not None:
         rows, _, name = parts_of_run(source, run)
         return rows, name
-    if source.test is not None:
-        raise ValueError(
-            f"{source.name} has a training and a test part: name the run whose held-out images to "
-            "take (--run), or give images that neither train nor test"
-        )
+    refuse_parts(source, "to take")
     return source.train, source.name
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +36,13 @@ from models.quantize import (
 from models.space.arch import Arch
 from trainer.command import bundle_parser, status_of
 from trainer.data.reading import read_source
-from trainer.data.run_data import parts_of_run
+from trainer.data.run_data import parts_of_run, refuse_parts
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
 from trainer.intervals import LEAST_IMAGES
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
-from trainer.served import Measured, labels_in, measure
-
-_AT_ONCE = 8
+from trainer.served import labels_in, measure
 
 
 def parts(source: Source, run: Path | None) -> tuple[tuple[Rows, str], tuple[Rows, str]]:
@@ -55,11 +53,7 @@ def parts(source: Source, run: Path | None) -> tuple[tuple[Rows, str], tuple[Row
     if run is not None:
         held_out, test, name = parts_of_run(source, run)
         return (held_out, name), (test, f"{source.name}, test images")
-    if source.test is not None:
-        raise ValueError(
-            f"{source.name} has a training and a test part: name the run whose held-out images "
-            "calibrate (--run), or give images that neither train nor test"
-        )
+    refuse_parts(source, "calibrate")
     each = [(source.train.slice(rows), f"{source.name}, rows {rows}") for rows in ("0::2", "1::2")]
     return each[0], each[1]
 
@@ -82,14 +76,14 @@ def quantize(options: argparse.Namespace) -> Record:
         def measured(
             which: Bundle, archs: Sequence[Arch], rows: Rows, *, fit: bool = False
         ) -> list[Scores]:
-            """A few at a time: each holds the activations of a batch."""
             labels = labels_in(bundle, source.classes, rows)
-            groups = [archs[at : at + _AT_ONCE] for at in range(0, len(archs), _AT_ONCE)]
             told = f"{len(archs)} subnets in {which.precision}, {len(rows):,} images"
-            found: list[Measured] = []
-            for group in progress.track(groups, told, len(groups)):
-                answers = [(float(bundle.space.flops(arch)), arch) for arch in group]
-                found += measure(which, answers, rows, labels, fit=fit)[0]
+            answers = [(float(bundle.space.flops(arch)), arch) for arch in archs]
+
+            def track(pieces: range) -> Iterable[int]:
+                return progress.track(pieces, told, len(pieces))
+
+            found, _, _ = measure(which, answers, rows, labels, fit=fit, track=track)
             return [one.scores for one in found]
 
         progress.message(f"{len(photos)} images calibrate {len(bundle.answerable())} subnets")

@@ -19,8 +19,8 @@ from trainer.engine.log import Record
 from trainer.scores import Scores, confused
 
 BATCH = 32
-AT_ONCE = 512
-"""Images whose pixels are kept while all subnets look at them."""
+AT_ONCE = 64
+"""Images whose pixels are kept while all subnets look at them; a step of the progress."""
 
 
 @dataclass(frozen=True, eq=False)

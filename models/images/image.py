@@ -128,9 +128,8 @@ def decode_image(
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ImageError(f"too many pixels: at most {max_pixels:,} are accepted", 413) from None
-    # Decoders meet hostile bytes with many kinds of errors (OSError, SyntaxError, struct.error,
-    # zlib.error, IndexError, ...); all of them mean that the file is damaged.
-    except Exception as error:  # noqa: BLE001
+    # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...: the file is damaged.
+    except Exception as error:  # noqa: BLE001 - decoders meet hostile bytes with many kinds
         raise damaged(header.format, str(error)) from None
 
 

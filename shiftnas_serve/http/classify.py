@@ -65,12 +65,12 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["answered"] = self._metrics.answered
-        self._metrics.in_flight += 1
+        self._metrics.in_flight.inc()
         try:
             answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
         finally:
-            self._metrics.in_flight -= 1
+            self._metrics.in_flight.dec()
 
 
 async def client_gone(receive: Receive) -> None:

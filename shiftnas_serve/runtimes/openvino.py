@@ -18,8 +18,7 @@ from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.onnxruntime import OnnxSession
 
 LIBRARY = "onnxruntime_ep_openvino"
-# Of a session beside its weights, of which it keeps several copies; measured with both bundles of
-# the zoo (52 MB for a graph of 11, 5 for one of 0.3).
+# An estimate, of a session beside its weights, of which it keeps several copies.
 _SESSION_BYTES = 4_000_000
 
 

@@ -86,6 +86,18 @@ def parts_of_run(source: Source, run: Path) -> tuple[Rows, Rows, str]:
     return held_out, test, f"{source.name}, held out by {recipe.name} with seed {recipe.seed}"
 
 
+def refuse_parts(source: Source, purpose: str) -> None:
+    """Raises ValueError for a data set with a test part: which of its images trained is not known.
+
+    purpose: what the images are to do.
+    """
+    if source.test is not None:
+        raise ValueError(
+            f"{source.name} has a training and a test part: name the run whose held-out images "
+            f"{purpose} (--run), or give images that neither train nor test"
+        )
+
+
 def preprocess_of(recipe: Recipe) -> Preprocess:
     """How images become what subnets read, in training and in the bundle."""
     return Preprocess(recipe.mean, recipe.std, crop_ratio=recipe.crop_ratio)

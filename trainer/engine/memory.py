@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Have glibc's malloc give nothing back to the system while this process runs.
 
     It gives every large tensor back when it is freed, and the system clears the pages of the next
-    one: a third of the time of a step that trains at 224 pixels. Elsewhere nothing changes.
+    one, which a step of large images waits for. Elsewhere nothing changes.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
