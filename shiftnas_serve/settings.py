@@ -162,7 +162,8 @@ def load_settings(
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Merge the layers. Raises ValueError in one line naming the setting and its source."""
-    values = ({} if config is None else _read(config)) | _named(environment)
+    values: dict[str, object] = {} if config is None else _read(config)
+    values |= _named(environment)
     values |= {name: value for name, value in command_line.items() if value is not None}
     try:
         return Settings.model_validate(values)
