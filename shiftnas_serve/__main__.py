@@ -1,9 +1,9 @@
 """``python -m shiftnas_serve``: see ``command``."""
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from types import FrameType
 
 
@@ -19,18 +19,11 @@ def obey_while_it_starts() -> None:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 stopped in order, 2 a mistake of the user's."""
-    from shiftnas_serve.command import main as command
-
-    return command(arguments)
-
-
 if __name__ == "__main__":
     obey_while_it_starts()  # before anything is imported that takes its time
-    from shiftnas_serve.log import finish
+    from shiftnas_serve.command import main
 
     status = main()
-    finish()
+    logging.shutdown()
     sys.stdout.flush()
     os._exit(status)  # and not by and by: threads may still be at work in libraries

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -31,13 +32,15 @@ from shiftnas_serve.http.page import page_routes
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.http.subnets import subnet_route
 from shiftnas_serve.library import WEDGED, Engine
-from shiftnas_serve.log import configure_log, say
+from shiftnas_serve.log import configure_log
 from shiftnas_serve.oip.routes import oip_routes
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, load_settings
 
 # So long /livez says so first.
 _LAST_S = 2.0
+
+_LOG = structlog.get_logger("shiftnas_serve.app")
 
 
 class App:
@@ -130,7 +133,7 @@ def end_soon(reason: str) -> None:
         time.sleep(_LAST_S)
         os._exit(WEDGED)
 
-    say(f"error: {reason}; this process ends with status {WEDGED}")
+    _LOG.critical("this process ends", reason=reason, status=WEDGED)
     threading.Thread(target=end, name="end", daemon=True).start()
 
 

@@ -45,15 +45,6 @@ def parser() -> argparse.ArgumentParser:
             metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
             help=f"{field.description}{default}".replace("%", "%%"),
         )
-        if field.annotation is bool:
-            off = f"--no-{name.replace('_', '-')}"
-            made.add_argument(
-                off,
-                dest=name,
-                action="store_const",
-                const="false",
-                help=f"the same as --{name} false",
-            )
     return made
 
 

@@ -1,7 +1,8 @@
 """Log: one line an event on standard error, for people (text) or for machines (json).
 
 Lines of libraries go the same way. Nobody who logs waits for who reads: lines lie in a queue for a
-thread that writes them. Where it is full they are lost, counted, and said.
+thread that writes them. Where it is full they are lost, counted, and said. At the end
+``logging.shutdown`` lets what was said be written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -28,38 +30,31 @@ class LineWriter(logging.Handler):
 
     def __init__(self, descriptor: int, most_lines: int = _MOST_LINES) -> None:
         super().__init__()
+        self.lost = 0
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes | None] = queue.Queue(most_lines)
-        self.lost = 0
-        self._said = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.put(self.format(record))
-
-    def put(self, line: str) -> None:
-        """Never waits, never raises."""
+        """Never waits."""
         try:
-            self._lines.put_nowait((line + "\n").encode("utf-8", "replace"))
+            self._lines.put_nowait((self.format(record) + "\n").encode("utf-8", "replace"))
         except queue.Full:
             self.lost += 1
 
-    def finish(self) -> None:
-        """Let what is there be written, if that takes no longer than a moment."""
-        try:
+    def flush(self) -> None:
+        """The end: let what is there be written, if that takes no longer than a moment."""
+        with suppress(queue.Full):
             self._lines.put(None, timeout=_END_S)
             self._thread.join(_END_S)
-        except queue.Full:
-            pass
 
     def _write(self) -> None:
+        said = 0
         while (line := self._lines.get()) is not None:
-            if self.lost > self._said:
-                line += b"%d lines of the log were lost: nobody took them in time\n" % (
-                    self.lost - self._said
-                )
-                self._said = self.lost
+            if self.lost > said:
+                new, said = self.lost - said, self.lost
+                line += b"%d lines of the log were lost: nobody took them in time\n" % new
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
@@ -67,31 +62,19 @@ class LineWriter(logging.Handler):
                 self.lost += 1
 
 
-_writers: list[LineWriter] = []
-"""Of this process; one, once ``configure_log`` was called."""
-
-
-def say(line: str) -> None:
-    """A line as it is, for people."""
-    for writer in _writers:
-        writer.put(line)
-
-
-def finish() -> None:
-    """Let what was said be written."""
-    for writer in _writers:
-        writer.finish()
+def _writers() -> list[LineWriter]:
+    """Of this process; one, once ``configure_log`` was called."""
+    return [one for one in logging.getLogger().handlers if isinstance(one, LineWriter)]
 
 
 def lost_lines() -> int:
     """How many lines nobody took in time."""
-    return sum(writer.lost for writer in _writers)
+    return sum(writer.lost for writer in _writers())
 
 
 def configure_log(level: str, form: Literal["text", "json"]) -> None:
     """Set up this process. ``level``: the least that is said; requests are said at info."""
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -106,21 +89,15 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    last: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
-    if not _writers:
-        _writers.append(LineWriter(2))
-    _writers[0].setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
+    last: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    if form == "json":
+        last = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    last.insert(0, structlog.stdlib.ProcessorFormatter.remove_processors_meta)
     root = logging.getLogger()
-    root.handlers[:] = [_writers[0]]
+    root.handlers[:] = _writers() or [LineWriter(2)]
+    root.handlers[0].setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last)
+    )
     root.setLevel(level.upper())
     if root.level == logging.WARNING:
         logging.getLogger(STARTS).setLevel(logging.INFO)

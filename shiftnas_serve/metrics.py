@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from shiftnas_serve import log
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.library import Engine
-from shiftnas_serve.problem import CLIENT_GONE, TITLES
+from shiftnas_serve.problem import CLIENT_GONE, STATUSES
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
@@ -27,39 +27,27 @@ class Metrics:
     """
 
     def __init__(self, engine: Callable[[], Engine | None]) -> None:
-        self._registry = registry = CollectorRegistry()
-        answers = Counter(
-            "shiftnas_requests", "Answers to /classify by status", ["status"], registry=registry
-        )
-        self._answers = {status: answers.labels(str(status)) for status in _STATUSES}
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        answers = counter("shiftnas_requests", "Answers to /classify by status", ["status"])
+        statuses = (200, CLIENT_GONE, *STATUSES)
+        self._answers = {status: answers.labels(str(status)) for status in statuses}
         self.in_flight = Gauge(
-            "shiftnas_requests_in_flight", "Requests to /classify now", registry=registry
+            "shiftnas_requests_in_flight", "Requests to /classify now", registry=self._registry
         )
-        stages = Histogram(
-            "shiftnas_stage_seconds",
-            "Time of a stage of an answer",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        told = "Time of a stage of an answer"
+        stages = histogram("shiftnas_stage_seconds", told, ["stage"], buckets=_SECONDS)
         self._decode, self._queue, self._infer, self._build = map(
             stages.labels, ("decode", "queue", "infer", "build")
         )
-        self._budget_use = Histogram(
-            "shiftnas_budget_use_ratio",
-            "FLOPs of what ran over the FLOPs budget",
-            buckets=_PARTS,
-            registry=registry,
-        )
-        self._degraded = Counter(
-            "shiftnas_degraded", "Answers made smaller by a latency budget", registry=registry
-        )
-        self._reloads = Counter(
-            "shiftnas_reloads", "Reloads by what came of them", ["result"], registry=registry
-        )
+        told = "FLOPs of what ran over the FLOPs budget"
+        self._budget_use = histogram("shiftnas_budget_use_ratio", told, buckets=_PARTS)
+        self._degraded = counter("shiftnas_degraded", "Answers made smaller by a latency budget")
+        self._reloads = counter("shiftnas_reloads", "Reloads by what came of them", ["result"])
         for result in ("done", "unchanged", "refused"):
             self._reloads.labels(result)
-        registry.register(_OfEngine(engine))
+        self._registry.register(_OfEngine(engine))
 
     def answered(self, status: int) -> None:
         """An answer to /classify or to its like under /v2."""
@@ -91,9 +79,6 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-_STATUSES = (200, CLIENT_GONE, *TITLES)
-
-
 class _OfEngine(Collector):
     """What the engine counts, and which model it serves: earlier ones leave nothing."""
 
@@ -101,26 +86,19 @@ class _OfEngine(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        engine = self._engine()
+        engine, lost = self._engine(), log.lost_lines()
         failures = 0 if engine is None else engine.runners.prebuild_failures
-        yield CounterMetricFamily(
-            "shiftnas_log_lines_lost", "Lines of the log nobody took in time", log.lost_lines()
-        )
-        yield CounterMetricFamily(
-            "shiftnas_prebuild_failures", "Sessions that could not be built ahead of time", failures
-        )
+        told = "Lines of the log nobody took in time"
+        yield CounterMetricFamily("shiftnas_log_lines_lost", told, lost)
+        told = "Sessions that could not be built ahead of time"
+        yield CounterMetricFamily("shiftnas_prebuild_failures", told, failures)
         if engine is None:
             return
-        model = engine.model
-        size_bytes = model.sessions.size_bytes
-        info = GaugeMetricFamily(
-            "shiftnas_model_info", "What is served", labels=["name", "version", "precision"]
-        )
+        told, model = "Images that are here now", engine.model
+        yield GaugeMetricFamily("shiftnas_images_waiting", told, engine.room.images)
+        told = "Memory of sessions (an estimate)"
+        yield GaugeMetricFamily("shiftnas_session_bytes", told, model.sessions.size_bytes)
+        labels = ["name", "version", "precision"]
+        info = GaugeMetricFamily("shiftnas_model_info", "What is served", labels=labels)
         info.add_metric(list(msgspec.structs.astuple(model.name)), 1.0)
-        yield GaugeMetricFamily(
-            "shiftnas_images_waiting", "Images that are here now", engine.room.images
-        )
-        yield GaugeMetricFamily(
-            "shiftnas_session_bytes", "Memory of sessions (an estimate)", size_bytes
-        )
         yield info

@@ -7,23 +7,8 @@ from collections.abc import Mapping
 CLIENT_GONE = 499
 """Logged and counted where the client went away before its answer; nobody is sent it."""
 
-TITLES = {
-    400: "Bad request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not found",
-    405: "Method not allowed",
-    408: "Request timeout",
-    409: "Conflict",
-    413: "Too large",
-    415: "Unsupported media type",
-    422: "Cannot be processed",
-    429: "Too many requests",
-    431: "Headers too large",
-    500: "Internal error",
-    503: "Not available",
-    504: "Too late",
-}
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504)
+"""Of all problems that anybody is sent."""
 
 
 class Problem(Exception):

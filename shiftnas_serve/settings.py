@@ -5,19 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -29,77 +28,75 @@ DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "image
 PREFIX = "SHIFTNAS_"
 _DEVICES = "; ".join(f"{name}: {', '.join(entry.devices)}" for name, entry in RUNTIMES.items())
 _KEEPING = ", ".join(name for name, entry in RUNTIMES.items() if entry.keeps_engines)
-_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP|SCTP)(_|$)|$)")
-"""What the kubelet calls the variables of a Service."""
+
+
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _can_be_sent(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not text or text != text.strip():
+        raise ValueError("a key is blank, or has blanks at its ends; give each some text")
+    return key
+
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Flops = Annotated[
+    float, BeforeValidator(lambda value: parse_flops(value) if isinstance(value, str) else value)
+]
+Keys = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_can_be_sent)], ...], BeforeValidator(_parts)
+]
 
 
 class EngineSettings(BaseModel):
     """What concerns the engine, with HTTP or without (``shiftnas_serve.load``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
-    bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
-    workers: int = Field(
-        1, ge=1, le=64, description="threads that run subnets, with one copy of the weights"
-    )
-    threads: int = Field(1, ge=1, le=256, description="threads of the runtime for each of them")
-    runtime: str = Field(
-        "onnxruntime",
-        description="what runs subnets; auto: the fastest that works here, as the log tells",
-    )
+    bundle: Path = DEFAULT_BUNDLE
+    """folder of the bundle to serve"""
+    workers: int = Field(1, ge=1, le=64)
+    """threads that run subnets, with one copy of the weights"""
+    threads: int = Field(1, ge=1, le=256)
+    """threads of the runtime for each of them"""
+    runtime: str = "onnxruntime"
+    """what runs subnets; auto: the fastest that works here, as the log tells"""
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
-    precision: Computing = Field(
-        "fp32",
-        description="in what subnets compute; bf16: half precision, with --runtime openvino; int8: "
-        "8-bit integers, of a bundle that holds them (python -m models quantize)",
-    )
+    precision: Computing = "fp32"
+    """in what subnets compute; bf16: half precision, with --runtime openvino; int8: 8-bit integers,
+    of a bundle that holds them (python -m models quantize)"""
     engine_cache: Path | None = Field(
         None,
         description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "
         "(default: engines are not kept)",
     )
-    default_flops: float | None = Field(
-        None,
-        gt=0,
-        description="budget of requests that name none (default: the largest subnet answers)",
-    )
-    max_batch: int = Field(16, ge=1, le=256, description="largest batch")
-    max_waiting: int = Field(
-        128, ge=1, description="images that are worked on at once; more are refused with 429"
-    )
-    max_waiting_bytes: int = Field(
-        100_000_000,
-        ge=1,
-        description="bytes of bodies that are worked on at once; more are refused with 429",
-    )
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="larger images are refused with 413")
-    timeout_s: float = Field(
-        30.0, gt=0, le=86_400, description="seconds until a request is given up, with 504"
-    )
-    stall_s: float = Field(
-        10.0,
-        gt=0,
-        le=86_400,
-        description="seconds until an inference that does not come back ends the process",
-    )
-    session_bytes: int = Field(
-        512_000_000, ge=1, description="memory for resident subnets (an estimate)"
-    )
-    pinned_flops: tuple[float, ...] = Field(
-        (),
-        description="budgets, separated by commas, whose subnets are built first and stay "
-        "(default: none)",
-    )
-    prebuild: bool = Field(True, description="build the subnets of all answers while idle")
-
-    @field_validator("default_flops", "pinned_flops", mode="before")
-    @classmethod
-    def _read_budgets(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str) and info.field_name == "pinned_flops":
-            value = [part for part in value.split(",") if part.strip()]
-        if isinstance(value, (list, tuple)):
-            return tuple(parse_flops(one) if isinstance(one, str) else one for one in value)
-        return parse_flops(value) if isinstance(value, str) else value
+    default_flops: Annotated[Flops, Field(gt=0)] | None = None
+    """budget of requests that name none (default: the largest subnet answers)"""
+    max_batch: int = Field(16, ge=1, le=256)
+    """largest batch"""
+    max_waiting: Count = 128
+    """images that are worked on at once; more are refused with 429"""
+    max_waiting_bytes: Count = 100_000_000
+    """bytes of bodies that are worked on at once; more are refused with 429"""
+    max_pixels: Count = MAX_PIXELS
+    """larger images are refused with 413"""
+    timeout_s: Seconds = 30.0
+    """seconds until a request is given up, with 504"""
+    stall_s: Seconds = 10.0
+    """seconds until an inference that does not come back ends the process"""
+    session_bytes: Count = 512_000_000
+    """memory for resident subnets (an estimate)"""
+    pinned_flops: Annotated[tuple[Flops, ...], BeforeValidator(_parts)] = ()
+    """budgets, separated by commas, whose subnets are built first and stay (default: none)"""
+    prebuild: bool = True
+    """build the subnets of all answers while idle"""
 
     @model_validator(mode="after")
     def _runtime_can_do_it(self) -> EngineSettings:
@@ -110,66 +107,37 @@ class EngineSettings(BaseModel):
 class Settings(EngineSettings):
     """Everything that can be set. The descriptions are the command line's help."""
 
-    server: str = Field("uvicorn", description="what runs the server")
-    host: str = Field(
-        "127.0.0.1",
-        description="address to listen on; 0.0.0.0 and :: can be reached from other machines",
-    )
-    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
-    processes: int = Field(1, ge=1, le=64, description="processes on the port, each a whole server")
-    max_body_bytes: int = Field(20_000_000, ge=1, description="longer bodies are refused with 413")
-    api_keys: tuple[SecretStr, ...] = Field(
-        (),
-        description="keys with which to send requests, separated by commas; better set as "
-        f"{PREFIX}API_KEYS, where other users of the machine cannot see them (default: no key is "
-        "needed)",
-    )
-    admin_keys: tuple[SecretStr, ...] = Field(
-        (),
-        description="keys with which to reload, separated by commas; better set as "
-        f"{PREFIX}ADMIN_KEYS (default: none, so that nobody can)",
-    )
-    rate_per_s: float | None = Field(
-        None,
-        gt=0,
-        description="images a second for each key and process; more are refused with 429 (default: "
-        "no limit)",
-    )
-    rate_burst: int = Field(
-        100, ge=1, description="images that a key may send at once within its --rate-per-s"
-    )
-    cors_origins: tuple[str, ...] = Field(
-        (),
-        description="web pages that may send requests from a browser, separated by commas, like "
-        "https://example.org; * for all (default: none)",
-    )
-    page: bool = Field(True, description="a page at / to try the model in a browser")
-    drain_s: float = Field(
-        0.0,
-        ge=0,
-        le=86_400,
-        description="seconds after SIGTERM in which /readyz is 503 and requests are still taken",
-    )
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
-        "warning",
-        description="least severe lines of the log on standard error; info has one a request",
-    )
-    log_format: Literal["text", "json"] = Field("text", description="form of the lines of the log")
-
-    @field_validator("api_keys", "admin_keys", "cors_origins", mode="before")
-    @classmethod
-    def _split_list(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
-        return value
-
-    @field_validator("api_keys", "admin_keys")
-    @classmethod
-    def _keys_can_be_sent(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        texts = [key.get_secret_value() for key in keys]
-        if any(not text or text != text.strip() for text in texts):
-            raise ValueError("a key is blank, or has blanks at its ends; give each some text")
-        return keys
+    server: str = "uvicorn"
+    """what runs the server"""
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 and :: can be reached from other machines"""
+    port: int = Field(8000, ge=1024, le=65535)
+    """port to listen on"""
+    processes: int = Field(1, ge=1, le=64)
+    """processes on the port, each a whole server"""
+    max_body_bytes: Count = 20_000_000
+    """longer bodies are refused with 413"""
+    api_keys: Keys = ()
+    """keys with which to send requests, separated by commas; better set as SHIFTNAS_API_KEYS, where
+    other users of the machine cannot see them (default: no key is needed)"""
+    admin_keys: Keys = ()
+    """keys with which to reload, separated by commas; better set as SHIFTNAS_ADMIN_KEYS (default:
+    none, so that nobody can)"""
+    rate_per_s: float | None = Field(None, gt=0)
+    """images a second for each key and process; more are refused with 429 (default: no limit)"""
+    rate_burst: Count = 100
+    """images that a key may send at once within its --rate-per-s"""
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_parts)] = ()
+    """web pages that may send requests from a browser, separated by commas, like
+    https://example.org; * for all (default: none)"""
+    page: bool = True
+    """a page at / to try the model in a browser"""
+    drain_s: float = Field(0.0, ge=0, le=86_400)
+    """seconds after SIGTERM in which /readyz is 503 and requests are still taken"""
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning"
+    """least severe lines of the log on standard error; info has one a request"""
+    log_format: Literal["text", "json"] = "text"
+    """form of the lines of the log"""
 
     @model_validator(mode="after")
     def _all_go_together(self) -> Settings:
@@ -193,19 +161,17 @@ def load_settings(
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Merge the layers. Raises ValueError in one line naming the setting and its source."""
-    values: dict[str, object] = {}
-    if config is not None:
-        values |= _read(config)
+    values: dict[str, object] = {} if config is None else _read(config)
     values |= _named(environment)
     values |= {name: value for name, value in command_line.items() if value is not None}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        if not name:  # settings that do not go together
+        if not first["loc"]:  # settings that do not go together
             raise ValueError(message) from None
+        name = str(first["loc"][0])
         # what this module refuses says so itself; keys are secret
         own = first["type"] == "value_error" or "_keys" in name
         given = "" if own else f", not {first['input']!r:.60}"
@@ -246,8 +212,8 @@ def _named(environment: Mapping[str, str]) -> dict[str, object]:
         if not variable.startswith(PREFIX) or name == "data":  # the trainer's
             continue
         said = f"environment: no setting {variable}"
-        of_service = name not in Settings.model_fields and _SERVICE_LINK.search(variable)
-        if of_service or (name == "port" and "://" in value):  # of a Service called shiftnas
+        linked = "://" in value or "_SERVICE_" in variable or "_PORT_" in variable
+        if linked and (name == "port" or name not in Settings.model_fields):
             hint = "Kubernetes sets it for a Service: give the pod enableServiceLinks: false"
             raise ValueError(f"{said}; {hint} (--help lists all)")
         _check(name, said, lambda near: PREFIX + near.upper())

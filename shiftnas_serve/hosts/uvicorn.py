@@ -8,6 +8,7 @@ taken; what is in flight finishes. SIGHUP reloads; it stops a server whose termi
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import signal
@@ -26,7 +27,7 @@ from shiftnas_serve.app import App
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
 from shiftnas_serve.http.page import PHOTO
-from shiftnas_serve.log import STARTS, configure_log, finish
+from shiftnas_serve.log import STARTS, configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment, load_settings
 
@@ -171,7 +172,7 @@ class Process:
 
     def _drain(self) -> None:
         if self.app.state.engine is None:
-            finish()
+            logging.shutdown()
             os._exit(0)  # it has begun nothing that would have to end
         if not self._stopping:
             self._stopping = self.app.state.draining = True

@@ -10,9 +10,10 @@ import msgspec
 import structlog
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from shiftnas_serve.answer import ModelName
-from shiftnas_serve.http.answers import JsonAnswer
+from shiftnas_serve.http.answers import json_answer
 from shiftnas_serve.http.body import BodyLimits, read_body
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import Reloaded
@@ -44,7 +45,7 @@ def admin_route(state: ServerState) -> Route:
     """``POST /admin/reload``."""
     limits = BodyLimits(_MAX_BODY_BYTES, state.settings.timeout_s)
 
-    async def answer(request: Request) -> JsonAnswer:
+    async def answer(request: Request) -> ASGIApp:
         if not len(state.admin_keys):
             raise Problem(
                 403,
@@ -66,7 +67,7 @@ def admin_route(state: ServerState) -> Route:
         status = "reloaded" if done.changed else "unchanged"
         duration_ms, identity = round(done.duration_ms, 1), request.state.request_id
         answered = ReloadAnswer(status, done.model, done.previous, duration_ms, identity)
-        return JsonAnswer(msgspec.json.encode(answered), [])
+        return json_answer(answered)
 
     return Route("/admin/reload", answer, methods=["POST"])
 

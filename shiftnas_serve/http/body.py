@@ -40,11 +40,10 @@ class BodyLimits:
     timeout_s: float
 
 
-class _ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
+class ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A body: the bytes of an image in a form, or base64 in JSON."""
+
     image: str
-
-
-_decode_document = msgspec.json.Decoder(_ImageDocument).decode
 
 
 async def read_image(
@@ -137,7 +136,7 @@ def _too_long(limits: BodyLimits) -> Problem:
 
 def _from_json(body: bytes) -> bytes:
     try:
-        text = _decode_document(body).image
+        text = msgspec.json.decode(body, type=ImageDocument).image
     except msgspec.ValidationError as error:
         name = str(error).partition("unknown field `")[2].partition("`")[0]
         if name:

@@ -46,7 +46,7 @@ def subnet_route(state: ServerState) -> Route:
             return download(model, found, request)
         return JSONResponse(
             {
-                **subnet_document(found),
+                **msgspec.structs.asdict(subnet_document(found)),
                 "resolution": found.side,
                 "layers": describe_layers(model.bundle.space, found.value),
                 "model": msgspec.structs.asdict(model.name),

@@ -28,24 +28,22 @@ from shiftnas_serve.http.classify import Counted, client_gone
 from shiftnas_serve.http.options import add_budget, read_budgets
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import parse_budgets
-from shiftnas_serve.oip.wire import LENGTH_HEADER, parse_request, respond
+from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
 from shiftnas_serve.problem import Problem
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 PLATFORM = "onnx_onnxv1"
 Tensor = dict[str, Any]
-_IMAGE: Tensor = {"name": "image", "datatype": "BYTES", "shape": [-1]}
+_INPUTS: list[Tensor] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 # Triton's name of a stage, and ours.
 _STAGES = {"queue": "queue", "compute_input": "decode", "compute_infer": "infer"}
 
 
 def _outputs(model: Model) -> list[Tensor]:
-    classes = len(model.bundle.labels)
+    sizes = {CLASSES: [-1, len(model.bundle.labels)]}
     return [
-        {"name": "probabilities", "datatype": "FP32", "shape": [-1, classes]},
-        {"name": "subnet_id", "datatype": "BYTES", "shape": [-1]},
-        {"name": "subnet_flops", "datatype": "INT64", "shape": [-1]},
-        {"name": "spent_flops", "datatype": "INT64", "shape": [-1]},
+        {"name": name, "datatype": datatype, "shape": sizes.get(name, [-1])}
+        for name, (datatype, _) in OUTPUTS.items()
     ]
 
 
@@ -60,35 +58,35 @@ def oip_routes(state: ServerState) -> list[Route]:
     def known(scope: Scope) -> Model:
         """The model that a request names. Raises Problem 404 for any other."""
         model, wanted = state.serving().model, scope["path_params"]
-        name, version = wanted["name"], wanted.get("version")
+        name, version = wanted["name"], wanted.get("version", model.name.version)
         if name != model.name.name:
             raise Problem(404, f"no model {name!r:.60}; this server has {model.name.name!r}")
-        if version is not None and version != model.name.version:
+        if version != model.name.version:
             raise Problem(404, f"no version {version!r:.60}; it is {model.name.version!r}")
         return model
 
-    def is_ready() -> bool:
-        return state.engine is not None and state.engine.wedged is None and not state.draining
+    def readiness(**more: str) -> Response:
+        engine = state.engine
+        is_ready = engine is not None and engine.wedged is None and not state.draining
+        return JSONResponse({**more, "ready": is_ready}, 200 if is_ready else 503)
 
     async def server(request: Request) -> Response:
-        return JSONResponse(
-            {"name": "shiftnas-serve", "version": __version__, "extensions": EXTENSIONS}
-        )
+        told = {"name": "shiftnas-serve", "version": __version__, "extensions": EXTENSIONS}
+        return JSONResponse(told)
 
     async def live(request: Request) -> Response:
         return JSONResponse({"live": True})
 
     async def ready(request: Request) -> Response:
-        return JSONResponse({"ready": is_ready()}, 200 if is_ready() else 503)
+        return readiness()
 
     async def model_ready(request: Request) -> Response:
-        document = {"name": known(request.scope).name.name, "ready": is_ready()}
-        return JSONResponse(document, 200 if is_ready() else 503)
+        return readiness(name=known(request.scope).name.name)
 
     async def metadata(request: Request) -> Response:
         model = known(request.scope)
         document = {"name": model.name.name, "versions": [model.name.version]}
-        tensors = {"inputs": [_IMAGE], "outputs": _outputs(model)}
+        tensors = {"inputs": _INPUTS, "outputs": _outputs(model)}
         told = {"platform": PLATFORM, "precision": model.name.precision}
         return JSONResponse({**document, **told, **tensors})
 
@@ -98,31 +96,26 @@ def oip_routes(state: ServerState) -> list[Route]:
         document = {"name": model.name.name, "platform": PLATFORM}
         # images are put together here, whatever requests they came in
         batch = {"max_batch_size": 0, "model_transaction_policy": {"decoupled": False}}
-        tensors = {"input": [_as_config(_IMAGE)], "output": [*map(_as_config, _outputs(model))]}
+        tensors = {"input": [*map(_as_config, _INPUTS)]}
+        tensors["output"] = [*map(_as_config, _outputs(model))]
         return JSONResponse({**document, **batch, **tensors})
 
     async def stats(request: Request) -> Response:
         """Of this process, since it started, over all versions; times in nanoseconds."""
-        model = known(request.scope)
-        stages = {name: state.metrics.stage(stage) for name, stage in _STAGES.items()}
-        counts = {
-            "inference_count": stages["compute_infer"]["count"],
-            "inference_stats": stages,
-        }
-        name = {"name": model.name.name, "version": model.name.version}
-        return JSONResponse({"model_stats": [{**name, **counts}]})
+        name = known(request.scope).name
+        stages = {one: state.metrics.stage(stage) for one, stage in _STAGES.items()}
+        count = stages["compute_infer"]["count"]
+        told = {"name": name.name, "version": name.version, "inference_count": count}
+        return JSONResponse({"model_stats": [{**told, "inference_stats": stages}]})
 
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
         headers = scope["state"]["headers"]
         state.charge(headers, 1)
         engine, model = state.serving(), known(scope)
-        outputs = [one["name"] for one in _outputs(model)]
         with engine.room.share() as share:
             body = await read_body(scope, receive, state.body_limits, share)
-            parse = partial(
-                parse_request, body, headers.get(LENGTH_HEADER.lower().encode()), outputs
-            )
+            parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower().encode()))
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
             budgets = read_budgets(scope["headers"])

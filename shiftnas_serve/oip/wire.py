@@ -1,16 +1,14 @@
 """Requests and answers of the Open Inference Protocol as bytes.
 
 JSON, and behind it the tensors that were sent or are wanted as binary. ``InferRequest`` is what was
-asked, whatever form it had. Only what is understood is ever built from the JSON, and no more of it
-than can be right.
+asked, whatever form it had.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -26,23 +24,30 @@ from shiftnas_serve.problem import Problem
 MAX_IMAGES = 64
 """In one request: they share its deadline, and each waits its turn among all others."""
 LENGTH_HEADER = "Inference-Header-Content-Length"
-# There are four outputs, each in some forms.
+CLASSES = "probabilities"
+OUTPUTS: Mapping[str, tuple[str, Callable[[Result], object]]] = {
+    CLASSES: ("FP32", lambda one: one.probabilities),
+    "subnet_id": ("BYTES", lambda one: one.subnet.id),
+    "subnet_flops": ("INT64", lambda one: one.subnet.flops),
+    "spent_flops": ("INT64", lambda one: one.spent_flops),
+}
+"""What each output has of an image: the tensor's datatype, and its value."""
+_TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
+# Each of the four in some forms.
 _MAX_OUTPUTS = 16
-# Of what is not an image in a request.
-_MAX_SMALL_BYTES = 65_536
-_NOTHING = msgspec.Raw(b"{}")
+# No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
+_MAX_VALUES = 1_000
 
 Json = dict[str, object]
 Parameters = dict[str, str | int | float | bool | None]
-T = TypeVar("T")
 
 
 class _Input(msgspec.Struct):
     name: str
     datatype: str = ""
-    shape: msgspec.Raw = msgspec.Raw(b"[]")
-    parameters: msgspec.Raw = _NOTHING
-    data: msgspec.Raw = msgspec.Raw(b"null")
+    shape: list[int] = []
+    parameters: Parameters = {}
+    data: list[str] = []
 
 
 class _Output(msgspec.Struct):
@@ -53,8 +58,8 @@ class _Output(msgspec.Struct):
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
     inputs: tuple[_Input]
     id: str | None = None
-    parameters: msgspec.Raw = _NOTHING
-    outputs: msgspec.Raw = msgspec.Raw(b"[]")
+    parameters: Parameters = {}
+    outputs: list[_Output] = []
 
 
 @dataclass(frozen=True)
@@ -76,84 +81,58 @@ class InferRequest:
     outputs: Sequence[WantedOutput]
 
 
-def parse_request(body: bytes, header_length: bytes | None, outputs: Sequence[str]) -> InferRequest:
+def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
     """Read the JSON part and the binary tensors behind it. Raises Problem 400 in one line.
 
-    ``header_length``: bytes of the JSON part, where binary tensors follow it. ``outputs``: the
-    names that the model has.
+    ``header_length``: bytes of the JSON part, where binary tensors follow it.
     """
     split = len(body) if header_length is None else _length(header_length, len(body))
+    wanted = "inputs must be the one tensor 'image'"
+    if body.count(b",", 0, split) > _MAX_VALUES:
+        raise Problem(400, f"the JSON has more than {_MAX_VALUES:,} values; {wanted}")
     try:
-        document = msgspec.json.decode(memoryview(body)[:split], type=_Request)
-        return _understood(document, body[split:], outputs)
+        asked = msgspec.json.decode(memoryview(body)[:split], type=_Request)
     except msgspec.ValidationError as error:
-        raise Problem(400, f"{str(error)[:200]}; inputs must be the one tensor 'image'") from None
+        raise Problem(400, f"{str(error)[:200]}; {wanted}") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise Problem(400, "the body is not JSON; see /v2/models/NAME for what it takes") from None
+    (tensor,) = asked.inputs
+    if tensor.name != "image":
+        raise Problem(400, f"{wanted}, not {tensor.name!r:.40}")
+    return InferRequest(
+        None if asked.id is None else asked.id[:128],
+        _images(tensor, body[split:]),
+        budget_texts(asked.parameters),
+        _outputs(asked.outputs, bool(asked.parameters.get("binary_data_output", False))),
+    )
 
 
 def _length(text: bytes, most: int) -> int:
     # (the number of digits first: Python refuses to read thousands of them)
-    digits = len(str(most))
-    if not (text.isdigit() and len(text) <= digits and int(text) <= most):
+    if not (text.isdigit() and len(text) <= len(str(most)) and int(text) <= most):
         shown = text.decode("latin-1")
         raise Problem(400, f"{LENGTH_HEADER}: {shown!r:.40} is not a length within the body")
     return int(text)
-
-
-def _small(raw: msgspec.Raw, kind: type[T], name: str) -> T:
-    if len(bytes(raw)) > _MAX_SMALL_BYTES:
-        raise Problem(400, f"{name} is longer than {_MAX_SMALL_BYTES:,} bytes")
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except msgspec.ValidationError as error:
-        raise Problem(400, f"{name}: {str(error)[:200]}") from None
-
-
-def _understood(document: _Request, binary: bytes, outputs: Sequence[str]) -> InferRequest:
-    (tensor,) = document.inputs
-    if tensor.name != "image":
-        raise Problem(400, f"inputs must be the one tensor 'image', not {tensor.name!r:.40}")
-    parameters: Parameters = _small(document.parameters, Parameters, "parameters")
-    return InferRequest(
-        None if document.id is None else document.id[:128],
-        _images(tensor, binary),
-        budget_texts(parameters),
-        _outputs(document.outputs, outputs, bool(parameters.get("binary_data_output", False))),
-    )
 
 
 def _images(tensor: _Input, binary: bytes) -> list[bytes]:
     if tensor.datatype != "BYTES":
         given = tensor.datatype[:20]
         raise Problem(400, f"image has datatype BYTES (encoded images), not {given}")
-    parameters: Parameters = _small(tensor.parameters, Parameters, "parameters")
-    size = parameters.get("binary_data_size")
-    if size is not None:
-        if size != len(binary):
-            raise Problem(400, f"binary_data_size is {size!r:.20}, the body holds {len(binary)}")
-        images = _binary_elements(binary)
-    else:
-        images = _base64_elements(bytes(tensor.data))
+    size = tensor.parameters.get("binary_data_size")
+    if size not in (None, len(binary)):
+        raise Problem(400, f"binary_data_size is {size!r:.20}, the body holds {len(binary)}")
+    sent = size is not None
+    images = _elements(binary) if sent else [decode_base64(text) for text in tensor.data]
     if not 1 <= len(images) <= MAX_IMAGES:
         raise Problem(400, f"image holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
-    shape = _small(tensor.shape, list[int], "shape")
-    if shape not in ([len(images)], [len(images), 1]):
-        raise Problem(400, f"image has shape {str(shape)[:40]} and holds {len(images)} images")
+    if tensor.shape not in ([len(images)], [len(images), 1]):
+        shape = str(tensor.shape)[:40]
+        raise Problem(400, f"image has shape {shape} and holds {len(images)} images")
     return images
 
 
-def _base64_elements(data: bytes) -> list[bytes]:
-    quotes = data.count(b'"')
-    if quotes > 2 * MAX_IMAGES:
-        raise Problem(400, f"image holds more than {MAX_IMAGES} images")
-    try:
-        return [decode_base64(text) for text in msgspec.json.decode(data, type=list[str])]
-    except msgspec.ValidationError:
-        raise Problem(400, "image needs data: a list of base64 texts") from None
-
-
-def _binary_elements(binary: bytes) -> list[bytes]:
+def _elements(binary: bytes) -> list[bytes]:
     """BYTES elements: each its length as a little-endian uint32, then its bytes."""
     elements: list[bytes] = []
     at = 0
@@ -168,19 +147,16 @@ def _binary_elements(binary: bytes) -> list[bytes]:
     return elements
 
 
-def _outputs(raw: msgspec.Raw, names: Sequence[str], all_binary: bool) -> list[WantedOutput]:
-    wanted = _small(raw, list[_Output], "outputs")
+def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
     if len(wanted) > _MAX_OUTPUTS:
         raise Problem(400, f"{len(wanted)} outputs; at most {_MAX_OUTPUTS} are answered")
-    if not wanted:
-        return [WantedOutput(name, all_binary, 0) for name in names]
     found = []
-    for one in wanted:
-        if one.name not in names:
-            raise Problem(400, f"no output {one.name!r:.40}; there are: {', '.join(names)}")
+    for one in wanted or map(_Output, OUTPUTS):
+        if one.name not in OUTPUTS:
+            raise Problem(400, f"no output {one.name!r:.40}; there are: {', '.join(OUTPUTS)}")
         classes = one.parameters.get("classification", 0)
-        if not isinstance(classes, int) or classes < 0 or (classes and one.name != names[0]):
-            raise Problem(400, f"classification is a number of classes, of {names[0]}")
+        if not isinstance(classes, int) or classes < 0 or (classes and one.name != CLASSES):
+            raise Problem(400, f"classification is a number of classes, of {CLASSES}")
         binary = bool(one.parameters.get("binary_data", all_binary))
         found.append(WantedOutput(one.name, binary, classes))
     return found
@@ -191,12 +167,14 @@ def respond(bundle: Bundle, asked: InferRequest, every: Sequence[Result]) -> Res
     outputs: list[Json] = []
     parts: list[bytes] = []
     for wanted in asked.outputs:
-        datatype, values = _values(bundle, wanted, every)
+        datatype, value_of = OUTPUTS[wanted.name]
+        values = np.array([value_of(one) for one in every], _TYPES[datatype])
+        if wanted.classes:
+            datatype, values = "BYTES", _best(values, wanted.classes, bundle.labels)
         output: Json = {"name": wanted.name, "datatype": datatype, "shape": list(values.shape)}
         if wanted.binary:
-            data = _binary(values)
-            output["parameters"] = {"binary_data_size": len(data)}
-            parts.append(data)
+            parts.append(_binary(values))
+            output["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
             output["data"] = values.ravel().tolist()
         outputs.append(output)
@@ -208,35 +186,25 @@ def respond(bundle: Bundle, asked: InferRequest, every: Sequence[Result]) -> Res
     }
     if asked.id is not None:
         document["id"] = asked.id
+    answer = AsciiJson(document)
     if not parts:
-        return AsciiJson(document)
-    head = AsciiJson(document).body
-    headers = {LENGTH_HEADER: str(len(head))}
-    return Response(b"".join([head, *parts]), 200, headers, "application/octet-stream")
+        return answer
+    headers = {LENGTH_HEADER: str(len(answer.body))}
+    return Response(b"".join([answer.body, *parts]), 200, headers, "application/octet-stream")
 
 
-def _values(
-    bundle: Bundle, wanted: WantedOutput, every: Sequence[Result]
-) -> tuple[str, np.ndarray]:
-    if wanted.name == "subnet_id":
-        return "BYTES", np.array([one.subnet.id for one in every], object)
-    if wanted.name == "spent_flops":
-        return "INT64", np.array([one.spent_flops for one in every], np.int64)
-    if wanted.name == "subnet_flops":
-        return "INT64", np.array([one.subnet.flops for one in every], np.int64)
-    probabilities = np.stack([one.probabilities for one in every]).astype(np.float32)
-    if not wanted.classes:
-        return "FP32", probabilities
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : wanted.classes]
+def _best(probabilities: np.ndarray, classes: int, labels: Sequence[str]) -> np.ndarray:
+    """As Triton's extension writes them: probability, index, label."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :classes]
     texts = [
-        [f"{row[index]:f}:{index}:{bundle.labels[index]}" for index in indices]
+        [f"{row[index]:f}:{index}:{labels[index]}" for index in indices]
         for row, indices in zip(probabilities, best, strict=True)
     ]
-    return "BYTES", np.array(texts, object)
+    return np.array(texts, object)
 
 
 def _binary(values: np.ndarray) -> bytes:
     if values.dtype != object:
-        return values.astype(values.dtype.newbyteorder("<")).tobytes()
+        return values.tobytes()
     encoded = [str(one).encode() for one in values.ravel()]
     return b"".join(struct.pack("<I", len(one)) + one for one in encoded)

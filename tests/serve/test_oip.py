@@ -54,14 +54,14 @@ HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "param
 )
 def test_malformed_requests_are_refused(body, length):
     with pytest.raises(Problem) as refused:
-        parse_request(body, length, ("probabilities",))
+        parse_request(body, length)
     assert refused.value.status == 400
 
 
 def test_a_refusal_of_many_inputs_says_little():
     inputs = b", ".join([b'{"name": "pixels"}'] * 10_000)
     with pytest.raises(Problem, match="one tensor 'image'") as refused:
-        parse_request(b'{"inputs": [%b]}' % inputs, None, ())
+        parse_request(b'{"inputs": [%b]}' % inputs, None)
     assert len(refused.value.detail) < 200
 
 
@@ -85,7 +85,7 @@ def test_nothing_is_built_of_what_cannot_be_right(body):
     tracemalloc.start()
     try:
         with pytest.raises(Problem) as refused:
-            parse_request(body, None, ("probabilities",))
+            parse_request(body, None)
         assert tracemalloc.get_traced_memory()[1] < 2 * len(body) + 1_000_000
     finally:
         tracemalloc.stop()
