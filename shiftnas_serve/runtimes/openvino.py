@@ -64,7 +64,10 @@ class OpenVino(AbstractRuntime):
         self._told = {"load_config": json.dumps({"CPU": config})}
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
-        data = bundle.build_onnx(arch).SerializeToString()
+        return self.session_of(bundle.build_onnx(arch).SerializeToString())
+
+    def session_of(self, data: bytes) -> OnnxSession:
+        """A session from a self-contained graph."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_provider_for_devices([self._device], self._told)
