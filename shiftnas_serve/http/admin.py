@@ -46,7 +46,7 @@ def admin_route(state: ServerState) -> Route:
     limits = BodyLimits(_MAX_BODY_BYTES, state.settings.timeout_s)
 
     async def answer(request: Request) -> ASGIApp:
-        if not len(state.admin_keys):
+        if not state.settings.admin_keys:
             raise Problem(
                 403,
                 "this server has no admin key, so nobody may reload it; set admin_keys "

@@ -1,6 +1,6 @@
 """Classify: ``POST /classify``, and what its like under /v2 shares with it.
 
-1. the key and its rate: 401, 429; whether there is an engine: 503
+1. the key: 401; whether there is an engine: 503
 2. the options: 400; whether there is time: 429
 3. the body, within its limits: 400, 408, 413, 415, 429
 4. the image, by the engine (``library``), while the client waits: 499, and what it raises
@@ -34,7 +34,7 @@ def classify_endpoint(state: ServerState) -> Endpoint:
             raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
         started = time.monotonic()
         known = scope["state"]
-        state.charge(known["headers"], 1)
+        state.keys.check(known["headers"])
         engine = state.serving()
         asked = read_budgets(scope["headers"])
         top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))

@@ -111,7 +111,7 @@ def oip_routes(state: ServerState) -> list[Route]:
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
         headers = scope["state"]["headers"]
-        state.charge(headers, 1)
+        state.keys.check(headers)
         engine, model = state.serving(), known(scope)
         with engine.room.share() as share:
             body = await read_body(scope, receive, state.body_limits, share)
@@ -122,7 +122,6 @@ def oip_routes(state: ServerState) -> list[Route]:
             for name, value in parse_budgets(asked.budgets).items():
                 add_budget(budgets, name, value)
             share.add(len(asked.images))
-            state.charge(headers, len(asked.images) - 1)
             answer = partial(
                 engine.answer,
                 asked=budgets,
