@@ -36,8 +36,6 @@ READ_AHEAD = 65_536
 CLOSING_S = 0.5
 """How long kept connections are still answered when nothing new is taken any more."""
 
-# For all else that a process opens: a bundle that is read, a device.
-_OWN_DESCRIPTORS = 128
 _MOST_CONNECTIONS = 16_384
 _CONTROLS = bytes({*range(32), 127} - {9})
 """None of them may stand in a header, but for the end of its line."""
@@ -55,31 +53,11 @@ class Exchange:
         self.scope, self.keep_alive = scope, keep_alive
         expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
         self.expects_continue = expected == [b"100-continue"]
+        self.body = bytearray()
         self.complete = self.done = self.gone = False
         self._connection = connection
-        self._body = bytearray()
-        self._delivered = self._chunked = False
-        self._moved: asyncio.Future[None] | None = None
+        self._delivered = False
         self._head = b""
-
-    def feed(self, piece: bytes) -> bool:
-        """Part of the body; whether that is enough for now."""
-        if self.done:
-            return False
-        self._body += piece
-        if len(self._body) < READ_AHEAD:
-            return False
-        self._move()
-        return True
-
-    def end(self, *, gone: bool = False) -> None:
-        """All of the request is here, or its client is gone."""
-        self.complete, self.gone = self.complete or not gone, gone
-        self._move()
-
-    def _move(self) -> None:
-        if self._moved is not None and not self._moved.done():
-            self._moved.set_result(None)
 
     async def receive(self) -> Message:
         """As ASGI wants it. A body comes whole, or in pieces of ``READ_AHEAD``."""
@@ -87,13 +65,13 @@ class Exchange:
             self.expects_continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.gone and not self.done:
-            if not self._delivered and (self.complete or len(self._body) >= READ_AHEAD):
-                body, self._body = bytes(self._body), bytearray()
+            if not self._delivered and (self.complete or len(self.body) >= READ_AHEAD):
+                body, self.body = bytes(self.body), bytearray()
                 self._delivered = self.complete
                 return {"type": "http.request", "body": body, "more_body": not self.complete}
             self._connection.resume_reading()
-            self._moved = asyncio.get_running_loop().create_future()
-            await self._moved
+            self._connection.moved.clear()
+            await self._connection.moved.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -104,19 +82,13 @@ class Exchange:
             self._head = self._written_head(message)
             return
         assert not self.done, "an answer ends once"
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if self.scope["method"] == "HEAD":
-            body = b""
-        elif self._chunked:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            body = chunk if more else chunk + b"0\r\n\r\n"
+        body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
         self._connection.write(self._head + body)
         self._head = b""
-        if more:
+        if message.get("more_body", False):
             await self._connection.drained.wait()
         else:
             self.done = True
-            self._move()
             self._connection.answered(self)
 
     def _written_head(self, message: Message) -> bytes:
@@ -133,9 +105,7 @@ class Exchange:
                 continue
             framed = framed or name == b"content-length"
             lines.append(name + b": " + value)
-        if not framed:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked")
+        self.keep_alive = self.keep_alive and framed  # else the end of the body is that of all
         if not self.keep_alive:
             lines.append(b"connection: close")
         head = b"\r\n".join((*lines, b"", b""))
@@ -173,7 +143,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self.transport: asyncio.Transport = cast("Any", None)
-        self.drained = asyncio.Event()
+        self.drained, self.moved = asyncio.Event(), asyncio.Event()
         self.drained.set()
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
         self._in_head = False
@@ -207,10 +177,10 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for exchange in (self._answering, self._receiving, *self._waiting):
-            if exchange is not None:
-                exchange.end(gone=True)
+        if self._answering is not None:
+            self._answering.gone = True
         self._waiting.clear()
+        self.moved.set()
         self.drained.set()
 
     def eof_received(self) -> bool:
@@ -353,14 +323,19 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
-        if self._receiving is not None and self._receiving.feed(body):
-            self._pause_reading()
+        exchange = self._receiving
+        if exchange is not None and not exchange.done:
+            exchange.body += body
+            if len(exchange.body) >= READ_AHEAD:
+                self.moved.set()
+                self._pause_reading()
 
     def on_message_complete(self) -> None:
         if self._receiving is not None:
             self._unread_bytes = 0
-            self._receiving.end()
+            self._receiving.complete = True
             self._receiving = None
+            self.moved.set()
 
     # -- one after the other -----------------------------------------------------------------
 
@@ -371,6 +346,7 @@ class HttpConnection(asyncio.Protocol):
 
     def answered(self, exchange: Exchange) -> None:
         """The next request may come."""
+        self.moved.set()
         self.server.total_requests += 1
         self._answered += 1
         self._answering = None
@@ -408,4 +384,5 @@ def connection_limit() -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
-    return max(1, min(descriptors - min(_OWN_DESCRIPTORS, descriptors // 2), _MOST_CONNECTIONS))
+    # The rest is for all else that a process opens: a bundle that is read, a device.
+    return max(1, min(descriptors * 7 // 8, _MOST_CONNECTIONS))
