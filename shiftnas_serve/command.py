@@ -48,17 +48,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _allowed(name: str, annotation: object) -> tuple[str, ...]:
+def _allowed(name: str, annotation: object) -> Sequence[str]:
     """The values a setting can have, where they can be listed."""
-    if name == "server":
-        return tuple(HOSTS)
-    if name == "runtime":
-        return (*RUNTIMES, AUTO)
-    if name == "device":
-        return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
+    devices = dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices)
+    listed = {"server": tuple(HOSTS), "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
     if annotation is bool:
         return "true", "false"
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+    return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())
 
 
 def _as_typed(value: object) -> str:

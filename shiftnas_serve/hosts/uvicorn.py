@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shlex
 import signal
 import socket
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -26,7 +24,6 @@ from models import PRODUCT
 from shiftnas_serve.app import App
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
-from shiftnas_serve.http.page import PHOTO
 from shiftnas_serve.log import STARTS, configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment, load_settings
@@ -58,7 +55,6 @@ def serve(settings: Settings) -> int:
     if settings.processes > 1:
         return _serve_many(settings, listener)
     process = Process(settings, waits=False)
-    _announce(settings)
     # (uvicorn raises the signal that ended it once more)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
@@ -72,21 +68,9 @@ def _serve_many(settings: Settings, listener: socket.socket) -> int:
     os.environ |= as_environment(settings)
     config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
     supervisor = Multiprocess(config, [listener])
-    _announce(settings)
     supervisor.run()
     failed = any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes)
     return 2 if failed else 0
-
-
-def _announce(settings: Settings) -> None:
-    if sys.stderr.isatty():
-        host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
-        url = f"http://{host}:{settings.port}"
-        print(
-            f"{url}{'/' if settings.page else '/docs'}\n"
-            f"  curl -T {shlex.quote(str(PHOTO))} -H 'Latency-Budget: 100' {url}/classify",
-            file=sys.stderr,
-        )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -89,14 +89,10 @@ async def reload(state: ServerState, source: Path | None) -> Reloaded:
 
 def read_source(body: bytes) -> Path | None:
     """The path in ``{"bundle": "PATH"}``; None for no body. Problem 400 for anything else."""
-    if not body.strip():
-        return None
     try:
-        path = msgspec.json.decode(body, type=Reload).bundle
+        path = msgspec.json.decode(body.strip() or b"{}", type=Reload).bundle
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         path = ""
-    if path is None:
-        return None
-    if not path or "\0" in path:
+    if path is not None and (not path or "\0" in path):
         raise Problem(400, 'send {"bundle": "PATH"} as JSON, or no body for the same path')
-    return Path(path)
+    return None if path is None else Path(path)
