@@ -12,7 +12,7 @@ import asyncio
 import gc
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
@@ -45,15 +45,13 @@ class App:
     """``state`` is what it serves with; ``failure`` why it cannot.
 
     ``waits``: whether its start ends when the bundle is loaded, as hosts expect. Else it answers
-    /livez meanwhile. ``loaded`` is called when the bundle is loaded, or found not to be good.
+    /livez meanwhile.
     """
 
-    def __init__(
-        self, settings: Settings, waits: bool = True, loaded: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, settings: Settings, *, waits: bool = True) -> None:
         self.settings, self.state = settings, ServerState(settings)
         self.failure: str | None = None
-        self._waits, self._loaded = waits, loaded
+        self._waits = waits
         self._app = assemble(self.state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +72,9 @@ class App:
             return
         await send({"type": "lifespan.shutdown.complete"})
 
+    def loaded(self) -> None:
+        """The bundle is loaded, or found not to be good: for hosts to override."""
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Loaded meanwhile, for an application that mounts this one. ValueError: it cannot be."""
@@ -93,7 +94,7 @@ class App:
                 self.failure = repr(error)
             with suppress(RuntimeError):  # it has been stopped meanwhile
                 loop.call_soon_threadsafe(loaded.set)
-                loop.call_soon_threadsafe(self._loaded)
+                loop.call_soon_threadsafe(self.loaded)
 
         # Not of an executor: those are waited for, however long that takes.
         threading.Thread(target=load, name="load", daemon=True).start()
@@ -108,12 +109,11 @@ class App:
                 self.state.engine.close()
 
 
-def create_app(settings: Settings | None = None) -> App:
-    """The server. ``settings``: by default from the environment."""
-    if settings is None:
-        settings = load_settings({})
-        configure_log(settings.log_level, settings.log_format)
-    return App(settings)
+def create_app(kind: type[App] = App) -> App:
+    """The server, with settings from the environment."""
+    settings = load_settings({})
+    configure_log(settings.log_level, settings.log_format)
+    return kind(settings)
 
 
 def end_soon(reason: str) -> None:

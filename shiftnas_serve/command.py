@@ -38,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
         allowed = _allowed(name, field.annotation)
-        default = "" if field.default in (None, ()) else f" (default: {_as_typed(field.default)})"
+        shown = str(field.default).lower() if field.annotation is bool else field.default
+        default = "" if field.default in (None, ()) else f" (default: {shown})"
         made.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
@@ -51,14 +52,10 @@ def parser() -> argparse.ArgumentParser:
 def _allowed(name: str, annotation: object) -> Sequence[str]:
     """The values a setting can have, where they can be listed."""
     devices = dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices)
-    listed = {"server": tuple(HOSTS), "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
+    listed = {"server": HOSTS, "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
     if annotation is bool:
         return "true", "false"
     return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())
-
-
-def _as_typed(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -99,11 +99,7 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: S
             "compressed already)",
             headers={"Accept-Encoding": "identity"},
         )
-    length = headers.get(b"content-length", b"0")
-    if not (length.isdigit() and len(length) <= 20):
-        shown = length.decode("latin-1")
-        raise Problem(400, f"Content-Length: {shown!r:.40} is not a number")
-    if int(length) > limits.max_bytes:
+    if announced_bytes(headers) > limits.max_bytes:
         raise _too_long(limits)
     if scope["state"].get("whole"):  # (``connection``) there is nothing to wait for
         return await _pieces(receive, limits, share)
@@ -112,6 +108,15 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: S
             return await _pieces(receive, limits, share)
     except TimeoutError:
         raise Problem(408, f"no complete body came in {limits.timeout_s:g} s") from None
+
+
+def announced_bytes(headers: Mapping[bytes, bytes]) -> int:
+    """How long the body is, as far as its headers say. Raises Problem 400."""
+    length = headers.get(b"content-length", b"0")
+    if not (length.isdigit() and len(length) <= 20):
+        shown = length.decode("latin-1")
+        raise Problem(400, f"Content-Length: {shown!r:.40} is not a number")
+    return int(length)
 
 
 async def _pieces(receive: Receive, limits: BodyLimits, share: Share) -> bytes:

@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shiftnas_serve.budgets import may_degrade
 from shiftnas_serve.http.answers import classification
-from shiftnas_serve.http.body import read_image
+from shiftnas_serve.http.body import announced_bytes, read_image
 from shiftnas_serve.http.options import read_budgets, read_top_k
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.problem import Problem
@@ -39,7 +39,8 @@ def classify_endpoint(state: ServerState) -> Endpoint:
         asked = read_budgets(scope["headers"])
         top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))
         if not known.get("whole") or may_degrade(asked):  # (else ``answer`` says so as soon)
-            engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
+            large = announced_bytes(known["headers"]) > LARGE_BODY_BYTES
+            engine.refuse_if_hopeless(asked, large=large)
         with engine.room.share() as share:
             data = await read_image(scope, receive, state.body_limits, share, state.threads)
             share.add(1)
@@ -77,9 +78,3 @@ async def client_gone(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def is_long(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
-    length = headers.get(b"content-length", b"")
-    return length.isdigit() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

@@ -41,11 +41,7 @@ def openapi_document(bundle: Bundle) -> Json:
         (f"{model}/config", "The same as Triton has it", [404]),
         (f"{model}/stats", "How many images, and the time of their stages", [404]),
         (f"{model}/ready", "The model answers", [404]),
-        (
-            f"{model}/versions/{bundle.version}",
-            "The same for this version alone, as are its config, stats, ready and infer",
-            [404],
-        ),
+        (f"{model}/versions/{bundle.version}", "The same, and all below it, of a version", [404]),
     ]
     identity = _parameter("header", "Request-Id", "Echoed; at most 64 characters")
     budgets = [
@@ -93,11 +89,10 @@ def openapi_document(bundle: Bundle) -> Json:
     )
     reload = _operation(
         "Serve another bundle, or a newer version of the same",
-        "While requests run: none fails, and each answer is of the one version that it names. "
-        "Answered when the new version is served. `bundle` is a path on the server; without a "
-        "body, the path that is served is read again. A bundle that is not good is refused with "
-        "422 and the reason, and the old one is served on; 409 while another reload is under way, "
-        "and where the server has several processes; 403 where it has no admin keys.",
+        "Answered when the new version is served; no request fails meanwhile. `bundle`: a path on "
+        "the server; without a body, the path that is served is read again. 422: the bundle is not "
+        "good, and the old one is served on; 409: another reload is under way, or the server has "
+        "several processes; 403: it has no admin keys.",
         [identity],
         {"application/json": _ref(Reload)},
         _ref(ReloadAnswer),
