@@ -109,6 +109,11 @@ def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
     )
 
 
+def on_terminal() -> bool:
+    """Whether this process reads from or writes to a terminal that has not been closed."""
+    return any(map(os.isatty, range(3)))
+
+
 class Process(App):
     """An app, and what signals mean to its process, which has one event loop."""
 
@@ -116,7 +121,7 @@ class Process(App):
         self._alone = settings.processes == 1
         super().__init__(settings, waits=not self._alone)
         # Who starts a server with nohup wants it to outlive the terminal.
-        self._tied = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._tied = on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         self._parent = os.getppid()
         self._stop: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,7 +167,7 @@ class Process(App):
             asyncio.get_running_loop().call_later(self.settings.drain_s, self.stop)
 
     def _hang_up(self) -> None:
-        if self._tied and not has_terminal():
+        if self._tied and not on_terminal():
             self._drain()
         else:
             self._keep(self._reload())
@@ -183,12 +188,3 @@ class Process(App):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself would let it go
         task.add_done_callback(self._tasks.discard)
-
-
-def has_terminal() -> bool:
-    """Whether a terminal controls this process: not as a service, nor when it was hung up."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

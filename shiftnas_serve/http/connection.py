@@ -89,7 +89,7 @@ class Exchange:
             await self._connection.drained.wait()
         else:
             self.done = True
-            self._connection.answered(self)
+            self._connection.answered()
 
     def _written_head(self, message: Message) -> bytes:
         status = message["status"]
@@ -149,12 +149,11 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         # Bytes since the last that were body or the end of headers or of a request.
         self._unread_bytes = 0
-        self._receiving: Exchange | None = None
-        self._waiting: deque[Exchange] = deque()
-        self._answering: Exchange | None = None
+        # What is not answered: the first is being answered, the last may still be coming.
+        self._exchanges: deque[Exchange] = deque()
         self._answered = 0
         self.stopping = False
-        self._paused = self._ended = self._lingering = False
+        self._ended = self._lingering = False
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[object, ...] = ()
         self._unchanged = 0
@@ -177,16 +176,15 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._answering is not None:
-            self._answering.gone = True
-        self._waiting.clear()
+        for exchange in self._exchanges:
+            exchange.gone = True
         self.moved.set()
         self.drained.set()
 
     def eof_received(self) -> bool:
         """The client sends no more: it gets the answers to what it has sent whole."""
         self._ended = True
-        return self._answering is not None and self._receiving is None and not self._in_head
+        return bool(self._exchanges) and self._exchanges[-1].complete and not self._in_head
 
     def shutdown(self) -> None:
         """The server stops: close with the next answer, or soon: one may be asked for already."""
@@ -194,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop.call_later(CLOSING_S, self._close_idle)
 
     def _close_idle(self) -> None:
-        if self._answering is None:
+        if not self._exchanges:
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -203,15 +201,9 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.drained.set()
 
-    def _pause_reading(self) -> None:
-        if not self._paused and not self.transport.is_closing():
-            self._paused = True
-            self.transport.pause_reading()
-
     def resume_reading(self) -> None:
         """The application reads on."""
-        if self._paused and not self._waiting:
-            self._paused = False
+        if len(self._exchanges) < 2:
             self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
@@ -221,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
     def _look(self) -> None:
         """End what has stood still since the last look, or longer, and look again later."""
         self._timer = self._loop.call_later(HEAD_S, self._look)
-        answers, unsent_bytes = self._answering is not None, self.transport.get_write_buffer_size()
+        answers, unsent_bytes = bool(self._exchanges), self.transport.get_write_buffer_size()
         seen = (answers, bool(self._unread_bytes), unsent_bytes, self._answered)
         self._unchanged = self._unchanged + 1 if seen == self._seen else 0
         self._seen = seen
@@ -291,18 +283,17 @@ class HttpConnection(asyncio.Protocol):
                 raise _too_long()
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             return  # it comes once more (``_parse``)
-        if len(self._waiting) >= MAX_PIPELINED:
+        if len(self._exchanges) > MAX_PIPELINED:
             raise Problem(429, f"{MAX_PIPELINED} requests wait on this connection")
         self._unread_bytes = 0
         version = parser.get_http_version()
         keep_alive = version != "1.0" and parser.should_keep_alive()
         exchange = Exchange(self, self._scope(version), keep_alive=keep_alive)
-        self._receiving = exchange
-        if self._answering is None:
-            self._start(exchange)
+        self._exchanges.append(exchange)
+        if len(self._exchanges) == 1:
+            self._start()
         else:
-            self._waiting.append(exchange)
-            self._pause_reading()
+            self.transport.pause_reading()
 
     def _scope(self, version: str) -> Scope:
         url = httptools.parse_url(self._url)
@@ -323,33 +314,30 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
-        exchange = self._receiving
-        if exchange is not None and not exchange.done:
+        if self._exchanges:  # (else it was answered already)
+            exchange = self._exchanges[-1]
             exchange.body += body
             if len(exchange.body) >= READ_AHEAD:
                 self.moved.set()
-                self._pause_reading()
+                self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._receiving is not None:
+        if self._exchanges:
             self._unread_bytes = 0
-            self._receiving.complete = True
-            self._receiving = None
+            self._exchanges[-1].complete = True
             self.moved.set()
 
     # -- one after the other -----------------------------------------------------------------
 
-    def _start(self, exchange: Exchange) -> None:
-        self._answering = exchange
-        task = self._loop.create_task(exchange.run(self._app))
-        self.server.tasks.add(task)
+    def _start(self) -> None:
+        self.server.tasks.add(self._loop.create_task(self._exchanges[0].run(self._app)))
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self) -> None:
         """The next request may come."""
+        exchange = self._exchanges.popleft()
         self.moved.set()
         self.server.total_requests += 1
         self._answered += 1
-        self._answering = None
         if self.transport.is_closing():
             return
         if not exchange.keep_alive and not exchange.complete and not self._ended:
@@ -359,8 +347,8 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.write_eof()
         elif not exchange.keep_alive:
             self.transport.close()
-        elif self._waiting:
-            self._start(self._waiting.popleft())
+        elif self._exchanges:
+            self._start()
         elif self._ended:
             self.transport.close()
         self.resume_reading()

@@ -19,14 +19,10 @@ _KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
 _NAMES = [name.decode() for name in _KINDS]
 _KINDS_BY_NAME = {kind.name: kind for kind in BUDGET_KINDS}
 _NEAR = 0.75
-_HEADERS = {kind: f"the header {kind.header}: {kind.example}" for kind in BUDGET_KINDS}
-_PLACES = {
-    **{name: said for kind, said in _HEADERS.items() for name in (kind.name, kind.parameter)},
-    "latency": "the header Latency-Budget: 25",
-    "budget": "the header FLOPs-Budget: 4M",
-    "top_k": "the query: /classify?top_k=5",
-    "image": "the body",
-}
+_PLACES = (
+    f"budgets are headers ({', '.join(kind.header for kind in BUDGET_KINDS)}), top_k is of the "
+    "query, the image is the body"
+)
 
 
 def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
@@ -79,20 +75,11 @@ def read_top_k(query: bytes, classes: int) -> int:
 
 
 def refuse_others(names: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Raises Problem 400 for a name that is none of ``known``, with the place where it belongs."""
+    """Raises Problem 400 for a name that is none of ``known``, with the places of all options."""
     for name in names:
         if name not in known:
-            raise Problem(400, f"{where} has no {name!r:.60}; {_hint(name, known)}")
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    plain = name.lower().replace("-", "_").removeprefix("x_")
-    near = difflib.get_close_matches(plain, _PLACES, n=1, cutoff=_NEAR)
-    if near and near[0] not in known:
-        return f"send it as {_PLACES[near[0]]}"
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return "it takes " + ", ".join(f'"{one}"' for one in known)
+            taken = ", ".join(known)
+            raise Problem(400, f"{where} takes {taken}, not {name!r:.60}; {_PLACES}")
 
 
 def budget_texts(parameters: Mapping[str, object]) -> dict[str, str]:
