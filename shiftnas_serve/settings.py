@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -188,13 +188,11 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def _read(config: Path) -> dict[str, object]:
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
+        document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{config} must be a JSON object of settings")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} must be a JSON object of settings: {error}") from None
     for name in document:
         _check(name, f"{config}: no setting {name!r}", repr)
     return document

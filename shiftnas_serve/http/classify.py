@@ -42,7 +42,7 @@ def classify_endpoint(state: ServerState) -> Endpoint:
             large = announced_bytes(known["headers"]) > LARGE_BODY_BYTES
             engine.refuse_if_hopeless(asked, large=large)
         with engine.room.share() as share:
-            data = await read_image(scope, receive, state.body_limits, share, state.threads)
+            data = await read_image(scope, receive, share, settings, state.threads)
             share.add(1)
             result = await engine.answer(
                 data,

@@ -9,8 +9,6 @@ application's to bound (``body``): until it reads, no more than 64 kB lie here.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import resource
 from collections import deque
 from http import HTTPStatus
@@ -23,7 +21,8 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from shiftnas_serve.http.answers import problem_document
+from shiftnas_serve.http.answers import problem_response
+from shiftnas_serve.http.context import request_id
 from shiftnas_serve.problem import Problem
 
 MAX_HEAD_BYTES = 65_536
@@ -85,9 +84,8 @@ class Exchange:
         body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
         self._connection.write(self._head + body)
         self._head = b""
-        if message.get("more_body", False):
-            await self._connection.drained.wait()
-        else:
+        await self._connection.drained.wait()  # whoever sends much waits for who takes it
+        if not message.get("more_body", False):
             self.done = True
             self._connection.answered()
 
@@ -355,11 +353,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer and close: where a next request would begin is not known."""
-        body = json.dumps(problem_document(problem, os.urandom(16).hex()))
-        named = {"content-type": "application/problem+json", "content-length": len(body)}
-        fields = {**named, **problem.headers, "connection": "close"}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.write(_STATUS_LINES[problem.status] + f"\r\n{head}\r\n{body}".encode("ascii"))
+        answer = problem_response(problem, {"path": "", "state": {"request_id": request_id({})}})
+        lines = [_STATUS_LINES[problem.status], b"connection: close"]
+        lines += [b"%b: %b" % field for field in answer.raw_headers]
+        self.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
 
 

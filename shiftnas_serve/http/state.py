@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from shiftnas_serve.http.body import BodyLimits
 from shiftnas_serve.http.keys import ApiKeys
 from shiftnas_serve.library import Engine
 from shiftnas_serve.metrics import Metrics
@@ -22,7 +21,6 @@ class ServerState:
         self.metrics = Metrics(lambda: self.engine)
         self.keys = ApiKeys(settings.api_keys, "key")
         self.admin_keys = ApiKeys(settings.admin_keys, "admin key")
-        self.body_limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
         # Of long bodies, and what else would hold up the event loop.
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="body")
 

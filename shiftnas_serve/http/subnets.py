@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
+from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,7 +25,6 @@ from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.planning.planner import Subnet, describe
 from shiftnas_serve.problem import Problem, busy
 
-_PIECE_BYTES = 1_048_576
 # A client that takes longer keeps everyone else waiting.
 _SEND_S = 600.0
 
@@ -61,17 +61,10 @@ def subnet_route(state: ServerState) -> Route:
             data = await asyncio.to_thread(
                 lambda: model.bundle.build_onnx(found.value).SerializeToString()
             )
-            name = f'attachment; filename="{model.name.name}-{found.id}.onnx"'
-            headers = [
-                (b"content-type", b"application/octet-stream"),
-                (b"content-length", b"%d" % len(data)),
-                (b"content-disposition", name.encode("latin-1", "replace")),
-            ]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            # In pieces, each when the client has taken the last.
-            for at in range(0, len(data), _PIECE_BYTES):
-                body, more = data[at : at + _PIECE_BYTES], at + _PIECE_BYTES < len(data)
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            name = quote(f"{model.name.name}-{found.id}.onnx")
+            headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+            answer = Response(data, headers=headers, media_type="application/octet-stream")
+            await answer(scope, receive, send)  # until the client has taken it
 
     return Route("/subnets/{id}", subnet, methods=["GET"])
 

@@ -114,7 +114,7 @@ def oip_routes(state: ServerState) -> list[Route]:
         state.keys.check(headers)
         engine, model = state.serving(), known(scope)
         with engine.room.share() as share:
-            body = await read_body(scope, receive, state.body_limits, share)
+            body = await read_body(scope, receive, share, state.settings)
             parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower().encode()))
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies

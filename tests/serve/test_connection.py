@@ -285,7 +285,7 @@ def test_more_connections_than_there_is_room_for_are_refused(monkeypatch):
         made, wires = zip(*[connect(state=state) for _ in range(4)], strict=True)
         assert [wire.closed for wire in wires] == [False, False, False, True]
         assert wires[-1].status == 503
-        assert b"Retry-After" in wires[-1].sent
+        assert b"retry-after" in wires[-1].sent
         for one in made:
             one.connection_lost(None)
         assert not connect(state=state)[1].closed
