@@ -22,8 +22,7 @@ the subnet that fits the budget answers.
   curl -T docs/images/coffee.jpg -H 'FLOPs-Budget: 100M' localhost:8000/classify
 
 Every setting can also stand in a JSON file (--config) or in the environment
-({PREFIX}PORT=9000); the command line wins over the environment, the
-environment over the file."""
+({PREFIX}PORT=9000). The command line wins, then the environment."""
 
 
 def parser() -> argparse.ArgumentParser:
