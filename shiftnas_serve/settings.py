@@ -20,10 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from models.bundle.value import Precision
 from models.images.header import MAX_PIXELS
 from models.space.quantity import parse_flops
-from shiftnas_serve.runtimes import RUNTIMES, check_runtime
+from shiftnas_serve.runtimes import RUNTIMES, Computing, check_runtime
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 PREFIX = "SHIFTNAS_"
@@ -70,9 +69,9 @@ class EngineSettings(BaseModel):
     runtime: str = "onnxruntime"
     """what runs subnets; auto: the fastest that works here, as the log tells"""
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
-    precision: Precision = "fp32"
-    """in what subnets compute; int8: 8-bit integers, of a bundle that holds them (python -m models
-    quantize)"""
+    precision: Computing = "fp32"
+    """in what subnets compute; bf16: half precision, with --runtime openvino; int8: 8-bit integers,
+    of a bundle that holds them (python -m models quantize)"""
     engine_cache: Path | None = Field(
         None,
         description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 
 import numpy as np
 import onnx
@@ -70,26 +69,15 @@ def _trace(space: SearchSpace, arch: Arch) -> ir.Model:
     side = space.resolution(arch)
     with torch.random.fork_rng(devices=[]):
         net = build_net(space, arch, folded=True).eval()
+    # Sides are those of the arch: symbols for them make the exporter several times as slow. Nothing
+    # in the graph may depend on them; ``generalize`` and ``_verify`` see to that.
     batch = torch.export.Dim(BATCH, min=1, max=65536)
-    dims: dict[int, object] = {0: batch}
-    sides = {
-        space.resolution.rule(*choices)
-        for choices in itertools.product(
-            *(space.decision[name].choices for name in space.resolution.decisions)
-        )
-    }
-    if len(sides) > 1:
-        # a multiple of what divides all: then no stride leaves it open whether a side is even
-        unit = math.gcd(*sides)
-        for axis, name in ((2, "height"), (3, "width")):
-            least, most = min(sides) // unit, max(sides) // unit
-            dims[axis] = unit * torch.export.Dim(name, min=least, max=most)
     program = torch.onnx.export(
         net,
         (torch.zeros(2, 3, side, side),),
         dynamo=True,
         opset_version=OPSET,
-        dynamic_shapes=(dims,),
+        dynamic_shapes=({0: batch},),
         input_names=[INPUT],
         output_names=[OUTPUT],
         optimize=False,
@@ -210,13 +198,18 @@ def _strip(template: onnx.ModelProto) -> None:
 
 
 def _verify(space: SearchSpace, template: Template) -> None:
-    """Compare cuts with torch: the ends of the space and some archs between, batches 1 and 3.
+    """Compare cuts with torch: both ends and an arch of every resolution, batches of 1 and 3.
 
     BatchNorms are calibrated before they are folded: without them random weights let activations
     grow until float32 itself is off by a tenth.
     """
     rng = np.random.default_rng(0)
-    archs = [space.smallest, space.largest, *(space.random_arch(rng) for _ in range(4))]
+    decisions = space.resolution.decisions
+    resolutions = list(itertools.product(*(space.decision[name].choices for name in decisions)))
+    archs = [space.smallest, space.largest]
+    for choices in itertools.islice(itertools.cycle(resolutions), max(4, len(resolutions))):
+        chosen = dict(zip(decisions, choices, strict=True))
+        archs.append(space.arch(dict(space.random_arch(rng)) | chosen))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         net = build_net(space)
@@ -229,7 +222,12 @@ def _verify(space: SearchSpace, template: Template) -> None:
         statistics = {name: (mean.numpy(), var.numpy()) for name, (mean, var) in measured.items()}
         subnet = extract_folded(net, arch, statistics)
         weights = {name: weight.numpy() for name, weight in subnet.state_dict().items()}
-        session = _session(cut_graph(template, space, arch, weights))
+        try:
+            session = _session(cut_graph(template, space, arch, weights))
+        except Exception as error:
+            raise TemplateError(
+                f"{space.name}: the graph cut for {space.arch_to_json(arch)} does not run: {error}"
+            ) from error
         for batch in (images[:1], images):
             with torch.no_grad():
                 expected = subnet(torch.from_numpy(batch)).numpy()

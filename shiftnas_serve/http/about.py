@@ -74,6 +74,7 @@ def describe_budgets(model: Model) -> dict[str, object]:
     return {
         "model": {**msgspec.structs.asdict(model.name), "space": bundle.space.name},
         "measured_on": bundle.measured_on,
+        "measured_in": bundle.precision,  # bf16 has the figures of fp32
         "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
         "latency_ms": {
             "min": latency.answer_ms(bundle.min_flops),

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.nets import build_net
 from models.nets.extract import extract
+from models.onnx.generalize import TemplateError
 from models.onnx.graph import cut_graph, deployed_shapes
 from models.onnx.graph_template import Template
 from models.onnx.template import export_template
@@ -20,23 +21,28 @@ from models.spaces.mbconv import Squeeze, Stage, mbconv_space
 from models.spaces.published import FOLDER
 from tests.one_hot import relax
 
-# What only attentivenas has, at a size that exports in seconds.
-SMALL = mbconv_space(
-    "nano-projected",
-    resolution=(16, 32),
-    stem=(8, 16),
-    stem_stride=2,
-    stages=(
-        Stage(1, (8, 16), (1,), (3, 5), (1,)),
-        Stage(2, (16, 24), (1, 2), (3, 5), (2, 3), squeeze=True),
-    ),
-    head=(24, 32),
-    num_classes=10,
-    activation="silu",
-    squeeze=Squeeze(squeezed, "relu", "hardsigmoid"),
-    projected_shortcuts=True,
-    head_expand=2,
-)
+
+def small(resolution):
+    """What only attentivenas has, at a size that exports in seconds."""
+    return mbconv_space(
+        "nano-projected",
+        resolution=resolution,
+        stem=(8, 16),
+        stem_stride=2,
+        stages=(
+            Stage(1, (8, 16), (1,), (3, 5), (1,)),
+            Stage(2, (16, 24), (1, 2), (3, 5), (2, 3), squeeze=True),
+        ),
+        head=(24, 32),
+        num_classes=10,
+        activation="silu",
+        squeeze=Squeeze(squeezed, "relu", "hardsigmoid"),
+        projected_shortcuts=True,
+        head_expand=2,
+    )
+
+
+SMALL = small((16, 32))
 PARTS = ("stem.", "stages.", "head", "classifier.")
 # Where a shortcut's two widths agree: nowhere; in stages 0, 1 and 6; at the widest in stage 0.
 WIDTHS = {
@@ -232,3 +238,10 @@ def test_graphs_are_cut_without_the_shortcut_convolutions_that_an_arch_does_not_
         assert len(shapes) == len(
             [weight for weight in model.graph.initializer if weight.name.startswith(PARTS)]
         )
+
+
+@pytest.mark.slow
+def test_a_resolution_that_needs_another_graph_is_refused():
+    """A side of 18 is odd where a shortcut pools; neither end of the space is."""
+    with pytest.raises(TemplateError, match=r"'resolution': 18.* does not run"):
+        export_template(small((16, 18, 32)))

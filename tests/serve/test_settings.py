@@ -97,7 +97,7 @@ def test_help_lists_what_a_setting_can_be(monkeypatch):
     for name, field in Settings.model_fields.items():
         if get_origin(field.annotation) is Literal:
             for value in get_args(field.annotation):
-                assert load_settings({name: value}, environment={})
+                assert load_settings({name: value, "runtime": AUTO}, environment={})
 
 
 def test_flops_in_settings_are_read_as_in_requests(tmp_path):
