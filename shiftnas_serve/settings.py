@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -123,10 +123,6 @@ class Settings(EngineSettings):
     admin_keys: Keys = ()
     """keys with which to reload, separated by commas; better set as SHIFTNAS_ADMIN_KEYS (default:
     none, so that nobody can)"""
-    rate_per_s: float | None = Field(None, gt=0)
-    """images a second for each key and process; more are refused with 429 (default: no limit)"""
-    rate_burst: Count = 100
-    """images that a key may send at once within its --rate-per-s"""
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_parts)] = ()
     """web pages that may send requests from a browser, separated by commas, like
     https://example.org; * for all (default: none)"""
@@ -144,8 +140,6 @@ class Settings(EngineSettings):
         every = {key.get_secret_value() for key in self.api_keys}
         if any(key.get_secret_value() in every for key in self.admin_keys):
             raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
-        if self.rate_per_s is not None and not self.api_keys:
-            raise ValueError("rate_per_s limits API keys, and none are set; set api_keys")
         if self.max_body_bytes > self.max_waiting_bytes:
             raise ValueError(
                 f"max_body_bytes is {self.max_body_bytes:,}, and there is never room for it: set "
@@ -193,13 +187,11 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def _read(config: Path) -> dict[str, object]:
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
+        document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{config} must be a JSON object of settings")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} must be a JSON object of settings: {error}") from None
     for name in document:
         _check(name, f"{config}: no setting {name!r}", repr)
     return document
