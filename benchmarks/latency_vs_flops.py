@@ -4,10 +4,12 @@
     python -m benchmarks.latency_vs_flops --bundle runs/digits/bundle --points 32 --batch 1 8
     python -m benchmarks.latency_vs_flops --runtime onnxruntime torch --threads 1 2
     python -m benchmarks.latency_vs_flops --runtime onnxruntime:cuda tensorrt:cuda
+    python -m benchmarks.latency_vs_flops --runtime onnxruntime openvino --precision fp32 bf16 int8
 
-One line of the plot for each runtime, device, batch and number of threads. All subnets of all lines
-run in turn, so that a slow moment of the machine hits all of them alike. A runtime that cannot run
-here is named with its reason and left out. Prints a table and a JSON line; ``--plot`` draws them.
+One line of the plot for each runtime, device, precision, batch and number of threads. All subnets
+of all lines run in turn, so that a slow moment of the machine hits all of them alike. What cannot
+run here is named with its reason and left out. Prints a table and a JSON line; ``--plot`` draws
+them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -27,7 +31,13 @@ from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_t
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
 from models.space.arch import Arch
-from shiftnas_serve.runtimes import RUNTIMES, AbstractRuntime, build_runtime
+from shiftnas_serve.runtimes import (
+    RUNTIMES,
+    AbstractRuntime,
+    Computing,
+    build_runtime,
+    graph_precision,
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +46,15 @@ class Line:
 
     runtime: str
     device: str
+    precision: Computing
     threads: int
     batch: int
 
     @property
     def name(self) -> str:
         """In tables and legends."""
-        return f"{self.runtime} {self.device}, batch {self.batch}, {self.threads} thread(s)"
+        where = f"{self.runtime} {self.device} {self.precision}"
+        return f"{where}, batch {self.batch}, {self.threads} thread(s)"
 
     def call(self, runtime: AbstractRuntime, bundle: Bundle, arch: Arch) -> Callable[[], object]:
         """A call that runs one batch of noise through a subnet."""
@@ -66,6 +78,7 @@ def summary(line: Line, flops: Sequence[int], timings: Sequence[Timing]) -> dict
     return {
         "runtime": line.runtime,
         "device": line.device,
+        "precision": line.precision,
         "threads": line.threads,
         "batch": line.batch,
         "rank_correlation": round(rank_correlation(flops, medians), 4),
@@ -73,6 +86,24 @@ def summary(line: Line, flops: Sequence[int], timings: Sequence[Timing]) -> dict
         "gflops_per_s": round(1e-6 / slope, 2) if slope > 0 else None,
         "offset_ms": round(float(offset), 4),
     }
+
+
+def add_what_runs(made: argparse.ArgumentParser) -> None:
+    """Options: runtimes, devices, precisions."""
+    made.add_argument(
+        "--runtime",
+        nargs="+",
+        default=["onnxruntime"],
+        metavar="NAME[:DEVICE]",
+        help=f"of: {', '.join(RUNTIMES)} (default: onnxruntime; device: its first)",
+    )
+    made.add_argument(
+        "--precision",
+        nargs="+",
+        choices=get_args(Computing),
+        default=["fp32"],
+        help="in what subnets compute (default: fp32)",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,17 +116,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     made.add_argument("--points", type=int, default=16, help="budgets, evenly spaced")
     made.add_argument("--rounds", type=int, default=200, help="counted calls of each subnet")
-    made.add_argument(
-        "--runtime",
-        nargs="+",
-        default=["onnxruntime"],
-        metavar="NAME[:DEVICE]",
-        help=f"of: {', '.join(RUNTIMES)} (default: onnxruntime; device: its first)",
-    )
+    add_what_runs(made)
     made.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="images that a subnet gets at once"
     )
     made.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of the runtime")
+    made.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the processor's time of all threads, not what others on the machine take",
+    )
     made.add_argument("--plot", type=Path, help="write a plot to this file")
     made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
@@ -107,17 +137,19 @@ def asked_lines(
     """What can run here, and why the rest cannot. Raises ValueError where nothing can."""
     found: list[tuple[Line, AbstractRuntime]] = []
     passed: list[str] = []
-    for asked, threads in product(options.runtime, options.threads):
+    for asked, precision, threads in product(options.runtime, options.precision, options.threads):
         name, _, device = asked.partition(":")
         if name not in RUNTIMES:
             raise ValueError(f"--runtime {asked}: there are: {', '.join(RUNTIMES)}")
         device = device or RUNTIMES[name].devices[0]
         try:
-            runtime = build_runtime(name, device, threads)
+            runtime = build_runtime(name, device, threads, precision=precision)
         except ValueError as error:
-            passed.append(f"{name} {device}: {error}")
+            passed.append(f"{name} {device} {precision}: {error}")
             continue
-        found += [(Line(name, device, threads, batch), runtime) for batch in options.batch]
+        found += [
+            (Line(name, device, precision, threads, batch), runtime) for batch in options.batch
+        ]
     if not found:
         raise ValueError("; ".join(dict.fromkeys(passed)))
     return found, list(dict.fromkeys(passed))
@@ -136,17 +168,25 @@ def main(arguments: list[str] | None = None) -> int:
         bundle = load_bundle(options.bundle)
         lines, passed = asked_lines(options)
         archs = evenly_spaced(bundle, options.points)
-        calls = [line.call(runtime, bundle, arch) for line, runtime in lines for arch in archs]
+        at = {line.precision: bundle.at(graph_precision(line.precision)) for line, _ in lines}
+        calls = [
+            line.call(runtime, at[line.precision], arch)
+            for line, runtime in lines
+            for arch in archs
+        ]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    all_timings = time_in_turn(calls, rounds=options.rounds)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    all_timings = time_in_turn(calls, rounds=options.rounds, clock=clock)
     flops = [bundle.space.flops(arch) for arch in archs]
     of_line = {
         line: all_timings[place * len(archs) : (place + 1) * len(archs)]
         for place, (line, _) in enumerate(lines)
     }
     title = f"{bundle.name}, {machine()['cpu']}, median of {options.rounds} rounds in turn"
+    if options.cpu_time:
+        title += ", the processor's time"
     if options.plot is not None:
         # here, so that the rest runs without matplotlib
         from benchmarks.parts.plot import Panel, plot_panels
@@ -165,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bundle": bundle.name,
         "version": bundle.version,
         "rounds": options.rounds,
+        "clock": clock.__name__,
         "lines": [
             {
                 **summary(line, flops, timings),

@@ -5,8 +5,8 @@
 Takes QEMU's user-mode emulator (Debian's package qemu-user-static). ONNX Runtime chooses its
 kernels by the processor, and runs the same subnet here and on an emulated Haswell, which has AVX2
 and no VNNI: as this project quantizes it, and as ONNX Runtime's own quantizer does, whose weights
-may overflow there; both on the same noise. Prints how far logits are apart, and JSON as the last
-line.
+may overflow there; both on the same noise. So does OpenVINO (``--runtime openvino``). Prints how
+far logits are apart, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -31,12 +31,17 @@ from models.quantize import observed_ranges, refuse_unquantizable
 
 CHILD = """
 import sys
+from pathlib import Path
 import numpy as np, onnxruntime
-folder, out, *names = sys.argv[1:]
+folder, out, runtime, *names = sys.argv[1:]
+if runtime == "openvino":
+    from shiftnas_serve.runtimes.openvino import OpenVino
+    run = lambda data, images: OpenVino("cpu", 1).session_of(data).run(images)
+else:
+    run = lambda data, images: onnxruntime.InferenceSession(data).run(None, {"images": images})[0]
 images = np.load(folder + "/images.npy")
 for name in names:
-    session = onnxruntime.InferenceSession(f"{folder}/{name}.onnx")
-    np.save(f"{folder}/{name}.{out}.npy", session.run(None, {"images": images})[0])
+    np.save(f"{folder}/{name}.{out}.npy", run(Path(folder, name + ".onnx").read_bytes(), images))
 """
 NAMES = ("int8", "plain")
 
@@ -62,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--emulator", required=True, help="a user-mode QEMU for x86-64")
     parser.add_argument("--cpu", default="Haswell", help="that it emulates (default: Haswell)")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime")
     options = parser.parse_args(arguments)
     try:
         bundle = load_bundle(options.bundle)
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         emulated = [options.emulator, "-cpu", options.cpu]
         here: list[str] = []
         for out, before, names in (("here", here, ("fp32", *NAMES)), ("there", emulated, NAMES)):
-            words = [*before, sys.executable, "-c", CHILD, name, out, *names]
+            words = [*before, sys.executable, "-c", CHILD, name, out, options.runtime, *names]
             environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
             subprocess.run(words, check=True, env=environment, stderr=subprocess.DEVNULL)
         fp32 = np.load(folder / "fp32.here.npy")
@@ -102,12 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             + [distance(*(np.load(folder / f"{kind}.{out}.npy") for out in ("there", "here")))]
             for kind in NAMES
         }
-    print(f"{bundle.name}, {bundle.space.flops(arch) / 1e6:.1f} MFLOPs: mean distance of logits")
+    told = f"{bundle.name}, {bundle.space.flops(arch) / 1e6:.1f} MFLOPs, {options.runtime}"
+    print(f"{told}: mean distance of logits")
     print(f"                       fp32 to here   fp32 to {options.cpu}   here to {options.cpu}")
     for kind, told in (("int8", "as in a bundle"), ("plain", "ONNX Runtime's own")):
         cells = "".join(f"{100 * share:13.1f} %" for share in rows[kind])
         print(f"{told:22s}{cells}")
     about = {"bundle": bundle.name, "version": bundle.version, "machine": machine()}
+    about["runtime"] = options.runtime
     print(json.dumps({"benchmark": "older_processor", **about, "cpu": options.cpu, "rows": rows}))
     return 0
 

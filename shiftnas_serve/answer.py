@@ -39,7 +39,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class ModelName(msgspec.Struct, frozen=True):
-    """Of which bundle the subnet is, and in what it computes: ``fp32``, ``int8``."""
+    """Of which bundle the subnet is, and in what it computes: ``fp32``, ``bf16``, ``int8``."""
 
     name: str
     version: str

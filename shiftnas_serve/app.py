@@ -12,14 +12,12 @@ import asyncio
 import gc
 import os
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -47,19 +45,13 @@ class App:
     """``state`` is what it serves with; ``failure`` why it cannot.
 
     ``waits``: whether its start ends when the bundle is loaded, as hosts expect. Else it answers
-    /livez meanwhile. ``loaded`` is called when the bundle is loaded, or found not to be good.
+    /livez meanwhile.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        waits: bool = True,
-        loaded: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: Settings, *, waits: bool = True) -> None:
         self.settings, self.state = settings, ServerState(settings)
         self.failure: str | None = None
-        self._waits, self._loaded = waits, loaded
+        self._waits = waits
         self._app = assemble(self.state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,6 +72,9 @@ class App:
             return
         await send({"type": "lifespan.shutdown.complete"})
 
+    def loaded(self) -> None:
+        """The bundle is loaded, or found not to be good: for hosts to override."""
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Loaded meanwhile, for an application that mounts this one. ValueError: it cannot be."""
@@ -87,10 +82,19 @@ class App:
         loop = asyncio.get_running_loop()
 
         def load() -> None:
-            self._load()
+            try:
+                self.state.engine = Engine(self.settings, end_soon)
+                # What is loaded stays: to look through it for garbage again and again takes 3 % of
+                # the processor. Answers make next to none.
+                gc.freeze()
+                gc.set_threshold(10_000)
+            except ValueError as error:
+                self.failure = str(error)
+            except Exception as error:  # noqa: BLE001 - what never becomes ready must not run on
+                self.failure = repr(error)
             with suppress(RuntimeError):  # it has been stopped meanwhile
                 loop.call_soon_threadsafe(loaded.set)
-                loop.call_soon_threadsafe(self._loaded)
+                loop.call_soon_threadsafe(self.loaded)
 
         # Not of an executor: those are waited for, however long that takes.
         threading.Thread(target=load, name="load", daemon=True).start()
@@ -104,37 +108,20 @@ class App:
             if self.state.engine is not None:
                 self.state.engine.close()
 
-    def _load(self) -> None:
-        try:
-            engine = Engine(self.settings, end_soon)
-            # What is loaded stays: to look through it for garbage again and again takes 3 % of the
-            # processor. Answers make next to none.
-            gc.freeze()
-            gc.set_threshold(10_000)
-            self.state.engine = engine
-        except ValueError as error:
-            self.failure = str(error)
-        except Exception as error:  # noqa: BLE001 - one that never becomes ready must not run on
-            self.failure = repr(error)
 
-
-def create_app(settings: Settings | None = None) -> App:
-    """The server. ``settings``: by default from the environment."""
-    if settings is None:
-        settings = load_settings({})
-        configure_log(settings.log_level, settings.log_format)
-    return App(settings)
+def create_app(kind: type[App] = App) -> App:
+    """The server, with settings from the environment."""
+    settings = load_settings({})
+    configure_log(settings.log_level, settings.log_format)
+    return kind(settings)
 
 
 def end_soon(reason: str) -> None:
     """An inference stands still: end this process, so that who supervises it starts another."""
-
-    def end() -> None:
-        time.sleep(_LAST_S)
-        os._exit(WEDGED)
-
     _LOG.critical("this process ends", reason=reason, status=WEDGED)
-    threading.Thread(target=end, name="end", daemon=True).start()
+    end = threading.Timer(_LAST_S, os._exit, (WEDGED,))
+    end.daemon = True
+    end.start()
 
 
 def assemble(state: ServerState) -> ASGIApp:
@@ -147,13 +134,29 @@ def assemble(state: ServerState) -> ASGIApp:
         *(page_routes() if state.settings.page else ()),
     ]
     # (a redirect would go to where the client's Host header says)
-    rest = Router(routes, redirect_slashes=False, default=_nothing)
+    rest = Router(routes, redirect_slashes=False)
     classify = Counted(classify_endpoint(state), state)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
-        await (classify if own_path(scope) == "/classify" else rest)(scope, receive, send)
+        """Every error is a problem, those of the router included."""
+        scope["app"] = front  # for the router: it raises what it would else answer as text
+        try:
+            await (classify if own_path(scope) == "/classify" else rest)(scope, receive, send)
+            return
+        except Problem as error:
+            problem = error
+        except HTTPException as error:
+            path = f"{scope['path']:.200}"
+            detail = f"{scope['method']} is not for {path}"
+            if error.status_code == 404:
+                detail = f"there is no {path} here; /docs lists what there is"
+            problem = Problem(error.status_code, detail, headers=error.headers)
+        except Exception:  # the client is told, and what it was goes into the log
+            await problem_response(unknown_problem(), scope)(scope, receive, send)
+            raise
+        await problem_response(problem, scope)(scope, receive, send)
 
-    app: ASGIApp = Problems(front)
+    app: ASGIApp = front
     if state.settings.cors_origins:
         app = CORSMiddleware(
             app,
@@ -163,31 +166,3 @@ def assemble(state: ServerState) -> ASGIApp:
             expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
         )
     return RequestContext(app, lambda: state.draining)
-
-
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    raise Problem(404, f"there is no {scope['path']:.200} here; /docs lists what there is")
-
-
-class Problems:
-    """Middleware: every error is a problem, those of the router included."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: Response
-        scope["app"] = self  # for the router: it raises what it would else answer as text
-        try:
-            await self._app(scope, receive, send)
-            return
-        except Problem as problem:
-            answer = problem_response(problem, scope)
-        except HTTPException as error:
-            detail = f"{scope['method']} is not for {scope['path']:.200}"
-            headers = dict(error.headers or {})
-            answer = problem_response(Problem(error.status_code, detail, headers=headers), scope)
-        except Exception:  # the client is told, and what it was goes into the log
-            await problem_response(unknown_problem(), scope)(scope, receive, send)
-            raise
-        await answer(scope, receive, send)

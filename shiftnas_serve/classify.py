@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import get_args
 
 from models import PRODUCT
-from models.bundle.value import Precision
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
 from shiftnas_serve.library import WEDGED, Engine, parse_budgets
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.runtimes import Computing
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
 
 _DESCRIPTION = """\
@@ -73,7 +73,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")
     made.add_argument("--device", default="cpu", help="where subnets run")
     made.add_argument(
-        "--precision", choices=get_args(Precision), default="fp32", help="int8: in 8 bits"
+        "--precision",
+        choices=get_args(Computing),
+        default="fp32",
+        help="bf16: in half precision; int8: in 8 bits",
     )
     return made
 

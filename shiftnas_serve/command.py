@@ -22,8 +22,7 @@ the subnet that fits the budget answers.
   curl -T docs/images/coffee.jpg -H 'FLOPs-Budget: 100M' localhost:8000/classify
 
 Every setting can also stand in a JSON file (--config) or in the environment
-({PREFIX}PORT=9000); the command line wins over the environment, the
-environment over the file."""
+({PREFIX}PORT=9000). The command line wins, then the environment."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
         allowed = _allowed(name, field.annotation)
-        default = "" if field.default in (None, ()) else f" (default: {_as_typed(field.default)})"
+        shown = str(field.default).lower() if field.annotation is bool else field.default
+        default = "" if field.default in (None, ()) else f" (default: {shown})"
         made.add_argument(
             f"--{name.replace('_', '-')}",
             dest=name,
@@ -48,21 +48,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _allowed(name: str, annotation: object) -> tuple[str, ...]:
+def _allowed(name: str, annotation: object) -> Sequence[str]:
     """The values a setting can have, where they can be listed."""
-    if name == "server":
-        return tuple(HOSTS)
-    if name == "runtime":
-        return (*RUNTIMES, AUTO)
-    if name == "device":
-        return tuple(dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices))
+    devices = dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices)
+    listed = {"server": HOSTS, "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
     if annotation is bool:
         return "true", "false"
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
-
-
-def _as_typed(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

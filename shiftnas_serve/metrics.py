@@ -19,7 +19,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 _PARTS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.97, 0.98, 0.99, 1)
 
 
-class Metrics:
+class Metrics(Collector):
     """What is counted. All values of a label are there from the start, so that rates miss nothing.
 
     No label is a budget or a subnet: their number has no bound. ``engine``: the one that serves, or
@@ -47,7 +47,8 @@ class Metrics:
         self._reloads = counter("shiftnas_reloads", "Reloads by what came of them", ["result"])
         for result in ("done", "unchanged", "refused"):
             self._reloads.labels(result)
-        self._registry.register(_OfEngine(engine))
+        self._engine = engine
+        self._registry.register(self)
 
     def answered(self, status: int) -> None:
         """An answer to /classify or to its like under /v2."""
@@ -65,12 +66,6 @@ class Metrics:
         if result.degraded:
             self._degraded.inc()
 
-    def stage(self, name: str) -> dict[str, int]:
-        """Of how many images, and how many nanoseconds it took in all."""
-        of = partial(self._registry.get_sample_value, labels={"stage": name})
-        count, total_s = of("shiftnas_stage_seconds_count"), of("shiftnas_stage_seconds_sum")
-        return {"count": int(count or 0), "ns": int(1e9 * (total_s or 0.0))}
-
     def reloaded(self, result: str) -> None:
         """A reload: ``done``, ``unchanged`` or ``refused``."""
         self._reloads.labels(result).inc()
@@ -78,14 +73,8 @@ class Metrics:
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
-
-class _OfEngine(Collector):
-    """What the engine counts, and which model it serves: earlier ones leave nothing."""
-
-    def __init__(self, engine: Callable[[], Engine | None]) -> None:
-        self._engine = engine
-
     def collect(self) -> Iterator[Metric]:
+        """What the engine counts, and which model it serves: earlier ones leave nothing."""
         engine, lost = self._engine(), log.lost_lines()
         failures = 0 if engine is None else engine.runners.prebuild_failures
         told = "Lines of the log nobody took in time"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,10 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from models.bundle.value import Precision
 from models.images.header import MAX_PIXELS
 from models.space.quantity import parse_flops
-from shiftnas_serve.runtimes import RUNTIMES, check_runtime
+from shiftnas_serve.runtimes import RUNTIMES, Computing, check_runtime
 
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 PREFIX = "SHIFTNAS_"
@@ -70,9 +69,9 @@ class EngineSettings(BaseModel):
     runtime: str = "onnxruntime"
     """what runs subnets; auto: the fastest that works here, as the log tells"""
     device: str = Field("cpu", description=f"where subnets run ({_DEVICES})")
-    precision: Precision = "fp32"
-    """in what subnets compute; int8: 8-bit integers, of a bundle that holds them (python -m models
-    quantize)"""
+    precision: Computing = "fp32"
+    """in what subnets compute; bf16: half precision, with --runtime openvino; int8: 8-bit integers,
+    of a bundle that holds them (python -m models quantize)"""
     engine_cache: Path | None = Field(
         None,
         description=f"folder in which the runtime ({_KEEPING}) keeps its engines between starts "
@@ -124,10 +123,6 @@ class Settings(EngineSettings):
     admin_keys: Keys = ()
     """keys with which to reload, separated by commas; better set as SHIFTNAS_ADMIN_KEYS (default:
     none, so that nobody can)"""
-    rate_per_s: float | None = Field(None, gt=0)
-    """images a second for each key and process; more are refused with 429 (default: no limit)"""
-    rate_burst: Count = 100
-    """images that a key may send at once within its --rate-per-s"""
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_parts)] = ()
     """web pages that may send requests from a browser, separated by commas, like
     https://example.org; * for all (default: none)"""
@@ -145,8 +140,6 @@ class Settings(EngineSettings):
         every = {key.get_secret_value() for key in self.api_keys}
         if any(key.get_secret_value() in every for key in self.admin_keys):
             raise ValueError("a key stands in api_keys and in admin_keys; give admins their own")
-        if self.rate_per_s is not None and not self.api_keys:
-            raise ValueError("rate_per_s limits API keys, and none are set; set api_keys")
         if self.max_body_bytes > self.max_waiting_bytes:
             raise ValueError(
                 f"max_body_bytes is {self.max_body_bytes:,}, and there is never room for it: set "
@@ -194,13 +187,11 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 def _read(config: Path) -> dict[str, object]:
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
+        document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{config} must be a JSON object of settings")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} must be a JSON object of settings: {error}") from None
     for name in document:
         _check(name, f"{config}: no setting {name!r}", repr)
     return document

@@ -7,12 +7,14 @@ with says which part to use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from models.nets.normalize import AbstractNormalizer, BatchStatistics
+from models.nets.normalize import AbstractNormalizer, BatchStatistics, given_statistics
 from models.nets.recompute import RunBlock, run_again, run_once
 from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whole
 from models.space.arch import Arch
@@ -102,7 +104,10 @@ class AbstractNet(nn.Module, ABC):
 
 
 class ElasticBatchNorm(nn.Module):
-    """BatchNorm without running statistics: they belong to archs, not to the supernet."""
+    """BatchNorm without running statistics: they belong to archs, not to the supernet.
+
+    ``forward`` normalizes by the batch; where statistics are given, ``folded`` takes its place.
+    """
 
     def __init__(self, net: AbstractNet, name: str) -> None:
         super().__init__()
@@ -124,15 +129,38 @@ class ElasticBatchNorm(nn.Module):
         weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
         if isinstance(statistics, AbstractNormalizer):
             return statistics.normalize(self.name, x, weight, bias, self._epsilon)
-        if statistics is not None:
-            mean, variance = statistics[self.name]
-            return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self._epsilon)
         if not self.training:
             raise ValueError(
                 f"{self.name}: BatchNorm statistics belong to an arch; pass statistics= "
                 "(models.nets.calibration) or call net.train() to normalize by the batch"
             )
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self._epsilon)
+
+    def folded(
+        self, conv: Tensor, view: AbstractView, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weight and bias with which the convolution before it gives what this would."""
+        weight, bias = view.weight(self.weight, self._weight), view.weight(self.bias, self._bias)
+        scale = weight * torch.rsqrt(variance + self._epsilon)
+        return conv * scale.view(-1, 1, 1, 1), bias - mean * scale
+
+
+class _BiasGradient(torch.autograd.Function):
+    """A convolution's output as it is; the gradient of the bias that it added.
+
+    On a CPU torch's own gradient of it can cost as much as the rest of the convolution's.
+    """
+
+    # torch types it as taking anything; each function takes what it takes
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (gradient,) = grad_outputs
+        return gradient, gradient.sum((0, 2, 3))
 
 
 class ElasticConv2d(nn.Module):
@@ -166,12 +194,17 @@ class ElasticConv2d(nn.Module):
         weight = view.weight(self.weight, self._weight)
         groups = weight.shape[0] if self._depthwise else 1
         padding = weight.shape[-1] // 2
-        bias = self.bias
-        if isinstance(statistics, AbstractNormalizer) and bias is None:
-            bias = statistics.centring(self.name, weight)
+        bias, norm, learned = self.bias, self.norm, None
+        if norm is not None:
+            given = given_statistics(statistics, norm.name, self.name, weight)
+            if given is not None:  # spares a pass over the map, and a copy of it for the gradient
+                weight, learned = norm.folded(weight, view, *given)
+                bias, norm = learned.detach(), None
         x = F.conv2d(x, weight, bias, self._stride, padding, 1, groups)
-        if self.norm is not None:
-            x = self.norm(x, view, statistics)
+        if learned is not None and learned.requires_grad:
+            x = _BiasGradient.apply(x, learned)
+        if norm is not None:
+            x = norm(x, view, statistics)
         if self._activation is not None:
             x = ACTIVATIONS[self._activation](x)
         return x

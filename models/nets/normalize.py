@@ -30,14 +30,6 @@ class AbstractNormalizer(ABC):
         ``epsilon`` is added to variances.
         """
 
-    def centring(self, name: str, weight: Tensor) -> Tensor | None:
-        """What a convolution adds to its outputs, (channels,); name: of the convolution."""
-        return None
-
-
-BatchStatistics = TensorStatistics | AbstractNormalizer | None
-"""What a forward pass takes; None: each BatchNorm normalizes by the batch that it sees."""
-
 
 class StatisticsRecorder(AbstractNormalizer):
     """Collects BatchNorm statistics: the mean over batches of each batch's mean and variance."""
@@ -59,7 +51,7 @@ class StatisticsRecorder(AbstractNormalizer):
         return F.batch_norm(x, mean, variance, weight, bias, True, 1 / (seen + 1), epsilon)
 
 
-class FrozenStatistics(AbstractNormalizer):
+class FrozenStatistics:
     """One set of statistics for all archs, which does not move (``SharedStatistics``).
 
     A pretrained network's own, under which its weights go on learning: measured anew on a batch,
@@ -75,17 +67,31 @@ class FrozenStatistics(AbstractNormalizer):
         self._norms = {name: (here(m), here(v)) for name, (m, v) in shared.norms.items()}
         self._centres = {name: here(centre) for name, centre in shared.centres.items()}
 
-    def normalize(
-        self, name: str, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
-    ) -> Tensor:
-        mean, variance = (of[: x.shape[1]] for of in self._norms[name])
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, epsilon)
+    def of(self, norm: str, conv: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each (channels,), of what ``conv`` gives with this part of it."""
+        mean, variance = (of[: len(weight)] for of in self._norms[norm])
+        if conv in self._centres:
+            each = weight.flatten(1)
+            mean = mean + each @ self._centres[conv][: each.shape[1]]
+        return mean, variance
 
-    def centring(self, name: str, weight: Tensor) -> Tensor | None:
-        if name not in self._centres:
-            return None
-        each = weight.flatten(1)
-        return -(each @ self._centres[name][: each.shape[1]])
+
+BatchStatistics = TensorStatistics | FrozenStatistics | AbstractNormalizer | None
+"""What a forward pass takes; None: each BatchNorm normalizes by the batch that it sees."""
+
+
+def given_statistics(
+    statistics: BatchStatistics, norm: str, conv: str, weight: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and variance of a BatchNorm; None where they are taken from the batch.
+
+    ``norm`` follows the convolution ``conv``, of which ``weight`` is the part in use.
+    """
+    if statistics is None or isinstance(statistics, AbstractNormalizer):
+        return None
+    if isinstance(statistics, FrozenStatistics):
+        return statistics.of(norm, conv, weight)
+    return statistics[norm]
 
 
 class SharedBatchNormalizer(AbstractNormalizer):

@@ -14,7 +14,7 @@ from shiftnas_serve.answer import ModelName
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.latency import LatencyTable, measure_ms
 from shiftnas_serve.planning.planner import LATENCY, Planner, check_budgets
-from shiftnas_serve.runtimes import AUTO, build_runtime
+from shiftnas_serve.runtimes import AUTO, build_runtime, graph_precision
 from shiftnas_serve.runtimes.auto import pick_runtime
 from shiftnas_serve.settings import EngineSettings
 
@@ -41,10 +41,10 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
 
     ``busy``: whether this process serves another meanwhile.
     """
-    bundle = load_bundle(path).at(settings.precision)
+    bundle = load_bundle(path).at(graph_precision(settings.precision))
     check_budgets(bundle, settings.pinned_flops, settings.default_flops)
     if settings.runtime == AUTO:
-        runtime = pick_runtime(bundle, settings.threads, settings.engine_cache)
+        runtime = pick_runtime(bundle, settings.threads, settings.engine_cache, settings.precision)
     else:
         runtime = build_runtime(
             settings.runtime,
@@ -67,7 +67,7 @@ def load_model(path: Path, settings: EngineSettings, *, busy: bool = False) -> M
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(f"bundle {path} cannot run here: {reason}") from error
     planner = Planner(bundle, settings.default_flops, LatencyTable.of(points), sessions.is_resident)
-    name = ModelName(bundle.name, bundle.version, bundle.precision)
+    name = ModelName(bundle.name, bundle.version, settings.precision)
     largest_side = bundle.space.resolution(bundle.space.largest)
     return Model(bundle, sessions, planner, runtime.describe(), name, largest_side)
 

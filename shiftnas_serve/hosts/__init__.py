@@ -6,25 +6,20 @@ import importlib
 
 from shiftnas_serve.settings import Settings
 
-HOSTS: dict[str, str] = {
-    "uvicorn": "shiftnas_serve.hosts.uvicorn:serve",
-    "litserve": "shiftnas_serve.hosts.litserve:serve",
-    "ray": "shiftnas_serve.hosts.ray:serve",
-}
-"""By name, ``module:function``: called with the settings, it serves until it is told to stop, and
-answers the exit status. Imported when it is asked for."""
+HOSTS = ("uvicorn", "litserve", "ray")
+"""Each a module here, imported when it is asked for. Its ``serve`` is called with the settings,
+serves until it is told to stop, and answers the exit status."""
 
 
 def serve(settings: Settings) -> int:
     """Run the host of that name. Raises ValueError, in one line, for a mistake of the user's."""
     if settings.server not in HOSTS:
         raise ValueError(f"no server {settings.server!r:.40}; there are: {', '.join(HOSTS)}")
-    module, _, function = HOSTS[settings.server].partition(":")
     try:
-        found = importlib.import_module(module)
+        host = importlib.import_module(f"shiftnas_serve.hosts.{settings.server}")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{settings.server} is not installed ({error.name} is missing); pip install -e "
             f"'.[{settings.server}]', or leave out --server"
         ) from None
-    return getattr(found, function)(settings)
+    return host.serve(settings)

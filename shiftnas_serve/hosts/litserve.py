@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shiftnas_serve.app import App, end_soon
 from shiftnas_serve.hosts.uvicorn import HTTP
 from shiftnas_serve.http.answers import problem_response, unknown_problem
-from shiftnas_serve.http.body import BodyLimits, read_body
+from shiftnas_serve.http.body import read_body
 from shiftnas_serve.http.context import plain_headers, request_id
 from shiftnas_serve.library import Engine
 from shiftnas_serve.log import configure_log
@@ -92,7 +92,6 @@ class Carry:
 
     def __init__(self, app: ASGIApp, way: Way, settings: Settings) -> None:
         self._litserve, self._way, self._settings = app, way, settings
-        self._limits = BodyLimits(settings.max_body_bytes, settings.timeout_s)
         self._room = Room(1, settings.max_waiting_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +104,7 @@ class Carry:
         answer: ASGIApp
         try:
             with self._room.share() as share:
-                body = await read_body(scope, receive, self._limits, share)
+                body = await read_body(scope, receive, share, self._settings)
                 answer = await self._way.ask(
                     Carried(carried, body), self._settings.timeout_s + _GRACE_S
                 )

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shlex
 import signal
 import socket
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -23,13 +21,12 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from models import PRODUCT
-from shiftnas_serve.app import App
+from shiftnas_serve.app import App, create_app
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
-from shiftnas_serve.http.page import PHOTO
 from shiftnas_serve.log import STARTS, configure_log
 from shiftnas_serve.problem import Problem
-from shiftnas_serve.settings import Settings, as_environment, load_settings
+from shiftnas_serve.settings import Settings, as_environment
 
 _BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -57,14 +54,13 @@ def serve(settings: Settings) -> int:
     configure_log(settings.log_level, settings.log_format)
     if settings.processes > 1:
         return _serve_many(settings, listener)
-    process = Process(settings, waits=False)
-    _announce(settings)
+    process = Process(settings)
     # (uvicorn raises the signal that ended it once more)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
     uvicorn.Server(_config(process, settings)).run([listener])
-    if process.app.failure is not None:
-        raise ValueError(process.app.failure)
+    if process.failure is not None:
+        raise ValueError(process.failure)
     return 0
 
 
@@ -72,21 +68,9 @@ def _serve_many(settings: Settings, listener: socket.socket) -> int:
     os.environ |= as_environment(settings)
     config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
     supervisor = Multiprocess(config, [listener])
-    _announce(settings)
     supervisor.run()
     failed = any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes)
     return 2 if failed else 0
-
-
-def _announce(settings: Settings) -> None:
-    if sys.stderr.isatty():
-        host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
-        url = f"http://{host}:{settings.port}"
-        print(
-            f"{url}{'/' if settings.page else '/docs'}\n"
-            f"  curl -T {shlex.quote(str(PHOTO))} -H 'Latency-Budget: 100' {url}/classify",
-            file=sys.stderr,
-        )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -105,12 +89,10 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def process_app() -> Process:
+def process_app() -> App:
     """The app of one of several processes."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the parent's to obey
-    settings = load_settings({})
-    configure_log(settings.log_level, settings.log_format)
-    return Process(settings, waits=True)
+    return create_app(Process)
 
 
 def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
@@ -127,17 +109,21 @@ def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
     )
 
 
-class Process:
-    """An ``App``, and what signals mean to its process, which has one event loop."""
+def on_terminal() -> bool:
+    """Whether this process reads from or writes to a terminal that has not been closed."""
+    return any(map(os.isatty, range(3)))
 
-    def __init__(self, settings: Settings, *, waits: bool) -> None:
-        self.app = App(settings, waits=waits, loaded=self._loaded)
-        self._settings, self._alone = settings, not waits
+
+class Process(App):
+    """An app, and what signals mean to its process, which has one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._alone = settings.processes == 1
+        super().__init__(settings, waits=not self._alone)
         # Who starts a server with nohup wants it to outlive the terminal.
-        self._tied = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._tied = on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
         self._parent = os.getppid()
         self._stop: Any = None
-        self._stopping = self._reload_soon = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -151,7 +137,7 @@ class Process:
                 loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             else:
                 self._keep(self._end_with_parent())
-        await self.app(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
     def stop(self) -> None:
         """Take nothing new; uvicorn ends with what is in flight."""
@@ -161,34 +147,36 @@ class Process:
             signal.signal(number, self._stop)
         self._stop(signal.SIGTERM, None)
 
-    def _loaded(self) -> None:
-        engine = self.app.state.engine
+    def loaded(self) -> None:
+        engine = self.state.engine
         if engine is None:
             self.stop()
             return
-        model, settings = engine.model.name, self._settings
-        address = f"http://{settings.host}:{settings.port}"
-        _LOG.info("ready", address=address, bundle=str(engine.path), version=model.version)
+        address, version = (
+            f"http://{self.settings.host}:{self.settings.port}",
+            engine.model.name.version,
+        )
+        _LOG.info("ready", address=address, bundle=str(engine.path), version=version)
 
     def _drain(self) -> None:
-        if self.app.state.engine is None:
+        if self.state.engine is None:
             logging.shutdown()
             os._exit(0)  # it has begun nothing that would have to end
-        if not self._stopping:
-            self._stopping = self.app.state.draining = True
-            asyncio.get_running_loop().call_later(self._settings.drain_s, self.stop)
+        if not self.state.draining:
+            self.state.draining = True
+            asyncio.get_running_loop().call_later(self.settings.drain_s, self.stop)
 
     def _hang_up(self) -> None:
-        if self._tied and not has_terminal():
+        if self._tied and not on_terminal():
             self._drain()
         else:
             self._keep(self._reload())
 
     async def _reload(self) -> None:
-        while self.app.state.engine is None:
+        while self.state.engine is None:
             await asyncio.sleep(_LOOK_S)
         with suppress(Problem):  # it is in the log
-            await reload(self.app.state, None)
+            await reload(self.state, None)
 
     async def _end_with_parent(self) -> None:
         """Also after a kill -9 of the parent, which would else leave a server that nobody knows."""
@@ -200,12 +188,3 @@ class Process:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself would let it go
         task.add_done_callback(self._tasks.discard)
-
-
-def has_terminal() -> bool:
-    """Whether a terminal controls this process: not as a service, nor when it was hung up."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

@@ -29,7 +29,8 @@ def about_routes(state: ServerState) -> list[Route]:
         if state.draining:
             raise Problem(503, "the server is draining", headers={"Retry-After": "1"})
         model = state.serving().model
-        return JSONResponse({"status": "ready", "model": _name(model), "runtime": model.runtime})
+        name = msgspec.structs.asdict(model.name)
+        return JSONResponse({"status": "ready", "model": name, "runtime": model.runtime})
 
     async def metrics(request: Request) -> Response:
         text = await asyncio.to_thread(state.metrics.text)
@@ -56,32 +57,24 @@ def about_routes(state: ServerState) -> list[Route]:
     return [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
 
 
-def _name(model: Model) -> dict[str, str]:
-    return msgspec.structs.asdict(model.name)
-
-
 def describe_budgets(model: Model) -> dict[str, object]:
     """What may be asked for, and what one may expect."""
     bundle, latency = model.bundle, model.planner.latency
 
     def row(entry: FrontierRow) -> dict[str, object]:
-        return {
-            "budget_flops": entry.budget_flops,
-            "subnet": bundle.space.arch_id(entry.arch),
-            "flops": entry.flops,
-            "params": entry.params,
-            "held_out_accuracy": entry.held_out_accuracy,
-            "test_accuracy": entry.test_accuracy,
-            **({} if entry.agreement is None else {"agreement": entry.agreement}),
-            "infer_ms": latency.infer_ms(entry.flops),
-        }
+        known = {name: value for name, value in vars(entry).items() if name != "arch"}
+        if entry.agreement is None:
+            del known["agreement"]
+        subnet = bundle.space.arch_id(entry.arch)
+        return {**known, "subnet": subnet, "infer_ms": latency.infer_ms(entry.flops)}
 
     known = bundle.confidence
     names = ("budget_flops", "first_flops", "second_flops")
     pairs = [dict(zip(names, pair, strict=True)) for pair in known.pairs] if known else []
     return {
-        "model": {**_name(model), "space": bundle.space.name},
+        "model": {**msgspec.structs.asdict(model.name), "space": bundle.space.name},
         "measured_on": bundle.measured_on,
+        "measured_in": bundle.precision,  # bf16 has the figures of fp32
         "flops": {"min": bundle.min_flops, "max": bundle.max_flops, "groups": list(bundle.groups)},
         "latency_ms": {
             "min": latency.answer_ms(bundle.min_flops),

@@ -14,13 +14,11 @@ from starlette.types import ASGIApp
 
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.http.answers import json_answer
-from shiftnas_serve.http.body import BodyLimits, read_body
+from shiftnas_serve.http.body import read_body
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import Reloaded
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import PREFIX
-
-_MAX_BODY_BYTES = 65_536
 
 _LOG = structlog.get_logger("shiftnas_serve.reload")
 
@@ -43,25 +41,25 @@ class ReloadAnswer(msgspec.Struct):
 
 def admin_route(state: ServerState) -> Route:
     """``POST /admin/reload``."""
-    limits = BodyLimits(_MAX_BODY_BYTES, state.settings.timeout_s)
+    settings = state.settings.model_copy(update={"max_body_bytes": 65_536})
 
     async def answer(request: Request) -> ASGIApp:
-        if not len(state.admin_keys):
+        if not settings.admin_keys:
             raise Problem(
                 403,
                 "this server has no admin key, so nobody may reload it; set admin_keys "
                 f"({PREFIX}ADMIN_KEYS=KEY) and start it anew",
             )
         state.admin_keys.check(request.state.headers)
-        if state.settings.processes > 1:
+        if settings.processes > 1:
             raise Problem(
                 409,
-                f"this server has {state.settings.processes} processes, and this is one of them; "
+                f"this server has {settings.processes} processes, and this is one of them; "
                 "with uvicorn, send SIGHUP to their parent: it replaces them one by one, from the "
                 "same path; other hosts start anew",
             )
         with state.serving().room.share() as share:
-            body = await read_body(request.scope, request.receive, limits, share)
+            body = await read_body(request.scope, request.receive, share, settings)
         done = await reload(state, read_source(body))
         request.state.details.append(lambda: {"model": done.model, "previous": done.previous})
         status = "reloaded" if done.changed else "unchanged"
@@ -89,14 +87,10 @@ async def reload(state: ServerState, source: Path | None) -> Reloaded:
 
 def read_source(body: bytes) -> Path | None:
     """The path in ``{"bundle": "PATH"}``; None for no body. Problem 400 for anything else."""
-    if not body.strip():
-        return None
     try:
-        path = msgspec.json.decode(body, type=Reload).bundle
+        path = msgspec.json.decode(body.strip() or b"{}", type=Reload).bundle
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         path = ""
-    if path is None:
-        return None
-    if not path or "\0" in path:
+    if path is not None and (not path or "\0" in path):
         raise Problem(400, 'send {"bundle": "PATH"} as JSON, or no body for the same path')
-    return Path(path)
+    return None if path is None else Path(path)

@@ -78,19 +78,14 @@ class ProblemDocument(msgspec.Struct):
     type: str = "about:blank"
 
 
-def problem_document(problem: Problem, request_id: str) -> dict[str, object]:
-    """As JSON has it, with the fields that this problem has beside them."""
-    title = responses.get(problem.status, "Error")
-    document = ProblemDocument(title, problem.status, problem.detail, request_id)
-    return {**msgspec.structs.asdict(document), **problem.extra}
-
-
 def problem_response(problem: Problem, scope: Scope) -> Response:
     """The answer to a request that failed.
 
     Under /v2 it also has the field ``error``, where clients of the Open Inference Protocol look.
     """
-    body = problem_document(problem, scope["state"]["request_id"])
+    title, identity = responses.get(problem.status, "Error"), scope["state"]["request_id"]
+    document = ProblemDocument(title, problem.status, problem.detail, identity)
+    body = {**msgspec.structs.asdict(document), **problem.extra}
     if own_path(scope).startswith("/v2"):
         body["error"] = problem.detail
     return AsciiJson(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import msgspec
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
-from starlette.types import Message, Receive, Scope
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, parse_options_header
+from starlette.types import Receive, Scope
 
 from shiftnas_serve.http.options import refuse_others
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.room import Share
+from shiftnas_serve.settings import Settings
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
@@ -32,14 +31,6 @@ _STANDARD = bytes.maketrans(b"-_", b"+/")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class BodyLimits:
-    """Of one body."""
-
-    max_bytes: int
-    timeout_s: float
-
-
 class ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
     """A body: the bytes of an image in a form, or base64 in JSON."""
 
@@ -47,7 +38,7 @@ class ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def read_image(
-    scope: Scope, receive: Receive, limits: BodyLimits, share: Share, threads: Executor
+    scope: Scope, receive: Receive, share: Share, settings: Settings, threads: Executor
 ) -> bytes:
     """The encoded image. Raises Problem: 400 malformed or empty, 415 other types; ``read_body``'s.
 
@@ -64,14 +55,12 @@ async def read_image(
             detail += " (curl --data-binary needs -H 'Content-Type: image/jpeg')"
         accepted = ", ".join(ACCEPTED)
         raise Problem(415, detail, headers={"Accept": accepted, "Accept-Post": accepted})
-    body = await read_body(scope, receive, limits, share)
+    body = await read_body(scope, receive, share, settings)
     if media_type == "application/json":
         return await in_turn(len(body), partial(_from_json, body), threads)
     if media_type == "multipart/form-data":
-        # (a loop of its own in the thread: the form is read by a coroutine that never waits)
-        if len(body) <= _SMALL_BYTES:
-            return await _from_form(scope, body)
-        return await in_turn(len(body), lambda: asyncio.run(_from_form(scope, body)), threads)
+        form = partial(_from_form, headers[b"content-type"], body)
+        return await in_turn(len(body), form, threads)
     if not body:
         raise Problem(400, "the body is empty; send the bytes of an image")
     return body
@@ -84,8 +73,8 @@ async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> 
     return await asyncio.get_running_loop().run_in_executor(threads, read)
 
 
-async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: Share) -> bytes:
-    """The body as it is; ``share`` grows by what comes.
+async def read_body(scope: Scope, receive: Receive, share: Share, settings: Settings) -> bytes:
+    """The body as it is, within the limits of ``settings``; ``share`` grows by what comes.
 
     Raises Problem: 400 the client went away, 408 too slow, 413 too long, 415 compressed, 429 no
     room.
@@ -99,22 +88,27 @@ async def read_body(scope: Scope, receive: Receive, limits: BodyLimits, share: S
             "compressed already)",
             headers={"Accept-Encoding": "identity"},
         )
+    if announced_bytes(headers) > settings.max_body_bytes:
+        raise _too_long(settings)
+    if scope["state"].get("whole"):  # (``connection``) there is nothing to wait for
+        return await _pieces(receive, share, settings)
+    try:
+        async with asyncio.timeout(settings.timeout_s):
+            return await _pieces(receive, share, settings)
+    except TimeoutError:
+        raise Problem(408, f"no complete body came in {settings.timeout_s:g} s") from None
+
+
+def announced_bytes(headers: Mapping[bytes, bytes]) -> int:
+    """How long the body is, as far as its headers say. Raises Problem 400."""
     length = headers.get(b"content-length", b"0")
     if not (length.isdigit() and len(length) <= 20):
         shown = length.decode("latin-1")
         raise Problem(400, f"Content-Length: {shown!r:.40} is not a number")
-    if int(length) > limits.max_bytes:
-        raise _too_long(limits)
-    if scope["state"].get("whole"):  # (``connection``) there is nothing to wait for
-        return await _pieces(receive, limits, share)
-    try:
-        async with asyncio.timeout(limits.timeout_s):
-            return await _pieces(receive, limits, share)
-    except TimeoutError:
-        raise Problem(408, f"no complete body came in {limits.timeout_s:g} s") from None
+    return int(length)
 
 
-async def _pieces(receive: Receive, limits: BodyLimits, share: Share) -> bytes:
+async def _pieces(receive: Receive, share: Share, settings: Settings) -> bytes:
     chunks: list[bytes] = []
     received, more = 0, True
     while more:
@@ -123,15 +117,15 @@ async def _pieces(receive: Receive, limits: BodyLimits, share: Share) -> bytes:
             raise Problem(400, "the client went away before the body was complete")
         chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
-        if received > limits.max_bytes:
-            raise _too_long(limits)
+        if received > settings.max_body_bytes:
+            raise _too_long(settings)
         share.grow(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)  # of one piece itself
 
 
-def _too_long(limits: BodyLimits) -> Problem:
-    return Problem(413, f"the body is larger than {limits.max_bytes:,} bytes")
+def _too_long(settings: Settings) -> Problem:
+    return Problem(413, f"the body is larger than {settings.max_body_bytes:,} bytes")
 
 
 def _from_json(body: bytes) -> bytes:
@@ -168,23 +162,26 @@ def decode_base64(text: str) -> bytes:
         raise Problem(400, "image is not valid base64") from None
 
 
-async def _from_form(scope: Scope, body: bytes) -> bytes:
-    async def replay() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
+def _from_form(content_type: bytes, body: bytes) -> bytes:
+    found: list[Field | File] = []
 
+    def take(part: Field | File) -> None:
+        refuse_others([(part.field_name or b"").decode("latin-1")], ("image",), "the form")
+        if found:
+            raise Problem(400, "the form has image several times; send one image a request")
+        found.append(part)
+
+    _, options = parse_options_header(content_type)
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}
     try:
-        form = await Request(scope, replay).form(max_files=4, max_fields=16)
-    except (MultiPartException, HTTPException, ValueError, KeyError) as error:
-        detail = getattr(error, "detail", None) or str(error) or "no boundary"
-        raise Problem(400, f"malformed multipart form: {detail}") from None
-    try:
-        fields = form.multi_items()
-        refuse_others([name for name, _ in fields], ("image",), "the form")
-        if len(fields) > 1:
-            raise Problem(400, f"the form has {len(fields)} of them; send one image a request")
-        field = fields[0][1] if fields else None
-        if not isinstance(field, UploadFile):
-            raise Problem(400, 'the form has no file field "image"')
-        return await field.read()
-    finally:
-        await form.close()
+        boundary = options[b"boundary"]
+        form = FormParser("multipart/form-data", take, take, boundary=boundary, config=in_memory)
+        form.write(body)
+        form.finalize()
+    except (FormParserError, KeyError) as error:
+        raise Problem(400, f"malformed multipart form: {str(error)[:200]}") from None
+    if not found or not isinstance(found[0], File):
+        raise Problem(400, 'the form has no file field "image"')
+    file = found[0].file_object
+    file.seek(0)
+    return file.read()

@@ -1,6 +1,6 @@
 """Classify: ``POST /classify``, and what its like under /v2 shares with it.
 
-1. the key and its rate: 401, 429; whether there is an engine: 503
+1. the key: 401; whether there is an engine: 503
 2. the options: 400; whether there is time: 429
 3. the body, within its limits: 400, 408, 413, 415, 429
 4. the image, by the engine (``library``), while the client waits: 499, and what it raises
@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shiftnas_serve.budgets import may_degrade
 from shiftnas_serve.http.answers import classification
-from shiftnas_serve.http.body import read_image
+from shiftnas_serve.http.body import announced_bytes, read_image
 from shiftnas_serve.http.options import read_budgets, read_top_k
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.problem import Problem
@@ -34,14 +34,15 @@ def classify_endpoint(state: ServerState) -> Endpoint:
             raise Problem(405, "/classify takes POST and PUT", headers={"Allow": "POST, PUT"})
         started = time.monotonic()
         known = scope["state"]
-        state.charge(known["headers"], 1)
+        state.keys.check(known["headers"])
         engine = state.serving()
         asked = read_budgets(scope["headers"])
         top_k = read_top_k(scope["query_string"], len(engine.model.bundle.labels))
         if not known.get("whole") or may_degrade(asked):  # (else ``answer`` says so as soon)
-            engine.refuse_if_hopeless(asked, large=is_long(known["headers"]))
+            large = announced_bytes(known["headers"]) > LARGE_BODY_BYTES
+            engine.refuse_if_hopeless(asked, large=large)
         with engine.room.share() as share:
-            data = await read_image(scope, receive, state.body_limits, share, state.threads)
+            data = await read_image(scope, receive, share, settings, state.threads)
             share.add(1)
             result = await engine.answer(
                 data,
@@ -77,9 +78,3 @@ async def client_gone(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def is_long(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether the body, as far as the headers say, holds an image that is decoded in a thread."""
-    length = headers.get(b"content-length", b"")
-    return length.isdigit() and len(length) < 20 and int(length) > LARGE_BODY_BYTES

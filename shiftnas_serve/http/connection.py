@@ -9,8 +9,6 @@ application's to bound (``body``): until it reads, no more than 64 kB lie here.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import resource
 from collections import deque
 from http import HTTPStatus
@@ -23,7 +21,8 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from shiftnas_serve.http.answers import problem_document
+from shiftnas_serve.http.answers import problem_response
+from shiftnas_serve.http.context import request_id
 from shiftnas_serve.problem import Problem
 
 MAX_HEAD_BYTES = 65_536
@@ -36,8 +35,6 @@ READ_AHEAD = 65_536
 CLOSING_S = 0.5
 """How long kept connections are still answered when nothing new is taken any more."""
 
-# For all else that a process opens: a bundle that is read, a device.
-_OWN_DESCRIPTORS = 128
 _MOST_CONNECTIONS = 16_384
 _CONTROLS = bytes({*range(32), 127} - {9})
 """None of them may stand in a header, but for the end of its line."""
@@ -55,31 +52,11 @@ class Exchange:
         self.scope, self.keep_alive = scope, keep_alive
         expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
         self.expects_continue = expected == [b"100-continue"]
+        self.body = bytearray()
         self.complete = self.done = self.gone = False
         self._connection = connection
-        self._body = bytearray()
-        self._delivered = self._chunked = False
-        self._moved: asyncio.Future[None] | None = None
+        self._delivered = False
         self._head = b""
-
-    def feed(self, piece: bytes) -> bool:
-        """Part of the body; whether that is enough for now."""
-        if self.done:
-            return False
-        self._body += piece
-        if len(self._body) < READ_AHEAD:
-            return False
-        self._move()
-        return True
-
-    def end(self, *, gone: bool = False) -> None:
-        """All of the request is here, or its client is gone."""
-        self.complete, self.gone = self.complete or not gone, gone
-        self._move()
-
-    def _move(self) -> None:
-        if self._moved is not None and not self._moved.done():
-            self._moved.set_result(None)
 
     async def receive(self) -> Message:
         """As ASGI wants it. A body comes whole, or in pieces of ``READ_AHEAD``."""
@@ -87,13 +64,13 @@ class Exchange:
             self.expects_continue = False
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.gone and not self.done:
-            if not self._delivered and (self.complete or len(self._body) >= READ_AHEAD):
-                body, self._body = bytes(self._body), bytearray()
+            if not self._delivered and (self.complete or len(self.body) >= READ_AHEAD):
+                body, self.body = bytes(self.body), bytearray()
                 self._delivered = self.complete
                 return {"type": "http.request", "body": body, "more_body": not self.complete}
             self._connection.resume_reading()
-            self._moved = asyncio.get_running_loop().create_future()
-            await self._moved
+            self._connection.moved.clear()
+            await self._connection.moved.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -104,20 +81,13 @@ class Exchange:
             self._head = self._written_head(message)
             return
         assert not self.done, "an answer ends once"
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if self.scope["method"] == "HEAD":
-            body = b""
-        elif self._chunked:
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            body = chunk if more else chunk + b"0\r\n\r\n"
+        body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
         self._connection.write(self._head + body)
         self._head = b""
-        if more:
-            await self._connection.drained.wait()
-        else:
+        await self._connection.drained.wait()  # whoever sends much waits for who takes it
+        if not message.get("more_body", False):
             self.done = True
-            self._move()
-            self._connection.answered(self)
+            self._connection.answered()
 
     def _written_head(self, message: Message) -> bytes:
         status = message["status"]
@@ -133,9 +103,7 @@ class Exchange:
                 continue
             framed = framed or name == b"content-length"
             lines.append(name + b": " + value)
-        if not framed:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked")
+        self.keep_alive = self.keep_alive and framed  # else the end of the body is that of all
         if not self.keep_alive:
             lines.append(b"connection: close")
         head = b"\r\n".join((*lines, b"", b""))
@@ -173,18 +141,17 @@ class HttpConnection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self.transport: asyncio.Transport = cast("Any", None)
-        self.drained = asyncio.Event()
+        self.drained, self.moved = asyncio.Event(), asyncio.Event()
         self.drained.set()
         self._url, self._headers = b"", list[tuple[bytes, bytes]]()
         self._in_head = False
         # Bytes since the last that were body or the end of headers or of a request.
         self._unread_bytes = 0
-        self._receiving: Exchange | None = None
-        self._waiting: deque[Exchange] = deque()
-        self._answering: Exchange | None = None
+        # What is not answered: the first is being answered, the last may still be coming.
+        self._exchanges: deque[Exchange] = deque()
         self._answered = 0
         self.stopping = False
-        self._paused = self._ended = self._lingering = False
+        self._ended = self._lingering = False
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[object, ...] = ()
         self._unchanged = 0
@@ -207,16 +174,15 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for exchange in (self._answering, self._receiving, *self._waiting):
-            if exchange is not None:
-                exchange.end(gone=True)
-        self._waiting.clear()
+        for exchange in self._exchanges:
+            exchange.gone = True
+        self.moved.set()
         self.drained.set()
 
     def eof_received(self) -> bool:
         """The client sends no more: it gets the answers to what it has sent whole."""
         self._ended = True
-        return self._answering is not None and self._receiving is None and not self._in_head
+        return bool(self._exchanges) and self._exchanges[-1].complete and not self._in_head
 
     def shutdown(self) -> None:
         """The server stops: close with the next answer, or soon: one may be asked for already."""
@@ -224,7 +190,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop.call_later(CLOSING_S, self._close_idle)
 
     def _close_idle(self) -> None:
-        if self._answering is None:
+        if not self._exchanges:
             self.transport.close()
 
     def pause_writing(self) -> None:
@@ -233,15 +199,9 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.drained.set()
 
-    def _pause_reading(self) -> None:
-        if not self._paused and not self.transport.is_closing():
-            self._paused = True
-            self.transport.pause_reading()
-
     def resume_reading(self) -> None:
         """The application reads on."""
-        if self._paused and not self._waiting:
-            self._paused = False
+        if len(self._exchanges) < 2:
             self.transport.resume_reading()
 
     def write(self, data: bytes) -> None:
@@ -251,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
     def _look(self) -> None:
         """End what has stood still since the last look, or longer, and look again later."""
         self._timer = self._loop.call_later(HEAD_S, self._look)
-        answers, unsent_bytes = self._answering is not None, self.transport.get_write_buffer_size()
+        answers, unsent_bytes = bool(self._exchanges), self.transport.get_write_buffer_size()
         seen = (answers, bool(self._unread_bytes), unsent_bytes, self._answered)
         self._unchanged = self._unchanged + 1 if seen == self._seen else 0
         self._seen = seen
@@ -321,18 +281,17 @@ class HttpConnection(asyncio.Protocol):
                 raise _too_long()
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             return  # it comes once more (``_parse``)
-        if len(self._waiting) >= MAX_PIPELINED:
+        if len(self._exchanges) > MAX_PIPELINED:
             raise Problem(429, f"{MAX_PIPELINED} requests wait on this connection")
         self._unread_bytes = 0
         version = parser.get_http_version()
         keep_alive = version != "1.0" and parser.should_keep_alive()
         exchange = Exchange(self, self._scope(version), keep_alive=keep_alive)
-        self._receiving = exchange
-        if self._answering is None:
-            self._start(exchange)
+        self._exchanges.append(exchange)
+        if len(self._exchanges) == 1:
+            self._start()
         else:
-            self._waiting.append(exchange)
-            self._pause_reading()
+            self.transport.pause_reading()
 
     def _scope(self, version: str) -> Scope:
         url = httptools.parse_url(self._url)
@@ -353,27 +312,30 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
-        if self._receiving is not None and self._receiving.feed(body):
-            self._pause_reading()
+        if self._exchanges:  # (else it was answered already)
+            exchange = self._exchanges[-1]
+            exchange.body += body
+            if len(exchange.body) >= READ_AHEAD:
+                self.moved.set()
+                self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._receiving is not None:
+        if self._exchanges:
             self._unread_bytes = 0
-            self._receiving.end()
-            self._receiving = None
+            self._exchanges[-1].complete = True
+            self.moved.set()
 
     # -- one after the other -----------------------------------------------------------------
 
-    def _start(self, exchange: Exchange) -> None:
-        self._answering = exchange
-        task = self._loop.create_task(exchange.run(self._app))
-        self.server.tasks.add(task)
+    def _start(self) -> None:
+        self.server.tasks.add(self._loop.create_task(self._exchanges[0].run(self._app)))
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self) -> None:
         """The next request may come."""
+        exchange = self._exchanges.popleft()
+        self.moved.set()
         self.server.total_requests += 1
         self._answered += 1
-        self._answering = None
         if self.transport.is_closing():
             return
         if not exchange.keep_alive and not exchange.complete and not self._ended:
@@ -383,19 +345,18 @@ class HttpConnection(asyncio.Protocol):
                 self.transport.write_eof()
         elif not exchange.keep_alive:
             self.transport.close()
-        elif self._waiting:
-            self._start(self._waiting.popleft())
+        elif self._exchanges:
+            self._start()
         elif self._ended:
             self.transport.close()
         self.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
         """Answer and close: where a next request would begin is not known."""
-        body = json.dumps(problem_document(problem, os.urandom(16).hex()))
-        named = {"content-type": "application/problem+json", "content-length": len(body)}
-        fields = {**named, **problem.headers, "connection": "close"}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.write(_STATUS_LINES[problem.status] + f"\r\n{head}\r\n{body}".encode("ascii"))
+        answer = problem_response(problem, {"path": "", "state": {"request_id": request_id({})}})
+        lines = [_STATUS_LINES[problem.status], b"connection: close"]
+        lines += [b"%b: %b" % field for field in answer.raw_headers]
+        self.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
 
 
@@ -408,4 +369,5 @@ def connection_limit() -> int:
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
         return _MOST_CONNECTIONS
-    return max(1, min(descriptors - min(_OWN_DESCRIPTORS, descriptors // 2), _MOST_CONNECTIONS))
+    # The rest is for all else that a process opens: a bundle that is read, a device.
+    return max(1, min(descriptors * 7 // 8, _MOST_CONNECTIONS))

@@ -12,22 +12,25 @@ from shiftnas_serve.answer import Classification
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.http.admin import Reload, ReloadAnswer
 from shiftnas_serve.http.answers import ProblemDocument
-from shiftnas_serve.http.body import RAW_TYPES, ImageDocument
+from shiftnas_serve.http.body import ACCEPTED, RAW_TYPES, ImageDocument
 from shiftnas_serve.problem import STATUSES
 
 Json = dict[str, object]
 
+_TYPES = (Classification, ImageDocument, ProblemDocument, Reload, ReloadAnswer)
 _REF = "#/components/schemas/{name}"
-_KEY = {"type": "http", "scheme": "bearer"}
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(name="ProblemDocument")}}}
+_BINARY: Json = {"type": "string", "format": "binary"}
+_TENSORS: Json = {"type": "object"}
+_KEY: Json = {"type": "http", "scheme": "bearer"}
 # Of requests with images.
 _ERRORS = [one for one in STATUSES if one not in (403, 404, 405, 409, 431)]
 
 
 def openapi_document(bundle: Bundle) -> Json:
     """OpenAPI 3.1 of everything that this server answers."""
-    _, schemas = msgspec.json.schema_components(
-        [Classification, ImageDocument, ProblemDocument, Reload, ReloadAnswer], ref_template=_REF
-    )
+    refs, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    classification, image, _, reload, reloaded = refs
     model = f"/v2/models/{bundle.name}"
     told: list[tuple[str, str, list[int]]] = [
         ("/budgets", "Range, groups, accuracy and latency per budget", [401]),
@@ -38,50 +41,38 @@ def openapi_document(bundle: Bundle) -> Json:
         ("/v2/health/live", "The process is up", []),
         ("/v2/health/ready", "Requests may come", []),
         (model, "Input, outputs, version", [404]),
-        (f"{model}/config", "The same as Triton has it", [404]),
-        (f"{model}/stats", "How many images, and the time of their stages", [404]),
         (f"{model}/ready", "The model answers", [404]),
-        (
-            f"{model}/versions/{bundle.version}",
-            "The same for this version alone, as are its config, stats, ready and infer",
-            [404],
-        ),
+        (f"{model}/versions/{bundle.version}", "The same, and all below it, of a version", [404]),
     ]
     identity = _parameter("header", "Request-Id", "Echoed; at most 64 characters")
     budgets = [
         {**_parameter("header", kind.header, kind.description), "example": kind.example}
         for kind in BUDGET_KINDS
     ]
-    binary: Json = {"type": "string", "format": "binary"}
-    tensors: Json = {"type": "object"}
-    image = _ref(ImageDocument)
     classify = _operation(
         "Classify one image within a budget",
+        _ERRORS,
         "The network that answers is chosen for the budget: `subnet.flops` never exceeds it. FLOPs "
         f"are multiply-adds; this model has subnets from {bundle.min_flops:,} to "
         f"{bundle.max_flops:,}. The header Served-FLOPs of an answer has those of its subnet, "
         "Server-Timing the milliseconds of its stages.",
         [*budgets, _parameter("query", "top_k", "Predictions to answer, or 5"), identity],
-        {
-            **dict.fromkeys(RAW_TYPES, binary),
-            "multipart/form-data": image,
-            "application/json": image,
-        },
-        _ref(Classification),
-        _ERRORS,
+        {one: _BINARY if one in RAW_TYPES else image for one in ACCEPTED},
+        classification,
     )
-    named = " and ".join(f"`{kind.parameter}`" for kind in BUDGET_KINDS)
     infer = _operation(
         "Classify several images within one budget",
-        f"Input `image`: BYTES, encoded images, base64 in JSON. Parameters {named} are budgets. "
-        "Binary tensors and classification as in Triton's extensions.",
-        [*budgets, identity],
-        {"application/json": tensors},
-        tensors,
         [404, *_ERRORS],
+        "Input `image`: BYTES, encoded images, base64 in JSON. Budgets are headers or parameters: "
+        f"{', '.join(kind.parameter for kind in BUDGET_KINDS)}. Binary tensors and classification "
+        "as in Triton's extensions.",
+        [*budgets, identity],
+        {"application/json": _TENSORS},
+        _TENSORS,
     )
     subnet = _operation(
         "One subnet: its arch, or its ONNX model",
+        [400, 401, 404, 429],
         "Where answers are not stored in the bundle, each process knows the ids that it gave "
         "itself: add `subnet.arch` of the answer that named the id, as JSON.",
         [
@@ -89,19 +80,17 @@ def openapi_document(bundle: Bundle) -> Json:
             _parameter("query", "format", "`json`, or `onnx` to download it"),
             _parameter("query", "arch", "Of the subnet"),
         ],
-        errors=[400, 401, 404, 429],
     )
-    reload = _operation(
+    reloading = _operation(
         "Serve another bundle, or a newer version of the same",
-        "While requests run: none fails, and each answer is of the one version that it names. "
-        "Answered when the new version is served. `bundle` is a path on the server; without a "
-        "body, the path that is served is read again. A bundle that is not good is refused with "
-        "422 and the reason, and the old one is served on; 409 while another reload is under way, "
-        "and where the server has several processes; 403 where it has no admin keys.",
-        [identity],
-        {"application/json": _ref(Reload)},
-        _ref(ReloadAnswer),
         [400, 401, 403, 409, 413, 422, 503, 504],
+        "Answered when the new version is served; no request fails meanwhile. `bundle`: a path on "
+        "the server; without a body, the path that is served is read again. 422: the bundle is not "
+        "good, and the old one is served on; 409: another reload is under way, or the server has "
+        "several processes; 403: it has no admin keys.",
+        [identity],
+        {"application/json": reload},
+        reloaded,
     )
     return {
         "openapi": "3.1.0",
@@ -114,8 +103,8 @@ def openapi_document(bundle: Bundle) -> Json:
             "/classify": {"post": classify, "put": classify},
             "/subnets/{id}": {"get": subnet},
             f"{model}/infer": {"post": infer},
-            "/admin/reload": {"post": reload},
-            **{path: {"get": _operation(text, errors=errors)} for path, text, errors in told},
+            "/admin/reload": {"post": reloading},
+            **{path: {"get": _operation(text, errors)} for path, text, errors in told},
         },
         "components": {
             "schemas": schemas,
@@ -126,22 +115,21 @@ def openapi_document(bundle: Bundle) -> Json:
 
 def _operation(
     summary: str,
+    errors: Sequence[int],
     description: str = "",
     parameters: Sequence[Json] = (),
     body: Json | None = None,
-    answer: Json | None = None,
-    errors: Sequence[int] = (),
+    answer: object = None,
 ) -> Json:
-    problem = {"application/problem+json": {"schema": _ref(ProblemDocument)}}
-    told = {str(one): {"description": responses[one], "content": problem} for one in errors}
-    given: Json = {} if answer is None else {"content": {"application/json": {"schema": answer}}}
+    told = {str(one): {"description": responses[one], "content": _PROBLEM} for one in errors}
+    given = {"content": {"application/json": {"schema": answer}}} if answer else {}
     operation: Json = {
         "summary": summary,
         "description": description,
         "parameters": parameters,
         "responses": {"200": {"description": "OK", **given}, **told},
     }
-    if body is not None:
+    if body:
         operation["requestBody"] = {"content": {one: {"schema": body[one]} for one in body}}
     if 401 in errors:
         # Without a key where the server has none, with one where it has.
@@ -152,7 +140,3 @@ def _operation(
 def _parameter(place: str, name: str, description: str) -> Json:
     given = {"type": "string"}
     return {"name": name, "in": place, "description": description, "schema": given}
-
-
-def _ref(struct: type[msgspec.Struct]) -> Json:
-    return {"$ref": _REF.format(name=struct.__name__)}

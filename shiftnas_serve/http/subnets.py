@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from functools import partial
+from urllib.parse import quote
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,14 +25,13 @@ from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.planning.planner import Subnet, describe
 from shiftnas_serve.problem import Problem, busy
 
-_PIECE_BYTES = 1_048_576
 # A client that takes longer keeps everyone else waiting.
 _SEND_S = 600.0
 
 
 def subnet_route(state: ServerState) -> Route:
     """One download at a time: what is built is as large as the subnet, and written once more."""
-    thread, taken = ThreadPoolExecutor(1, thread_name_prefix="download"), Lock()
+    download = asyncio.Lock()
 
     async def subnet(request: Request) -> ASGIApp:
         state.keys.check(request.state.headers)
@@ -43,7 +42,7 @@ def subnet_route(state: ServerState) -> Route:
             raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
         found = find_subnet(model, request.path_params["id"], query.get("arch"))
         if wanted == "onnx":
-            return download(model, found, request)
+            return partial(send_onnx, model, found)
         return JSONResponse(
             {
                 **msgspec.structs.asdict(subnet_document(found)),
@@ -53,34 +52,19 @@ def subnet_route(state: ServerState) -> Route:
             }
         )
 
-    def download(model: Model, found: Subnet, request: Request) -> ASGIApp:
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            if not taken.acquire(blocking=False):
-                raise busy("another subnet is being downloaded from this server; try again", 5)
-            try:
-                state.charge(request.state.headers, 1)
-                loop = asyncio.get_running_loop()
-                build = model.bundle.build_onnx
-                data = await loop.run_in_executor(
-                    thread, lambda: build(found.value).SerializeToString()
-                )
-                name = f'attachment; filename="{model.name.name}-{found.id}.onnx"'
-                headers = [
-                    (b"content-type", b"application/octet-stream"),
-                    (b"content-length", b"%d" % len(data)),
-                    (b"content-disposition", name.encode("latin-1", "replace")),
-                ]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                # In pieces, each when the client has taken the last.
-                async with asyncio.timeout(_SEND_S):
-                    for at in range(0, len(data), _PIECE_BYTES):
-                        body = data[at : at + _PIECE_BYTES]
-                        more = at + _PIECE_BYTES < len(data)
-                        await send({"type": "http.response.body", "body": body, "more_body": more})
-            finally:
-                taken.release()
-
-        return answer
+    async def send_onnx(
+        model: Model, found: Subnet, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if download.locked():
+            raise busy("another subnet is being downloaded from this server; try again", 5)
+        async with download, asyncio.timeout(_SEND_S):
+            data = await asyncio.to_thread(
+                lambda: model.bundle.build_onnx(found.value).SerializeToString()
+            )
+            name = quote(f"{model.name.name}-{found.id}.onnx")
+            headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+            answer = Response(data, headers=headers, media_type="application/octet-stream")
+            await answer(scope, receive, send)  # until the client has taken it
 
     return Route("/subnets/{id}", subnet, methods=["GET"])
 
@@ -104,10 +88,9 @@ def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
             raise ValueError("send a JSON object")
         arch = bundle.space.arch_from_json(document)
     except (ValueError, RecursionError) as error:
-        raise Problem(
-            400, f"this is not an arch of {bundle.space.name}: {str(error)[:200]}"
-        ) from None
-    if bundle.space.arch_id(arch) != identity:
-        actual = bundle.space.arch_id(arch)
+        said = str(error)[:200]
+        raise Problem(400, f"this is not an arch of {bundle.space.name}: {said}") from None
+    actual = bundle.space.arch_id(arch)
+    if actual != identity:
         raise Problem(400, f"this arch is subnet {actual}, not {identity!r:.40}")
     return describe(bundle, arch)

@@ -31,12 +31,9 @@ from shiftnas_serve.library import parse_budgets
 from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
 from shiftnas_serve.problem import Problem
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
-PLATFORM = "onnx_onnxv1"
+_EXTENSIONS = ("binary_tensor_data", "classification")
 Tensor = dict[str, Any]
 _INPUTS: list[Tensor] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
-# Triton's name of a stage, and ours.
-_STAGES = {"queue": "queue", "compute_input": "decode", "compute_infer": "infer"}
 
 
 def _outputs(model: Model) -> list[Tensor]:
@@ -45,11 +42,6 @@ def _outputs(model: Model) -> list[Tensor]:
         {"name": name, "datatype": datatype, "shape": sizes.get(name, [-1])}
         for name, (datatype, _) in OUTPUTS.items()
     ]
-
-
-def _as_config(tensor: Tensor) -> Tensor:
-    kind = tensor["datatype"].replace("BYTES", "STRING")
-    return {"name": tensor["name"], "data_type": f"TYPE_{kind}", "dims": tensor["shape"]}
 
 
 def oip_routes(state: ServerState) -> list[Route]:
@@ -70,13 +62,6 @@ def oip_routes(state: ServerState) -> list[Route]:
         is_ready = engine is not None and engine.wedged is None and not state.draining
         return JSONResponse({**more, "ready": is_ready}, 200 if is_ready else 503)
 
-    async def server(request: Request) -> Response:
-        told = {"name": "shiftnas-serve", "version": __version__, "extensions": EXTENSIONS}
-        return JSONResponse(told)
-
-    async def live(request: Request) -> Response:
-        return JSONResponse({"live": True})
-
     async def ready(request: Request) -> Response:
         return readiness()
 
@@ -87,34 +72,16 @@ def oip_routes(state: ServerState) -> list[Route]:
         model = known(request.scope)
         document = {"name": model.name.name, "versions": [model.name.version]}
         tensors = {"inputs": _INPUTS, "outputs": _outputs(model)}
-        told = {"platform": PLATFORM, "precision": model.name.precision}
+        told = {"platform": "onnx_onnxv1", "precision": model.name.precision}
         return JSONResponse({**document, **told, **tensors})
-
-    async def config(request: Request) -> Response:
-        """As Triton has it, for clients that ask for that."""
-        model = known(request.scope)
-        document = {"name": model.name.name, "platform": PLATFORM}
-        # images are put together here, whatever requests they came in
-        batch = {"max_batch_size": 0, "model_transaction_policy": {"decoupled": False}}
-        tensors = {"input": [*map(_as_config, _INPUTS)]}
-        tensors["output"] = [*map(_as_config, _outputs(model))]
-        return JSONResponse({**document, **batch, **tensors})
-
-    async def stats(request: Request) -> Response:
-        """Of this process, since it started, over all versions; times in nanoseconds."""
-        name = known(request.scope).name
-        stages = {one: state.metrics.stage(stage) for one, stage in _STAGES.items()}
-        count = stages["compute_infer"]["count"]
-        told = {"name": name.name, "version": name.version, "inference_count": count}
-        return JSONResponse({"model_stats": [{**told, "inference_stats": stages}]})
 
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
         headers = scope["state"]["headers"]
-        state.charge(headers, 1)
+        state.keys.check(headers)
         engine, model = state.serving(), known(scope)
         with engine.room.share() as share:
-            body = await read_body(scope, receive, state.body_limits, share)
+            body = await read_body(scope, receive, share, state.settings)
             parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower().encode()))
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
@@ -122,7 +89,6 @@ def oip_routes(state: ServerState) -> list[Route]:
             for name, value in parse_budgets(asked.budgets).items():
                 add_budget(budgets, name, value)
             share.add(len(asked.images))
-            state.charge(headers, len(asked.images) - 1)
             answer = partial(
                 engine.answer,
                 asked=budgets,
@@ -143,11 +109,12 @@ def oip_routes(state: ServerState) -> list[Route]:
         return respond(model.bundle, asked, every)
 
     model = "/v2/models/{name}"
-    get = {"/v2": server, "/v2/health/live": live, "/v2/health/ready": ready}
+    server = {"name": "shiftnas-serve", "version": __version__, "extensions": _EXTENSIONS}
+    get: dict[str, Any] = {"/v2": JSONResponse(server), "/v2/health/ready": ready}
+    get["/v2/health/live"] = JSONResponse({"live": True})
     post: dict[str, ASGIApp] = {}
     for path in (model, f"{model}/versions/{{version}}"):
         get |= {path: metadata, f"{path}/ready": model_ready}
-        get |= {f"{path}/config": config, f"{path}/stats": stats}
         post[f"{path}/infer"] = Counted(infer, state)
     return [
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),

@@ -9,9 +9,13 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from models.bundle.value import Precision
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
+
+Computing = Literal["fp32", "bf16", "int8"]
+"""In what a runtime computes. In bf16 it reads the graph of fp32, and rounds by itself."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class RuntimeEntry:
     ``cls``: ``module:class``. ``library``: the module it needs, which ``extra`` of pyproject.toml
     installs. ``devices``: what it can be asked to run on; it is tested on the first.
     ``keeps_engines``: it takes ``engine_cache``, a folder for what it has built. ``int8``: the
-    devices on which it runs 8-bit integers.
+    devices on which it runs 8-bit integers; ``bf16``: those on which it takes ``precision``.
     """
 
     cls: str
@@ -30,6 +34,11 @@ class RuntimeEntry:
     devices: tuple[str, ...]
     keeps_engines: bool = False
     int8: tuple[str, ...] = ()
+    bf16: tuple[str, ...] = ()
+
+    def devices_in(self, precision: Computing) -> tuple[str, ...]:
+        """The devices on which it computes in that."""
+        return {"fp32": self.devices, "bf16": self.bf16, "int8": self.int8}[precision]
 
     @property
     def is_installed(self) -> bool:
@@ -47,7 +56,12 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         int8=("cpu",),
     ),
     "openvino": RuntimeEntry(
-        f"{_HERE}.openvino:OpenVino", "onnxruntime_ep_openvino", "openvino", ("cpu",)
+        f"{_HERE}.openvino:OpenVino",
+        "onnxruntime_ep_openvino",
+        "openvino",
+        ("cpu",),
+        int8=("cpu",),
+        bf16=("cpu",),
     ),
     "tensorrt": RuntimeEntry(
         f"{_HERE}.tensorrt:TensorRt", "tensorrt", "tensorrt", ("cuda",), keeps_engines=True
@@ -66,8 +80,13 @@ AUTO = "auto"
 """For the fastest runtime that works here (``auto.py``)."""
 
 
+def graph_precision(computing: Computing) -> Precision:
+    """What bundles have to be in (``Bundle.at``)."""
+    return "int8" if computing == "int8" else "fp32"
+
+
 def check_runtime(
-    name: str, device: str, engine_cache: Path | None = None, precision: Precision = "fp32"
+    name: str, device: str, engine_cache: Path | None = None, precision: Computing = "fp32"
 ) -> None:
     """Raises ValueError for an unknown runtime, and for what it cannot do wherever it runs."""
     if name == AUTO:
@@ -89,11 +108,13 @@ def check_runtime(
             f"engine_cache is for runtimes that keep engines ({keeping}), and the runtime is "
             f"{name}; choose another runtime, or leave it out"
         )
-    if precision == "int8" and device not in entry.int8:
+    if device not in entry.devices_in(precision):
         running = " or ".join(
-            f"--runtime {one} --device {on}" for one, entry in RUNTIMES.items() for on in entry.int8
+            f"--runtime {one} --device {on}"
+            for one, entry in RUNTIMES.items()
+            for on in entry.devices_in(precision)
         )
-        raise ValueError(f"the {name} runtime does not run int8 on {device}; use {running}")
+        raise ValueError(f"the {name} runtime does not run {precision} on {device}; use {running}")
 
 
 def build_runtime(
@@ -101,11 +122,11 @@ def build_runtime(
     device: str,
     threads: int,
     engine_cache: Path | None = None,
-    precision: Precision = "fp32",
+    precision: Computing = "fp32",
 ) -> AbstractRuntime:
     """The runtime called ``name`` on ``device``. ``engine_cache``: for those that keep engines.
 
-    ``precision``: of the bundles that it will run.
+    ``precision``: in what it will compute; the bundles are in ``graph_precision``.
 
     Raises ValueError for an unknown name, a library that is not installed, or a device that the
     runtime cannot use: nothing falls back to something else.
@@ -118,8 +139,10 @@ def build_runtime(
             f"pip install -e '.[{entry.extra}]', or choose another with --runtime"
         )
     module, _, cls = entry.cls.partition(":")
-    kept: dict[str, Path] = {} if engine_cache is None else {"engine_cache": engine_cache}
-    return getattr(importlib.import_module(module), cls)(device, threads, **kept)
+    told: dict[str, object] = {} if engine_cache is None else {"engine_cache": engine_cache}
+    if precision == "bf16":
+        told["precision"] = precision
+    return getattr(importlib.import_module(module), cls)(device, threads, **told)
 
 
 __all__ = [
@@ -127,7 +150,9 @@ __all__ = [
     "RUNTIMES",
     "AbstractRuntime",
     "AbstractSession",
+    "Computing",
     "RuntimeEntry",
     "build_runtime",
     "check_runtime",
+    "graph_precision",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from models.bundle.folder import Bundle
-from shiftnas_serve.runtimes import RUNTIMES, build_runtime
+from shiftnas_serve.runtimes import RUNTIMES, Computing, build_runtime
 from shiftnas_serve.runtimes.base import AbstractRuntime
 
 PREFERRED = (
@@ -18,12 +18,15 @@ PREFERRED = (
     ("tensorrt-rtx", "cuda"),
     ("onnxruntime", "cuda"),
     ("onnxruntime", "cpu"),
+    ("openvino", "cpu"),  # for bf16; in other precisions the one before it is taken
 )
 """Runtimes and devices, the first one that works is taken."""
 _LOG = structlog.get_logger("shiftnas_serve.runtimes")
 
 
-def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> AbstractRuntime:
+def pick_runtime(
+    bundle: Bundle, threads: int, engine_cache: Path | None, precision: Computing = "fp32"
+) -> AbstractRuntime:
     """The first that runs the bundle's smallest subnet here. Logs what it is, and what was not.
 
     Raises ValueError with all reasons where none does.
@@ -36,7 +39,7 @@ def pick_runtime(bundle: Bundle, threads: int, engine_cache: Path | None) -> Abs
             continue
         kept = engine_cache if RUNTIMES[name].keeps_engines else None
         try:
-            runtime = build_runtime(name, device, threads, kept, bundle.precision)
+            runtime = build_runtime(name, device, threads, kept, precision)
             arch = bundle.answer(bundle.min_flops)
             side = bundle.space.resolution(arch)
             session = runtime.build(bundle, arch)

@@ -34,8 +34,9 @@ class AbstractSession(abc.ABC):
 class AbstractRuntime(abc.ABC):
     """Builds sessions on one device. ``describe`` says what really runs, for /readyz.
 
-    Called with one of its entry's devices and a number of threads, and with ``engine_cache`` if the
-    entry says that it keeps engines and that setting is there.
+    Called with one of its entry's devices and a number of threads, with ``engine_cache`` if the
+    entry says that it keeps engines and that setting is there, and with ``precision="bf16"`` if it
+    is to compute in that.
     """
 
     build_limit_s: float = 5.0

@@ -1,7 +1,7 @@
 """OpenVINO: Intel's plugin provider of ONNX Runtime, with OpenVINO's libraries in one wheel.
 
-For Intel processors: on others it lists no device and is refused. Answers are computed in fp32,
-though OpenVINO by itself takes bf16 where a processor has it (AMX).
+For Intel processors: on others it lists no device and is refused. Answers are computed in the
+precision that was asked for; OpenVINO by itself takes half precision where a processor has it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from models.bundle.folder import Bundle
 from models.onnx.ort import onnxruntime
 from models.space.arch import Arch
+from shiftnas_serve.runtimes import Computing
 from shiftnas_serve.runtimes.base import AbstractRuntime, AbstractSession
 from shiftnas_serve.runtimes.onnxruntime import OnnxSession
 
@@ -45,10 +46,16 @@ class OpenVino(AbstractRuntime):
 
     build_limit_s = 30.0  # it compiles each subnet, in about a second
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, precision: Computing = "fp32") -> None:
         self._device = openvino_cpu()
+        able = self._device.ep_metadata.get("OPTIMIZATION_CAPABILITIES", "").split()
+        if precision == "bf16" and "BF16" not in able:
+            raise ValueError(
+                "this processor has no instructions for bf16 (AMX, AVX512_BF16), OpenVINO says; "
+                "serve with --precision fp32"
+            )
         config = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": str(threads),
             "NUM_STREAMS": "1",
             # servers beside each other would pin themselves to the same cores
@@ -57,7 +64,10 @@ class OpenVino(AbstractRuntime):
         self._told = {"load_config": json.dumps({"CPU": config})}
 
     def build(self, bundle: Bundle, arch: Arch) -> AbstractSession:
-        data = bundle.build_onnx(arch).SerializeToString()
+        return self.session_of(bundle.build_onnx(arch).SerializeToString())
+
+    def session_of(self, data: bytes) -> OnnxSession:
+        """A session from a self-contained graph."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_provider_for_devices([self._device], self._told)

@@ -1,5 +1,7 @@
 """One set of BatchNorm statistics for all archs: masked == sliced == folded under it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,31 @@ def test_what_is_centred_changes_nothing_where_no_channel_is_missing(net, shared
         wanted = net(images, statistics=plain)
         given = net(images, statistics=FrozenStatistics(shared))
     assert (given - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_weights_learn_through_given_statistics_as_differences_say(net, shared):
+    """The gradient of every kind of weight, in double precision, by moving it a little."""
+    wide = SharedStatistics(
+        {name: (m.astype(float), v.astype(float)) for name, (m, v) in shared.norms.items()},
+        {name: centre.astype(float) for name, centre in shared.centres.items()},
+    )
+    net, frozen = copy.deepcopy(net).double(), FrozenStatistics(wide)
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    def loss():
+        return net(images, SPACE.largest, frozen).square().mean()
+
+    loss().backward()
+    rng, step = np.random.default_rng(0), 1e-6
+    for name, parameter in net.named_parameters():
+        place = rng.integers(parameter.numel())
+        with torch.no_grad():
+            kept = parameter.view(-1)[place].item()
+            ends = []
+            for sign in (1, -1):
+                parameter.view(-1)[place] = kept + sign * step
+                ends.append(float(loss()))
+            parameter.view(-1)[place] = kept
+        slope = (ends[0] - ends[1]) / (2 * step)
+        given = float(parameter.grad.view(-1)[place])
+        assert given == pytest.approx(slope, rel=1e-4, abs=1e-7), name

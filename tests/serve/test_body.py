@@ -14,12 +14,13 @@ import pytest
 from starlette.types import Message, Receive, Scope
 
 from shiftnas_serve.http import body as bodies
-from shiftnas_serve.http.body import BodyLimits, decode_base64, read_body, read_image
+from shiftnas_serve.http.body import decode_base64, read_body, read_image
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.room import Room, Share
+from shiftnas_serve.settings import Settings
 
-LIMITS = BodyLimits(max_bytes=1000, timeout_s=5.0)
-LARGE = BodyLimits(10**7, 10.0)
+LIMITS = Settings(max_body_bytes=1000, timeout_s=5.0)
+LARGE = Settings(max_body_bytes=10**7, timeout_s=10.0)
 
 
 def request(pieces: Sequence[bytes], **headers: str) -> tuple[Scope, Receive]:
@@ -37,13 +38,13 @@ def request(pieces: Sequence[bytes], **headers: str) -> tuple[Scope, Receive]:
 
 
 def read(pieces: Sequence[bytes], share: Share, **headers: str) -> bytes:
-    return asyncio.run(read_body(*request(pieces, **headers), LIMITS, share))
+    return asyncio.run(read_body(*request(pieces, **headers), share, LIMITS))
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
     with ThreadPoolExecutor(1) as threads, Room(9, 10**8).share() as share:
         asked = request([body], content_type=content_type)
-        return asyncio.run(read_image(*asked, LARGE, share, threads))
+        return asyncio.run(read_image(*asked, share, LARGE, threads))
 
 
 def test_bodies_share_a_room_take_it_as_they_come_and_give_it_back():

@@ -91,9 +91,10 @@ class Clock:
         self.now = end
 
 
-async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"ok"})
+async def answer(scope: Scope, receive: Receive, send: Send, body: bytes = b"ok") -> None:
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def connect(app: Any = answer, state: ServerState | None = None) -> tuple[HttpConnection, Wire]:
@@ -275,16 +276,16 @@ def test_an_application_may_take_its_time(monkeypatch):
 
 def test_more_connections_than_there_is_room_for_are_refused(monkeypatch):
     infinite = connection.resource.RLIM_INFINITY
-    for descriptors, most in ((infinite, 16_384), (2**40, 16_384), (1024, 896), (1, 1), (4, 2)):
+    for descriptors, most in ((infinite, 16_384), (2**40, 16_384), (1024, 896), (1, 1), (4, 3)):
         monkeypatch.setattr(connection.resource, "getrlimit", lambda _, n=descriptors: (n, n))
         assert connection_limit() == most
 
     async def test() -> None:
         state = ServerState()
         made, wires = zip(*[connect(state=state) for _ in range(4)], strict=True)
-        assert [wire.closed for wire in wires] == [False, False, True, True]
+        assert [wire.closed for wire in wires] == [False, False, False, True]
         assert wires[-1].status == 503
-        assert b"Retry-After" in wires[-1].sent
+        assert b"retry-after" in wires[-1].sent
         for one in made:
             one.connection_lost(None)
         assert not connect(state=state)[1].closed
@@ -370,9 +371,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     while more:
         message = await receive()
         body, more = body + message["body"], message["more_body"]
-    text = b"%b %b" % (scope["method"].encode(), body)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": text})
+    await answer(scope, receive, send, b"%b %b" % (scope["method"].encode(), body))
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
@@ -404,6 +403,23 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_belongs_to_the_request(offe
         assert places == sorted(places)
         assert wire.sent.count(b"HTTP/1.1 200") == 4
         assert not wire.closed
+
+    run(test)
+
+
+def test_an_answer_of_unknown_length_ends_with_its_connection():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece, more in ((b"a", True), (b"b", False)):
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def test() -> None:
+        made, wire = connect(app)
+        made.data_received(GET)
+        await turns()
+        assert b"connection: close" in wire.sent
+        assert wire.sent.endswith(b"\r\n\r\nab")
+        assert wire.closed
 
     run(test)
 

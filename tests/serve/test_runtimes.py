@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+import shiftnas_serve
 from benchmarks.memory import pss_bytes
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from models.spaces import get_space
 from shiftnas_serve.engine.sessions import Sessions
+from shiftnas_serve.http.about import describe_budgets
 from shiftnas_serve.runtimes import (
     RUNTIMES,
     AbstractRuntime,
     AbstractSession,
+    Computing,
     RuntimeEntry,
     auto,
     build_runtime,
@@ -53,10 +56,10 @@ def test_the_runtimes_of_the_project_itself_are_tested():
     assert RUNTIMES["torch"].is_installed
 
 
-def runtime_here(name: str) -> AbstractRuntime:
+def runtime_here(name: str, precision: Computing = "fp32") -> AbstractRuntime:
     """The runtime on its first device. OpenVINO's plugin takes Intel's processors only."""
     try:
-        return build_runtime(name, RUNTIMES[name].devices[0], 1)
+        return build_runtime(name, RUNTIMES[name].devices[0], 1, precision=precision)
     except ValueError as refused:
         if name != "openvino":
             raise
@@ -97,6 +100,33 @@ def test_runtimes_agree_with_the_network_in_torch(name, bundle: Bundle):
             wanted = deployed_net(bundle, arch)(torch.from_numpy(images)).numpy()
         given = runtime.build(bundle, arch).run(images)
         np.testing.assert_allclose(given, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+@every_runtime
+def test_half_precision_is_near_and_not_the_same_or_is_refused_in_a_line(name, bundle: Bundle, vit):
+    if not RUNTIMES[name].bf16:
+        with pytest.raises(ValueError, match="use --runtime openvino --device cpu"):
+            build_runtime(name, RUNTIMES[name].devices[0], 1, precision="bf16")
+        return
+    exact, half = runtime_here(name), runtime_here(name, "bf16")
+    for one in (bundle, vit):
+        arch = one.answer(one.max_flops)
+        images = images_for(one, arch, 3)
+        wanted = exact.build(one, arch).run(images)
+        given = half.build(one, arch).run(images)
+        assert given.dtype == np.float32
+        assert 0 < np.abs(given - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_a_model_in_half_precision_says_so_and_that_its_figures_are_of_fp32(other_folder, png):
+    runtime_here("openvino", "bf16")
+    with shiftnas_serve.load(
+        other_folder, runtime="auto", precision="bf16", prebuild=False
+    ) as engine:
+        assert engine.model.runtime["runtime"] == "openvino"
+        assert engine.classify(png).model.precision == "bf16"
+        told = describe_budgets(engine.model)
+    assert (told["model"]["precision"], told["measured_in"]) == ("bf16", "fp32")
 
 
 def test_unusable_runtimes_are_refused_not_replaced():
@@ -173,6 +203,14 @@ def test_openvino_on_another_processor_is_refused_in_a_line(monkeypatch):
     openvino.openvino_cpu.cache_clear()
     with pytest.raises(ValueError, match="lists no processor here: it takes Intel's only"):
         openvino.OpenVino("cpu", 1)
+
+
+def test_half_precision_is_refused_where_openvino_lists_no_instructions_for_it(monkeypatch):
+    older = SimpleNamespace(ep_metadata={"OPTIMIZATION_CAPABILITIES": "WINOGRAD FP32 INT8"})
+    monkeypatch.setattr(openvino, "openvino_cpu", lambda: older)
+    assert openvino.OpenVino("cpu", 1)
+    with pytest.raises(ValueError, match=r"no instructions for bf16 .*--precision fp32"):
+        openvino.OpenVino("cpu", 1, precision="bf16")
 
 
 def random_archs(bundle: Bundle, count: int) -> list[Arch]:

@@ -65,5 +65,4 @@ def imagenet_mobile() -> Recipe:
         half=True,
         held_out_images=100,
         evaluate_every=0,
-        threads=1,
     )

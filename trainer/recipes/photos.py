@@ -55,7 +55,6 @@ def photos() -> Recipe:
         evaluate_every=0,
         answer_budgets=24,
         answers_page=True,
-        threads=1,
     )
 
 

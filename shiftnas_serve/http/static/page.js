@@ -267,7 +267,7 @@ function ticks(low, high) {
 }
 
 function drawChart() {
-  const { flops, frontier, measured_on: images } = state.about;
+  const { flops, frontier, measured_on: images, measured_in, model } = state.about;
   const width = $("chart").clientWidth, right = width - BESIDE;
   $("chart").setAttribute("viewBox", `0 0 ${width} 204`);
   const accuracy = ["held_out_accuracy", "test_accuracy", "agreement"].find((name) => frontier.every((row) => row[name] != null));
@@ -285,7 +285,8 @@ function drawChart() {
   const lines = low < high ? ticks(low - room, high + room) : [low];
   const points = rows.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
   const marks = [0, 0.25, 0.5, 0.75, 1].filter((part) => width > 500 || part !== 0.25 && part !== 0.75);
-  const what = { held_out_accuracy: "held-out accuracy", test_accuracy: "test accuracy", agreement: "agreement with fp32", infer_ms: "predicted milliseconds" }[name];
+  const what = { held_out_accuracy: "held-out accuracy", test_accuracy: "test accuracy", agreement: "agreement with fp32", infer_ms: "predicted milliseconds" }[name]
+    + (accuracy && measured_in !== model.precision ? ` in ${measured_in}` : "");
   const whole = accuracy && images ? `${what} on ${images}` : what;
   $("chart").replaceChildren(
     ...lines.flatMap((value) => [
