@@ -88,9 +88,7 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     body = {**msgspec.structs.asdict(document), **problem.extra}
     if own_path(scope).startswith("/v2"):
         body["error"] = problem.detail
-    return AsciiJson(
-        body, problem.status, headers=problem.headers, media_type="application/problem+json"
-    )
+    return AsciiJson(body, problem.status, problem.headers, "application/problem+json")
 
 
 def unknown_problem() -> Problem:
