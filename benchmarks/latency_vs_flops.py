@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -120,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
         "--batch", type=int, nargs="+", default=[1], help="images that a subnet gets at once"
     )
     made.add_argument("--threads", type=int, nargs="+", default=[1], help="threads of the runtime")
+    made.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the processor's time of all threads, not what others on the machine take",
+    )
     made.add_argument("--plot", type=Path, help="write a plot to this file")
     made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
@@ -171,13 +177,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    all_timings = time_in_turn(calls, rounds=options.rounds)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    all_timings = time_in_turn(calls, rounds=options.rounds, clock=clock)
     flops = [bundle.space.flops(arch) for arch in archs]
     of_line = {
         line: all_timings[place * len(archs) : (place + 1) * len(archs)]
         for place, (line, _) in enumerate(lines)
     }
     title = f"{bundle.name}, {machine()['cpu']}, median of {options.rounds} rounds in turn"
+    if options.cpu_time:
+        title += ", the processor's time"
     if options.plot is not None:
         # here, so that the rest runs without matplotlib
         from benchmarks.parts.plot import Panel, plot_panels
@@ -196,6 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bundle": bundle.name,
         "version": bundle.version,
         "rounds": options.rounds,
+        "clock": clock.__name__,
         "lines": [
             {
                 **summary(line, flops, timings),

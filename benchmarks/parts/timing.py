@@ -21,14 +21,19 @@ class Timing:
     p90_ms: float
 
 
-def time_in_turn(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[Timing]:
+def time_in_turn(
+    calls: Sequence[Callable[[], object]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
     """Call each once a round, in turn, after two rounds that do not count."""
     seconds = np.zeros((rounds + 2, len(calls)))
     for turn in range(rounds + 2):
         for index, call in enumerate(calls):
-            start = time.perf_counter()
+            start = clock()
             call()
-            seconds[turn, index] = time.perf_counter() - start
+            seconds[turn, index] = clock() - start
     milliseconds = 1000 * seconds[2:]
     low, median, high = np.percentile(milliseconds, (10, 50, 90), axis=0)
     return [

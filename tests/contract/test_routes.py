@@ -25,6 +25,7 @@ def test_budgets_list_what_may_be_asked_for(client, bundle: Bundle):
     assert all(row["flops"] <= row["budget_flops"] for row in body["frontier"])
     assert {"held_out_accuracy", "infer_ms"} <= body["frontier"][0].keys()
     assert body["measured_on"] == bundle.provenance.get("data")
+    assert body["measured_in"] == "fp32"
     assert any("accuracy" in field for field in body["frontier"][0])
     assert body["latency_ms"]["min"] > 0
     assert body["labels"] == list(bundle.labels)

@@ -80,6 +80,7 @@ def test_every_route_says_the_precision_and_int8s_own_figures(server, quantized)
     budgets = server.get("/budgets").json()
     assert budgets["model"]["precision"] == "int8"
     assert budgets["measured_on"] == quantized.measured_on
+    assert budgets["measured_in"] == "int8"
     assert budgets["confidence"] is None
     for row, own in zip(budgets["frontier"], quantized.frontier, strict=True):
         assert row["held_out_accuracy"] is None

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+import shiftnas_serve
 from benchmarks.memory import pss_bytes
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
 from models.spaces import get_space
 from shiftnas_serve.engine.sessions import Sessions
+from shiftnas_serve.http.about import describe_budgets
 from shiftnas_serve.runtimes import (
     RUNTIMES,
     AbstractRuntime,
@@ -114,6 +116,17 @@ def test_half_precision_is_near_and_not_the_same_or_is_refused_in_a_line(name, b
         given = half.build(one, arch).run(images)
         assert given.dtype == np.float32
         assert 0 < np.abs(given - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_a_model_in_half_precision_says_so_and_that_its_figures_are_of_fp32(other_folder, png):
+    runtime_here("openvino", "bf16")
+    with shiftnas_serve.load(
+        other_folder, runtime="auto", precision="bf16", prebuild=False
+    ) as engine:
+        assert engine.model.runtime["runtime"] == "openvino"
+        assert engine.classify(png).model.precision == "bf16"
+        told = describe_budgets(engine.model)
+    assert (told["model"]["precision"], told["measured_in"]) == ("bf16", "fp32")
 
 
 def test_unusable_runtimes_are_refused_not_replaced():
