@@ -36,10 +36,10 @@ def classification(result: Result, request_id: str) -> ASGIApp:
     timing, spent = result.timing, result.spent_flops
     document = answer.Classification(
         tuple(result.predictions),
-        _encoded(result.subnet),
         answer.Budget(**result.asked, degraded=result.degraded, spent_flops=spent),
         result.model,
         request_id,
+        _encoded(result.subnet),
     )
     server_timing = (
         f"decode;dur={timing.decode_ms:.2f}, queue;dur={timing.queue_ms:.2f}, "
