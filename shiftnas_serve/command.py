@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from models import PRODUCT
-from shiftnas_serve.hosts import HOSTS, serve
+from shiftnas_serve.hosts import serve
 from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def _allowed(name: str, annotation: object) -> Sequence[str]:
     """The values a setting can have, where they can be listed."""
     devices = dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices)
-    listed = {"server": HOSTS, "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
+    listed = {"runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
     if annotation is bool:
         return "true", "false"
     return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())

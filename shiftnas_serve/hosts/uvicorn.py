@@ -53,7 +53,11 @@ def serve(settings: Settings) -> int:
     listener = listen(settings.host, settings.port)
     configure_log(settings.log_level, settings.log_format)
     if settings.processes > 1:
-        return _serve_many(settings, listener)
+        os.environ |= as_environment(settings)
+        config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
+        supervisor = Multiprocess(config, [listener])
+        supervisor.run()
+        return 2 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     process = Process(settings)
     # (uvicorn raises the signal that ended it once more)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,15 +66,6 @@ def serve(settings: Settings) -> int:
     if process.failure is not None:
         raise ValueError(process.failure)
     return 0
-
-
-def _serve_many(settings: Settings, listener: socket.socket) -> int:
-    os.environ |= as_environment(settings)
-    config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
-    supervisor = Multiprocess(config, [listener])
-    supervisor.run()
-    failed = any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes)
-    return 2 if failed else 0
 
 
 def listen(host: str, port: int) -> socket.socket:
