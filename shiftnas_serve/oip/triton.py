@@ -28,7 +28,7 @@ def triton_routes(
     tensors: Callable[[Model], dict[str, list[Tensor]]],
     state: ServerState,
 ) -> list[Route]:
-    """Below the ``path`` of a model. ``known``: the model of a request; ``tensors``: its metadata."""
+    """Below a model's ``path``. ``known``: the model of a request; ``tensors``: its metadata."""
 
     async def config(request: Request) -> Response:
         model = known(request.scope)
