@@ -4,17 +4,12 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
 
 
 def obey_while_it_starts() -> None:
     """A signal ends a server that has not begun to serve; a hangup is not one to it."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        os._exit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, lambda number, frame: os._exit(128 + number))
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, lambda number, frame: None)
 

@@ -50,7 +50,7 @@ class Classification(msgspec.Struct, frozen=True):
     """The classes of a photo, the most probable first."""
 
     predictions: tuple[Prediction, ...]
-    subnet: Subnet
     budget: Budget
     model: ModelName
     request_id: str
+    subnet: Subnet

@@ -158,11 +158,6 @@ def assemble(state: ServerState) -> ASGIApp:
 
     app: ASGIApp = front
     if state.settings.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=state.settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["*"],
-            expose_headers=["Served-FLOPs", "Server-Timing", "Request-Id", "Retry-After"],
-        )
+        origins, methods = state.settings.cors_origins, ["GET", "POST", "PUT"]
+        app = CORSMiddleware(app, origins, methods, ["*"], expose_headers=["*"])
     return RequestContext(app, lambda: state.draining)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from models import PRODUCT
-from shiftnas_serve.hosts import HOSTS, serve
+from shiftnas_serve.hosts import serve
 from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
 
@@ -45,13 +45,16 @@ def parser() -> argparse.ArgumentParser:
             metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
             help=f"{field.description}{default}".replace("%", "%%"),
         )
+        if field.annotation is bool:
+            off = {"action": "store_const", "const": "false", "help": argparse.SUPPRESS}
+            made.add_argument(f"--no-{name.replace('_', '-')}", dest=name, **off)
     return made
 
 
 def _allowed(name: str, annotation: object) -> Sequence[str]:
     """The values a setting can have, where they can be listed."""
     devices = dict.fromkeys(one for entry in RUNTIMES.values() for one in entry.devices)
-    listed = {"server": HOSTS, "runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
+    listed = {"runtime": (*RUNTIMES, AUTO), "device": tuple(devices)}
     if annotation is bool:
         return "true", "false"
     return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())

@@ -107,7 +107,7 @@ class EngineSettings(BaseModel):
 class Settings(EngineSettings):
     """Everything that can be set. The descriptions are the command line's help."""
 
-    server: str = "uvicorn"
+    server: Literal["uvicorn", "litserve", "ray"] = "uvicorn"
     """what runs the server"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 and :: can be reached from other machines"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from starlette.types import Message
 
 from shiftnas_serve import Engine, load
 from shiftnas_serve.http.answers import classification
@@ -37,7 +39,16 @@ def answer_to(command: list[str]) -> dict:
     (top_k,) = re.findall(r"top_k=(\d+)", command[-1])
     photo = ROOT / command[command.index("-T") + 1]
     result = engine().classify(photo, flops=budget, top_k=int(top_k))
-    return json.loads(classification(result, REQUEST_ID).body)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError("its request is not read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(classification(result, REQUEST_ID)({}, receive, send))
+    return json.loads(sent[-1]["body"])
 
 
 def test_the_answer_is_what_the_server_gives():

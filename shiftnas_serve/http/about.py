@@ -46,15 +46,8 @@ def about_routes(state: ServerState) -> list[Route]:
     async def docs(request: Request) -> Response:
         return HTMLResponse(docs_page(openapi_document(state.serving().model.bundle)))
 
-    endpoints = {
-        "/livez": livez,
-        "/readyz": readyz,
-        "/metrics": metrics,
-        "/budgets": budgets,
-        "/openapi.json": openapi,
-        "/docs": docs,
-    }
-    return [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
+    named = [Route(f"/{one.__name__}", one) for one in (livez, readyz, metrics, budgets, docs)]
+    return [*named, Route("/openapi.json", openapi)]
 
 
 def describe_budgets(model: Model) -> dict[str, object]:

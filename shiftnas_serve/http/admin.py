@@ -45,27 +45,19 @@ def admin_route(state: ServerState) -> Route:
 
     async def answer(request: Request) -> ASGIApp:
         if not settings.admin_keys:
-            raise Problem(
-                403,
-                "this server has no admin key, so nobody may reload it; set admin_keys "
-                f"({PREFIX}ADMIN_KEYS=KEY) and start it anew",
-            )
+            hint = f"set admin_keys ({PREFIX}ADMIN_KEYS=KEY) and start it anew"
+            raise Problem(403, f"this server has no admin key, so nobody may reload it; {hint}")
         state.admin_keys.check(request.state.headers)
         if settings.processes > 1:
-            raise Problem(
-                409,
-                f"this server has {settings.processes} processes, and this is one of them; "
-                "with uvicorn, send SIGHUP to their parent: it replaces them one by one, from the "
-                "same path; other hosts start anew",
-            )
+            hint = "send SIGHUP to their parent, if that is uvicorn's, or start the server anew"
+            raise Problem(409, f"this is one of {settings.processes} processes; {hint}")
         with state.serving().room.share() as share:
             body = await read_body(request.scope, request.receive, share, settings)
         done = await reload(state, read_source(body))
         request.state.details.append(lambda: {"model": done.model, "previous": done.previous})
         status = "reloaded" if done.changed else "unchanged"
         duration_ms, identity = round(done.duration_ms, 1), request.state.request_id
-        answered = ReloadAnswer(status, done.model, done.previous, duration_ms, identity)
-        return json_answer(answered)
+        return json_answer(ReloadAnswer(status, done.model, done.previous, duration_ms, identity))
 
     return Route("/admin/reload", answer, methods=["POST"])
 

@@ -36,10 +36,10 @@ def classification(result: Result, request_id: str) -> ASGIApp:
     timing, spent = result.timing, result.spent_flops
     document = answer.Classification(
         tuple(result.predictions),
-        _encoded(result.subnet),
         answer.Budget(**result.asked, degraded=result.degraded, spent_flops=spent),
         result.model,
         request_id,
+        _encoded(result.subnet),
     )
     server_timing = (
         f"decode;dur={timing.decode_ms:.2f}, queue;dur={timing.queue_ms:.2f}, "
@@ -88,9 +88,7 @@ def problem_response(problem: Problem, scope: Scope) -> Response:
     body = {**msgspec.structs.asdict(document), **problem.extra}
     if own_path(scope).startswith("/v2"):
         body["error"] = problem.detail
-    return AsciiJson(
-        body, problem.status, headers=problem.headers, media_type="application/problem+json"
-    )
+    return AsciiJson(body, problem.status, problem.headers, "application/problem+json")
 
 
 def unknown_problem() -> Problem:

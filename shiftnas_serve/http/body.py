@@ -76,8 +76,7 @@ async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> 
 async def read_body(scope: Scope, receive: Receive, share: Share, settings: Settings) -> bytes:
     """The body as it is, within the limits of ``settings``; ``share`` grows by what comes.
 
-    Raises Problem: 400 the client went away, 408 too slow, 413 too long, 415 compressed, 429 no
-    room.
+    Raises Problem: 400 the client went away, 408 slow, 413 long, 415 compressed, 429 no room.
     """
     headers = scope["state"]["headers"]
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")

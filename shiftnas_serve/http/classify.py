@@ -66,12 +66,9 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["answered"] = self._metrics.answered
-        self._metrics.in_flight.inc()
-        try:
+        with self._metrics.in_flight.track_inprogress():
             answer = await self._endpoint(scope, receive)
             await answer(scope, receive, send)
-        finally:
-            self._metrics.in_flight.dec()
 
 
 async def client_gone(receive: Receive) -> None:

@@ -42,6 +42,8 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus
 }
 
+_TOO_LONG = f"the headers are longer than {MAX_HEAD_BYTES:,} bytes"
+
 _LOG = structlog.get_logger("shiftnas_serve.connection")
 
 
@@ -242,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(given if isinstance(given, Problem) else plain)
             return
         if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(_too_long())
+            self._refuse(Problem(431, _TOO_LONG))
 
     def _parse(self, data: bytes) -> bytes:
         """What is still to be parsed.
@@ -278,7 +280,7 @@ class HttpConnection(asyncio.Protocol):
         if self._unread_bytes > MAX_HEAD_BYTES:  # maybe with some body
             lengths = (len(name) + len(value) + 4 for name, value in self._headers)
             if len(self._url) + sum(lengths) > MAX_HEAD_BYTES:
-                raise _too_long()
+                raise Problem(431, _TOO_LONG)
         if parser.should_upgrade() and parser.get_method() != b"CONNECT":
             return  # it comes once more (``_parse``)
         if len(self._exchanges) > MAX_PIPELINED:
@@ -358,10 +360,6 @@ class HttpConnection(asyncio.Protocol):
         lines += [b"%b: %b" % field for field in answer.raw_headers]
         self.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
-
-
-def _too_long() -> Problem:
-    return Problem(431, f"the headers are longer than {MAX_HEAD_BYTES:,} bytes")
 
 
 def connection_limit() -> int:

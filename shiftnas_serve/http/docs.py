@@ -5,11 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-code { background: #f3f3f3 } section { border-top: 1px solid #ccc }
-td { padding: .2em .8em .2em 0; vertical-align: top }
-"""
+_STYLE = (
+    "body { font: 16px/1.5 system-ui; max-width: 60rem; margin: auto } td { padding: 0 1em 0 0 }"
+)
 
 
 def docs_page(document: dict[str, Any]) -> str:

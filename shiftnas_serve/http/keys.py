@@ -25,9 +25,8 @@ class ApiKeys:
         if not self._keys:
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        sent = given.strip(b" \t")
         # Every key is compared, so that the time does not tell which one came close.
-        right = [hmac.compare_digest(sent, key) for key in self._keys]
+        right = [hmac.compare_digest(given.strip(b" \t"), key) for key in self._keys]
         if scheme.lower() != b"bearer" or not any(right):
             raise Problem(
                 401,

@@ -20,7 +20,8 @@ Json = dict[str, object]
 _TYPES = (Classification, ImageDocument, ProblemDocument, Reload, ReloadAnswer)
 _REF = "#/components/schemas/{name}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(name="ProblemDocument")}}}
-_BINARY: Json = {"type": "string", "format": "binary"}
+_STRING: Json = {"type": "string"}
+_BINARY: Json = {**_STRING, "format": "binary"}
 _TENSORS: Json = {"type": "object"}
 _KEY: Json = {"type": "http", "scheme": "bearer"}
 # Of requests with images.
@@ -41,6 +42,8 @@ def openapi_document(bundle: Bundle) -> Json:
         ("/v2/health/live", "The process is up", []),
         ("/v2/health/ready", "Requests may come", []),
         (model, "Input, outputs, version", [404]),
+        (f"{model}/config", "The same as Triton has it", [404]),
+        (f"{model}/stats", "How many images, and the time of their stages", [404]),
         (f"{model}/ready", "The model answers", [404]),
         (f"{model}/versions/{bundle.version}", "The same, and all below it, of a version", [404]),
     ]
@@ -53,9 +56,8 @@ def openapi_document(bundle: Bundle) -> Json:
         "Classify one image within a budget",
         _ERRORS,
         "The network that answers is chosen for the budget: `subnet.flops` never exceeds it. FLOPs "
-        f"are multiply-adds; this model has subnets from {bundle.min_flops:,} to "
-        f"{bundle.max_flops:,}. The header Served-FLOPs of an answer has those of its subnet, "
-        "Server-Timing the milliseconds of its stages.",
+        f"are multiply-adds, here from {bundle.min_flops:,} to {bundle.max_flops:,}. An answer's "
+        "header Server-Timing has the milliseconds of its stages.",
         [*budgets, _parameter("query", "top_k", "Predictions to answer, or 5"), identity],
         {one: _BINARY if one in RAW_TYPES else image for one in ACCEPTED},
         classification,
@@ -138,5 +140,4 @@ def _operation(
 
 
 def _parameter(place: str, name: str, description: str) -> Json:
-    given = {"type": "string"}
-    return {"name": name, "in": place, "description": description, "schema": given}
+    return {"name": name, "in": place, "description": description, "schema": _STRING}

@@ -18,7 +18,6 @@ from shiftnas_serve.problem import Problem
 _KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
 _NAMES = [name.decode() for name in _KINDS]
 _KINDS_BY_NAME = {kind.name: kind for kind in BUDGET_KINDS}
-_NEAR = 0.75
 _PLACES = (
     f"budgets are headers ({', '.join(kind.header for kind in BUDGET_KINDS)}), top_k is of the "
     "query, the image is the body"
@@ -35,23 +34,23 @@ def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
     for name, value in headers:
         kind = _KINDS.get(name)
         if kind is not None:
-            number = parse_budgets({kind.name: value.decode("latin-1")})[kind.name]
-            add_budget(asked, kind.name, number)
+            add_budgets(asked, {kind.name: value.decode("latin-1")})
         else:
             _check(name[:64])
     return asked
 
 
-def add_budget(asked: dict[str, float], name: str, value: float) -> None:
-    """One more, of this kind. Raises Problem 400 for one that may stand only once."""
-    asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
+def add_budgets(asked: dict[str, float], texts: Mapping[str, str]) -> None:
+    """More of them, by the name of their kind. Raises Problem 400."""
+    for name, value in parse_budgets(texts).items():
+        asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
 
 
 @lru_cache(1000)
 def _check(name: bytes) -> None:
     """Refuse what looks like a budget. To look closely takes time, and clients send the same."""
     shown = name.decode("latin-1")
-    near = difflib.get_close_matches(shown, _NAMES, n=1, cutoff=_NEAR)
+    near = difflib.get_close_matches(shown, _NAMES, n=1, cutoff=0.75)
     if near or b"budget" in name:
         kind = _KINDS[near[0].encode()] if near else BUDGET_KINDS[0]
         raise Problem(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,23 +24,23 @@ from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
-from shiftnas_serve.http.options import add_budget, read_budgets
+from shiftnas_serve.http.options import add_budgets, read_budgets
 from shiftnas_serve.http.state import ServerState
-from shiftnas_serve.library import parse_budgets
+from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
 from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
 from shiftnas_serve.problem import Problem
 
-_EXTENSIONS = ("binary_tensor_data", "classification")
-Tensor = dict[str, Any]
+_EXTENSIONS = ("binary_tensor_data", "classification", *EXTENSIONS)
 _INPUTS: list[Tensor] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
 
-def _outputs(model: Model) -> list[Tensor]:
+def _tensors(model: Model) -> dict[str, list[Tensor]]:
     sizes = {CLASSES: [-1, len(model.bundle.labels)]}
-    return [
+    outputs: list[Tensor] = [
         {"name": name, "datatype": datatype, "shape": sizes.get(name, [-1])}
         for name, (datatype, _) in OUTPUTS.items()
     ]
+    return {"inputs": _INPUTS, "outputs": outputs}
 
 
 def oip_routes(state: ServerState) -> list[Route]:
@@ -57,23 +56,18 @@ def oip_routes(state: ServerState) -> list[Route]:
             raise Problem(404, f"no version {version!r:.60}; it is {model.name.version!r}")
         return model
 
-    def readiness(**more: str) -> Response:
+    async def ready(request: Request) -> Response:
+        """Of the server, or of the model that is named."""
+        named = {"name": known(request.scope).name.name} if request.path_params else {}
         engine = state.engine
         is_ready = engine is not None and engine.wedged is None and not state.draining
-        return JSONResponse({**more, "ready": is_ready}, 200 if is_ready else 503)
-
-    async def ready(request: Request) -> Response:
-        return readiness()
-
-    async def model_ready(request: Request) -> Response:
-        return readiness(name=known(request.scope).name.name)
+        return JSONResponse({**named, "ready": is_ready}, 200 if is_ready else 503)
 
     async def metadata(request: Request) -> Response:
         model = known(request.scope)
         document = {"name": model.name.name, "versions": [model.name.version]}
-        tensors = {"inputs": _INPUTS, "outputs": _outputs(model)}
         told = {"platform": "onnx_onnxv1", "precision": model.name.precision}
-        return JSONResponse({**document, **told, **tensors})
+        return JSONResponse({**document, **told, **_tensors(model)})
 
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
@@ -86,8 +80,7 @@ def oip_routes(state: ServerState) -> list[Route]:
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
             budgets = read_budgets(scope["headers"])
-            for name, value in parse_budgets(asked.budgets).items():
-                add_budget(budgets, name, value)
+            add_budgets(budgets, asked.budgets)
             share.add(len(asked.images))
             answer = partial(
                 engine.answer,
@@ -108,15 +101,14 @@ def oip_routes(state: ServerState) -> list[Route]:
         scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
         return respond(model.bundle, asked, every)
 
-    model = "/v2/models/{name}"
     server = {"name": "shiftnas-serve", "version": __version__, "extensions": _EXTENSIONS}
-    get: dict[str, Any] = {"/v2": JSONResponse(server), "/v2/health/ready": ready}
-    get["/v2/health/live"] = JSONResponse({"live": True})
-    post: dict[str, ASGIApp] = {}
-    for path in (model, f"{model}/versions/{{version}}"):
-        get |= {path: metadata, f"{path}/ready": model_ready}
-        post[f"{path}/infer"] = Counted(infer, state)
-    return [
-        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
-        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+    routes = [
+        Route("/v2", JSONResponse(server), methods=["GET"]),
+        Route("/v2/health/live", JSONResponse({"live": True}), methods=["GET"]),
+        Route("/v2/health/ready", ready),
     ]
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [Route(path, metadata), Route(f"{path}/ready", ready)]
+        routes.append(Route(f"{path}/infer", Counted(infer, state), methods=["POST"]))
+        routes += triton_routes(path, known, _tensors, state)
+    return routes

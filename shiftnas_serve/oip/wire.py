@@ -6,7 +6,6 @@ asked, whatever form it had.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -137,9 +136,7 @@ def _elements(binary: bytes) -> list[bytes]:
     elements: list[bytes] = []
     at = 0
     while at < len(binary):
-        if at + 4 > len(binary):
-            raise Problem(400, "image ends within the length of an element")
-        (size,) = struct.unpack_from("<I", binary, at)
+        size = int.from_bytes(binary[at : at + 4], "little")
         at += 4 + size
         if at > len(binary):
             raise Problem(400, f"an element of image says {size} bytes, and the body ends before")
@@ -207,4 +204,4 @@ def _binary(values: np.ndarray) -> bytes:
     if values.dtype != object:
         return values.tobytes()
     encoded = [str(one).encode() for one in values.ravel()]
-    return b"".join(struct.pack("<I", len(one)) + one for one in encoded)
+    return b"".join(len(one).to_bytes(4, "little") + one for one in encoded)

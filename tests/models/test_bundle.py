@@ -200,10 +200,11 @@ def test_other_folders_are_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nano-cnn", "nano-vit"])
-def test_1000_budgets_are_kept(name, tmp_path):
+def test_budgets_are_kept(name, tmp_path):
+    """Looked up and decoded; the decode alone on more budgets in ``test_generator``."""
     bundle = load_bundle(make_bundle(name, tmp_path / "bundle"))
     rng = np.random.default_rng(0)
-    for budget in rng.uniform(bundle.min_flops, 1.1 * bundle.max_flops, 1000):
+    for budget in rng.uniform(bundle.min_flops, 1.1 * bundle.max_flops, 150):
         assert bundle.space.flops(bundle.answer(budget)) <= budget
     assert bundle.answer(bundle.min_flops) == bundle.space.smallest
     assert bundle.answer(1e18) == bundle.space.largest
@@ -273,7 +274,7 @@ def shared_bundle(folder, **changes):
             k: p.detach().numpy() for k, p in ArchitectureGenerator(space).state_dict().items()
         },
         "shared_statistics": random_shared(space, rng),
-        "template": template_of("nano-cnn", 10),
+        "template": template_of("nano-cnn"),
         "provenance": {},
     }
     save_bundle(folder, **(given | changes))

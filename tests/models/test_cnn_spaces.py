@@ -23,7 +23,7 @@ from tests.one_hot import relax
 
 
 def small(resolution):
-    """What only attentivenas has, at a size that exports in seconds."""
+    """What only attentivenas has, and turned images, at a size that exports in seconds."""
     return mbconv_space(
         "nano-projected",
         resolution=resolution,
@@ -39,6 +39,7 @@ def small(resolution):
         squeeze=Squeeze(squeezed, "relu", "hardsigmoid"),
         projected_shortcuts=True,
         head_expand=2,
+        turned=True,
     )
 
 

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0 is an arch of its space: parameters, multiply-adds, logits, at every size."""
 
 import importlib
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -53,9 +54,13 @@ def with_resolution(space, side):
     return space.arch(dict(space.largest) | {"resolution": side})
 
 
-@pytest.mark.parametrize("side", [96, 112, 224])
+ZOO = Path(__file__).resolve().parents[2] / "models" / "zoo"
+SIDES = [96, 112, 224]
+"""Both ends, and one that is odd before the last stride, where TensorFlow pads both ends alike."""
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_logits_are_those_of_the_public_network(reference, converted, side):
-    """112 has an odd side before the last stride, where TensorFlow pads both ends alike."""
     net, statistics = loaded(converted)
     images = torch.randn(2, 3, side, side)
     with torch.inference_mode():
@@ -74,11 +79,14 @@ def test_parameters_and_multiply_adds_are_those_of_the_public_network():
     assert 2 * space.flops(space.largest) == counter.get_total_flops()
 
 
-def test_the_graph_of_each_resolution_answers_as_the_network(converted):
+@pytest.mark.parametrize("made", ["mobile", pytest.param("now", marks=pytest.mark.slow)])
+def test_the_graph_answers_as_the_network(converted, made):
+    """That of the bundle in the repository, whose blocks are these, and one that is exported."""
     net, statistics = loaded(converted)
     space = converted.space
-    template = Template.parse(export_template(space))
-    for side in space.decision["resolution"].choices:
+    there = (ZOO / "imagenet-mobile" / "template.onnx").read_bytes
+    template = Template.parse(export_template(space) if made == "now" else there())
+    for side in SIDES:
         arch = with_resolution(space, side)
         weights = slice_weights(space, arch, converted.weights)
         folded = fold_norms(space, weights, converted.arch_statistics(arch))

@@ -45,7 +45,7 @@ def small(request, monkeypatch):
     weights = {key: value.numpy() for key, value in net.state_dict().items()}
     found = Converted(space, weights, statistics)
     monkeypatch.setattr(deployment, "convert", lambda *_: found)
-    monkeypatch.setattr(deployment, "export_template", lambda _: template_of(name, 10))
+    monkeypatch.setattr(deployment, "export_template", lambda _: template_of(name))
     return found
 
 

@@ -129,7 +129,7 @@ def compare(
 @pytest.mark.parametrize("name", ["nano-cnn", "nano-vit", *EXPORTED_SLOWLY])
 def test_five_ways_of_small_subnets_answer_alike(name):
     space = get_space(name, 10)
-    check(space, template_of(name, 10), some_archs(space, random=3))
+    check(space, template_of(name), some_archs(space, random=3))
 
 
 def test_five_ways_with_relative_position_answer_alike():

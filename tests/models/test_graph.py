@@ -41,7 +41,7 @@ def supernet(name: str) -> AbstractNet:
 
 @cache
 def template(name: str) -> Template:
-    return Template.parse(template_of(name, 10))
+    return Template.parse(template_of(name))
 
 
 def images_for(space: SearchSpace, arch: Arch, batch: int) -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_layer_norm_ignores_what_silenced_channels_hold():
 
 @every_space
 def test_flops_and_params_are_those_of_the_extracted_network(name):
-    check_counts(name, random=1)
+    check_counts(name, random=0 if name in LARGE else 1)
 
 
 @pytest.mark.slow

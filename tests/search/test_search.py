@@ -1,15 +1,19 @@
 """Searches keep the budget, find what is better, and go on where they were stopped."""
 
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+import trainer.finish
+import trainer.report.plots
 import trainer.run
 from models.spaces import get_space
 from search.__main__ import SEARCHES, main
 from search.log import TriedArchs
+from tests.bundles import template_of
 from tests.trainer.conftest import settings
 
 SPACE = get_space("nano-cnn")
@@ -20,7 +24,11 @@ every_search = pytest.mark.parametrize("name", SEARCHES)
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "one"
-    assert trainer.run.main([*settings("epochs=1"), "--out", str(folder)]) == 0
+    with (
+        patch.object(trainer.finish, "export_template", lambda _: template_of("nano-cnn")),
+        patch.object(trainer.report.plots, "plotted", lambda *_: []),
+    ):
+        assert trainer.run.main([*settings("epochs=1"), "--out", str(folder)]) == 0
     return folder
 
 

@@ -119,6 +119,17 @@ def test_long_forms_and_json_are_read_in_a_thread(monkeypatch, size: int, form: 
     assert (where == [threading.main_thread()]) == (len(body) <= 262_144)
 
 
+def test_a_long_form_is_read_in_memory(monkeypatch):
+    """The server needs no folder for temporary files."""
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    image = bytes(3_000_000)
+    assert image_of(FORM % image, "multipart/form-data; boundary=b") == image
+
+
 def test_a_long_malformed_form_is_a_problem_in_a_thread_too():
     with pytest.raises(Problem) as refused:
         image_of(b"-" * 400_000, "multipart/form-data; boundary=b")

@@ -66,7 +66,7 @@ def small(folder: Path) -> Case:
     converted = Converted(space, {k: v.numpy() for k, v in net.state_dict().items()}, statistics)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deployment, "convert", lambda *_: converted)
-        patch.setattr(deployment, "export_template", lambda _: template_of("nano-cnn", 10))
+        patch.setattr(deployment, "export_template", lambda _: template_of("nano-cnn"))
         convert_to_bundle("attentivenas", folder / "checkpoint.pth", folder / "bundle", steps=20)
     return Case(converted, folder / "bundle", None)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import trainer.finish
+import trainer.report.plots
 import trainer.run
 from tests.bundles import template_of
 from trainer.data import run_data
@@ -53,10 +54,14 @@ def _digits() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _exported_once() -> Iterator[None]:
     """A graph is exported once for all bundles of a space, which takes seconds each time."""
-    with patch.object(
-        trainer.finish, "export_template", lambda space: template_of(space.name, space.num_classes)
-    ):
+    with patch.object(trainer.finish, "export_template", lambda space: template_of(space.name)):
         yield
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's end without what takes seconds and is tested in ``report`` and ``test_run``."""
+    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

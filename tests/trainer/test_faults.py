@@ -15,7 +15,6 @@ import trainer.evaluation
 import trainer.finish
 import trainer.loop
 import trainer.report.monitor
-import trainer.report.plots
 import trainer.run
 from models.bundle.folder import load_bundle
 from tests.trainer.conftest import settings
@@ -29,6 +28,8 @@ from trainer.engine.log import read_log
 from trainer.recipes.config import read_recipe
 from trainer.run import main
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -41,12 +42,6 @@ def one_error(capsys):
     (error,) = [line for line in said.splitlines() if "error:" in line]
     assert error == said.splitlines()[-1]
     return error
-
-
-@pytest.fixture(autouse=True)
-def _end_soon(monkeypatch):
-    """A run's end without what takes long and is tested elsewhere."""
-    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
 
 
 @pytest.fixture

@@ -116,6 +116,7 @@ def test_settings_are_found_by_what_people_call_them():
             with_settings(get_recipe("digits"), [f"{key}=0.1"])
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_bundle_of_ones_own_photos_has_their_name_and_its_provenance_agrees_with_itself(
     finished, tmp_path
 ):

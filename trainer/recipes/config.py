@@ -7,6 +7,7 @@ import importlib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def value_of(recipe: Recipe, key: str) -> Any:
     return value
 
 
+@cache
 def _schemas() -> dict[str, dict[str, Any]]:
     """The JSON schema of every setting, by its key."""
     document = Recipe.model_json_schema()

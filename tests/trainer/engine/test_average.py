@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.report.plots
 import trainer.run
 from models.bundle.folder import load_bundle
 from models.nets import build_net
@@ -45,8 +44,8 @@ def test_an_average_that_starts_late_starts_at_the_weights(tmp_path, monkeypatch
         assert (value - state["net"][name]).norm() <= 0.5 * (1 + value.norm())
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_average_is_what_is_evaluated_and_bundled(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.report.plots, "plotted", lambda *_: [])
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     short = settings("epochs=2", "evaluate_every=1")
     assert main([*short, "--set", "ema=0.99", "--out", str(averaged)]) == 0

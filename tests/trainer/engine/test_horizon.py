@@ -47,6 +47,7 @@ def test_the_steps_of_a_compute_budget_are_foreseen(name):
     assert horizon.steps == pytest.approx(1e10 / (3 * recipe.batch_size * mean), rel=0.02)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypatch):
     large = json.dumps(SPACE.arch_to_json(SPACE.largest))
     compute = 3 * 64 * SPACE.max_flops * 12

@@ -87,6 +87,7 @@ def test_hours_become_epochs():
             within_hours(recipe, float("nan"))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_ends_in_a_page_on_what_is_served(folder, tmp_path):
     """With a small space in place of the recipe's, from nothing: what is told is what is meant."""
     small = ("space=nano-cnn", "start=", "statistics=arch", "resolution=16", "epochs=2")

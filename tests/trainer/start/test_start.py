@@ -23,6 +23,8 @@ from trainer.start.begin import place
 from trainer.start.order import centred, channels_of, importance_of, in_order
 from trainer.start.source import Source, find_source
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def random_weights(space, seed=0):
     torch.manual_seed(seed)
@@ -170,7 +172,7 @@ def begun(tmp_path_factory):
         weights=plain.weights,
         generator=plain.generator,
         shared_statistics=centred(space, plain.weights, random_statistics(space)),
-        template=template_of("nano-cnn", 10),
+        template=template_of("nano-cnn"),
         provenance={},
     )
     return folder / "shared"
