@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
             metavar=f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper(),
             help=f"{field.description}{default}".replace("%", "%%"),
         )
+        if field.annotation is bool:
+            off = {"action": "store_const", "const": "false", "help": argparse.SUPPRESS}
+            made.add_argument(f"--no-{name.replace('_', '-')}", dest=name, **off)
     return made
 
 

@@ -66,6 +66,12 @@ class Metrics(Collector):
         if result.degraded:
             self._degraded.inc()
 
+    def stage(self, name: str) -> dict[str, int]:
+        """Of how many images, and how many nanoseconds it took in all."""
+        of = partial(self._registry.get_sample_value, labels={"stage": name})
+        count, total_s = of("shiftnas_stage_seconds_count"), of("shiftnas_stage_seconds_sum")
+        return {"count": int(count or 0), "ns": int(1e9 * (total_s or 0.0))}
+
     def reloaded(self, result: str) -> None:
         """A reload: ``done``, ``unchanged`` or ``refused``."""
         self._reloads.labels(result).inc()

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import socket
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +26,7 @@ from models import PRODUCT
 from shiftnas_serve.app import App, create_app
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
+from shiftnas_serve.http.page import PHOTO
 from shiftnas_serve.log import STARTS, configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment
@@ -52,6 +55,8 @@ def serve(settings: Settings) -> int:
     """Until it is told to stop: the exit status. Raises ValueError in one line."""
     listener = listen(settings.host, settings.port)
     configure_log(settings.log_level, settings.log_format)
+    if sys.stderr.isatty():
+        _greet(settings)
     if settings.processes > 1:
         os.environ |= as_environment(settings)
         config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
@@ -66,6 +71,17 @@ def serve(settings: Settings) -> int:
     if process.failure is not None:
         raise ValueError(process.failure)
     return 0
+
+
+def _greet(settings: Settings) -> None:
+    """What to do next, for a person; it works from any folder."""
+    host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
+    url = f"http://{host}:{settings.port}"
+    print(
+        f"{url}{'/' if settings.page else '/docs'}\n"
+        f"  curl -T {shlex.quote(str(PHOTO))} -H 'Latency-Budget: 100' {url}/classify",
+        file=sys.stderr,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -42,6 +42,8 @@ def openapi_document(bundle: Bundle) -> Json:
         ("/v2/health/live", "The process is up", []),
         ("/v2/health/ready", "Requests may come", []),
         (model, "Input, outputs, version", [404]),
+        (f"{model}/config", "The same as Triton has it", [404]),
+        (f"{model}/stats", "How many images, and the time of their stages", [404]),
         (f"{model}/ready", "The model answers", [404]),
         (f"{model}/versions/{bundle.version}", "The same, and all below it, of a version", [404]),
     ]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -27,20 +26,21 @@ from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
 from shiftnas_serve.http.options import add_budgets, read_budgets
 from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
 from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
 from shiftnas_serve.problem import Problem
 
-_EXTENSIONS = ("binary_tensor_data", "classification")
-Tensor = dict[str, Any]
+_EXTENSIONS = ("binary_tensor_data", "classification", *EXTENSIONS)
 _INPUTS: list[Tensor] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
 
-def _outputs(model: Model) -> list[Tensor]:
+def _tensors(model: Model) -> dict[str, list[Tensor]]:
     sizes = {CLASSES: [-1, len(model.bundle.labels)]}
-    return [
+    outputs: list[Tensor] = [
         {"name": name, "datatype": datatype, "shape": sizes.get(name, [-1])}
         for name, (datatype, _) in OUTPUTS.items()
     ]
+    return {"inputs": _INPUTS, "outputs": outputs}
 
 
 def oip_routes(state: ServerState) -> list[Route]:
@@ -66,9 +66,8 @@ def oip_routes(state: ServerState) -> list[Route]:
     async def metadata(request: Request) -> Response:
         model = known(request.scope)
         document = {"name": model.name.name, "versions": [model.name.version]}
-        tensors = {"inputs": _INPUTS, "outputs": _outputs(model)}
         told = {"platform": "onnx_onnxv1", "precision": model.name.precision}
-        return JSONResponse({**document, **told, **tensors})
+        return JSONResponse({**document, **told, **_tensors(model)})
 
     async def infer(scope: Scope, receive: Receive) -> ASGIApp:
         started = time.monotonic()
@@ -111,4 +110,5 @@ def oip_routes(state: ServerState) -> list[Route]:
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [Route(path, metadata), Route(f"{path}/ready", ready)]
         routes.append(Route(f"{path}/infer", Counted(infer, state), methods=["POST"]))
+        routes += triton_routes(path, known, _tensors, state)
     return routes

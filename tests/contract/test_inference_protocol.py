@@ -45,6 +45,22 @@ def test_health_and_metadata(triton: InferenceServerClient, bundle: Bundle):
     metadata = triton.get_model_metadata(bundle.name)
     assert metadata["versions"] == [bundle.version]
     assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    config = triton.get_model_config(bundle.name)
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert [one["name"] for one in config["output"]] == [o["name"] for o in metadata["outputs"]]
+
+
+def test_statistics_count_images(triton: InferenceServerClient, bundle: Bundle, png):
+    def count() -> int:
+        (found,) = triton.get_inference_statistics(bundle.name, bundle.version)["model_stats"]
+        stages = found["inference_stats"]
+        assert stages["compute_infer"]["ns"] >= 0
+        assert stages["queue"]["count"] == found["inference_count"]
+        return found["inference_count"]
+
+    before = count()
+    triton.infer(bundle.name, [image_input(png, png)])
+    assert count() == before + 2
 
 
 @pytest.mark.parametrize("binary", [True, False])
