@@ -79,7 +79,9 @@ def test_parameters_and_multiply_adds_are_those_of_the_public_network():
     assert 2 * space.flops(space.largest) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("made", ["mobile", pytest.param("now", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "made", ["mobile", pytest.param("now", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_the_graph_answers_as_the_network(converted, made):
     """That of the bundle in the repository, whose blocks are these, and one that is exported."""
     net, statistics = loaded(converted)

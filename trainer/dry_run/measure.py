@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
 from models.generator.network import ArchitectureGenerator
+from models.nets.normalize import FrozenStatistics
 from models.space.search_space import SearchSpace
+from models.space.weights import SharedStatistics
 from trainer.data.batch_workers import local_processes
 from trainer.data.batches import Batch
 from trainer.data.run_data import RunData, run_data
@@ -30,7 +33,7 @@ from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
-from trainer.engine.step import StepResult, teacher_of, train_step
+from trainer.engine.step import StepResult, pretrain_generator, teacher_of, train_step
 from trainer.recipes.recipe import Recipe
 
 Result = TypeVar("Result")
@@ -96,9 +99,10 @@ class DryRun:
     training_flops: float
 
 
-def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
+def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> DryRun:
     """Build a recipe and try it. ``images``: how many at once; None for what fits and is quick.
 
+    ``steps``: of whole batches, by which the time of an epoch is told, where one is not enough.
     Runs on the recipe's device if it is there, else on the CPU, and says which.
     Raises ValueError for a recipe that cannot be built, for data that is neither known nor
     readable, and for fewer than 2 images.
@@ -119,6 +123,8 @@ def dry_run(recipe: Recipe, images: int | None = None) -> DryRun:
     subnets_s = max(trial.costs["sliced"].seconds - trial.teacher_s, 0.0)
     usual_sliced_s = trial.teacher_s + subnets_s * means[False] / trial.sliced_flops
     of_a_batch = recipe.batch_size / trial.images
+    if steps:
+        usual_sliced_s = mean_step_s(here, plan, steps) / of_a_batch
     step_s = of_a_batch * (share * trial.costs["masked"].seconds + (1 - share) * usual_sliced_s)
     if recipe.data_workers == 0 or (recipe.data_workers < 0 and cores() <= local_processes()):
         step_s += of_a_batch * trial.prepare_s
@@ -199,6 +205,31 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
         prepare_s=prepare_s,
         teacher_s=teacher_s,
     )
+
+
+def mean_step_s(recipe: Recipe, plan: Plan, steps: int) -> float:
+    """Seconds of a sliced step: the mean of as many, of subnets as a run draws them.
+
+    The generator learns its budgets first. Each step is taken twice and timed once, since a shape
+    that is new takes longer.
+    """
+    splits = random_splits(recipe, plan.classes, recipe.batch_size)
+    state = fresh_state(recipe, replace(splits, labels=plan.labels))
+    if recipe.statistics == "start":
+        sizes = {norm.name: norm.size(state.net.space.largest) for norm in state.net.space.norms}
+        units = {name: (np.zeros(n, "f4"), np.ones(n, "f4")) for name, n in sizes.items()}
+        state.frozen = FrozenStatistics(SharedStatistics(units), recipe.device)
+    pretrain_generator(state, recipe)
+    batch = run_data(recipe, splits).train.batch(0, 0)
+    schedule = replace(schedule_at(0, plan.steps, recipe), masked=False)
+    seconds = 0.0
+    for _ in range(steps):
+        drawn = state.rng.get_state()
+        train_step(state, batch, schedule, recipe)
+        state.rng.set_state(drawn)
+        _, taken, _ = measured(state, lambda: train_step(state, batch, schedule, recipe))
+        seconds += taken
+    return seconds / steps
 
 
 def grown(seconds: float, few_bytes: int, kept_bytes: int, images: int) -> Cost:

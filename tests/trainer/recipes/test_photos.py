@@ -76,7 +76,7 @@ def test_hours_become_epochs():
         epoch_s = 100.0
 
     recipe = get_recipe("photos")
-    with patch.object(trainer.dry_run.hours, "dry_run", lambda _: Tried):
+    with patch.object(trainer.dry_run.hours, "dry_run", lambda _, steps: Tried):
         made, said = within_hours(recipe, 1.0)
         assert made.epochs == 25
         assert said.startswith("25 epochs of about 1.7 minutes")
