@@ -2,7 +2,7 @@
 
     python -m trainer.run                                    # digits, a minute or two
     python -m trainer.run --recipe cifar10-cnn --data cifar10.parquet
-    python -m trainer.run --recipe cifar10-cnn --set epochs=2 --set sampler=uniform-budget
+    python -m trainer.run --recipe cifar10-cnn --set epochs=2 --set sampler=shift
     python -m trainer.run --recipe runs/digits/recipe.json   # as that run, anew
     python -m trainer.run --resume runs/digits
     python -m trainer.run --recipe vit-tiny --dry-run        # what it needs; no data set

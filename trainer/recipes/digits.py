@@ -10,6 +10,8 @@ def digits() -> Recipe:
     """The demo: scikit-learn's 1,797 handwritten digits, in a minute or two on two cores.
 
     Command: ``python -m trainer.run``
+
+    It shows the paper's method, so it draws with the paper's ``shift``.
     """
     return Recipe(
         name="digits",

@@ -50,7 +50,7 @@ class Recipe(Settings):
     archs share and which do not move (start)."""
     distillation: Distillation = Distillation()
     """What subnets learn from a teacher."""
-    sampler: str = "shift"
+    sampler: str = "uniform-budget"
     """What draws the subnets of a step."""
     sampler_options: SamplerOptions = SamplerOptions()
     """What samplers have in common."""
