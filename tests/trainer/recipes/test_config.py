@@ -147,7 +147,7 @@ def test_a_recipe_file_that_lacks_a_field_is_refused():
         recipe_from_json(document)
 
 
-def test_the_recipe_of_the_bundle_in_the_repository_is_the_one_that_trained_it_but_for_its_sampler():
+def test_the_recipe_of_the_bundle_in_the_repository_trained_it_but_for_its_sampler():
     trained = find_recipe(str(ROOT / "docs/runs/cifar10-cnn/recipe.json"))
     assert trained == get_recipe("cifar10-cnn").replace(sampler="shift-direct")
 
