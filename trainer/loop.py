@@ -82,6 +82,10 @@ def train(
                 ranks.wait()  # a rank that ends makes torchrun end the others
                 raise Stopped(stop)
 
+        def spent() -> float:
+            """Of the horizon's budget; of a clock all ranks read the same."""
+            return ranks.most(state.total_s) if recipe.training_hours else state.compute
+
         if state.step == 0:
 
             def after(step: int) -> None:
@@ -92,10 +96,12 @@ def train(
         ranks.begin_alike(state.generator.parameters())
         if state.evaluation_due:
             evaluate_now(state, data, recipe, monitor, interrupt, ranks)
-        while not horizon.is_over(state.step, state.compute):
+        gone = spent()
+        is_over = horizon.is_over(state.step, gone)
+        while not is_over:
             # ---- Algorithm 1 -------------------------------------------------------------------
             seed_step(recipe.seed, state.step)
-            position = horizon.position(state.step, state.compute)
+            position = horizon.position(state.step, gone)
             schedule = schedule_at(state.step, horizon.steps, recipe, position)
             with ranks.together():
                 batch = next(stream)  # (x, y)
@@ -104,7 +110,7 @@ def train(
             # ---- Algorithm 2, every q steps ----------------------------------------------------
             if sampler.learns and state.step % shift_every == 0:
                 drops: list[float | None] | None = None
-                if horizon.position(state.step, state.compute) >= warm_up_steps:
+                if horizon.position(state.step, spent()) >= warm_up_steps:
                     turn = state.step // shift_every
                     with ranks.together():
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
@@ -116,10 +122,11 @@ def train(
                 monitor.groups(drops)
 
             # ---- what one sees, and what is kept -----------------------------------------------
-            is_over = horizon.is_over(state.step, state.compute)
+            gone = spent()
+            is_over = horizon.is_over(state.step, gone)
             if recipe.skip_broken:
                 monitor.broken(ranks.union(data.broken))
-            monitor.step(result, schedule)
+            monitor.step(result, schedule, gone)
             epoch, index = divmod(state.step, steps_per_epoch)
             every = recipe.evaluate_every
             is_evaluated = every > 0 and index == 0 and epoch % every == 0

@@ -29,6 +29,9 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
             f"--hours is {hours:g}, and one epoch takes {epoch_s / 60:.0f} minutes here: give at "
             f"least {needed:.1f}, or fewer photos"
         )
-    epochs = min(epochs, MOST_EPOCHS)
-    said = f"{epochs} epochs of about {epoch_s / 60:.1f} minutes are planned for {hours:g} hours"
-    return recipe.replace(epochs=epochs), said
+    each = f"epochs of about {epoch_s / 60:.1f} minutes are"
+    if epochs > MOST_EPOCHS:
+        return recipe.replace(epochs=MOST_EPOCHS), f"{MOST_EPOCHS} {each} enough"
+    said = f"{hours:g} hours: training ends after {60 * hours * OF_TRAINING:.0f} minutes"
+    timed = recipe.replace(epochs=epochs, training_hours=hours * OF_TRAINING)
+    return timed, f"{said}; about {epochs} {each} foreseen"

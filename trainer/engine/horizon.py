@@ -1,4 +1,4 @@
-"""Horizon: how long a run is, in steps or in multiply-adds.
+"""Horizon: how long a run is, in steps, in multiply-adds or in seconds.
 
 The compute of a run is the multiply-adds of all that goes through the supernet for its training:
 forward passes of steps and of updates of B, by the FLOPs of the subnet that runs (a masked pass
@@ -31,23 +31,30 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Horizon:
-    """``steps``: of the run; with ``compute`` what it will take if draws stay as they begin."""
+    """``steps``: of the run; with a ``budget`` what is foreseen as it begins.
+
+    budget: what the run may spend, in multiply-adds or in seconds; 0 for all of its steps.
+    """
 
     steps: int
     steps_per_epoch: int
-    compute: float = 0.0
+    budget: float = 0.0
 
     def position(self, step: int, spent: float) -> float:
         """Where schedules stand before a step, 0 to ``steps``: as if all steps cost the same."""
-        return step if not self.compute else self.steps * min(spent / self.compute, 1.0)
+        return step if not self.budget else self.steps * min(spent / self.budget, 1.0)
+
+    def foreseen(self, step: int, spent: float) -> int:
+        """Steps of the run, if those to come cost what those so far did."""
+        return round(step * self.steps / (self.position(step, spent) or math.inf)) or self.steps
 
     def is_over(self, step: int, spent: float) -> bool:
         """Whether there is no step left."""
-        return step >= self.steps if not self.compute else spent >= self.compute
+        return step >= self.steps if not self.budget else spent >= self.budget
 
 
 def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -> Horizon:
-    """Of a run of the recipe's epochs, or of its compute where that is not 0."""
+    """Of a run of the recipe's epochs, or of its hours or compute where one is not 0."""
     steps = recipe.epochs * steps_per_epoch
     if recipe.compute:
         share = 1 / recipe.generator.masked_every
@@ -55,7 +62,7 @@ def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -
         mean = share * mean_step_flops(sampler, beside, masked=True)
         mean += (1 - share) * mean_step_flops(sampler, beside, masked=False)
         steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * mean))
-    return Horizon(steps, steps_per_epoch, recipe.compute)
+    return Horizon(steps, steps_per_epoch, recipe.compute or 3600 * recipe.training_hours)
 
 
 def mean_step_flops(sampler: AbstractSampler, step_flops: float = 0.0, *, masked: bool) -> float:

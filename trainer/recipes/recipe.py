@@ -40,6 +40,9 @@ class Recipe(Settings):
     compute: AtLeastZero = 0.0
     """Multiply-adds that training may spend, in place of epochs; 0 is what those take. A backward
     pass counts as two forward ones, a masked pass as the whole supernet."""
+    training_hours: AtLeastZero = 0.0
+    """Hours of training by the clock, in place of epochs; 0 is as long as those take. Schedules
+    follow the time that has gone, so that two such runs are not the same."""
     batch_size: Count
     """Images of a step, of all processes together."""
     start: str = ""
@@ -128,6 +131,12 @@ class Recipe(Settings):
                 "compile and activation_checkpointing both choose which activations are kept: "
                 "set one to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_as_long_one_way(self) -> Self:
+        if self.compute and self.training_hours:
+            raise ValueError("compute and training_hours both say how long a run is: set one to 0")
         return self
 
     def steps_between_updates(self, total_steps: int) -> int:

@@ -72,8 +72,11 @@ class Monitor:
         if self._board is not None:
             self._board.write(record)
 
-    def step(self, result: StepResult, schedule: Schedule) -> None:
-        """After every step; of most only the subnets are kept, for the next record and the last."""
+    def step(self, result: StepResult, schedule: Schedule, spent: float) -> None:
+        """After every step; of most only the subnets are kept, for the next record and the last.
+
+        spent: of the horizon's budget.
+        """
         state = self._state
         state.drawn += result.drawn
         seconds = time.monotonic() - self._measured_at
@@ -85,8 +88,9 @@ class Monitor:
             "resource_loss": result.resource_loss,
             "images_per_s": images_per_s,
         }
-        self._display.update(state.step, self._horizon.steps, metrics, self._shown_groups())
-        is_over = self._horizon.is_over(state.step, state.compute)
+        foreseen = self._horizon.foreseen(state.step, spent)
+        self._display.update(state.step, foreseen, metrics, self._shown_groups())
+        is_over = self._horizon.is_over(state.step, spent)
         if state.step % LOG_EVERY_STEPS and not is_over:
             return
         self._restart_throughput()
@@ -188,7 +192,7 @@ class Silence:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def step(self, result: StepResult, schedule: Schedule) -> None: ...
+    def step(self, result: StepResult, schedule: Schedule, spent: float) -> None: ...
 
     def pretraining(self, step: int) -> None: ...
 

@@ -28,13 +28,15 @@ def test_masks_cost_the_whole_supernet_and_a_step_three_passes():
     assert spent == 3 * 10 * (SPACE.min_flops + SPACE.max_flops)
 
 
-def test_a_horizon_is_of_steps_or_of_compute():
-    steps, compute = Horizon(100, 10), Horizon(100, 10, compute=1000.0)
+def test_a_horizon_is_of_steps_or_of_a_budget():
+    steps, compute = Horizon(100, 10), Horizon(100, 10, budget=1000.0)
     assert (steps.position(40, 999), compute.position(1, 400)) == (40, 40)
     assert steps.is_over(100, 0)
     assert not steps.is_over(99, 10**9)
     assert compute.is_over(3, 1000)
     assert not compute.is_over(10**6, 999)
+    assert (steps.foreseen(7, 0), compute.foreseen(0, 0)) == (100, 100)
+    assert compute.foreseen(30, 500) == 60, "half of the budget, so as many steps again"
 
 
 @pytest.mark.parametrize("name", ["uniform-budget", "sandwich", "uniform-arch"])
@@ -65,6 +67,25 @@ def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypa
     more = ["--resume", str(tmp_path / "run"), "--set", f"compute={2 * compute}"]
     assert trainer.run.main(more) == 0
     assert load_checkpoint(tmp_path / "run")["step"] == 24
+
+
+def test_a_run_of_hours_ends_by_the_clock_with_all_that_a_run_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    run = tmp_path / "run"
+    chosen = settings("training_hours=0.0015", "epochs=1000", "generator.pretrain_steps=1")
+    assert trainer.run.main([*chosen, "--out", str(run)]) == 0
+    step = load_checkpoint(run)["step"]
+    last = [r for r in read_log(run / "log.jsonl") if r["kind"] == "step"][-1]
+    assert 0 < step == last["step"] < 1000 * 20
+    assert last["lr"] < 0.02  # the cosine is at its end
+    assert trainer.run.main(["--resume", str(run)]) == 0
+    assert load_checkpoint(run)["step"] == step, "its hours are over"
+
+
+def test_a_run_has_one_length(tmp_path, capsys):
+    chosen = settings("training_hours=1", "compute=1e15")
+    assert trainer.run.main([*chosen, "--out", str(tmp_path / "run")]) == 2
+    assert "both say how long" in capsys.readouterr().err
 
 
 def test_only_the_arch_that_trains_alone_trains(tmp_path, monkeypatch):

@@ -79,8 +79,10 @@ def test_hours_become_epochs():
     with patch.object(trainer.dry_run.hours, "dry_run", lambda _, steps: Tried):
         made, said = within_hours(recipe, 1.0)
         assert made.epochs == 25
-        assert said.startswith("25 epochs of about 1.7 minutes")
-        assert within_hours(recipe, 100.0)[0].epochs == 60
+        assert made.training_hours == 0.72
+        assert said.endswith("after 43 minutes; about 25 epochs of about 1.7 minutes are foreseen")
+        enough, _ = within_hours(recipe, 100.0)
+        assert (enough.epochs, enough.training_hours) == (60, 0.0)
         with pytest.raises(ValueError, match="give at least"):
             within_hours(recipe, 0.01)
         with pytest.raises(ValueError, match="above 0"):
