@@ -93,6 +93,7 @@ def train(
                 keep(at_once=step == recipe.generator.pretrain_steps)
 
             pretrain_generator(state, recipe, after)
+            state.elapsed_s, state.started_at = 0.0, time.monotonic()  # hours are of steps
         ranks.begin_alike(state.generator.parameters())
         if state.evaluation_due:
             evaluate_now(state, data, recipe, monitor, interrupt, ranks)

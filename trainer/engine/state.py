@@ -76,7 +76,7 @@ class TrainingState:
 
     @property
     def total_s(self) -> float:
-        """Seconds of training so far."""
+        """Seconds of training so far, since the first step."""
         return self.elapsed_s + time.monotonic() - self.started_at
 
     @property
