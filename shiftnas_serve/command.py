@@ -46,8 +46,13 @@ def parser() -> argparse.ArgumentParser:
             help=f"{field.description}{default}".replace("%", "%%"),
         )
         if field.annotation is bool:
-            off = {"action": "store_const", "const": "false", "help": argparse.SUPPRESS}
-            made.add_argument(f"--no-{name.replace('_', '-')}", dest=name, **off)
+            made.add_argument(
+                f"--no-{name.replace('_', '-')}",
+                dest=name,
+                action="store_const",
+                const="false",
+                help=f"the same as --{name} false",
+            )
     return made
 
 

@@ -43,11 +43,12 @@ class LineWriter(logging.Handler):
         except queue.Full:
             self.lost += 1
 
-    def flush(self) -> None:
-        """The end: let what is there be written, if that takes no longer than a moment."""
+    def close(self) -> None:
+        """Let what is there be written, if that takes no longer than a moment."""
         with suppress(queue.Full):
             self._lines.put(None, timeout=_END_S)
             self._thread.join(_END_S)
+        super().close()
 
     def _write(self) -> None:
         said = 0

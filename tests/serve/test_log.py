@@ -33,7 +33,7 @@ def test_who_logs_does_not_wait_for_who_reads_and_what_is_lost_is_counted_and_sa
 
     reader = threading.Thread(target=read)
     reader.start()
-    writer.flush()
+    writer.close()
     os.close(writes)
     reader.join(20)
     os.close(reads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from trainer.dry_run.measure import dry_run
 from trainer.recipes.recipe import Recipe
 
@@ -21,6 +23,7 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
     """
     if not hours > 0:
         raise ValueError(f"--hours is {hours:g}: give a number above 0, like 1")
+    print("trying some steps, to know what an epoch takes", file=sys.stderr)
     epoch_s = dry_run(recipe, steps=STEPS).epoch_s
     epochs = int(hours * 3600 * OF_TRAINING / epoch_s)
     if epochs < 1:
@@ -29,9 +32,9 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
             f"--hours is {hours:g}, and one epoch takes {epoch_s / 60:.0f} minutes here: give at "
             f"least {needed:.1f}, or fewer photos"
         )
-    each = f"epochs of about {epoch_s / 60:.1f} minutes are"
+    each = f"epochs of about {epoch_s / 60:.1f} minutes"
     if epochs > MOST_EPOCHS:
-        return recipe.replace(epochs=MOST_EPOCHS), f"{MOST_EPOCHS} {each} enough"
-    said = f"{hours:g} hours: training ends after {60 * hours * OF_TRAINING:.0f} minutes"
+        return recipe.replace(epochs=MOST_EPOCHS), f"{MOST_EPOCHS} {each} are enough"
     timed = recipe.replace(epochs=epochs, training_hours=hours * OF_TRAINING)
-    return timed, f"{said}; about {epochs} {each} foreseen"
+    ends = f"training ends after {60 * hours * OF_TRAINING:.0f} minutes"
+    return timed, f"{ends} (--hours {hours:g}), in about {epochs} {each}"

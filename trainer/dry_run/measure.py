@@ -113,7 +113,7 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
     cuda = torch.device(recipe.device).type == "cuda" and torch.cuda.is_available()
     here = recipe.replace(device=recipe.device if cuda else "cpu", accumulate=1, compile=False)
     splits = random_splits(here, plan.classes, FEWEST_IMAGES)
-    state = fresh_state(here, replace(splits, labels=plan.labels))  # which a teacher has to know
+    state = state_to_try(here, splits, plan)
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
@@ -155,6 +155,16 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
         epoch_s=plan.steps_per_epoch * step_s + update_s,
         training_flops=FORWARD_AND_BACKWARD * plan.steps * recipe.batch_size * step_flops,
     )
+
+
+def state_to_try(recipe: Recipe, splits: Splits, plan: Plan) -> TrainingState:
+    """As it begins; with plain statistics in place of the start's, where those stay."""
+    state = fresh_state(recipe, replace(splits, labels=plan.labels))  # which a teacher has to know
+    if recipe.statistics == "start":
+        sizes = {norm.name: norm.size(state.net.space.largest) for norm in state.net.space.norms}
+        units = {name: (np.zeros(n, "f4"), np.ones(n, "f4")) for name, n in sizes.items()}
+        state.frozen = FrozenStatistics(SharedStatistics(units), recipe.device)
+    return state
 
 
 def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None) -> Trial:
@@ -214,11 +224,7 @@ def mean_step_s(recipe: Recipe, plan: Plan, steps: int) -> float:
     that is new takes longer.
     """
     splits = random_splits(recipe, plan.classes, recipe.batch_size)
-    state = fresh_state(recipe, replace(splits, labels=plan.labels))
-    if recipe.statistics == "start":
-        sizes = {norm.name: norm.size(state.net.space.largest) for norm in state.net.space.norms}
-        units = {name: (np.zeros(n, "f4"), np.ones(n, "f4")) for name, n in sizes.items()}
-        state.frozen = FrozenStatistics(SharedStatistics(units), recipe.device)
+    state = state_to_try(recipe, splits, plan)
     pretrain_generator(state, recipe)
     batch = run_data(recipe, splits).train.batch(0, 0)
     schedule = replace(schedule_at(0, plan.steps, recipe), masked=False)

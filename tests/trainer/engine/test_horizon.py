@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import trainer.loop
 import trainer.run
 from models.nets import build_net
 from models.spaces import get_space
@@ -13,6 +14,7 @@ from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.horizon import Horizon, horizon_of, mean_step_flops, pass_flops, step_compute
 from trainer.engine.log import read_log
+from trainer.engine.state import TrainingState
 from trainer.recipes.config import get_recipe
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import build_sampler
@@ -70,16 +72,29 @@ def test_a_run_ends_with_its_compute_and_goes_on_after_a_stop(tmp_path, monkeypa
 
 
 def test_a_run_of_hours_ends_by_the_clock_with_all_that_a_run_keeps(tmp_path, monkeypatch):
+    """On a clock that a step moves by two seconds."""
     monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    monkeypatch.setattr(TrainingState, "total_s", property(lambda state: 2.0 * state.step))
     run = tmp_path / "run"
-    chosen = settings("training_hours=0.0015", "epochs=1000", "generator.pretrain_steps=1")
+    chosen = settings(f"training_hours={60 / 3600}", "epochs=1000", "generator.pretrain_steps=1")
     assert trainer.run.main([*chosen, "--out", str(run)]) == 0
-    step = load_checkpoint(run)["step"]
+    assert load_checkpoint(run)["step"] == 30
     last = [r for r in read_log(run / "log.jsonl") if r["kind"] == "step"][-1]
-    assert 0 < step == last["step"] < 1000 * 20
-    assert last["lr"] < 0.02  # the cosine is at its end
+    assert last["step"] == 30
+    assert last["lr"] < 0.01  # the cosine is at its end
     assert trainer.run.main(["--resume", str(run)]) == 0
-    assert load_checkpoint(run)["step"] == step, "its hours are over"
+    assert load_checkpoint(run)["step"] == 30, "its hours are over"
+
+
+def test_hours_do_not_count_what_comes_before_the_first_step(tmp_path, monkeypatch):
+    def slow_pretraining(state, *_):
+        state.started_at -= 1000.0
+
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    monkeypatch.setattr(trainer.loop, "pretrain_generator", slow_pretraining)
+    chosen = settings(f"training_hours={0.5 / 3600}", "epochs=1000")
+    assert trainer.run.main([*chosen, "--out", str(tmp_path / "run")]) == 0
+    assert load_checkpoint(tmp_path / "run")["step"] > 0
 
 
 def test_a_run_has_one_length(tmp_path, capsys):

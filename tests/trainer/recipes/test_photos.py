@@ -80,7 +80,7 @@ def test_hours_become_epochs():
         made, said = within_hours(recipe, 1.0)
         assert made.epochs == 25
         assert made.training_hours == 0.72
-        assert said.endswith("after 43 minutes; about 25 epochs of about 1.7 minutes are foreseen")
+        assert said.startswith("training ends after 43 minutes (--hours 1), in about 25 epochs")
         enough, _ = within_hours(recipe, 100.0)
         assert (enough.epochs, enough.training_hours) == (60, 0.0)
         with pytest.raises(ValueError, match="give at least"):
