@@ -15,12 +15,18 @@ from trainer.recipes.settings import Border
 
 
 def crop_and_flip(
-    images: torch.Tensor, padding: int, *, border: Border, flip: bool, draws: Draws
+    images: torch.Tensor,
+    padding: int,
+    *,
+    border: Border,
+    flip: bool | torch.Tensor,
+    draws: Draws,
 ) -> torch.Tensor:
     """Pad by `padding` pixels, crop back at a random place, mirror half of the images.
 
     images: uint8 (B, 3, H, W), contiguous. The padded image is never built: a crop is a
-    gather at shifted, reflected coordinates.
+    gather at shifted, reflected coordinates. flip: whether to mirror, each image with
+    probability 1/2, or which images to mirror, bool (B, 1).
     Raises ValueError if a reflected border would be as large as the image.
     """
     count, channels, height, width = images.shape
@@ -31,7 +37,9 @@ def crop_and_flip(
         )
     shift_y = draws.integers(-padding, padding + 1)
     shift_x = draws.integers(-padding, padding + 1)
-    mirrored = draws.uniform() < (0.5 if flip else 0.0)
+    mirrored = draws.uniform() < (0.5 if flip is True else 0.0)
+    if isinstance(flip, torch.Tensor):
+        mirrored = flip
     rows = torch.arange(height) + shift_y
     columns = torch.arange(width) + shift_x
     columns = torch.where(mirrored, columns.flip(1), columns)

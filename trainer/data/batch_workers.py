@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from trainer.data.image_policies import apply_policy
 from trainer.data.splits import AbstractSplit, Fetched, LabelledImages, RandomCrops, cores
 from trainer.recipes.settings import Augment
 
-_PIXELS = 1
-"""The stream of random numbers for what is done to pixels; trainer.data.batches has two others."""
+_PIXELS, _SIDES = 1, 3
+"""Streams of random numbers: for what is done to pixels, and for which side an image shows first.
+trainer.data.batches has two others."""
 
 
 class Place(NamedTuple):
@@ -65,13 +67,23 @@ class Maker(Dataset[tuple[Place, Fetched | Failure]]):
         crops = RandomCrops(augment.crop_area, draws.seeds()) if augment.crop_area else None
         images, labels, broken = self.data.fetch(rows, crops, fill=self.fill)
         if augment.padding or augment.flip:
+            flip: bool | torch.Tensor = augment.flip
+            if augment.alternate_flips:
+                first = mirrored_first(len(self.data), self.seed)[torch.from_numpy(rows)]
+                flip = (first ^ bool(place.epoch % 2)).view(-1, 1)
             images = crop_and_flip(
-                images, augment.padding, border=augment.border, flip=augment.flip, draws=draws
+                images, augment.padding, border=augment.border, flip=flip, draws=draws
             )
         if augment.policy is not None:
             changed = apply_policy(images.cpu(), augment.policy, draws.seeds(), self.mean)
             images = changed.to(images.device)
         return Fetched(images, labels, broken)
+
+
+@lru_cache(maxsize=1)
+def mirrored_first(count: int, seed: int) -> torch.Tensor:
+    """Which of so many images are mirrored in even epochs, and not in odd ones: bool (N,)."""
+    return torch.rand(count, generator=generator_of(seed, _SIDES)) < 0.5
 
 
 def made_by_workers(

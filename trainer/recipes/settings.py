@@ -110,6 +110,9 @@ class Augment(Settings):
     """What fills the border then: the image's mirror image, or black."""
     flip: bool = True
     """Mirror left-right with probability 1/2; not for digits or text."""
+    alternate_flips: bool = False
+    """Mirror each image in every second epoch instead, half of them in the first (arXiv
+    2404.00498): two epochs then show both sides of all images."""
     cutout: CountOrZero = 0
     """Side in pixels of a square of the mean colour at a random centre (arXiv 1708.04552)."""
     policy: Policy | None = None
@@ -141,6 +144,12 @@ class Augment(Settings):
                 f"augment.crop_area {self.crop_area} and augment.padding {self.padding} both crop: "
                 "set one to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _alternates_what_flips(self) -> Self:
+        if self.alternate_flips and not self.flip:
+            raise ValueError("augment.alternate_flips mirrors images: set augment.flip to true")
         return self
 
     @property

@@ -119,6 +119,33 @@ def test_without_flip_nothing_is_mirrored():
     assert torch.equal(still, images)
 
 
+def test_alternating_flips_show_each_side_of_every_image_in_two_epochs():
+    images = numbered(40).images
+    images[..., 0] = 0  # no image is its own mirror image
+    data = LabelledImages(images, torch.arange(40))
+    augment = Augment(padding=0, alternate_flips=True)
+
+    def mirrored(epoch, **rank):
+        found = {}
+        for batch in make(data, 4 // rank.get("world_size", 1), augment=augment, **rank).epoch(
+            epoch
+        ):
+            sides = batch.images[..., -1].std(2).amax(1) == 0
+            found |= dict(zip(batch.labels.tolist(), sides.tolist(), strict=True))
+        return dict(sorted(found.items()))
+
+    first, second, third = map(mirrored, range(3))
+    assert third == first
+    assert second == {row: not side for row, side in first.items()}
+    assert 5 < sum(first.values()) < 35
+    assert mirrored(0, rank=0, world_size=2).items() <= first.items(), "however many ranks"
+
+
+def test_alternating_flips_without_flips_are_refused():
+    with pytest.raises(ValueError, match=r"set augment\.flip to true"):
+        Augment(flip=False, alternate_flips=True)
+
+
 def test_cutout_blanks_one_square_per_image_and_nothing_else():
     images = torch.ones(400, 3, 9, 9)
     cut = cutout(images.clone(), 3, Draws(torch.Generator().manual_seed(0), 400))
