@@ -2,17 +2,19 @@
 
     python -m benchmarks.measured_latency models/zoo/cifar10-cnn --data cifar10/ --out runs/ms
 
-``--step tables`` and ``--step hold`` are what must be alone on the machine.
+``--step tables``, ``hold`` and ``http`` are what must be alone on the machine.
 For each number of threads: a table (`models measure`), a bundle that answers by it (`models
 retarget`, without images), the accuracy of its answers on the test images, as they are served,
-beside that of what a server without the table answers, and how long answers take. What is there
-already in --out is not done again. --calibrate N: another bundle, for which
-the generator's answers are tried on N training images.
+beside that of what a server without the table answers, how long answers take, and whether a server
+keeps budgets in milliseconds with the table and without it. What is there already in --out is not
+done again. --calibrate N: another bundle, for which the generator's answers are tried on N training
+images.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import shutil
 import sys
@@ -20,8 +22,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 
+from benchmarks.parts.load import Connections, Sample, http_request, serving
 from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.costs import CostAnswers
@@ -36,7 +40,7 @@ from trainer.data.reading import read_source
 from trainer.evaluate import labels_in
 from trainer.served import measure
 
-STEPS = ("tables", "retarget", "accuracy", "hold")
+STEPS = ("tables", "retarget", "accuracy", "hold", "http")
 BUDGETS = 12
 HELD = 24
 
@@ -170,6 +174,48 @@ def hold(bundle: Bundle, threads: int, rounds: int) -> dict[str, object]:
     return told
 
 
+def over_http(folder: Path, photo: bytes, threads: int, rounds: int) -> dict[str, object]:
+    """Which share of latency budgets a server keeps, asked one at a time in random order.
+
+    Budgets are even, from what the server says that its smallest subnet takes to a quarter more
+    than the largest takes. An answer is in time where it is one, and not 504 (too late) or 429
+    (would be too late); ``by_client``: where the client, too, had it within the budget.
+    """
+    bundle = load_bundle(folder)
+    command = ["-m", "shiftnas_serve", "--bundle", str(folder), "--threads", str(threads)]
+
+    async def ask(port: int, budgets: Sequence[float]) -> list[tuple[float, Sample]]:
+        connections = Connections(port)
+        samples: list[tuple[float, Sample]] = []
+        rng = np.random.default_rng(0)
+        for place in range(rounds + 2):
+            for budget in rng.permutation(budgets).tolist():
+                headers = {"Latency-Budget": f"{budget:.4f}"}
+                sample = await connections.ask(0, http_request("/classify", photo, headers))
+                if place >= 2:  # until then sessions are built
+                    samples.append((budget, sample))
+        return samples
+
+    with serving(command, "/readyz", None) as server:
+        said = httpx.get(f"http://127.0.0.1:{server.port}/budgets").json()["latency_ms"]
+        low, high = 1.05 * MARGIN * said["min"], 1.25 * MARGIN * said["largest_subnet"]
+        budgets = np.linspace(low, high, HELD).tolist()
+        samples = asyncio.run(ask(server.port, budgets))
+    statuses = np.array([sample.status for _, sample in samples])
+    in_time = statuses == 200
+    by_client = np.array([sample.latency_ms <= budget for budget, sample in samples]) & in_time
+    flops = np.array([sample.served_flops for _, sample in samples])[in_time]
+    return {
+        "requests": len(samples),
+        "budgets_ms": [low, high],
+        "in_time": float(in_time.mean()),
+        "late": float((statuses == 504).mean()),
+        "refused": float((statuses == 429).mean()),
+        "by_client": float(by_client.mean()),
+        "mean_flops": float(flops.mean() / bundle.max_flops) if len(flops) else 0.0,
+    }
+
+
 def some_photos(data: Path, count: int, folder: Path) -> Path:
     """Training images as files, evenly over the set."""
     rows = read_source(str(data)).train
@@ -206,11 +252,20 @@ def work(options: argparse.Namespace) -> dict[str, object]:
         held = out / f"hold-{threads}.json"
         if "hold" in steps and not held.exists():
             _write(held, hold(load_bundle(names["retargeted"]), threads, options.rounds))
+        asked = out / f"http-{threads}.json"
+        if "http" in steps and not asked.exists():
+            photo = read_source(str(options.data)).train.read(0)
+            both = {"without": options.bundle, "by the table": names["retargeted"]}
+            found = {
+                name: over_http(folder, photo, threads, options.rounds)
+                for name, folder in both.items()
+            }
+            _write(asked, found)
         told[f"threads {threads}"] = {
             "prediction": {k: v for k, v in read_table(table).prediction.items() if k != "rows"},
             **{
                 file.name.partition("-")[0]: json.loads(file.read_text())
-                for file in (kept, held)
+                for file in (kept, held, asked)
                 if file.exists()
             },
         }
@@ -253,6 +308,15 @@ def show(told: dict[str, object], threads: Sequence[int]) -> None:
                     f"  {name}: {100 * one['kept']:.0f} % of {budgets} budgets kept, "
                     f"{100 * one['mean_use']:.1f} % used, at worst {100 * one['worst']:.1f} %"
                 )
+        for name, one in part.get("http", {}).items():
+            print(
+                f"  over HTTP, {name}: of {one['requests']} budgets of "
+                f"{one['budgets_ms'][0]:.2f} to {one['budgets_ms'][1]:.2f} ms "
+                f"{100 * one['in_time']:.2f} % in time, {100 * one['late']:.2f} % late, "
+                f"{100 * one['refused']:.2f} % refused, "
+                f"{100 * one['by_client']:.2f} % in time for the client; "
+                f"{100 * one['mean_flops']:.1f} % of the largest subnet on average"
+            )
         if "accuracy" not in part:
             continue
         names = list(part["accuracy"]["mean"])
