@@ -21,7 +21,7 @@ from shiftnas_serve.library import WEDGED, Engine, parse_budgets
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.runtimes import Computing
-from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
+from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings, checked
 
 _DESCRIPTION = """\
 Classify photos without a server: files, folders with all that is below them,
@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
         "--column", default="image", help="the images' column in parquet files (default: image)"
     )
     made.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="a bundle's folder")
-    made.add_argument("--workers", type=int, help="threads that run subnets (default: one a core)")
+    made.add_argument(
+        "--workers", type=int, help="threads that run subnets (default: one a core, 64 at most)"
+    )
     made.add_argument("--runtime", default="onnxruntime", help="what runs subnets")
     made.add_argument("--device", default="cpu", help="where subnets run")
     made.add_argument(
@@ -106,17 +108,19 @@ def run(options: argparse.Namespace) -> int:
         filter(None, [options.flops, options.confidence and f"confidence {options.confidence}"])
     )
     found = sources(options.photos, options.column)
-    workers = options.workers if options.workers is not None else cores()
-    settings = EngineSettings(
-        bundle=options.bundle,
-        workers=workers,
-        runtime=options.runtime,
-        device=options.device,
-        precision=options.precision,
-        prebuild=False,
-        # nobody waits for an answer, and no more is worked on than is asked for
-        timeout_s=86_400,
-        max_waiting_bytes=1 << 40,
+    settings = checked(
+        EngineSettings,
+        {
+            "bundle": options.bundle,
+            "workers": options.workers if options.workers is not None else min(cores(), 64),
+            "runtime": options.runtime,
+            "device": options.device,
+            "precision": options.precision,
+            "prebuild": False,
+            # nobody waits for an answer, and no more is worked on than is asked for
+            "timeout_s": 86_400,
+            "max_waiting_bytes": 1 << 40,
+        },
     )
     with Engine(settings, wedged=_end) as engine:
         engine.model.planner.plan(asked, 0.0)  # or says what cannot be
@@ -190,7 +194,7 @@ def row_of(
     try:
         result = engine.classify(photo.source, **texts, top_k=1)
     except (Problem, ValueError) as error:
-        return row(error=str(error))
+        return row(error=str(error).encode("utf-8", "backslashreplace").decode())
     (best,) = result.predictions
     subnet = result.subnet
     said = best.label, best.index, best.probability

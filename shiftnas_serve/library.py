@@ -48,7 +48,7 @@ from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
 from shiftnas_serve.scheduling.work import decode_work, is_small
-from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings
+from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings, checked
 
 TOP_K = 5
 WEDGED = 70
@@ -85,14 +85,15 @@ def load(bundle: Path | str = DEFAULT_BUNDLE, **settings: Any) -> Engine:
 
     ``settings``: fields of ``EngineSettings``. Raises ValueError with what is wrong.
     """
-    return Engine(EngineSettings(bundle=Path(bundle), **settings))
+    return Engine(checked(EngineSettings, {"bundle": Path(bundle), **settings}))
 
 
 class Engine:
     """A bundle that is ready to classify, and its threads. Thread-safe; a context that closes it.
 
-    ``wedged`` is called with a reason when an inference stands still for ``stall_s``: nothing but
-    the end of the process helps then. By default that is logged.
+    ``wedged`` is called with a reason when an inference stands still for ``stall_s``, or a thread
+    of inference has ended: nothing but the end of the process helps then. By default that is
+    logged.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Engine:
         self.model = load_model(settings.bundle, settings)
         self.room = Room(settings.max_waiting, settings.max_waiting_bytes)
         self.wedged: str | None = None
-        """Why an inference stands still, if one does."""
+        """Why inference stands still, if it does."""
         self._on_wedged = wedged
         self._reloading = threading.Lock()
         self._backlog = Backlog(THREADS, settings.workers, settings.max_batch)
@@ -121,7 +122,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the threads; what waits is not answered."""
+        """End the threads; who waits gets Problem 503."""
         self._end()
 
     def _is_wedged(self, reason: str) -> None:
@@ -197,7 +198,8 @@ class Engine:
     ) -> Result:
         """As ``classify``, without holding up the event loop."""
         asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
-        source = read_source(image)
+        is_file = isinstance(image, str | Path)
+        source = await asyncio.to_thread(read_source, image) if is_file else read_source(image)
         with self.room.share() as share:
             share.add(1)
             share.grow(len(source) if isinstance(source, bytes) else 0)

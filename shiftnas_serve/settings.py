@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from pydantic import (
@@ -40,9 +40,12 @@ def _can_be_sent(key: SecretStr) -> SecretStr:
     text = key.get_secret_value()
     if not text or text != text.strip():
         raise ValueError("a key is blank, or has blanks at its ends; give each some text")
+    if "," in text:
+        raise ValueError("a key has a comma, which stands between keys; choose it without")
     return key
 
 
+T = TypeVar("T", bound=BaseModel)
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Flops = Annotated[
@@ -158,8 +161,13 @@ def load_settings(
     values: dict[str, object] = {} if config is None else _read(config)
     values |= _named(environment)
     values |= {name: value for name, value in command_line.items() if value is not None}
+    return checked(Settings, values)
+
+
+def checked(kind: type[T], values: Mapping[str, object]) -> T:
+    """Settings with these values. Raises ValueError in one line naming the setting."""
     try:
-        return Settings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -180,9 +188,8 @@ def as_environment(settings: Settings) -> dict[str, str]:
             return value.get_secret_value()
         return ",".join(map(text, value)) if isinstance(value, tuple) else str(value)
 
-    return {
-        PREFIX + name.upper(): text(getattr(settings, name)) for name in settings.model_fields_set
-    }
+    every = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {PREFIX + name.upper(): text(one) for name, one in every.items() if one is not None}
 
 
 def _read(config: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Photo:
-    """An image by its name. ``source``: a file's path, or its content; None: there is none."""
+    r"""An image by its name. ``source``: a file's path, or its content; None: there is none.
+
+    What is not UTF-8 in the name of a file stands in its photo's name as ``\xff``.
+    """
 
     name: str
     source: str | bytes | None
@@ -46,7 +50,7 @@ def _source(path: Path, column: str) -> Source:
 
 
 def _files(files: Sequence[Path]) -> Source:
-    return Source(len(files), lambda: (Photo(str(file), str(file)) for file in files))
+    return Source(len(files), lambda: (Photo(_name(file), str(file)) for file in files))
 
 
 def _parquet(path: Path, column: str) -> Source:
@@ -66,10 +70,14 @@ def _parquet(path: Path, column: str) -> Source:
         row = 0
         for batch in file.iter_batches(_ROWS, columns=[column]):
             for cell in batch.column(0).to_pylist():
-                yield Photo(f"{path}#{row}", _content(cell))
+                yield Photo(f"{_name(path)}#{row}", _content(cell))
                 row += 1
 
     return Source(file.metadata.num_rows, photos)
+
+
+def _name(file: Path) -> str:
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _content(cell: Any) -> bytes | None:

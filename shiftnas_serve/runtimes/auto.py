@@ -46,10 +46,14 @@ def pick_runtime(
             session.run(np.zeros((1, 3, side, side), np.float32))
             session.close()
         except Exception as error:  # noqa: BLE001 - whatever a library raises, the next is tried
-            passed.append(f"{name} on {device}: {str(error).splitlines()[0][:200]}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            passed.append(f"{name} on {device}: {reason[:200]}")
             continue
         # at the level that is said by default: whoever asks for auto wants to know
-        _LOG.warning("runtime picked", **runtime.describe(), passed_over=passed)
+        told = {**runtime.describe(), "passed_over": passed}
+        if kept != engine_cache:
+            told["engine_cache"] = "not used by this runtime"
+        _LOG.warning("runtime picked", **told)
         return runtime
     raise ValueError("no runtime works here: " + "; ".join(passed))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from shiftnas_serve import load
 from shiftnas_serve.batch import tables
-from shiftnas_serve.classify import main
+from shiftnas_serve.batch.photos import Photo
+from shiftnas_serve.classify import main, row_of
 from tests.contract.process import ROOT
 from tests.pictures import encoded, picture, write_photos
 
@@ -107,11 +109,66 @@ def test_a_table_of_something_else_is_left_alone(bundle_folder, tmp_path, capsys
         (["nothing.jpg"], "there is no nothing.jpg"),
         ([__file__, "--flops", "1"], "below the smallest subnet"),
         ([__file__, "--flops", "many"], "FLOPs-Budget"),
+        (
+            [__file__, "--workers", "0"],
+            "workers: Input should be greater than or equal to 1, not 0",
+        ),
+        ([__file__, "--runtime", "foo"], "foo"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_done(bundle_folder, arguments, said, capsys):
     assert main([*arguments, "--bundle", str(bundle_folder)]) == 2
-    assert said in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_machine_of_many_cores_has_as_many_workers_as_there_may_be(
+    bundle_folder, tmp_path, monkeypatch, capsys
+):
+    from shiftnas_serve import classify
+
+    class NotMade(Exception):
+        pass
+
+    def noted(settings, **named):
+        assert settings.workers == 64
+        raise NotMade
+
+    monkeypatch.setattr(classify, "cores", lambda: 96)
+    monkeypatch.setattr(classify, "Engine", noted)
+    with pytest.raises(NotMade):
+        main([str(write_photos(tmp_path, 1)), "--bundle", str(bundle_folder)])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_names_that_are_not_utf_8_are_written_so_that_they_can_be_read(
+    kind, bundle_folder, tmp_path, capsys
+):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    photos = write_photos(tmp_path / "photos", 1)
+    strange = os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png")
+    try:
+        Path(strange).write_bytes(encoded(picture()))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    out = tmp_path / "out"
+    command = [str(photos), "--bundle", str(bundle_folder), f"--{kind}"]
+    assert main([*command, str(out)]) == 0
+    if kind == "csv":
+        names = [row["photo"] for row in rows_of(out)]
+    else:
+        import pyarrow.parquet as pq
+
+        names = [row["photo"] for row in pq.read_table(out).to_pylist()]
+    assert f"{photos}/caf\\xe9.png" in names
+    assert main([*command, str(out)]) == 0
+    assert "2 of 2 are done already" in capsys.readouterr().err
+    Path(strange).unlink()
+    with load(bundle_folder, prebuild=False) as engine:
+        row = row_of(engine, "m", "none", {}, Photo("a", strange))
+    assert "cannot read" in str(row.error)
+    assert str(row.error).encode("utf-8")
 
 
 def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):

@@ -174,6 +174,27 @@ def test_auto_takes_the_first_that_works_and_tells_why_not_the_others(bundle: Bu
             auto.pick_runtime(bundle, 1, None)
 
 
+def test_auto_says_what_it_does_not_use_and_takes_errors_without_a_text(
+    bundle: Bundle, monkeypatch, tmp_path
+):
+    told = {}
+    monkeypatch.setattr(
+        auto._LOG, "warning", lambda event, **more: told.update(more), raising=False
+    )
+    monkeypatch.setattr(auto, "PREFERRED", (("onnxruntime", "cpu"),) * 2)
+    build, fails = auto.build_runtime, [AssertionError()]
+
+    def first_fails(*given):
+        if fails:
+            raise fails.pop()
+        return build(*given)
+
+    monkeypatch.setattr(auto, "build_runtime", first_fails)
+    auto.pick_runtime(bundle, 1, tmp_path)
+    assert told["passed_over"] == ["onnxruntime on cpu: AssertionError"]
+    assert told["engine_cache"] == "not used by this runtime"
+
+
 def test_tensorrt_for_rtx_without_a_driver_is_refused_in_a_line(monkeypatch, tmp_path):
     """With the plugin in the place of which a library lies that does not load."""
     broken = tmp_path / "libplugin.so"

@@ -122,6 +122,15 @@ def test_a_blank_key_is_none(tmp_path, name, keys):
     assert "good" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["api_keys", "admin_keys"])
+def test_a_key_with_a_comma_would_become_two(tmp_path, name):
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({name: ["some,thing"]}))
+    with pytest.raises(ValueError, match=f"^{name}: a key has a comma") as refused:
+        load_settings({}, config=config, environment={})
+    assert "some" not in str(refused.value)
+
+
 def test_what_is_set_is_what_a_process_started_later_reads():
     given = {
         "api_keys": "first, second",
@@ -134,6 +143,8 @@ def test_what_is_set_is_what_a_process_started_later_reads():
     environment = as_environment(settings)
     assert "SHIFTNAS_PORT" not in environment
     assert load_settings({}, environment=environment) == settings
+    nothing = Settings(default_flops=None, engine_cache=None, workers=2)
+    assert as_environment(nothing) == {"SHIFTNAS_WORKERS": "2"}
 
 
 @pytest.mark.parametrize("name", ["timeout_s", "stall_s", "drain_s"])
