@@ -157,8 +157,8 @@ class Planner:
             return wanted
         if alone:
             wanted = self._largest(subnet, ms - self._build_ms)
-        place = bisect_right(self._flops, self.latency.flops_inferred_within(ms / MARGIN)) - 1
-        place = min(place, bisect_right(self._flops, subnet.flops) - 1)
+        most = self.latency.flops_inferred_within(ms / MARGIN)
+        place = bisect_right(self._flops, min(most, subnet.flops)) - 1
         least = wanted.flops if alone else 0
         while place >= 0 and self._flops[place] >= least:
             if self._is_resident(self._choices[place].value):
@@ -215,7 +215,8 @@ class Planner:
         most = self.latency.flops_inferred_within(ms / MARGIN)
         if subnet.pace <= most:
             return subnet
-        place = bisect_right(self._flops, most) - 1
+        # With a table of milliseconds, what takes no longer may have more FLOPs.
+        place = bisect_right(self._flops, min(most, subnet.flops)) - 1
         smallest = self.smallest if self.smallest.flops <= subnet.flops else subnet
         return self._choices[place] if place >= 0 else smallest
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from threading import Condition, RLock
 
 from shiftnas_serve.latency import MARGIN
-from shiftnas_serve.problem import busy, late
+from shiftnas_serve.problem import Problem, busy, late
 from shiftnas_serve.scheduling.pace import Pace
 from shiftnas_serve.scheduling.pending import Pending, finish
 from shiftnas_serve.scheduling.turns import Group, next_group
@@ -86,11 +86,15 @@ class Backlog:
         self._closed = False
 
     def close(self) -> None:
-        """All threads are told that there is no more."""
+        """All threads are told that there is no more, and who waits that there is no answer."""
         with self._lock:
             self._closed = True
+            waiting = [*self._to_decode.images(), *self._to_run.images()]
+            for line in (self._to_decode, self._to_run):
+                line.remove(waiting)
             self._decoder_free.notify_all()
             self._runner_free.notify_all()
+        finish((one, one.first or _closed()) for one in waiting if not one.cancelled)
 
     def __len__(self) -> int:
         return len(self._to_decode) + len(self._to_run)
@@ -127,6 +131,8 @@ class Backlog:
         smallest_ms = planner.cost_ms(planner.smallest)
         self.refuse_if_hopeless(one.deadline_s, smallest_ms, decode_ms=ms)
         with self._lock:
+            if self._closed:
+                raise _closed()
             self._to_decode.add(one, ms)
             self._decoder_free.notify()
 
@@ -141,6 +147,8 @@ class Backlog:
         self.refuse_if_hopeless(one.deadline_s, planner.cost_ms(planner.smallest))
         one.queued_s = time.monotonic()
         with self._lock:
+            if self._closed:
+                raise _closed()
             self._pace.came(one.queued_s, None if one.plan.shrinks else one.least_ms)
             self._to_run.add(one, one.least_ms)
             if wake:
@@ -153,7 +161,8 @@ class Backlog:
         one.least_ms = planner.cost_ms(one.plan.subnet)
         with self._lock:
             wait_ms = self._to_run.wait_ms(one.deadline_s, now)
-            if now + (MARGIN * wait_ms + planner.next_ms(one.plan)) / 1000 > one.deadline_s:
+            too_late = now + (MARGIN * wait_ms + planner.next_ms(one.plan)) / 1000 > one.deadline_s
+            if too_late or self._closed:
                 return False
             self._to_run.add(one, one.least_ms)
             self._runner_free.notify()
@@ -229,3 +238,7 @@ class Backlog:
     def closed(self) -> bool:
         """Whether the end has come."""
         return self._closed
+
+
+def _closed() -> Problem:
+    return Problem(503, "the engine is closed; ask another")

@@ -67,11 +67,13 @@ def prepare(one: Pending, max_pixels: int) -> None:
     if plan.shrinks:
         one.aim_s = one.deadline_s - planner.latency.after_ms / 1000
     # A small photo that may shrink is resized when its subnet is chosen, or it would be twice. So
-    # is one that a second subnet may look at in another size.
+    # is one that a second subnet may look at in another size. Of a large one there are both.
     one_size = plan.second is None or plan.second.side == plan.subnet.side
-    one.resized = one_size and (not plan.shrinks or is_large(*size_of(photo)))
+    one.resized = is_large(*size_of(photo)) or (one_size and not plan.shrinks)
     if one.resized:
         one.pixels = bundle.preprocess.pixels(photo, plan.subnet.side)
+        if plan.second is not None and not one_size:
+            one.next_pixels = bundle.preprocess.pixels(photo, plan.second.side)
     else:
         one.pixels = np.asarray(photo)
     one.data, one.photo = b"", None

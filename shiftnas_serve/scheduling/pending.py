@@ -29,7 +29,8 @@ class Pending:
 
     ``plan``: of when it came, if that was a look-up; else, and with a latency budget anew, of when
     it is prepared. Then ``pixels``: uint8 (height, width, 3), cropped and resized for its subnet
-    (``resized``), or a small photo as it was decoded, if a smaller subnet may still be chosen.
+    (``resized``), or a small photo as it was decoded, if another subnet may still look at it.
+    ``next_pixels``: of a large photo, for the second subnet of its plan.
     ``aim_s``: when it should be done, if so; None if not. ``least_ms``: what it takes at least.
     ``first``: of a subnet that was not sure, to be answered if the second is not in time.
     """
@@ -49,6 +50,7 @@ class Pending:
     decode_ms: float = 0.0
     plan: Plan | None = None
     pixels: np.ndarray | None = None
+    next_pixels: np.ndarray | None = None
     resized: bool = False
     queued_s: float = 0.0
     aim_s: float | None = None

@@ -35,10 +35,11 @@ _LOG = structlog.get_logger("shiftnas_serve.runners")
 
 
 class Runners:
-    """``count`` threads. ``wedged`` is called once, with a reason, when one stands still.
+    """``count`` threads. ``wedged`` is called with a reason when one stands still or ends early.
 
     That is: an inference takes longer than ``stall_s``, or a build longer than its runtime says. A
-    thread cannot be ended, so there is nothing else to do with the process.
+    thread cannot be ended, so there is nothing else to do with the process. Nor is there where a
+    thread ends by an error of our own: nobody would run what waits.
     """
 
     def __init__(
@@ -72,6 +73,13 @@ class Runners:
         self._ending.set()
 
     def _serve(self, thread: int) -> None:
+        try:
+            self._serve_groups(thread)
+        except Exception as error:  # noqa: BLE001 - whatever it was, who waits must not go unheard
+            _LOG.exception("an inference thread has ended", thread=thread)
+            self._wedged(f"inference thread {thread} has ended: {error!r:.200}")
+
+    def _serve_groups(self, thread: int) -> None:
         held: list[Outcome] = []
         until_s = 0.0
 
@@ -119,7 +127,7 @@ class Runners:
         except Exception as error:  # noqa: BLE001
             problem = Problem(500, f"a subnet could not run: {type(error).__name__}: {error}")
             _LOG.error("a subnet could not run", subnet=subnet.id, reason=repr(error))
-            return [(one, problem) for one in images]
+            return [(one, one.first or problem) for one in images]
         finally:
             self._busy(thread, 0.0)
         count = len(images)
@@ -127,7 +135,9 @@ class Runners:
         def outcome(one: Pending, logits: np.ndarray, share: np.ndarray) -> Result | Problem | None:
             assert one.plan is not None
             if math.isnan(share[0]):  # one logit that is not a number makes all of them so
-                return Problem(500, f"subnet {subnet.id} answered what is not a number")
+                problem = Problem(500, f"subnet {subnet.id} answered what is not a number")
+                _LOG.error("a subnet could not run", subnet=subnet.id, reason=problem.detail)
+                return one.first or problem
             share = probabilities(one, subnet, logits, share)
             queue_ms = 1000 * (now - one.queued_s)
             timing = Timing(

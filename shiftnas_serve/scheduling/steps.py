@@ -42,4 +42,6 @@ def answered(one: Pending, result: Result, backlog: Backlog) -> Result | None:
     if result.subnet is not plan.subnet or one.cancelled:
         return first
     one.first, one.plan, one.aim_s = first, plan.after(), None
+    if one.next_pixels is not None:
+        one.pixels = one.next_pixels
     return None if backlog.go_on(one) else first

@@ -23,6 +23,7 @@ from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planning.planner import Plan, Planner
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.backlog import Backlog
+from shiftnas_serve.scheduling.decoders import prepare
 from shiftnas_serve.scheduling.pending import Pending
 from shiftnas_serve.scheduling.steps import answered, probabilities
 from tests.bundles import make_bundle, make_sure
@@ -93,6 +94,22 @@ def test_the_second_answer_is_that_of_its_subnet_alone(engine, bundle: Bundle, s
             assert both.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
         assert both.timing.infer_ms > 0
         assert both.timing.queue_ms >= 0
+
+
+@pytest.mark.parametrize("latency", [{}, {"latency_ms": 60_000}])
+def test_a_large_photo_waits_in_the_sizes_of_its_two_subnets(engine, latency):
+    bundle, photo, seen = engine.model.bundle, picture(1000), set()
+    for budget, _, _ in bundle.confidence.pairs:
+        asked = {**WISH, **latency, "flops": budget}
+        one = engine._pending(np.asarray(photo), asked, 1, Future())
+        one.plan = engine.model.planner.plan(asked, 0.0)
+        prepare(one, 10**9)
+        sides = one.plan.subnet.side, one.plan.second.side
+        kept = one.pixels, one.pixels if one.next_pixels is None else one.next_pixels
+        for pixels, side in zip(kept, sides, strict=True):
+            np.testing.assert_array_equal(pixels, bundle.preprocess.pixels(photo, side))
+        seen.add(sides[0] == sides[1])
+    assert False in seen
 
 
 def test_images_together_each_get_what_they_need(engine, bundle: Bundle):

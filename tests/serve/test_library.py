@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from PIL import Image
 
 import shiftnas_serve
 from models.bundle.folder import Bundle
-from shiftnas_serve import Engine, Problem
+from shiftnas_serve import Engine, Problem, library
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.planning.planner import Planner
 from shiftnas_serve.scheduling import runners
+from shiftnas_serve.scheduling.backlog import Backlog
 from tests.pictures import encoded, picture
 
 
@@ -44,6 +46,19 @@ def test_every_form_of_an_image_gets_the_same_answer(engine: Engine, png: bytes,
     for other in others:
         assert other.subnet is first.subnet
         np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-6)
+
+
+def test_a_file_is_not_read_on_the_event_loop(engine: Engine, png: bytes, tmp_path, monkeypatch):
+    path, read, where = tmp_path / "photo.png", Path.read_bytes, []
+    path.write_bytes(png)
+
+    def noted(self: Path) -> bytes:
+        where.append(threading.current_thread() is threading.main_thread())
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    assert asyncio.run(engine.aclassify(path)).predictions
+    assert where == [False]
 
 
 def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundle: Bundle):
@@ -88,6 +103,76 @@ def test_what_a_runtime_raises_concerns_its_subnet_alone(own: Engine, monkeypatc
         own.classify(png, flops="1M")
     assert refused.value.status == 500
     assert own.classify(png).subnet is not bad
+
+
+def test_a_thread_of_inference_that_ends_by_an_error_is_told(own: Engine, monkeypatch, png: bytes):
+    told = threading.Event()
+    own._on_wedged = lambda reason: told.set()
+
+    def fail(*given) -> None:
+        raise IndexError("no image")
+
+    monkeypatch.setattr("shiftnas_serve.scheduling.backlog.next_group", fail)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(own.classify, png)
+        assert told.wait(20)
+        assert "has ended: IndexError('no image')" in str(own.wedged)
+        own.close()
+        with pytest.raises(Problem) as refused:
+            asked.result(20)
+    assert refused.value.status == 503
+
+
+@pytest.mark.parametrize("decoding", [True, False])
+def test_whoever_waits_when_it_is_closed_hears_so(own: Engine, monkeypatch, decoding):
+    go, begun, run = threading.Event(), threading.Event(), Sessions.run
+
+    def held(self: Sessions, *given, **named):
+        begun.set()
+        go.wait(20)
+        return run(self, *given, **named)
+
+    monkeypatch.setattr(Sessions, "run", held)
+    monkeypatch.setattr(library, "_END_S", 0.0)
+    photo = encoded(picture())
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(own.classify, photo)
+        assert begun.wait(20)
+        if decoding:  # no thread takes it
+            monkeypatch.setattr(Backlog, "next_to_decode", lambda *given: go.wait(20) and None)
+        waits = pool.submit(own.classify, encoded(picture(1000)) if decoding else photo)
+        while not len(own._backlog):
+            time.sleep(0.001)
+        own.close()
+        with pytest.raises(Problem, match="closed") as refused:
+            waits.result(20)
+        go.set()
+        assert runs.result(20).predictions
+    assert refused.value.status == 503
+    for another in (photo, encoded(picture(1000))):
+        with pytest.raises(Problem, match="closed"):
+            own.classify(another)
+
+
+def test_where_the_second_subnet_fails_the_first_answers(own: Engine, monkeypatch, png: bytes):
+    run = Sessions.run
+    sure = own.classify(png, confidence=0.999999)
+    assert sure.spent_flops > sure.subnet.flops
+
+    def fails(self: Sessions, arch, images, **named):
+        if arch == sure.subnet.value:
+            raise RuntimeError("out of memory")
+        return run(self, arch, images, **named)
+
+    def nothing(self: Sessions, arch, images, **named):
+        done = run(self, arch, images, **named)
+        return replace(done, logits=np.nan * done.logits) if arch == sure.subnet.value else done
+
+    for broken in (fails, nothing):
+        monkeypatch.setattr(Sessions, "run", broken)
+        result = own.classify(png, confidence=0.999999)
+        assert result.degraded
+        assert result.spent_flops == result.subnet.flops == sure.spent_flops - sure.subnet.flops
 
 
 def test_prebuilding_ends_where_it_is_in_vain(bundle_folder: Path, monkeypatch, png: bytes):
@@ -212,8 +297,6 @@ def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
 
 def test_a_budget_that_nobody_has_asked_for_is_planned_in_a_thread(vit_folder: Path, monkeypatch):
     """The generator takes milliseconds, in which an event loop would answer nobody."""
-    from dataclasses import replace
-
     from shiftnas_serve.engine import model as module
 
     load_bundle = module.load_bundle

@@ -11,7 +11,8 @@ from models.retarget import retarget
 from shiftnas_serve.budgets import OutOfRange
 from shiftnas_serve.engine.model import measure_latency
 from shiftnas_serve.engine.sessions import Sessions
-from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.http.about import describe_budgets
+from shiftnas_serve.latency import MARGIN, LatencyTable
 from shiftnas_serve.planning.planner import Planner
 from shiftnas_serve.runtimes import build_runtime
 from tests.bundles import make_bundle
@@ -64,6 +65,23 @@ def test_flops_and_milliseconds_both_bind(timed):
         assert ms.cost.value(ms.cost.of(subnet.value)) <= budget
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_plan_becomes_larger_in_its_turn(timed, alone):
+    """Though a subnet that takes no longer may have more FLOPs. All of these pairs may be asked."""
+    plans, ms = planner(timed), timed.costs["latency_ms"]
+    known = {*timed.archs(), *ms.archs()}
+    assert known > set(ms.archs())
+    # just as long as each answer takes, and between
+    times_ms = [1.0001 * MARGIN * ms.cost.value(whole) for whole, _ in ms.answers]
+    times_ms += list(np.linspace(0.0, 1.3 * max(times_ms), 20))
+    for resident in (True, False):
+        plans._is_resident = lambda arch, resident=resident: resident
+        for arch in known:
+            subnet = plans.by_id(timed.space.arch_id(arch))
+            for budget_ms in times_ms:
+                assert plans.within(subnet, budget_ms, alone=alone).flops <= subnet.flops
+
+
 def test_flops_alone_are_answered_as_without_a_table(folders, timed):
     plain = load_bundle(folders[0])
     plans = Planner(plain, None, LatencyTable(((1.0, 1.0),)))
@@ -79,6 +97,13 @@ def test_what_any_subnet_takes_is_predicted_by_the_table(timed):
         subnet = plans.by_id(timed.space.arch_id(arch))
         wanted = max(ms.cost.value(ms.cost.of(arch)), ms.cost.value(ms.min))
         assert plans.cost_ms(subnet) == pytest.approx(2 * wanted, rel=1e-6)
+
+
+def test_budgets_tell_what_each_answer_takes_by_the_table(folders):
+    with shiftnas_serve.load(folders[1], prebuild=False) as engine:
+        plans = engine.model.planner
+        for row in describe_budgets(engine.model)["frontier"]:
+            assert row["infer_ms"] == plans.cost_ms(plans.by_id(row["subnet"]))
 
 
 def test_the_factor_is_measured_when_a_bundle_is_loaded(timed):
