@@ -28,6 +28,7 @@ from shiftnas_serve.problem import Problem
 
 _FOR_NOW = (429, 502, 503, 504)
 _FIRST_WAIT_S = 0.1
+_LEAST_S = 0.001
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
@@ -102,7 +103,7 @@ class Client:
         tries = _Tries(self._timeout_s, self._retries)
         while True:
             try:
-                given = self._http.request(method, path, **named)
+                given = self._http.request(method, path, timeout=tries.left_s(), **named)
                 if given.is_success:
                     return given
             except httpx.TransportError as error:
@@ -155,7 +156,7 @@ class AsyncClient:
         tries = _Tries(self._timeout_s, self._retries)
         while True:
             try:
-                given = await self._http.request(method, path, **named)
+                given = await self._http.request(method, path, timeout=tries.left_s(), **named)
                 if given.is_success:
                     return given
             except httpx.TransportError as error:
@@ -169,6 +170,10 @@ class _Tries:
     def __init__(self, timeout_s: float, retries: int) -> None:
         self._end_s, self._left = time.monotonic() + timeout_s, retries
         self._pause_s = _FIRST_WAIT_S
+
+    def left_s(self) -> float:
+        """For the next."""
+        return max(self._end_s - time.monotonic(), _LEAST_S)
 
     def wait_s(self, given: httpx.Response | httpx.TransportError) -> float:
         """Until the next. Raises what is wrong, if it does not pass, or not in time."""

@@ -14,6 +14,7 @@ from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.docs import docs_page
 from shiftnas_serve.http.openapi import openapi_document
 from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.planning.planner import describe
 from shiftnas_serve.problem import Problem
 
 
@@ -58,8 +59,9 @@ def describe_budgets(model: Model) -> dict[str, object]:
         known = {name: value for name, value in vars(entry).items() if name != "arch"}
         if entry.agreement is None:
             del known["agreement"]
-        subnet = bundle.space.arch_id(entry.arch)
-        return {**known, "subnet": subnet, "infer_ms": latency.infer_ms(entry.flops)}
+        identity = bundle.space.arch_id(entry.arch)
+        subnet = model.planner.by_id(identity) or describe(bundle, entry.arch)
+        return {**known, "subnet": identity, "infer_ms": model.planner.cost_ms(subnet)}
 
     known = bundle.confidence
     names = ("budget_flops", "first_flops", "second_flops")

@@ -3,7 +3,8 @@
 An ``asyncio.Protocol`` for uvicorn's setting ``http``; httptools parses. uvicorn's own takes
 headers without end, waits for the first request without end, loses the body behind an offer to
 upgrade, and does not answer a client that has said that it will send no more. Bodies are the
-application's to bound (``body``): until it reads, no more than 64 kB lie here.
+application's to bound (``body``): until it reads, 64 kB lie here, and what the read of the socket
+that went beyond them brought (uvloop: 256,000 bytes at most).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Exchange:
         expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
         self.expects_continue = expected == [b"100-continue"]
         self.body = bytearray()
-        self.complete = self.done = self.gone = False
+        self.complete = self.begun = self.done = self.gone = False
         self._connection = connection
         self._delivered = False
         self._head = b""
@@ -80,12 +81,16 @@ class Exchange:
         if self.gone:
             return
         if message["type"] == "http.response.start":
+            if self.begun:  # by an error in the middle: no second answer may follow
+                self.gone = True
+                self._connection.transport.abort()
+                return
             self._head = self._written_head(message)
             return
         assert not self.done, "an answer ends once"
         body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
         self._connection.write(self._head + body)
-        self._head = b""
+        self._head, self.begun = b"", True
         await self._connection.drained.wait()  # whoever sends much waits for who takes it
         if not message.get("more_body", False):
             self.done = True
@@ -154,6 +159,7 @@ class HttpConnection(asyncio.Protocol):
         self._answered = 0
         self.stopping = False
         self._ended = self._lingering = False
+        self._refusal: Problem | None = None  # when all before it is answered
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[object, ...] = ()
         self._unchanged = 0
@@ -184,6 +190,8 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more: it gets the answers to what it has sent whole."""
         self._ended = True
+        if self._refusal is not None:
+            return True
         return bool(self._exchanges) and self._exchanges[-1].complete and not self._in_head
 
     def shutdown(self) -> None:
@@ -232,7 +240,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what is neither body nor the end of anything; 431 where that is too much."""
-        if self._lingering:
+        if self._lingering or self._refusal is not None:
             return
         self._unread_bytes += len(data)
         try:
@@ -349,12 +357,25 @@ class HttpConnection(asyncio.Protocol):
             self.transport.close()
         elif self._exchanges:
             self._start()
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
         elif self._ended:
             self.transport.close()
         self.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer and close: where a next request would begin is not known."""
+        """Answer and close: where a next request would begin is not known.
+
+        After the answers to what came before; a request that is being answered is cut off.
+        """
+        if len(self._exchanges) > 1 and not self._exchanges[-1].complete:
+            self._exchanges.pop()  # it has not begun, and is what is refused
+        if self._exchanges and self._exchanges[0].complete:
+            self._refusal = problem
+            return
+        if self._exchanges and self._exchanges[0].begun:
+            self.transport.abort()
+            return
         answer = problem_response(problem, {"path": "", "state": {"request_id": request_id({})}})
         lines = [_STATUS_LINES[problem.status], b"connection: close"]
         lines += [b"%b: %b" % field for field in answer.raw_headers]

@@ -25,7 +25,7 @@ _BINARY: Json = {**_STRING, "format": "binary"}
 _TENSORS: Json = {"type": "object"}
 _KEY: Json = {"type": "http", "scheme": "bearer"}
 # Of requests with images.
-_ERRORS = [one for one in STATUSES if one not in (403, 404, 405, 409, 431)]
+_ERRORS = [one for one in STATUSES if one not in (403, 404, 405, 409)]
 
 
 def openapi_document(bundle: Bundle) -> Json:

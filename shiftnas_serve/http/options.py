@@ -17,6 +17,8 @@ from shiftnas_serve.problem import Problem
 
 _KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
 _NAMES = [name.decode() for name in _KINDS]
+# Each new name is looked at closely, which holds up all others.
+_MAX_HEADERS = 100
 _KINDS_BY_NAME = {kind.name: kind for kind in BUDGET_KINDS}
 _PLACES = (
     f"budgets are headers ({', '.join(kind.header for kind in BUDGET_KINDS)}), top_k is of the "
@@ -28,8 +30,10 @@ def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
     """Every budget that a request's headers name, by the name of its kind.
 
     Of one that is repeated, the smallest. Raises Problem 400 for garbage, for one that may stand
-    only once, and for a header that looks like one of them.
+    only once, and for a header that looks like one of them; 431 for too many headers.
     """
+    if len(headers) > _MAX_HEADERS:
+        raise Problem(431, f"{len(headers)} header fields; {_MAX_HEADERS} are allowed")
     asked: dict[str, float] = {}
     for name, value in headers:
         kind = _KINDS.get(name)

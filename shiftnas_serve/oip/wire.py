@@ -141,6 +141,8 @@ def _elements(binary: bytes) -> list[bytes]:
         if at > len(binary):
             raise Problem(400, f"an element of image says {size} bytes, and the body ends before")
         elements.append(binary[at - size : at])
+        if len(elements) > MAX_IMAGES:  # a body can hold millions
+            raise Problem(400, f"image holds more than the {MAX_IMAGES} images that are allowed")
     return elements
 
 

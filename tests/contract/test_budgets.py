@@ -18,6 +18,14 @@ def ask(client: httpx.Client, png: bytes, **headers: str) -> httpx.Response:
     return client.post("/classify", content=png, headers={**PNG, **named})
 
 
+def test_headers_without_end_are_not_looked_at(client, png):
+    many = {f"X-{number:04x}": "1" for number in range(101)}
+    refused = ask(client, png, **many)
+    assert_problem(refused, 431, "header fields; 100 are allowed")
+    del many["X-0000"], many["X-0001"], many["X-0002"]
+    assert ask(client, png, **dict(list(many.items())[:80])).status_code == 200
+
+
 def test_an_answer_has_all_that_the_contract_names(client, bundle: Bundle, png):
     response = ask(client, png, FLOPs_Budget="0.5M", Request_Id="abc-1")
     assert response.status_code == 200, response.text

@@ -162,3 +162,30 @@ def test_a_retry_after_is_a_number_or_a_date():
     assert 50 < retry_after_s(soon) <= 60
     given = (None, "7", "soon", "Thu, 01 Jan 1970 00:00:00 GMT")
     assert [retry_after_s(text) for text in given] == [0, 7, 0, 0]
+
+
+def test_the_time_is_of_a_call_with_all_its_tries():
+    """Each gets what is left of it."""
+    given_s = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        given_s.append(request.extensions["timeout"]["read"])
+        return refusal(503)
+
+    named = {"timeout_s": 5.0, "retries": 2}
+    with (
+        Client("http://there", transport=httpx.MockTransport(answer), **named) as client,
+        pytest.raises(Problem),
+    ):
+        client.classify(b"photo")
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(answer)
+        async with AsyncClient("http://there", transport=transport, **named) as client:
+            await client.classify(b"photo")
+
+    with pytest.raises(Problem):
+        asyncio.run(ask())
+    for three in (given_s[:3], given_s[3:]):
+        assert three == sorted(three, reverse=True)
+        assert three[2] < three[0] - 0.1 < 5.0

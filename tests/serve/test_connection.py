@@ -294,18 +294,72 @@ def test_more_connections_than_there_is_room_for_are_refused(monkeypatch):
 
 
 def test_requests_do_not_queue_up_on_a_connection_without_end():
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(3600)
-
     async def test() -> None:
+        go = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await go.wait()
+            await answer(scope, receive, send)
+
         made, wire = connect(app)
         made.data_received(GET * MAX_PIPELINED)
-        assert not wire.closed
-        made.data_received(GET * 2)
+        made.data_received(GET * 20)
+        assert not wire.sent
+        go.set()
+        await turns(200)
         assert wire.closed
-        assert wire.status == 429
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+        assert statuses(wire) == [200] * (MAX_PIPELINED + 1) + [429]
+
+    run(test)
+
+
+def statuses(wire: Wire) -> list[int]:
+    return [int(one[:3]) for one in wire.sent.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\na: ",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    ],
+)
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_refusal_waits_for_the_answers_before_it(second, ends):
+    async def test() -> None:
+        go = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await go.wait()
+            await answer(scope, receive, send)
+
+        made, wire = connect(app)
+        made.data_received(GET + second)
+        made.data_received(b"b" * (MAX_HEAD_BYTES + 1))
+        if ends:
+            assert made.eof_received()
+        await turns()
+        assert not wire.sent
+        assert not wire.closed
+        go.set()
+        await turns()
+        assert wire.sent.startswith(b"HTTP/1.1 200")
+        assert statuses(wire)[1:] in ([400], [431])
+        assert wire.closed
+
+    run(test)
+
+
+def test_what_is_wrong_in_a_body_is_the_answer_to_its_request():
+    async def test() -> None:
+        made, wire = connect(echo)
+        made.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+        await turns()
+        assert statuses(wire) == [400]
+        assert wire.closed
+        made.connection_lost(None)
+        await turns()
 
     run(test)
 
@@ -454,5 +508,24 @@ def test_an_application_that_fails_leaves_no_half_of_an_answer(caplog):
         await turns()
         assert wire.aborted
         assert wire.sent == b""
+
+    run(test)
+
+
+def test_no_second_answer_follows_a_whole_one_that_nobody_took():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(0.01):
+                await answer(scope, receive, send)
+        except TimeoutError:
+            await answer(scope, receive, send, b"an error")
+
+    async def test() -> None:
+        made, wire = connect(app)
+        made.pause_writing()
+        made.data_received(GET)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        assert statuses(wire) == [200]
+        assert wire.aborted
 
     run(test)

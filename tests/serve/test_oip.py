@@ -80,6 +80,19 @@ BOMBS = {
 }
 
 
+def test_no_more_binary_images_are_read_than_are_allowed():
+    many = bytes(4 * 1_000_000)
+    head = HEAD + b'{"binary_data_size": %d}}]}' % len(many)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem, match=f"more than the {MAX_IMAGES} images") as refused:
+            parse_request(head + many, b"%d" % len(head))
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(many)
+    finally:
+        tracemalloc.stop()
+    assert refused.value.status == 400
+
+
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS)
 def test_nothing_is_built_of_what_cannot_be_right(body):
     tracemalloc.start()
