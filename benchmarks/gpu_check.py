@@ -127,7 +127,8 @@ def steps(out: Path, *, rehearse: bool) -> list[Step]:
                 *(("--concurrency", "2") if rehearse else ("--concurrency", "1", "32")),
             ),
             20,
-            environment={"SHIFTNAS_RUNTIME": "auto"},
+            # (auto would fall back to the CPU, and pass)
+            environment={"SHIFTNAS_RUNTIME": "onnxruntime", "SHIFTNAS_DEVICE": device},
         ),
     ]
 

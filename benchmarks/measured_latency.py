@@ -341,6 +341,8 @@ def plot(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
     for count in threads:
         part = told[f"threads {count}"]
         assert isinstance(part, dict)
+        if "accuracy" not in part:
+            continue
         rows = part["accuracy"]["rows"]
         series = {
             {
@@ -352,6 +354,8 @@ def plot(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
             if name in rows[0]
         }
         panels.append(Panel(f"{count} thread(s)", "ms by the table", "wrong, %", series))
+    if not panels:
+        raise ValueError("the step accuracy was not done, so there is nothing to plot")
     plot_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
 
 
@@ -383,14 +387,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         told = work(options)
+        if not options.json:
+            show(told, options.threads)
+        print(json.dumps(told))
+        if options.plot is not None:
+            plot(options.plot, told, options.threads)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not options.json:
-        show(told, options.threads)
-    if options.plot is not None:
-        plot(options.plot, told, options.threads)
-    print(json.dumps(told))
     return 0
 
 

@@ -273,6 +273,7 @@ def test_kserve_runs_the_same_container_as_kubernetes_on_the_bundle_that_it_down
     assert model["modelFormat"].items() <= known.items()
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
     assert model["runtime"] == runtime["metadata"]["name"]
+    assert service["spec"]["predictor"]["enableServiceLinks"] is False
 
 
 def test_ray_deploys_the_same_app_on_kubernetes_and_elsewhere():
@@ -288,6 +289,7 @@ def test_ray_deploys_the_same_app_on_kubernetes_and_elsewhere():
     (workers,) = rays["workerGroupSpecs"]
     for group in (rays["headGroupSpec"], workers):
         assert_is_a_pod(group["template"]["spec"])
+        assert group["template"]["spec"]["enableServiceLinks"] is False
         (container,) = group["template"]["spec"]["containers"]
         assert container["image"] == f"{IMAGE}-ray"
     assert workers["maxReplicas"] == settings.processes

@@ -119,7 +119,7 @@ class AppApi(litserve.LitAPI):
 
     def __init__(self, way: Way, settings: Settings) -> None:
         super().__init__(spec=way, enable_async=True)
-        self._settings = settings
+        self.settings = settings
 
     def setup(self, device: str) -> None:
         """Load the bundle. ``device``: ``cpu``, or ``cuda:1`` for the second GPU."""
@@ -127,9 +127,9 @@ class AppApi(litserve.LitAPI):
         if kind == "cuda" and number:  # before CUDA is there: this process sees no other GPU
             os.environ["CUDA_VISIBLE_DEVICES"] = number
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: it is the parent's to obey
-        configure_log(self._settings.log_level, self._settings.log_format)
-        self._app = App(self._settings)
-        self._app.state.engine = Engine(self._settings, end_soon)
+        configure_log(self.settings.log_level, self.settings.log_format)
+        self._app = App(self.settings)
+        self._app.state.engine = Engine(self.settings, end_soon)
 
     async def decode_request(self, request: Carried, **named: Any) -> Carried:
         return request
@@ -164,8 +164,9 @@ def serve(settings: Settings) -> int:
     """Until it is told to stop: the exit status. Raises ValueError in one line."""
     on_gpu = settings.device != "cpu"
     way = Way()
+    api = AppApi(way, settings)
     server = litserve.LitServer(
-        AppApi(way, settings),
+        api,
         middlewares=[(Carry, {"way": way, "settings": settings})],
         accelerator="cuda" if on_gpu else "cpu",
         devices="auto",
@@ -173,6 +174,9 @@ def serve(settings: Settings) -> int:
         timeout=False,  # the app has deadlines of its own
         restart_workers=True,
     )
+    # A worker knows how many there are: with several, none reloads by itself.
+    count = settings.processes * len(server.devices)
+    api.settings = settings.model_copy(update={"processes": count})
     started_by = os.getpid()
 
     def interrupt(number: int, frame: object) -> None:

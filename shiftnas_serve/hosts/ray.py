@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from shiftnas_serve.app import App, create_app
 from shiftnas_serve.hosts.uvicorn import KEEP_ALIVE_S
-from shiftnas_serve.settings import PREFIX, Settings, as_environment, load_settings
+from shiftnas_serve.settings import Settings, as_environment, load_settings
 
 REQUESTS = 8
 """In a replica, those that run included: with more there should be more replicas."""
@@ -34,8 +34,6 @@ def app(arguments: Mapping[str, object]) -> Application:
 
 def application(settings: Settings) -> Application:
     """From 1 to ``processes`` replicas, each with a core for every thread, or with a GPU."""
-    # `processes` are Ray's to start: in a replica there is one.
-    variables = as_environment(settings) | {f"{PREFIX}PROCESSES": "1"}
     deployment: Any = ray_serve.deployment(  # a decorator, by its type
         ray_serve.ingress(_replica)(),
         name="classify",
@@ -46,7 +44,7 @@ def application(settings: Settings) -> Application:
         ray_actor_options={
             "num_cpus": settings.workers * settings.threads,
             "num_gpus": 0 if settings.device == "cpu" else 1,
-            "runtime_env": {"env_vars": variables},
+            "runtime_env": {"env_vars": as_environment(settings)},
         },
         logging_config=_logging(settings),
     )
