@@ -31,6 +31,7 @@ import httpx
 
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.load import Connections, Server, http_request, serving
+from benchmarks.parts.processes import alive, command_line, process_tree
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import load_bundle
@@ -51,28 +52,9 @@ class Answered:
     status: int
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of all processes under one, by process id; zombies left out."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    parents[int(entry.name)] = int(fields[1])
-    found = {pid}
-    while more := {one for one, parent in parents.items() if parent in found} - found:
-        found |= more
-    commands: dict[int, str] = {}
-    for one in found - {pid}:
-        with contextlib.suppress(OSError):
-            commands[one] = Path(f"/proc/{one}/cmdline").read_text()
-    return commands
-
-
 def serving_pids(server: Server) -> list[int]:
     """The processes that answer: one, or those below the supervisor, which were spawned."""
-    spawned = [pid for pid, line in descendants(server.pid).items() if "spawn_main" in line]
+    spawned = [pid for pid in process_tree(server.pid) if "spawn_main" in command_line(pid)]
     return spawned or [server.pid]
 
 
@@ -149,12 +131,12 @@ async def stop(server: Server, request: bytes, *, drains: bool) -> dict[str, Any
     ended = asyncio.Event()
     loading = asyncio.create_task(load(server.port, request, ended, seen))
     await asyncio.sleep(1.0)
-    everything = set(descendants(server.pid))
+    everything = set(process_tree(server.pid)) - {server.pid}
     struck = time.monotonic()
     os.kill(server.pid, signal.SIGTERM)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
         draining_s = None
-        while (draining_s is None or not drains) and alive({server.pid}):
+        while (draining_s is None or not drains) and server.pid in alive():
             with contextlib.suppress(httpx.TransportError):
                 status = (await client.get("/readyz")).status_code
                 if status == 503 and draining_s is None:
@@ -162,24 +144,14 @@ async def stop(server: Server, request: bytes, *, drains: bool) -> dict[str, Any
             await asyncio.sleep(0.01)
     ended.set()
     await asyncio.wait_for(loading, _RECOVERS_WITHIN_S)
-    while alive(everything) and time.monotonic() < struck + 2 * _RECOVERS_WITHIN_S:
+    while everything & alive().keys() and time.monotonic() < struck + 2 * _RECOVERS_WITHIN_S:
         await asyncio.sleep(0.05)
     return {
         "draining_said_s": draining_s,
         "statuses": dict(Counter(one.status for one in seen if one.done_s > struck)),
         "all_gone_s": time.monotonic() - struck,
-        "left": len(alive(everything)),
+        "left": len(everything & alive().keys()),
     }
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those of the processes that still run."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.add(pid)
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

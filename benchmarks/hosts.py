@@ -26,6 +26,7 @@ import httpx
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
 from benchmarks.parts.load import Connections, Server, closed_loop, http_request, serving
+from benchmarks.parts.processes import memory_bytes, process_tree, processor_s
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import figures, photo, zipf_budgets
 from models.bundle.folder import load_bundle
@@ -35,39 +36,6 @@ _AT_ONCE = (1, 32)
 _STREAM = 512
 _KILL_CLIENTS = 8
 _RECOVERS_WITHIN_S = 60.0
-
-
-def process_tree(root: int) -> list[int]:
-    """A process and its descendants; those that wait to be buried left out."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    parents[int(entry.name)] = int(fields[1])
-    found = {root} & parents.keys()
-    while more := {one for one, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found)
-
-
-def processor_s(pids: list[int]) -> float:
-    """What they have used so far."""
-    nanoseconds = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                nanoseconds += int((task / "schedstat").read_text().split()[0])
-    return nanoseconds / 1e9
-
-
-def pss_bytes(pid: int) -> int:
-    """Its memory, pages that it shares counted by its share; 0 when it has ended."""
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return 0
 
 
 async def kill_one(server: Server, request: bytes, victim: int) -> dict[str, float]:
@@ -133,7 +101,7 @@ def measure(
         found = {"ready_s": time.monotonic() - started - 1.0}  # `serving` waits a second more
         pids = process_tree(server.pid)
         wait_until_idle(pids)
-        found["memory_mb"] = sum(map(pss_bytes, pids)) / 1e6
+        found["memory_mb"] = sum(map(memory_bytes, pids)) / 1e6
         found["processes"] = float(len(pids))
         for at_once in _AT_ONCE:
             closed_loop(server.port, requests, at_once, 1.0)
@@ -143,7 +111,7 @@ def measure(
             found |= {f"{k}_at_{at_once}": v for k, v in figures(samples, seconds).items()}
             found[f"cpu_us_at_{at_once}"] = 1e6 * used / max(len(samples), 1)
         # The weights and the sessions are what takes memory: it has them.
-        victim = max(process_tree(server.pid), key=pss_bytes)
+        victim = max(process_tree(server.pid), key=memory_bytes)
         found |= asyncio.run(kill_one(server, requests[0], victim))
     return found
 

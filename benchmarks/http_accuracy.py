@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import socket
-import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,31 +20,10 @@ import httpx
 import numpy as np
 
 from benchmarks.parts.bundles import CIFAR10_CNN
+from benchmarks.parts.load import serving
 from benchmarks.parts.timing import machine
 from models.bundle.folder import FrontierRow, load_bundle
 from trainer.data.reading import read_source
-
-READY_WITHIN_S = 60
-
-
-def start_server(bundle: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server on a free port, ready. Raises ValueError if it does not come up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "shiftnas_serve", "--bundle", str(bundle)]
-    process = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return process, url
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    process.terminate()
-    raise ValueError("the server did not come up; start python -m shiftnas_serve to see why")
 
 
 def encoded_test_images(source: str, count: int, seed: int) -> list[tuple[bytes, int]]:
@@ -91,34 +67,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
+    rows: list[dict[str, float | int | bool]] = []
     try:
         bundle = load_bundle(options.bundle)
         images = encoded_test_images(options.data, options.images, options.seed)
-        process, url = start_server(options.bundle)
+        count = min(options.budgets, len(bundle.frontier))
+        places = np.linspace(0, len(bundle.frontier) - 1, count).round().astype(int)
+        command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
+        with serving(command, "/readyz", None) as server:
+            for place in places.tolist():
+                row = bundle.frontier[place]
+                accuracy, flops = send(f"http://127.0.0.1:{server.port}", images, row)
+                expected = row.test_accuracy or 0.0
+                margin = 1.96 * math.sqrt(expected * (1 - expected) / len(images))
+                rows.append(
+                    {
+                        "budget_flops": int(row.budget_flops),
+                        "served_flops": flops,
+                        "http_accuracy": round(accuracy, 4),
+                        "table_accuracy": round(expected, 4),
+                        "interval_95": round(margin, 4),
+                        "within": abs(accuracy - expected) <= margin,
+                    }
+                )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    places = np.linspace(0, len(bundle.frontier) - 1, min(options.budgets, len(bundle.frontier)))
-    rows: list[dict[str, float | int | bool]] = []
-    try:
-        for place in places.round().astype(int).tolist():
-            row = bundle.frontier[place]
-            accuracy, flops = send(url, images, row)
-            expected = row.test_accuracy or 0.0
-            margin = 1.96 * math.sqrt(expected * (1 - expected) / len(images))
-            rows.append(
-                {
-                    "budget_flops": int(row.budget_flops),
-                    "served_flops": flops,
-                    "http_accuracy": round(accuracy, 4),
-                    "table_accuracy": round(expected, 4),
-                    "interval_95": round(margin, 4),
-                    "within": abs(accuracy - expected) <= margin,
-                }
-            )
-    finally:
-        process.terminate()
-        process.wait()
     if not options.json:
         print(f"{bundle.name}: {len(images)} test images over HTTP (seed {options.seed})")
         print("budget MFLOPs   served   over HTTP %   table %   95 % of so many   within")

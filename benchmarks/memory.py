@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from benchmarks.parts.bundles import add_bundle_options, chosen_bundle
 from benchmarks.parts.plot import Panel, plot_panels
+from benchmarks.parts.processes import memory_bytes
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
@@ -30,18 +32,14 @@ from shiftnas_serve.runtimes import build_runtime
 
 def pss_bytes() -> int:
     """The memory of this process, pages that it shares counted by its share. Linux only."""
-    return _counted("Pss:")
+    gc.collect()
+    return memory_bytes(os.getpid())
 
 
 def own_bytes() -> int:
     """What it has allocated. A share of libraries rises when others that have them end."""
-    return _counted("Anonymous:")
-
-
-def _counted(name: str) -> int:
     gc.collect()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    return memory_bytes(os.getpid(), "Anonymous")
 
 
 def some_archs(bundle: Bundle, count: int, seed: int) -> list[Arch]:

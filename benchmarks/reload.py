@@ -28,6 +28,7 @@ import httpx
 
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.load import Server, serving
+from benchmarks.parts.processes import memory_bytes
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import load_bundle
@@ -47,12 +48,6 @@ def relabelled(bundle: Path, folder: Path) -> Path:
     document["version"] = version_of(document)
     manifest.write_text(json.dumps(document))
     return folder
-
-
-def pss_mb(pid: int) -> float:
-    """Proportional set size of a process, in MB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
 
 
 async def reload_under_load(
@@ -90,7 +85,7 @@ async def reload_under_load(
         headers = {"Authorization": f"Bearer {_KEY}"}
         for turn in range(reloads):
             await asyncio.sleep(_QUIET_S)
-            memory = {"memory_mb": pss_mb(server.pid)}
+            memory = {"memory_mb": memory_bytes(server.pid) / 1e6}
             begun = time.monotonic()
             target = {"bundle": str(bundles[(turn + 1) % 2])}
             answer = await admin.post("/admin/reload", json=target, headers=headers)
@@ -103,7 +98,7 @@ async def reload_under_load(
             rows.append(row)
     ended.set()
     await asyncio.gather(*clients)
-    after = {"memory_mb": pss_mb(server.pid)}
+    after = {"memory_mb": memory_bytes(server.pid) / 1e6}
     return rows, {"statuses": dict(statuses), "mixed": mixed, **after}
 
 

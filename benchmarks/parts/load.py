@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.parts.processes import process_tree, processor_s
+
 READY_WITHIN_S = 180
 # Less than the 5 s after which uvicorn closes an idle connection.
 _KEPT_S = 2.0
@@ -156,15 +158,7 @@ class Server:
 
     def processor_s(self) -> float:
         """Processor time of all its processes since they started. Linux only."""
-        return sum(map(_processor_s, self._pids()))
-
-    def _pids(self) -> list[Path]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):  # it may end meanwhile
-                if entry.name.isdigit() and os.getpgid(int(entry.name)) == self.pid:
-                    found.append(entry)
-        return found
+        return processor_s(process_tree(self.pid))
 
     def pause(self) -> None:
         """Stop all its processes: some servers keep a core busy while they wait."""
@@ -173,14 +167,6 @@ class Server:
     def resume(self) -> None:
         """Let them go on."""
         os.killpg(self.pid, signal.SIGCONT)
-
-
-def _processor_s(process: Path) -> float:
-    nanoseconds = 0
-    with contextlib.suppress(OSError):
-        for task in (process / "task").iterdir():
-            nanoseconds += int((task / "schedstat").read_text().split()[0])
-    return nanoseconds / 1e9
 
 
 @contextlib.contextmanager
