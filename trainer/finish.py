@@ -22,7 +22,7 @@ from models.generator.report import even_budgets, report_generator
 from models.interval import interval
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
-from models.nets.normalize import TensorStatistics
+from models.nets.normalize import TensorStatistics, on_device
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -100,12 +100,17 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     here: list[tuple[TensorStatistics | None, Scores]] = []
     for number, arch in enumerate(ranks.shared_out(archs), start=1):
         own = None if frozen else calibrated(net, arch, images, recipe.device)
-        here.append((own, scores(net, arch, frozen or own, held_out, recipe.device)))
+        its_scores = scores(net, arch, frozen or own, held_out, recipe.device)
+        # tensors come to other ranks on the device that they leave from, which may be another GPU
+        here.append((None if own is None else on_device(own, "cpu"), its_scores))
         done = min(number * ranks.world_size, len(archs))
         if number % 25 == 0 or done == len(archs):
             print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
     found = ranks.gathered(here)
-    measured = {arch: own for arch, (own, _) in zip(archs, found, strict=True)}
+    measured = {
+        arch: None if own is None else on_device(own, recipe.device)
+        for arch, (own, _) in zip(archs, found, strict=True)
+    }
     known = {arch: its_scores for arch, (_, its_scores) in zip(archs, found, strict=True)}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
     held_out_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}

@@ -189,6 +189,11 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
         raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
+    if options.hours is not None and world_size > 1:
+        raise ValueError(
+            f"--hours {options.hours:g} is planned in one process, by the steps that it tries; of "
+            f"{world_size} processes give --set training_hours={options.hours:g}"
+        )
     if not options.dry_run:  # which runs on the CPU too
         check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)

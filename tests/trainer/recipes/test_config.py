@@ -70,6 +70,10 @@ def test_settings_change_what_they_name_and_nothing_else():
         ("mean=[0.5,0.5]", "mean[2] is missing"),
         ("epochs=0", "epochs is 0; it should be greater than or equal to 1"),
         (
+            "evaluation_budgets=1",
+            "evaluation_budgets is 1; it should be greater than or equal to 2",
+        ),
+        (
             "generator.served_share=3",
             "served_share is 3; it should be less than or equal to 1",
         ),
