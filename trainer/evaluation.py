@@ -128,11 +128,13 @@ def _outputs(
     was_training = net.training
     net.eval()
     resolution = net.space.resolution(arch)
-    for batch in data:
-        with torch.inference_mode():
-            logits = net(at_resolution(batch.images.to(device), resolution), arch, statistics)
-        yield logits.cpu(), batch.labels.cpu()
-    net.train(was_training)
+    try:
+        for batch in data:
+            with torch.inference_mode():
+                logits = net(at_resolution(batch.images.to(device), resolution), arch, statistics)
+            yield logits.cpu(), batch.labels.cpu()
+    finally:
+        net.train(was_training)
 
 
 def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:

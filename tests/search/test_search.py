@@ -6,14 +6,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import trainer.finish
 import trainer.report.plots
 import trainer.run
+from models.bundle.manifest import version_of
 from models.spaces import get_space
 from search.__main__ import SEARCHES, main
 from search.log import TriedArchs
-from tests.bundles import template_of
+from search.supernet import open_supernet
+from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
 
 SPACE = get_space("nano-cnn")
@@ -110,6 +113,31 @@ def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, t
             assert row["flops"] == SPACE.flops(SPACE.arch_from_json(row["arch"])) <= 1e6
             assert 0 <= row["held_out_accuracy"] <= 1
             assert 0 <= row["test_accuracy"] <= 1
+
+
+@every_search
+def test_a_budget_beyond_the_largest_is_that_of_the_largest(name, trained_run, capsys):
+    arguments = [name, str(trained_run), "--flops", "1G", "--data", "digits", "--json"]
+    assert main([*arguments, "--evaluations", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["budget_flops"] == result["generator"]["flops"] == SPACE.max_flops
+
+
+def test_images_are_read_as_the_bundle_says(tmp_path):
+    """It keeps the middle of an image, which is white here."""
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["preprocess"]["crop_ratio"] = 0.5
+    document["version"] = version_of(document)
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (12, 12, 52, 52))
+    for name in range(10):
+        (tmp_path / "photos" / f"class {name}").mkdir(parents=True)
+        for number in range(15):
+            image.save(tmp_path / "photos" / f"class {name}" / f"{number}.png")
+    supernet = open_supernet(bundle, str(tmp_path / "photos"))
+    assert supernet.held_out.batch(0, 0).images.unique().tolist() == [2.0]  # (1 - mean) / std
 
 
 @pytest.mark.parametrize(
