@@ -30,6 +30,7 @@ from models.space.weights import Statistics
 from models.spaces import get_space
 from trainer.data.run_data import (
     batches_of,
+    calibration_count,
     calibration_images,
     evaluation_batches,
     preprocess_of,
@@ -93,7 +94,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
-    images = calibration_images(train, recipe.calibration_batches)
+    images = calibration_images(train, calibration_count(recipe))
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     archs = [arch for _, arch in candidates]

@@ -151,6 +151,11 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
 
     Raises ValueError for a user's mistake; writes nothing.
     """
+    if options.dry_run_batch is not None and not options.dry_run:
+        raise ValueError(
+            f"--dry-run-batch {options.dry_run_batch} is of a dry run: add --dry-run, or leave it "
+            "out (--set batch_size changes a run's)"
+        )
     if options.resume is not None:
         given = (("--recipe", options.recipe), ("--out", options.out), ("--arch", options.arch))
         for option, value in given:

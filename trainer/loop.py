@@ -167,6 +167,7 @@ def evaluate_now(
             statistics_of=statistics_of,
             data=data.decisions,
             device=device,
+            frozen=state.frozen,
             archs=state.sampler.archs,
             stop=asked_to_stop,
             ranks=ranks,

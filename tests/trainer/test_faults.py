@@ -136,6 +136,17 @@ def test_an_evaluation_that_is_stopped_leaves_the_net_in_training():
     assert net.training
 
 
+def test_images_to_calibrate_on_are_not_kept_where_nothing_is_calibrated(folder):
+    recipe = read_recipe(folder / "recipe.json")
+    splits = read_splits(recipe)
+    shared = recipe.replace(start="efficientnet-lite0", statistics="start")
+    kept = [
+        len(run_data(one, splits).calibration)
+        for one in (recipe, shared, recipe.replace(space="nano-vit"))
+    ]
+    assert kept == [1, 0, 0]
+
+
 def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monkeypatch):
     """Also where images lie in runs of neighbours, which another window mixes otherwise."""
 

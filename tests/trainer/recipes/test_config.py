@@ -187,6 +187,11 @@ def test_a_job_starts_from_a_file_and_settings_come_on_top(tmp_path):
     assert find_job(options(*out)).recipe == get_recipe("digits")
 
 
+def test_the_batch_of_a_dry_run_starts_no_training():
+    with pytest.raises(ValueError, match="--dry-run-batch 4 is of a dry run: add --dry-run"):
+        find_job(options("--dry-run-batch", "4"))
+
+
 @pytest.mark.parametrize("more", [["--recipe", "digits"], ["--out", "elsewhere"]])
 def test_what_a_resumed_run_has_already_is_not_ignored(tmp_path, more):
     (tmp_path / "recipe.json").write_text(json.dumps(DIGITS))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.finish
 import trainer.run
 from models.bundle.folder import load_bundle, save_bundle
 from models.converters.efficientnet_lite import fit_efficientnet_lite0, theirs
@@ -183,13 +184,16 @@ def short_run(out: Path, *arguments: str) -> Path:
     return out
 
 
-def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, capsys):
+def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, capsys, monkeypatch):
     """Training leaves them; the bundle shares them again, at half precision that is exact."""
+    counts = []
+    monkeypatch.setattr(trainer.finish, "calibration_images", lambda _, count: counts.append(count))
     more = settings(
         "epochs=1", "statistics=start", "half=true", "distillation.teacher=largest", "ema=0.9"
     )
     run = short_run(tmp_path / "run", "--start", str(begun), *more)
     assert "weights taken; BatchNorm keeps its statistics" in capsys.readouterr().err
+    assert counts == [0]
     before, after = load_bundle(begun), load_bundle(run / "bundle")
     assert set(after.statistics) == set(before.statistics)
     for name, array in before.statistics.items():
