@@ -100,6 +100,37 @@ def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not(name, tmp_p
         TriedArchs(SPACE, kernels, file, {"flops": 1})
 
 
+def test_a_line_that_was_cut_off_is_tried_again(tmp_path):
+    file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
+    tried = TriedArchs(SPACE, kernels, file, settings)
+    for arch in (SPACE.smallest, SPACE.largest):
+        tried(arch)
+    whole = file.read_text()
+    for length in range(0, len(whole), 7):
+        file.write_text(whole[:length])
+        again = TriedArchs(SPACE, kernels, file, settings)
+        assert len(again.scores) == max(whole[:length].count("\n") - 1, 0)
+        for arch in (SPACE.smallest, SPACE.largest):
+            again(arch)
+        assert file.read_text() == whole
+
+
+def test_a_file_that_is_something_else_is_named_and_stays(tmp_path):
+    file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
+    TriedArchs(SPACE, kernels, file, settings)(SPACE.smallest)
+    head, row = file.read_text().splitlines()
+    for text, said in (
+        ("words", r"is of another search \(words\)"),
+        ("words\nmore", "is of another search"),
+        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not an arch that was tried"),
+        (f"{head}\n{{}}\n", r"line 2, is not an arch that was tried"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{file}.*{said}"):
+            TriedArchs(SPACE, kernels, file, settings)
+        assert file.read_text() == text
+
+
 def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, tmp_path):
     out = tmp_path / "tried.jsonl"
     for supernet in (trained_run, trained_run / "bundle"):
