@@ -58,7 +58,8 @@ the others tell how often int8 answers what full precision does. Weights are suc
 every processor computes the same. Labelled images tell accuracies too: `trainer.quantize`."""
 
 _RETARGET = """\
-Teach the bundle's generator another cost than FLOPs, without images, in a minute or so.
+Add answers by another cost than FLOPs: those that the bundle stores, each by what it takes, in
+seconds. With images (--data), or where it stores none, a generator learns the cost in a minute.
 
   python -m models measure models/zoo/cifar10-cnn --threads 1 --out table.json
   python -m models quantize models/zoo/cifar10-cnn --data photos/ --out bundles/int8

@@ -1,13 +1,15 @@
 """``python -m models retarget``: a bundle that also answers budgets of another cost. Uses torch.
 
-The generator goes on from where it learned FLOPs, with the resource loss (Eq. 10) on the new cost
-and a small reward for multiply-adds: of archs that take as long, the one that computes more. No
-image is needed for that. FLOPs are answered as before.
+What it holds then is a list of answers by the new cost. FLOPs are answered as before.
+
+A bundle that stores its answers has tried them on images. Without images these are the list, each
+by its new cost. With images, and in bundles that store none, a generator answers too. It goes on
+from where it learned FLOPs, with the resource loss (Eq. 10) on the new cost and a small reward for
+multiply-adds: of archs that take as long, the one that computes more. No image is needed for that.
 
 More multiply-adds in the same time are not more right answers: most archs of a supernet are trained
-little (docs/experiments/measured-latency.md). A bundle that stores its answers has tried them on
-images. So without images these stay, each by its new cost, and the generator decides alone only in
-bundles that store none. With images its answers join: BatchNorm is measured for those that have no
+little (docs/experiments/measured-latency.md). So the generator decides alone only in bundles that
+store no answers. Its others are tried on the images: BatchNorm is measured for those that have no
 statistics, and of all only those stay that agree with the largest subnet more often than any
 cheaper one.
 """
@@ -95,8 +97,10 @@ def retarget(
         def track(every: range) -> Iterable[int]:
             return progress.track(every, f"generator, {cost.name}", len(every))
 
-        generator = retargeted_generator(bundle, cost, steps=steps, track=track)
-        candidates = candidates_of(bundle, generator, alone=files is None)
+        generator: ArchitectureGenerator | None = None
+        if files is not None or not bundle.answers:
+            generator = retargeted_generator(bundle, cost, steps=steps, track=track)
+        candidates = candidates_of(bundle, generator)
         statistics: Mapping[Arch, Statistics] = {}
         agreement: Mapping[Arch, float] = {}
         photos: Photos | None = None
@@ -117,13 +121,13 @@ def retarget(
     answers = cost_answers(bundle.space, table, better(cost, candidates, agreement))
     kept = set(answers.archs())
     statistics = {arch: own for arch, own in statistics.items() if arch in kept}
-    report = report_generator(generator)
+    report = None if generator is None else report_generator(generator)
     told: dict[str, JsonValue] = {
         "answers": len(answers.answers),
         "of_the_generator": len(kept - set(bundle.archs())),
         "images": len(photos) if photos is not None else None,
-        "steps": steps,
-        "mean_error": round(report.mean_error, 5),
+        "steps": steps if report is not None else 0,
+        "mean_error": None if report is None else round(report.mean_error, 5),
         "measured": json.loads(json.dumps(dict(table.measured))),
     }
     save_with_cost(source, out, answers, statistics, told)
@@ -156,13 +160,12 @@ def retargeted_generator(
     return generator
 
 
-def candidates_of(bundle: Bundle, generator: ArchitectureGenerator, *, alone: bool) -> list[Arch]:
-    """What may be answered: the bundle's own answers, and the generator's over the range.
+def candidates_of(bundle: Bundle, generator: ArchitectureGenerator | None) -> list[Arch]:
+    """What may be answered: the bundle's own answers, and a generator's over the range.
 
-    ``alone``: there are no images to try them on; then stored answers are all there is, if there
-    are any. None is smaller than the bundle's smallest: it begins there for a reason.
+    None is smaller than the bundle's smallest: it begins there for a reason.
     """
-    if alone and bundle.answers:
+    if generator is None:
         return list(bundle.archs())
     asked = answers_within(policy_of(generator), generator.cost.even(_CANDIDATES))
     found = dict.fromkeys((*bundle.archs(), *asked, bundle.space.largest))

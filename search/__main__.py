@@ -64,6 +64,7 @@ def compared(
 ) -> dict[str, object]:
     """What the search finds and the generator answers. Raises ValueError below the smallest."""
     space = supernet.net.space
+    budget_flops = min(budget_flops, space.max_flops)  # more than that no subnet uses
     answer = supernet.answer(budget_flops)  # refuses a budget that nothing keeps
     settings = {
         "supernet": str(options.supernet),

@@ -17,7 +17,8 @@ class TriedArchs:
     asks for the same ones, finds them here, and goes on where it was stopped.
 
     score: held-out accuracy of an arch, in 0..1. settings: what the scores depend on; a file of
-    others is refused with ValueError.
+    others, or with a line that is not one of these, is refused with ValueError. A last line that
+    was cut off is dropped.
     """
 
     def __init__(
@@ -31,16 +32,29 @@ class TriedArchs:
         self.scores: dict[Arch, float] = {}
         if file is None:
             return
-        if not file.exists():
+        first = json.dumps(dict(settings)) + "\n"
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        if first.startswith(text):  # a new file, or one that was cut off as it began
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(dict(settings)) + "\n", encoding="utf-8")
+            file.write_text(first, encoding="utf-8")
             return
-        head, *lines = file.read_text(encoding="utf-8").splitlines()
-        if json.loads(head) != json.loads(json.dumps(dict(settings))):
-            raise ValueError(f"{file} is of another search ({head}); name another --out")
-        for line in lines:
-            row = json.loads(line)
-            self.scores[space.arch_from_json(row["arch"])] = row["accuracy"]
+        whole, end, torn = text.rpartition("\n")
+        if whole.partition("\n")[0] != first.rstrip("\n"):
+            raise ValueError(
+                f"{file} is of another search ({text.partition(chr(10))[0]:.200}); name another "
+                "--out"
+            )
+        for number, line in enumerate(whole.splitlines()[1:], start=2):
+            try:
+                row = json.loads(line)
+                self.scores[space.arch_from_json(row["arch"])] = float(row["accuracy"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{file}, line {number}, is not an arch that was tried ({error!r}); name "
+                    "another --out"
+                ) from None
+        if torn:  # a line that was cut off as it was written
+            file.write_text(whole + end, encoding="utf-8")
 
     def __call__(self, arch: Arch) -> float:
         """Held-out accuracy."""

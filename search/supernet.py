@@ -99,6 +99,7 @@ def _of_bundle(path: Path, data: str) -> Supernet:
         held_out_images=held_out if isinstance(held_out, int) else 0,
         seed=seed,
         resolution=space.resolution(space.largest),
+        preprocess=bundle.preprocess,
     )
     own = get_space(space.name, len(splits.labels))
     _check_classes(own, {n: a.shape for n, a in bundle.weights.items()}, path, data)

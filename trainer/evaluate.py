@@ -1,11 +1,13 @@
 """How right a bundle is, at every budget.
 
     python -m trainer.evaluate models/zoo/imagenet-mobile --data photos/      # a folder a class
-    python -m trainer.evaluate runs/flowers/bundle --data flowers/ --budgets 12 --json
+    python -m trainer.evaluate runs/flowers/bundle --data flowers/ --run runs/flowers --budgets 12
     python -m trainer.evaluate BUNDLE --data photos/ --against OTHER    # labels: what OTHER answers
     python -m trainer.evaluate BUNDLE --data PATH --budgets 64 --plot frontier.png
 
-Data may be of any kind that training reads; where there is a test split, that alone is taken.
+Data may be of any kind that training reads; where there is a test split, that alone is taken, and
+with ``--run`` what that run kept apart as one. Without either all images count, also those that
+trained.
 Classes are matched by name. Images are read and subnets run as the server does it. Intervals are
 95 % (Wilson). If the bundle knows how sure it is, the table also says what requests with a
 confidence cost, how right they are, and how much that gains over one subnet of as many FLOPs.
@@ -27,7 +29,8 @@ from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
 from models.converters.progress import Progress
 from trainer.command import add_measuring, bundle_parser, status_of
-from trainer.data.reading import read_source
+from trainer.data.reading import read_source, title_of
+from trainer.data.run_data import parts_of_run
 from trainer.engine.log import Record
 from trainer.pairs import Curve, curve, drawn_budgets
 from trainer.report.answers import write_plot
@@ -50,7 +53,17 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     """What the command does. Raises ValueError for a user's mistake."""
     bundle = load_bundle(options.bundle).at(options.precision)
     source = read_source(str(options.data))
-    rows = (source.train if source.test is None else source.test).slice(options.rows)
+    rows, data = source.train if source.test is None else source.test, source.name
+    if options.run is not None:
+        _, rows, _ = parts_of_run(source, options.run)
+        data = f"{source.name}, test images"
+    elif source.test is None and title_of(source) == bundle.provenance.get("data"):
+        print(
+            f"{bundle.name} was trained on {source.name}: images that it has seen are counted too; "
+            "--run RUN takes those that its run has kept for testing",
+            file=sys.stderr,
+        )
+    rows = rows.slice(options.rows)
     pairs = drawn_budgets(bundle)
     archs = {arch for _, arch in some_answers(bundle, options.budgets)}.union(*pairs.values())
     flops = bundle.space.flops
@@ -77,7 +90,7 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
         )
     scores = {flops(one.arch): one.scores for one in measured}
     curves = [curve(scores, budget, [flops(a) for a in pair]) for budget, pair in pairs.items()]
-    return Evaluated(bundle, source.name, measured, curves, broken)
+    return Evaluated(bundle, data, measured, curves, broken)
 
 
 def table(done: Evaluated) -> str:
@@ -130,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     parser = bundle_parser("trainer.evaluate", __doc__)
     add_measuring(parser)
+    parser.add_argument(
+        "--run", type=Path, help="a run's folder: take the images of the data that it tests on"
+    )
     parser.add_argument(
         "--against",
         type=Path,

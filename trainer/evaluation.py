@@ -17,7 +17,7 @@ from models.generator.network import ArchitectureGenerator
 from models.generator.report import GeneratorReport, even_budgets, policy_of, report_generator
 from models.nets.calibration import calibrate
 from models.nets.elastic import AbstractNet
-from models.nets.normalize import BatchStatistics, TensorStatistics
+from models.nets.normalize import BatchStatistics, FrozenStatistics, TensorStatistics
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.batches import Batch, Batches
@@ -128,23 +128,31 @@ def _outputs(
     was_training = net.training
     net.eval()
     resolution = net.space.resolution(arch)
-    for batch in data:
-        with torch.inference_mode():
-            logits = net(at_resolution(batch.images.to(device), resolution), arch, statistics)
-        yield logits.cpu(), batch.labels.cpu()
-    net.train(was_training)
+    try:
+        for batch in data:
+            with torch.inference_mode():
+                logits = net(at_resolution(batch.images.to(device), resolution), arch, statistics)
+            yield logits.cpu(), batch.labels.cpu()
+    finally:
+        net.train(was_training)
 
 
-def gradient_norm(net: AbstractNet, arch: Arch, batch: Batch, device: str) -> float:
+def gradient_norm(
+    net: AbstractNet,
+    arch: Arch,
+    batch: Batch,
+    device: str,
+    frozen: FrozenStatistics | None = None,
+) -> float:
     """Eq. 4, the paper's sufficiency: the norm of the gradient of a subnet's weights.
 
-    The loss is that on at most 128 images of a batch, whose statistics BatchNorm takes. The norm is
-    0 where a subnet has converged. Changes nothing.
+    The loss is that on at most 128 images of a batch, whose statistics BatchNorm takes unless they
+    are ``frozen``. The norm is 0 where a subnet has converged. Changes nothing.
     """
     images, labels = batch.images[:SUFFICIENCY_IMAGES], batch.labels[:SUFFICIENCY_IMAGES]
     images = at_resolution(images.to(device), net.space.resolution(arch))
     weights = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
-    loss = F.cross_entropy(functional_call(net, weights, (images, arch)), labels.to(device))
+    loss = F.cross_entropy(functional_call(net, weights, (images, arch, frozen)), labels.to(device))
     found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
     return float(torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt())
 
@@ -158,13 +166,14 @@ def evaluate(
     statistics_of: Callable[[Arch], BatchStatistics],
     data: Batches,
     device: str,
+    frozen: FrozenStatistics | None = None,
     archs: Sequence[Arch] = (),
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """What is served at so many even budgets, how often it is right on ``data``, and Eq. 4.
 
-    ``statistics_of``: BatchNorm's, of an arch.
+    ``statistics_of``: BatchNorm's, of an arch. frozen: those that all archs share, if they do.
 
     archs: in place of what the generator answers, where a run trains them and no others. All ranks
     have the same images, and share the budgets out. Raises Abandoned in all of them as
@@ -180,7 +189,7 @@ def evaluate(
         found = [
             (
                 accuracy(net, arch, statistics_of(arch), until(stop, data), device),
-                gradient_norm(net, arch, first, device),
+                gradient_norm(net, arch, first, device, frozen),
             )
             for arch in ranks.shared_out(archs)
         ]

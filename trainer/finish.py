@@ -22,7 +22,7 @@ from models.generator.report import even_budgets, report_generator
 from models.interval import interval
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
-from models.nets.normalize import TensorStatistics
+from models.nets.normalize import TensorStatistics, on_device
 from models.onnx.template import export_template
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
@@ -30,6 +30,7 @@ from models.space.weights import Statistics
 from models.spaces import get_space
 from trainer.data.run_data import (
     batches_of,
+    calibration_count,
     calibration_images,
     evaluation_batches,
     preprocess_of,
@@ -93,19 +94,24 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     candidates = sorted({space.flops(arch): arch for arch in asked}.items())
 
     train = batches_of(recipe, splits, splits.train, train=True)
-    images = calibration_images(train, recipe.calibration_batches)
+    images = calibration_images(train, calibration_count(recipe))
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
     archs = [arch for _, arch in candidates]
     here: list[tuple[TensorStatistics | None, Scores]] = []
     for number, arch in enumerate(ranks.shared_out(archs), start=1):
         own = None if frozen else calibrated(net, arch, images, recipe.device)
-        here.append((own, scores(net, arch, frozen or own, held_out, recipe.device)))
+        its_scores = scores(net, arch, frozen or own, held_out, recipe.device)
+        # tensors come to other ranks on the device that they leave from, which may be another GPU
+        here.append((None if own is None else on_device(own, "cpu"), its_scores))
         done = min(number * ranks.world_size, len(archs))
         if number % 25 == 0 or done == len(archs):
             print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
     found = ranks.gathered(here)
-    measured = {arch: own for arch, (own, _) in zip(archs, found, strict=True)}
+    measured = {
+        arch: None if own is None else on_device(own, recipe.device)
+        for arch, (own, _) in zip(archs, found, strict=True)
+    }
     known = {arch: its_scores for arch, (_, its_scores) in zip(archs, found, strict=True)}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
     held_out_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}

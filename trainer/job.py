@@ -151,6 +151,11 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
 
     Raises ValueError for a user's mistake; writes nothing.
     """
+    if options.dry_run_batch is not None and not options.dry_run:
+        raise ValueError(
+            f"--dry-run-batch {options.dry_run_batch} is of a dry run: add --dry-run, or leave it "
+            "out (--set batch_size changes a run's)"
+        )
     if options.resume is not None:
         given = (("--recipe", options.recipe), ("--out", options.out), ("--arch", options.arch))
         for option, value in given:
@@ -189,6 +194,11 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
         raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")
+    if options.hours is not None and world_size > 1:
+        raise ValueError(
+            f"--hours {options.hours:g} is planned in one process, by the steps that it tries; of "
+            f"{world_size} processes give --set training_hours={options.hours:g}"
+        )
     if not options.dry_run:  # which runs on the CPU too
         check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)

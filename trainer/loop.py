@@ -65,7 +65,8 @@ def train(
         monitor: Monitor | Silence = Silence()
         if ranks.is_first:
             monitor = Monitor(folder, recipe, splits, state, horizon)
-    ranks.begin_alike([*state.net.parameters(), *state.before.values()])
+    served = () if state.average is None else state.average.net.parameters()
+    ranks.begin_alike([*state.net.parameters(), *served, *state.before.values()])
     with interrupt.deferred(), monitor, one_numpy_thread():
         saved_at = time.monotonic()
 
@@ -97,6 +98,7 @@ def train(
         ranks.begin_alike(state.generator.parameters())
         if state.evaluation_due:
             evaluate_now(state, data, recipe, monitor, interrupt, ranks)
+            keep(at_once=False)  # a signal ends it, and the run
         gone = spent()
         is_over = horizon.is_over(state.step, gone)
         while not is_over:
@@ -165,6 +167,7 @@ def evaluate_now(
             statistics_of=statistics_of,
             data=data.decisions,
             device=device,
+            frozen=state.frozen,
             archs=state.sampler.archs,
             stop=asked_to_stop,
             ranks=ranks,

@@ -20,11 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from models.bundle.folder import Bundle, load_bundle, save_with_int8
 from models.bundle.int8 import Int8, Int8Row
 from models.bundle.manifest import int8_entry
 from models.converters.progress import Progress
+from models.images.header import ImageError
 from models.images.photos import Photos
 from models.quantize import (
     CALIBRATION_IMAGES,
@@ -111,9 +113,17 @@ def quantize(options: argparse.Namespace) -> Record:
 
 
 def decoded(bundle: Bundle, rows: Rows) -> Photos:
-    """Images at every resolution that answers read, as the server decodes them."""
+    """Images at every resolution that answers read, as the server decodes them.
+
+    Raises ValueError naming a broken one.
+    """
     largest = bundle.space.resolution(bundle.space.largest)
-    photos = [bundle.preprocess.decode(rows.read(index), largest) for index in range(len(rows))]
+    photos: list[Image.Image | np.ndarray] = []
+    for index in range(len(rows)):
+        try:
+            photos.append(bundle.preprocess.decode(rows.read(index), largest))
+        except (ImageError, OSError) as error:
+            raise ValueError(f"{rows.where(index)}: {error}") from error
     pixels = {
         side: np.stack([bundle.preprocess.pixels(photo, side) for photo in photos])
         for side in sides(bundle)

@@ -29,11 +29,12 @@ from trainer.data.layout import printable
 from trainer.data.run_data import read_splits
 from trainer.dry_run.hours import within_hours
 from trainer.dry_run.report import print_dry_run
-from trainer.engine.checkpoint import has_checkpoint, kept_step
+from trainer.engine.checkpoint import has_checkpoint, kept_state, kept_step
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record, set_aside
 from trainer.engine.memory import keep_freed_memory
+from trainer.engine.state import in_words, refuse_other_data
 from trainer.finish import finish
 from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
@@ -81,6 +82,10 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             with ranks.connected(recipe.device):
                 with ranks.together():
                     splits = read_splits(recipe)
+                    kept = kept_state(folder) if job.resume else None
+                    if kept is not None:  # before the recipe that is there is written over
+                        refuse_other_data(kept, in_words(splits))
+                    del kept
                     if ranks.is_first:
                         started = folder
                         folder.mkdir(parents=True, exist_ok=True)

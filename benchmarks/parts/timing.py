@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
+
+from models.measure.machine import processor
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def machine() -> dict[str, str]:
     """What a figure was measured on, to stand beside it."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            model = names[0].partition(":")[2].strip()
     runtime = next(
         name for name in ("onnxruntime-gpu", "onnxruntime") if _installed(name) is not None
     )
     return {
-        "cpu": model,
+        "cpu": processor() or platform.machine(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "onnxruntime": f"{version(runtime)}",

@@ -230,9 +230,10 @@ def _say(partial: Path, said: Manifest, changed: Sequence[str]) -> None:
 def add_confidence(path: Path, confidence: Confidence) -> str:
     """Write it into a bundle, in place of what the bundle has; answers the bundle's new version.
 
-    Raises ValueError if ``path`` is not a bundle, or cannot be written.
+    Raises ValueError if ``path`` is not a bundle, does not answer what a pair is of, or cannot be
+    written.
     """
-    load_bundle(path)
+    _check_pairs(load_bundle(path), confidence)
     said = read_manifest((path / MANIFEST).read_text(encoding="utf-8"))
     said = said.model_copy(update={"confidence": confidence_entry(confidence)})
     partial = path / f".{MANIFEST}.partial-{os.getpid()}"
@@ -330,12 +331,18 @@ def _load(path: Path, said: Manifest) -> Bundle:
     )
     if bundle.int8 is not None:
         check_int8(bundle)
-    known = [bundle.confidence, bundle.int8.confidence if bundle.int8 else None]
-    for _, *pair in [pair for one in known if one is not None for pair in one.pairs]:
+    for known in (bundle.confidence, bundle.int8.confidence if bundle.int8 else None):
+        if known is not None:
+            _check_pairs(bundle, known)
+    return bundle
+
+
+def _check_pairs(bundle: Bundle, confidence: Confidence) -> None:
+    """Raises ValueError for a pair with a subnet that the bundle does not list."""
+    for _, *pair in confidence.pairs:
         for flops in filter(None, pair):
             if flops not in bundle.listed:
                 raise ValueError(f"confidence: no subnet that is answered has {flops:,} FLOPs")
-    return bundle
 
 
 def _check_statistics(

@@ -6,7 +6,6 @@ objects), renames them, and refuses by name whatever it cannot carry over.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.lookup import look_up
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics
@@ -53,13 +53,8 @@ def convert(name: str, checkpoint: Path, entry: str | None = None) -> Converted:
 
     ``entry``: which of the networks to take, where the file has several.
     """
-    if name not in CONVERTERS:
-        near = difflib.get_close_matches(name, CONVERTERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no converter {name!r}; {hint}there are: {', '.join(sorted(CONVERTERS))}")
-    module, _, function = CONVERTERS[name].partition(":")
+    carry = look_up(CONVERTERS, name, "converter")
     read = importlib.import_module("models.converters.checkpoint").read_checkpoint
-    carry = getattr(importlib.import_module(module), function)
     read_from = read(checkpoint, entry)
     converted: Converted = carry(read_from)
     return replace(converted, taken=read_from.taken)

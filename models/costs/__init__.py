@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-
 from models.costs.cost import Cost
 from models.costs.table import CostTable
+from models.lookup import look_up
 from models.space.search_space import SearchSpace
 
 COSTS: dict[str, str] = {
@@ -24,11 +22,6 @@ def get_cost(name: str, space: SearchSpace, table: CostTable | None = None) -> C
 
     Raises ValueError naming those there are, and where a table is needed that is not there.
     """
-    if name not in COSTS:
-        near = difflib.get_close_matches(name, COSTS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no cost {name!r}; {hint}there are: {', '.join(sorted(COSTS))}")
-    module, _, function = COSTS[name].partition(":")
-    cost = getattr(importlib.import_module(module), function)(space, table)
+    cost = look_up(COSTS, name, "cost")(space, table)
     assert isinstance(cost, Cost)
     return cost

@@ -13,14 +13,8 @@ from models.onnx.ort import onnxruntime
 
 def machine() -> dict[str, object]:
     """Processor, cores, versions."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        names = [line for line in lines if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
     return {
-        "processor": processor,
+        "processor": processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -29,3 +23,13 @@ def machine() -> dict[str, object]:
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
+
+
+def processor() -> str:
+    """Its name; "" where the system does not tell it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -18,6 +18,11 @@ TensorStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """BatchNorm statistics of one arch: norm's name -> (mean, variance)."""
 
 
+def on_device(statistics: TensorStatistics, device: str) -> TensorStatistics:
+    """The same statistics, in another device's memory."""
+    return {name: (mean.to(device), var.to(device)) for name, (mean, var) in statistics.items()}
+
+
 class AbstractNormalizer(ABC):
     """Normalizes in place of a BatchNorm, by statistics that it takes from the batch."""
 

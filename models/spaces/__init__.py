@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from functools import cache
 
+from models.lookup import look_up
 from models.space.search_space import SearchSpace
 
 SPACES: dict[str, str] = {
@@ -36,12 +35,7 @@ def get_space(name: str, num_classes: int | None = None) -> SearchSpace:
 
     Raises ValueError naming the spaces there are.
     """
-    if name not in SPACES:
-        near = difflib.get_close_matches(name, SPACES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no search space {name!r}; {hint}there are: {', '.join(sorted(SPACES))}")
-    module, _, function = SPACES[name].partition(":")
-    build = getattr(importlib.import_module(module), function)
+    build = look_up(SPACES, name, "search space")
     space = build() if num_classes is None else build(num_classes=num_classes)
     assert isinstance(space, SearchSpace)
     return space

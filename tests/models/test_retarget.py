@@ -50,6 +50,7 @@ def test_without_images_the_answers_that_a_bundle_stores_stay(source, made):
     before, bundle = load_bundle(source), load_bundle(made[0])
     assert set(bundle.costs["latency_ms"].archs()) <= set(before.archs())
     assert made[1]["of_the_generator"] == 0
+    assert made[1]["steps"] == 0, "no generator learns what nobody asks of it"
 
 
 def test_a_bundle_that_stores_no_answers_takes_the_generators(tmp_path):

@@ -6,14 +6,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import trainer.finish
 import trainer.report.plots
 import trainer.run
+from models.bundle.manifest import version_of
 from models.spaces import get_space
 from search.__main__ import SEARCHES, main
 from search.log import TriedArchs
-from tests.bundles import template_of
+from search.supernet import open_supernet
+from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
 
 SPACE = get_space("nano-cnn")
@@ -97,6 +100,37 @@ def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not(name, tmp_p
         TriedArchs(SPACE, kernels, file, {"flops": 1})
 
 
+def test_a_line_that_was_cut_off_is_tried_again(tmp_path):
+    file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
+    tried = TriedArchs(SPACE, kernels, file, settings)
+    for arch in (SPACE.smallest, SPACE.largest):
+        tried(arch)
+    whole = file.read_text()
+    for length in range(0, len(whole), 7):
+        file.write_text(whole[:length])
+        again = TriedArchs(SPACE, kernels, file, settings)
+        assert len(again.scores) == max(whole[:length].count("\n") - 1, 0)
+        for arch in (SPACE.smallest, SPACE.largest):
+            again(arch)
+        assert file.read_text() == whole
+
+
+def test_a_file_that_is_something_else_is_named_and_stays(tmp_path):
+    file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
+    TriedArchs(SPACE, kernels, file, settings)(SPACE.smallest)
+    head, row = file.read_text().splitlines()
+    for text, said in (
+        ("words", r"is of another search \(words\)"),
+        ("words\nmore", "is of another search"),
+        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not an arch that was tried"),
+        (f"{head}\n{{}}\n", r"line 2, is not an arch that was tried"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{file}.*{said}"):
+            TriedArchs(SPACE, kernels, file, settings)
+        assert file.read_text() == text
+
+
 def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, tmp_path):
     out = tmp_path / "tried.jsonl"
     for supernet in (trained_run, trained_run / "bundle"):
@@ -110,6 +144,31 @@ def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, t
             assert row["flops"] == SPACE.flops(SPACE.arch_from_json(row["arch"])) <= 1e6
             assert 0 <= row["held_out_accuracy"] <= 1
             assert 0 <= row["test_accuracy"] <= 1
+
+
+@every_search
+def test_a_budget_beyond_the_largest_is_that_of_the_largest(name, trained_run, capsys):
+    arguments = [name, str(trained_run), "--flops", "1G", "--data", "digits", "--json"]
+    assert main([*arguments, "--evaluations", "2"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["budget_flops"] == result["generator"]["flops"] == SPACE.max_flops
+
+
+def test_images_are_read_as_the_bundle_says(tmp_path):
+    """It keeps the middle of an image, which is white here."""
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["preprocess"]["crop_ratio"] = 0.5
+    document["version"] = version_of(document)
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (12, 12, 52, 52))
+    for name in range(10):
+        (tmp_path / "photos" / f"class {name}").mkdir(parents=True)
+        for number in range(15):
+            image.save(tmp_path / "photos" / f"class {name}" / f"{number}.png")
+    supernet = open_supernet(bundle, str(tmp_path / "photos"))
+    assert supernet.held_out.batch(0, 0).images.unique().tolist() == [2.0]  # (1 - mean) / std
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from models.bundle.folder import load_bundle
+from models.bundle.manifest import version_of
 from tests.bundles import make_bundle
 from trainer.evaluate import main
+from trainer.recipes.config import get_recipe
 from trainer.scores import Scores, confused
 
 
@@ -80,6 +82,27 @@ def test_some_of_the_images(bundle, data, capsys):
 def test_the_table_is_for_people(bundle, data, capsys):
     assert main([str(bundle), "--data", str(data)]) == 0
     assert "the largest knows least" in capsys.readouterr().out
+
+
+def test_images_that_trained_are_told_of_and_a_run_leaves_them_out(data, tmp_path, capsys):
+    """A folder without a test part is one training set, of which a run tests on a fifth."""
+    own, run = tmp_path / data.name, tmp_path / "run"
+    for index in range(60):
+        (own / f"class {index % 10}").mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(own / f"class {index % 10}" / f"{index}.png")
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["provenance"]["data"] = own.name
+    document["version"] = version_of(document)
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    run.mkdir()
+    (run / "recipe.json").write_text(get_recipe("digits").model_dump_json())
+    words = [str(bundle), "--data", str(own), "--json"]
+    for more, images, warned in (([], 60, True), (["--run", str(run)], 10, False)):
+        assert main([*words, *more]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["answers"][0]["images"] == images
+        assert ("images that it has seen are counted too; --run RUN" in err) == warned
 
 
 def test_mistakes_are_one_line(bundle, data, tmp_path, capsys):

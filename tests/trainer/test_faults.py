@@ -17,9 +17,12 @@ import trainer.loop
 import trainer.report.monitor
 import trainer.run
 from models.bundle.folder import load_bundle
+from models.nets import build_net
+from models.spaces import get_space
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import samples, write_folder, write_tar
 from tests.trainer.test_resume import assert_same, files_of_at_most
+from trainer.data.batches import Batch
 from trainer.data.run_data import calibration_images, read_splits, run_data
 from trainer.data.splits import LabelledImages
 from trainer.engine.checkpoint import load_checkpoint
@@ -99,14 +102,18 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
 
     def accuracy(*arguments):
         asked.append(1)
-        if len(asked) == 1:
+        if len(asked) <= 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
     monkeypatch.setattr(trainer.evaluation, "accuracy", accuracy)
     assert main([*chosen, "--out", str(parts)]) == 128 + signal.SIGTERM
     assert len(asked) == 1
-    assert load_checkpoint(parts)["evaluation_due"]
+    stopped = load_checkpoint(parts)
+    assert stopped["evaluation_due"]
+    assert main(["--resume", str(parts)]) == 128 + signal.SIGTERM
+    assert len(asked) == 2
+    assert_same(load_checkpoint(parts), stopped)
     assert main(["--resume", str(parts)]) == 0
     assert_same(load_checkpoint(whole), load_checkpoint(parts))
     rows = [
@@ -115,6 +122,29 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_resumed_run_makes_it_good(
     ]
     assert len(rows[0]) == 2
     assert rows[0] == rows[1]
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_net_in_training():
+    net = build_net(get_space("nano-vit")).train()
+
+    def images():
+        yield Batch(0, 0, torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64))
+        raise trainer.evaluation.Abandoned
+
+    with pytest.raises(trainer.evaluation.Abandoned):
+        trainer.evaluation.accuracy(net, net.space.smallest, None, images(), "cpu")
+    assert net.training
+
+
+def test_images_to_calibrate_on_are_not_kept_where_nothing_is_calibrated(folder):
+    recipe = read_recipe(folder / "recipe.json")
+    splits = read_splits(recipe)
+    shared = recipe.replace(start="efficientnet-lite0", statistics="start")
+    kept = [
+        len(run_data(one, splits).calibration)
+        for one in (recipe, shared, recipe.replace(space="nano-vit"))
+    ]
+    assert kept == [1, 0, 0]
 
 
 def test_the_bundle_is_calibrated_on_the_images_of_the_evaluations(folder, monkeypatch):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle.folder import load_bundle
+from models.bundle.confidence import Confidence
+from models.bundle.folder import add_confidence, load_bundle
 from tests.bundles import make_bundle
 from trainer.confidence import main
 from trainer.evaluate import main as evaluate
@@ -136,6 +137,15 @@ def test_the_command_fits_a_bundle_and_evaluate_draws_it(bundle, photos, tmp_pat
         assert drawn.size[0] > 500
     curves = json.loads(capsys.readouterr().out)["confidence"]
     assert len(curves) == len({after.confidence.pair(b) for b in (after.max_flops, 1e18)} - {None})
+
+
+def test_a_pair_that_a_bundle_cannot_answer_leaves_it_as_it_was(bundle):
+    before = (bundle / "bundle.json").read_bytes()
+    first, *_, last = load_bundle(bundle).listed
+    unknown = Confidence(((first, 1.0),), ((first + last, first + 1, last),), 25, "none")
+    with pytest.raises(ValueError, match=f"no subnet that is answered has {first + 1:,} FLOPs"):
+        add_confidence(bundle, unknown)
+    assert (bundle / "bundle.json").read_bytes() == before
 
 
 def test_mistakes_are_one_line(bundle, photos, tmp_path, capsys):

@@ -69,12 +69,15 @@ def test_mistakes_are_one_line(bundle, photos, tmp_path, capsys):
     few = tmp_path / "few"
     for index in range(2):
         shutil.copytree(photos / f"class {index}", few / f"class {index}")
+    broken = shutil.copytree(photos, tmp_path / "broken")
+    (broken / "class 0" / "00.png").write_bytes(b"no image")
     both = tmp_path / "both"
     for part in ("train", "test"):
         shutil.copytree(photos, both / part)
     out = ["--out", str(tmp_path / "out")]
     for arguments, said in (
         ([str(bundle), "--data", str(few), *out], "6 images are too few: give 25 or more"),
+        ([str(bundle), "--data", str(broken), *out], "00.png: "),
         ([str(bundle), "--data", str(both), *out], "name the run"),
         ([str(bundle), "--data", str(photos), "--images", "1", *out], "give 25 or more"),
         ([str(bundle), "--data", str(photos), "--out", str(tmp_path)], "exists"),

@@ -14,14 +14,17 @@ import psutil
 import pytest
 import torch
 
+from models.bundle.folder import load_bundle
 from tests.conftest import TEMPLATES
 from tests.trainer.short_runs import short_run
+from trainer.data.run_data import read_splits
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.log import read_log
 from trainer.engine.task import micro_batches
-from trainer.job import check_device, check_world_size
+from trainer.finish import finish
+from trainer.job import build_parser, check_device, check_world_size, find_job
 from trainer.ranks import Ranks
-from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.config import get_recipe, read_recipe, with_settings
 from trainer.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,6 +281,41 @@ def test_what_is_shared_out_comes_back_in_order(monkeypatch, world_size):
     assert all(
         ranks.gathered(share) == items for ranks, share in zip(everyone, shares, strict=True)
     )
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_what_other_ranks_have_measured_comes_to_this_ranks_device(one_epoch, tmp_path):
+    """Their tensors come on their GPU, where this one's net is not."""
+
+    class Elsewhere:
+        def __init__(self, tensor):
+            assert tensor.device.type == "cpu"
+            self.tensor = tensor
+
+        def to(self, device):
+            return self.tensor.to(device)
+
+    def elsewhere(made):
+        if not isinstance(made, tuple):
+            return made
+        own, its_scores = made
+        return {name: tuple(map(Elsewhere, pair)) for name, pair in own.items()}, its_scores
+
+    class OfSeveral(Ranks):
+        def gathered(self, here):
+            return [elsewhere(made) for made in here]
+
+    folder = Path(shutil.copytree(one_epoch, tmp_path / "run"))
+    recipe = read_recipe(folder / "recipe.json")
+    finish(recipe, read_splits(recipe), folder, OfSeveral())
+    assert load_bundle(folder / "bundle").statistics
+
+
+def test_hours_are_planned_by_one_process(tmp_path):
+    asked = build_parser("").parse_args(["--hours", "2", "--out", str(tmp_path / "run")])
+    assert find_job(asked).recipe.training_hours == 0
+    with pytest.raises(ValueError, match=r"of 2 processes give --set training_hours=2$"):
+        find_job(asked, world_size=2)
 
 
 @pytest.mark.slow

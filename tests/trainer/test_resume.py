@@ -361,6 +361,20 @@ def test_a_resumed_run_keeps_what_its_checkpoint_is_made_of(folder, capsys):
 
 
 @pytest.mark.usefixtures("unfinished")
+def test_what_may_change_does_in_optimizers_too(tmp_path):
+    """Their state holds the settings that they were made with."""
+    folder = tmp_path / "run"
+    assert main([*settings("epochs=1", "sampler=shift"), "--out", str(folder)]) == 0
+    free = ["epochs=2", "optimizer.weight_decay=0.25", "sampler_options.learning_rate=0.125"]
+    free = [part for setting in free for part in ("--set", setting)]
+    assert main(["--resume", str(folder), *free]) == 0
+    state = load_checkpoint(folder)
+    assert [g["weight_decay"] for g in state["optimizer"]["param_groups"]] == [0.25, 0.0]
+    (group,) = state["sampler"]["distribution"]["optimizer"]["param_groups"]
+    assert group["lr"] == 0.125
+
+
+@pytest.mark.usefixtures("unfinished")
 def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path, capsys):
     from PIL import Image
 
@@ -369,7 +383,9 @@ def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path, capsys):
         (images / label).mkdir(parents=True)
         for number in range(400):
             Image.new("RGB", (16, 16), (number % 256, 0, 0)).save(images / label / f"{number}.png")
+    written = (folder / "recipe.json").read_text()
     assert main(["--resume", str(folder), "--data", str(images)]) == 2
+    assert (folder / "recipe.json").read_text() == written
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was trained on 359 + 1,079 images of 10 classes (0 to 9)" in said
     assert "2 classes (a to b)" in said

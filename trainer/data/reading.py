@@ -107,7 +107,7 @@ def load_splits(
         test=splits["test"],
         labels=found.classes,
         name=found.name,
-        title=_title(found),
+        title=title_of(found),
         has_own_test=found.test is not None,
         passed_over=found.passed_over,
         memory=_memory_line(rows, kept_names, resolution),
@@ -267,7 +267,7 @@ def _memory_line(rows: dict[str, Rows], kept: set[str], side: int) -> str:
     return "; ".join(parts)
 
 
-def _title(found: Source) -> str:
+def title_of(found: Source) -> str:
     """The name to write beside a figure; says so where images went through JPEG."""
     title = _TITLES.get(found.classes)
     if title is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.images.preprocess import Preprocess
 from models.interval import interval
+from models.spaces import get_space
 from trainer.data.batches import Batches
 from trainer.data.reading import cut, load_splits
 from trainer.data.sources import Rows, Source
@@ -31,7 +32,8 @@ class RunData:
 
     train: what the weights learn from. held_out: images that steer the distribution. Of both
     a rank has its own images. decisions: the held-out images in their order, for every decision.
-    calibration: training images on which BatchNorm statistics are measured, on every rank the same.
+    calibration: training images on which BatchNorm statistics are measured, on every rank the same;
+    empty where none are.
     left_out: broken images, found before training.
     """
 
@@ -141,6 +143,12 @@ def evaluation_batches(
     )
 
 
+def calibration_count(recipe: Recipe) -> int:
+    """Batches of training images on which archs are calibrated: none where nothing asks for it."""
+    keeps = recipe.statistics == "start" and recipe.start
+    return recipe.calibration_batches if get_space(recipe.space).norms and not keeps else 0
+
+
 def calibration_images(batches: Batches, count: int) -> list[Tensor]:
     """The first batches of epoch 0, cached: every arch is calibrated on the same images."""
     # Not on the GPU: they are many, and wait there most of the time.
@@ -154,6 +162,6 @@ def run_data(recipe: Recipe, splits: Splits, ranks: Ranks = ALONE) -> RunData:
         train=batches_of(recipe, splits, splits.train, ranks, train=True),
         held_out=batches_of(recipe, splits, splits.held_out, ranks, train=False),
         decisions=evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device),
-        calibration=calibration_images(whole, recipe.calibration_batches),
+        calibration=calibration_images(whole, calibration_count(recipe)),
         left_out=(*splits.broken, *whole.broken),
     )

@@ -84,6 +84,7 @@ class Trial:
 class DryRun:
     """All that a dry run tells. ``training_flops`` are multiply-adds, forward and backward.
 
+    ``total_s``: of all steps, and updates; of a run that ends by the clock, what that says.
     ``memory``: bytes of the recipe's batch in a single process, by what takes them. ``copies`` are
     those of weights, masked or in another precision, that are kept for a backward pass.
     """
@@ -96,6 +97,7 @@ class DryRun:
     trial: Trial
     memory: dict[str, int]
     epoch_s: float
+    total_s: float
     training_flops: float
 
 
@@ -130,11 +132,12 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
         step_s += of_a_batch * trial.prepare_s
     update_s = 0.0
     if "update" in trial.costs:
-        update_s = of_a_batch * trial.costs["update"].seconds * plan.updates / recipe.epochs
+        update_s = of_a_batch * trial.costs["update"].seconds * plan.updates / plan.epochs
     at_once = -(-recipe.batch_size // recipe.accumulate)
     dearest = max(trial.costs.values(), key=lambda cost: cost.bytes_of(at_once))
     optimizer = (value for each in state.optimizer.state.values() for value in each.values())
     parameters = bytes_of(state.net.parameters())
+    epoch_s = plan.steps_per_epoch * step_s + update_s
     step_flops = share * means[True] + (1 - share) * means[False]
     return DryRun(
         recipe=recipe,
@@ -152,7 +155,8 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
             "copies": dearest.fixed_bytes,
             "activations": dearest.image_bytes * at_once,
         },
-        epoch_s=plan.steps_per_epoch * step_s + update_s,
+        epoch_s=epoch_s,
+        total_s=3600 * recipe.training_hours or plan.epochs * epoch_s,
         training_flops=FORWARD_AND_BACKWARD * plan.steps * recipe.batch_size * step_flops,
     )
 

@@ -34,6 +34,11 @@ class Plan:
     def classes(self) -> int:
         return len(self.labels)
 
+    @property
+    def epochs(self) -> float:
+        """Not those of the recipe where the run ends by its compute."""
+        return self.steps / self.steps_per_epoch
+
 
 def plan_of(recipe: Recipe) -> Plan:
     """Count the steps of a run. Raises ValueError for data that cannot be read or split so."""

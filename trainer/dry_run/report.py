@@ -70,7 +70,7 @@ def facts_of(result: DryRun) -> dict[str, object]:
             "total_bytes": sum(result.memory.values()),
         },
         "epoch_s": result.epoch_s,
-        "total_s": result.epoch_s * recipe.epochs,
+        "total_s": result.total_s,
         "training_flops": result.training_flops,
     }
 

@@ -49,13 +49,23 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CHECKPOINT_NAME, PREVIOUS_NAME))
 
 
-def kept_step(folder: Path) -> int | None:
-    """The step that a resumed run would go on from, as the disk has it; None if there is none."""
+def kept_state(folder: Path) -> State | None:
+    """What a resumed run would go on from, as the disk has it; None if there is none.
+
+    Tensors stay on the disk until somebody reads them, so that a glance costs little.
+    """
     for name in (CHECKPOINT_NAME, PREVIOUS_NAME):
         with suppress(Exception):  # whatever a broken file makes torch raise
             state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-            return int(state["step"])
+            if "step" in state:
+                return state
     return None
+
+
+def kept_step(folder: Path) -> int | None:
+    """Its step."""
+    state = kept_state(folder)
+    return None if state is None else int(state["step"])
 
 
 def load_checkpoint(folder: Path) -> State:

@@ -40,7 +40,7 @@ def learning_rate_at(step: float, total_steps: int, options: Optimizer) -> float
     """At step ``step`` of ``total_steps``, counted from 0."""
     warm_up = options.warm_up_share * total_steps
     if step < warm_up:
-        return options.learning_rate * (step + 1) / warm_up
+        return options.learning_rate * min((step + 1) / warm_up, 1.0)
     progress = (step - warm_up) / max(total_steps - warm_up, 1)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -111,7 +111,8 @@ class BatchProbe(Probe):
         resolution = self.net.space.resolution(arch)
         for batch in self.fixed:
             images = at_resolution(batch.images, resolution)
-            losses = F.cross_entropy(self.served(images, arch), batch.labels, reduction="sum")
+            logits = self.served(images, arch, self.frozen)
+            losses = F.cross_entropy(logits, batch.labels, reduction="sum")
             total, seen = total + losses.float().cpu(), seen + len(images)
             self._count(arch, len(images), 1)
             if seen >= LEVEL_IMAGES:

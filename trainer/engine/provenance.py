@@ -8,6 +8,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from models.measure.machine import processor
+
 
 def provenance() -> dict[str, str | int | None]:
     """Commit (None outside a checkout, with "+" when files are changed), versions, machine."""
@@ -16,7 +18,7 @@ def provenance() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "numpy": version("numpy"),
-        "machine": f"{platform.machine()} {_processor()}".strip(),
+        "machine": f"{platform.machine()} {processor()}".strip(),
         "cores": os.cpu_count(),
     }
 
@@ -34,12 +36,3 @@ def _commit() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

@@ -150,16 +150,15 @@ class TrainingState:
 
         An average that the checkpoint lacks starts at its weights.
         """
-        trained_on = state.get("trained_on", self.trained_on)
-        if trained_on != self.trained_on:
-            raise ValueError(
-                f"the checkpoint was trained on {trained_on}, the data here is "
-                f"{self.trained_on}; name the same with --data, or start a new run with --out"
-            )
+        refuse_other_data(state, self.trained_on)
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.net.load_state_dict(state["net"])
         self.generator.load_state_dict(state["generator"])
+        # learning rates are set in every step; these are the recipe's, which may have changed
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.pretrain_step = int(state.get("pretrain_step", 0))
         if state.get("pretrain_optimizer"):
@@ -178,6 +177,24 @@ class TrainingState:
             begun = {"net": state["net"], "updates": 0}
             self.average.load_state(state.get("average") or begun)
         self.frozen = frozen_of(state, device)
+
+
+def refuse_other_data(checkpoint: State, here: str) -> None:
+    """Raises ValueError unless a checkpoint is of the data that is ``here``, in words."""
+    trained_on = checkpoint.get("trained_on", here)
+    if trained_on != here:
+        raise ValueError(
+            f"the checkpoint was trained on {trained_on}, the data here is {here}; name the same "
+            "with --data, or start a new run with --out"
+        )
+
+
+def in_words(splits: Splits) -> str:
+    """What tells the data of a run from other data."""
+    return (
+        f"{len(splits.train):,} + {len(splits.held_out):,} images of {len(splits.labels)} "
+        f"classes ({splits.labels[0]} to {splits.labels[-1]})"
+    )
 
 
 def statistics_to_tensors(shared: SharedStatistics) -> State:
@@ -221,10 +238,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         scaler=torch.amp.GradScaler(
             torch.device(recipe.device).type, enabled=recipe.precision == "fp16"
         ),
-        trained_on=(
-            f"{len(splits.train):,} + {len(splits.held_out):,} images of {len(splits.labels)} "
-            f"classes ({splits.labels[0]} to {splits.labels[-1]})"
-        ),
+        trained_on=in_words(splits),
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,
         compiled=CompiledNet(net) if recipe.compile else None,
         teacher=open_teacher(recipe, splits.labels),

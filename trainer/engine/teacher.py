@@ -15,6 +15,7 @@ from models.bundle.files import MANIFEST
 from models.bundle.folder import load_bundle
 from models.images.preprocess import Preprocess
 from models.nets.resolution import at_resolution
+from trainer.engine.timm_networks import pretrained_network
 from trainer.recipes.recipe import Recipe
 
 LARGEST = "largest"
@@ -97,12 +98,10 @@ def _onnx_teacher(
 
 
 def _timm_teacher(name: str, recipe: Recipe, labels: Sequence[str]) -> Teacher:
-    """A pretrained network of timm, which downloads it or takes it from its cache."""
     import timm
 
-    if name not in timm.list_models(pretrained=True) and name not in timm.list_models():
-        raise ValueError(f"timm has no {name!r}; see timm.list_models()")
-    net = timm.create_model(name, pretrained=True).eval().requires_grad_(False)
+    net = pretrained_network(name, "a bundle or an exported subnet")
+    net = net.eval().requires_grad_(False)
     if net.num_classes != len(labels):
         raise ValueError(
             f"teacher timm:{name} tells {net.num_classes} classes apart, the data {len(labels)}"

@@ -86,7 +86,7 @@ class Recipe(Settings):
     """Number of held-out images; 0 takes held_out_share of them."""
     evaluate_every: CountOrZero = 10
     """Epochs between evaluations on held-out images; 0 evaluates at the end alone."""
-    evaluation_budgets: Count = 8
+    evaluation_budgets: Annotated[int, Field(ge=2)] = 8
     """Budgets at which the run is evaluated, even over the range."""
     calibration_batches: Count = 16
     """Batches of training images from which BatchNorm statistics are measured."""

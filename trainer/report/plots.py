@@ -75,13 +75,13 @@ def _of_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
             "subnets are drawn.",
             _lines_figure(smooth, "training step", "task loss (nats)"),
         )
-    if any(run.groups for run in runs):
-        scale, unit = flops_unit(max(flops for run in runs for flops in run.groups))
-        last = {
-            run.name: np.array([run.groups, numbers(run.of_kind("groups")[-1], "probabilities")])
-            for run in runs
-            if run.groups
-        }
+    last = {
+        run.name: np.array([numbers(moved[-1], "groups"), numbers(moved[-1], "probabilities")])
+        for run in runs
+        if (moved := _distributions(run))
+    }
+    if last:
+        scale, unit = flops_unit(max(flops for x, _ in last.values() for flops in x))
         yield Plot(
             "probabilities",
             "Sampling probability per FLOPs group",
@@ -97,9 +97,10 @@ def _of_several(runs: Sequence[RunRecord]) -> Iterator[Plot]:
 
 
 def _of_one(run: RunRecord) -> Iterator[Plot]:
-    steps, groups, generator, evaluations = (
-        run.of_kind(kind) for kind in ("step", "groups", "generator", "evaluation")
+    steps, generator, evaluations = (
+        run.of_kind(kind) for kind in ("step", "generator", "evaluation")
     )
+    groups = _distributions(run)
     space, trained, answers = _space_of(run), run.trained(), run.group_answers()
     curves = [
         Curve.from_json(row) for one in run.of_kind("confidence")[-1:] for row in rows_of(one)
@@ -169,6 +170,11 @@ def _of_one(run: RunRecord) -> Iterator[Plot]:
             "loss is that of whichever subnet was drawn, so it is noisy by nature.",
             loss_figure(steps),
         )
+
+
+def _distributions(run: RunRecord) -> list[Record]:
+    """The updates that tell a distribution over groups: not all samplers that learn have one."""
+    return [one for one in run.of_kind("groups") if numbers(one, "probabilities")]
 
 
 def _space_of(run: RunRecord) -> SearchSpace | None:

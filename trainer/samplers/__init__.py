@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-
+from models.lookup import look_up
 from models.space.search_space import SearchSpace
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import AbstractSampler
@@ -32,10 +30,14 @@ SAMPLERS: dict[str, str] = {
 
 
 def build_sampler(name: str, space: SearchSpace, options: SamplerOptions) -> AbstractSampler:
-    """The sampler called ``name``. Raises ValueError naming those there are."""
-    if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no sampler {name!r}; {hint}there are: {', '.join(SAMPLERS)}")
-    module, _, cls = SAMPLERS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(space, options)
+    """The sampler called ``name``.
+
+    Raises ValueError naming those there are, and for archs that it would not keep to.
+    """
+    sampler: type[AbstractSampler] = look_up(SAMPLERS, name, "sampler")
+    if options.archs and not sampler.keeps_archs:
+        raise ValueError(
+            f"the sampler {name} does not keep to sampler_options.archs: set "
+            "sampler_options.archs=[], or another sampler, like uniform-budget"
+        )
+    return sampler(space, options)

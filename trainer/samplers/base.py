@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -55,7 +55,12 @@ def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -
 
 
 class AbstractSampler(ABC):
-    """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2)."""
+    """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2).
+
+    keeps_archs: whether ``SamplerOptions.archs`` are all that it draws and measures.
+    """
+
+    keeps_archs: ClassVar[bool] = True
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         self.space = space

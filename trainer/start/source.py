@@ -19,6 +19,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
+from trainer.engine.timm_networks import pretrained_network
 from trainer.recipes.recipe import Recipe
 
 PACKAGES: dict[str, Callable[[], Path]] = {"efficientnet-lite0": packaged_weights}
@@ -59,6 +60,11 @@ def find_start(recipe: Recipe) -> Source | None:
     Raises ValueError as ``find_source`` does, and for statistics that the start does not have.
     """
     if not recipe.start:
+        if recipe.statistics == "start":
+            raise ValueError(
+                "statistics=start keeps those of a start, and the recipe has none: give one with "
+                "--start, or set statistics=arch"
+            )
         return None
     source = find_source(recipe.start, recipe.space)
     if recipe.statistics == "start" and source.statistics is None:
@@ -119,16 +125,5 @@ def _pretrained(name: str, tensors: Mapping[str, np.ndarray], space_name: str) -
 
 
 def _timm_tensors(name: str) -> dict[str, np.ndarray]:
-    """Of a pretrained network that timm downloads, or has in its cache."""
-    import timm
-
-    if name not in timm.list_models():
-        raise ValueError(f"timm has no network {name!r}; timm.list_models() lists them")
-    try:
-        net = timm.create_model(name, pretrained=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"timm cannot get the weights of {name}: {reason}; give a file of them instead"
-        ) from None
+    net = pretrained_network(name, "a file of them")
     return {key: value.numpy() for key, value in net.state_dict().items()}

@@ -14,6 +14,7 @@ from tests.bundles import make_bundle
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.measure import dry_run
 from trainer.dry_run.plan import KNOWN_DATA, plan_of
+from trainer.dry_run.report import facts_of
 from trainer.engine.average import WeightAverage
 from trainer.engine.log import read_log
 from trainer.recipes import RECIPES
@@ -120,6 +121,15 @@ def test_cheaper_steps_cost_fewer_training_flops():
 def _ends(name):
     space = get_space(name)
     return space.smallest, space.largest
+
+
+def test_the_time_of_a_run_is_that_of_its_compute_or_of_its_clock():
+    recipe = with_settings(get_recipe("digits"), ["threads=1", "compute=1e12"])
+    result = dry_run(recipe, 2)
+    assert result.plan.steps != recipe.epochs * result.plan.steps_per_epoch
+    epochs = result.plan.steps / result.plan.steps_per_epoch
+    assert facts_of(result)["total_s"] == pytest.approx(epochs * result.epoch_s)
+    assert dry_run(recipe.replace(compute=0.0, training_hours=0.5), 2).total_s == 1800
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.loop
 import trainer.run
 from models.bundle.folder import load_bundle
 from models.nets import build_net
 from models.spaces import get_space
 from tests.trainer.conftest import settings
+from trainer.data.run_data import read_splits
 from trainer.engine.average import WeightAverage
 from trainer.engine.checkpoint import load_checkpoint
+from trainer.engine.interrupt import Interrupt
 from trainer.engine.log import read_log
+from trainer.loop import train
+from trainer.ranks import Ranks
+from trainer.recipes.config import get_recipe, with_settings
+from trainer.report.monitor import Silence
 from trainer.run import main
 
 
@@ -42,6 +49,30 @@ def test_an_average_that_starts_late_starts_at_the_weights(tmp_path, monkeypatch
     for name, value in state["average"]["net"].items():
         # not the untrained weights that the average was built with
         assert (value - state["net"][name]).norm() <= 0.5 * (1 + value.norm())
+
+
+def test_all_ranks_begin_with_the_average_of_the_first(tmp_path, monkeypatch):
+    """Of which others differ where the first alone has fitted a classifier to its start."""
+
+    class Enough(Exception):
+        pass
+
+    class Asked(Ranks):
+        def begin_alike(self, tensors):
+            assert {id(p) for p in averages[0].net.parameters()} <= {id(t) for t in tensors}
+            raise Enough
+
+    averages, begun = [], WeightAverage.__init__
+
+    def begin(average, *arguments):
+        averages.append(average)
+        begun(average, *arguments)
+
+    monkeypatch.setattr(WeightAverage, "__init__", begin)
+    monkeypatch.setattr(trainer.loop, "Monitor", lambda *_: Silence())
+    recipe = with_settings(get_recipe("digits"), ["ema=0.9", "threads=1", "held_out_share=0.75"])
+    with pytest.raises(Enough):
+        train(recipe, read_splits(recipe), tmp_path, Interrupt(), resume=False, ranks=Asked())
 
 
 @pytest.mark.usefixtures("without_plots")

@@ -77,7 +77,7 @@ def test_a_teacher_of_other_classes_or_none_is_refused(bundle, tmp_path):
     for name, labels, said in (
         (str(bundle), ["a", "b"], "tells 10 classes apart that are not the data's 2"),
         (str(tmp_path), LABELS, "no teacher"),
-        ("timm:no_such_network", LABELS, "timm has no 'no_such_network'"),
+        ("timm:no_such_network", LABELS, "timm has no network 'no_such_network'"),
     ):
         with pytest.raises(ValueError, match=said):
             open_teacher(with_teacher(name), labels)

@@ -14,9 +14,10 @@ from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint
 from trainer.engine.horizon import Horizon, horizon_of, mean_step_flops, pass_flops, step_compute
 from trainer.engine.log import read_log
+from trainer.engine.optim import learning_rate_at
 from trainer.engine.state import TrainingState
 from trainer.recipes.config import get_recipe
-from trainer.recipes.settings import SamplerOptions
+from trainer.recipes.settings import Optimizer, SamplerOptions
 from trainer.samplers import build_sampler
 
 SPACE = get_space("nano-cnn")
@@ -28,6 +29,15 @@ def test_masks_cost_the_whole_supernet_and_a_step_three_passes():
     assert pass_flops(SPACE, relax(SPACE, small), 0) == SPACE.max_flops
     spent = step_compute(SPACE, [small, SPACE.largest], 10, 0)
     assert spent == 3 * 10 * (SPACE.min_flops + SPACE.max_flops)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 40, 42, 1000])
+def test_a_learning_rate_rises_to_its_peak_and_not_beyond(steps):
+    """Also where the warm-up is not of whole steps, or the position between two."""
+    options = Optimizer(learning_rate=0.1, warm_up_share=0.1)
+    rates = [learning_rate_at(step / 4, steps, options) for step in range(4 * steps)]
+    assert max(rates) == pytest.approx(0.1, rel=0.05)
+    assert max(rates) <= 0.1
 
 
 def test_a_horizon_is_of_steps_or_of_a_budget():

@@ -1,12 +1,15 @@
 """What Algorithm 2 asks: losses with the weights of now and of before, at an arch's own size."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models.generator.network import ArchitectureGenerator
 from models.nets import build_net
+from models.nets.normalize import FrozenStatistics
 from models.nets.resolution import at_resolution
+from models.space.weights import SharedStatistics
 from models.spaces.mbconv import Stage, mbconv_space
 from models.spaces.vit import vit_space
 from tests.one_hot import relax
@@ -81,3 +84,30 @@ def test_sufficiency_is_the_norm_of_the_subnets_gradient_and_changes_nothing():
         norm = gradient_norm(net, arch, Batch(0, 0, images, labels), "cpu")
         assert norm == pytest.approx(float(torch.cat(parts).norm()), rel=1e-4)
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_levels_and_sufficiency_are_with_the_statistics_that_do_not_move():
+    space = SPACES["two-sizes"]
+    torch.manual_seed(0)
+    net, arch = build_net(space).train(), space.largest
+    sizes = {norm.name: norm.size(space.largest) for norm in space.norms}
+    units = {name: (np.zeros(n, "f4"), np.full(n, 4, "f4")) for name, n in sizes.items()}
+    frozen = FrozenStatistics(SharedStatistics(units))
+    batch = Batch(0, 0, torch.randn(6, 3, 16, 16), torch.arange(6) % 5)
+    probe = BatchProbe(
+        net,
+        ArchitectureGenerator(space),
+        {},
+        batch.images,
+        batch.labels,
+        noise=torch.Generator(),
+        temperature=1.0,
+        frozen=frozen,
+        fixed=[batch],
+    )
+    loss = F.cross_entropy(net(batch.images, arch, frozen), batch.labels)
+    assert probe.level(arch) == pytest.approx(loss.item(), rel=1e-4)
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
+    found = gradient_norm(net, arch, batch, "cpu", frozen)
+    assert found == pytest.approx(float(norm), rel=1e-4)

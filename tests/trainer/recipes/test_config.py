@@ -70,6 +70,10 @@ def test_settings_change_what_they_name_and_nothing_else():
         ("mean=[0.5,0.5]", "mean[2] is missing"),
         ("epochs=0", "epochs is 0; it should be greater than or equal to 1"),
         (
+            "evaluation_budgets=1",
+            "evaluation_budgets is 1; it should be greater than or equal to 2",
+        ),
+        (
             "generator.served_share=3",
             "served_share is 3; it should be less than or equal to 1",
         ),
@@ -181,6 +185,11 @@ def test_a_job_starts_from_a_file_and_settings_come_on_top(tmp_path):
     job = find_job(options("--recipe", str(file), "--set", "seed=5", *out))
     assert job.recipe == get_recipe("digits").replace(epochs=3, seed=5)
     assert find_job(options(*out)).recipe == get_recipe("digits")
+
+
+def test_the_batch_of_a_dry_run_starts_no_training():
+    with pytest.raises(ValueError, match="--dry-run-batch 4 is of a dry run: add --dry-run"):
+        find_job(options("--dry-run-batch", "4"))
 
 
 @pytest.mark.parametrize("more", [["--recipe", "digits"], ["--out", "elsewhere"]])

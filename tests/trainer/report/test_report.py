@@ -108,6 +108,19 @@ def test_a_run_under_way_gets_the_plots_it_has_data_for(tmp_path):
     assert "No frontier and no test accuracy yet" in files[0].read_text()
 
 
+def test_a_sampler_that_learns_without_a_distribution_gets_the_other_plots(tmp_path):
+    """As greedy does: its updates tell no probabilities."""
+    for name in ("one", "two"):
+        with JsonlLog(tmp_path / name / "log.jsonl") as log:
+            log.write("step", step=1, loss=1.0, flops=GROUPS[0])
+            log.write("groups", step=1, groups=GROUPS, probabilities=[], loss_drops=None)
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for folders in (runs[:1], runs):
+        files = write_report(read_runs(folders), tmp_path / "report")
+        assert "loss" in {file.stem for file in files}
+        assert "probabilities" not in {file.stem for file in files}
+
+
 @pytest.mark.usefixtures("without_plots")
 def test_what_words_come_from_others_is_text_in_the_page(finished_run):
     recipe = json.loads((finished_run / "recipe.json").read_text())

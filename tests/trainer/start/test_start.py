@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+import trainer.finish
 import trainer.run
 from models.bundle.folder import load_bundle, save_bundle
 from models.converters.efficientnet_lite import fit_efficientnet_lite0, theirs
@@ -18,7 +20,9 @@ from models.spaces.mbconv import MBConvLayout
 from search.supernet import open_supernet
 from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
+from trainer.engine.teacher import open_teacher
 from trainer.recipes.config import get_recipe, with_settings
+from trainer.recipes.settings import Distillation
 from trainer.start.begin import place
 from trainer.start.order import centred, channels_of, importance_of, in_order
 from trainer.start.source import Source, find_source
@@ -183,13 +187,16 @@ def short_run(out: Path, *arguments: str) -> Path:
     return out
 
 
-def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, capsys):
+def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, capsys, monkeypatch):
     """Training leaves them; the bundle shares them again, at half precision that is exact."""
+    counts = []
+    monkeypatch.setattr(trainer.finish, "calibration_images", lambda _, count: counts.append(count))
     more = settings(
         "epochs=1", "statistics=start", "half=true", "distillation.teacher=largest", "ema=0.9"
     )
     run = short_run(tmp_path / "run", "--start", str(begun), *more)
     assert "weights taken; BatchNorm keeps its statistics" in capsys.readouterr().err
+    assert counts == [0]
     before, after = load_bundle(begun), load_bundle(run / "bundle")
     assert set(after.statistics) == set(before.statistics)
     for name, array in before.statistics.items():
@@ -218,6 +225,36 @@ def test_statistics_for_all_archs_are_asked_of_those_that_have_them(tmp_path, ca
     arguments = ["--start", str(bundle), *settings("epochs=1", "statistics=start")]
     assert trainer.run.main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "set statistics=arch" in capsys.readouterr().err
+
+
+def test_the_statistics_of_a_start_need_one(capsys):
+    assert trainer.run.main(settings("epochs=1", "statistics=start")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "statistics=start keeps those of a start, and the recipe has none" in said
+
+
+def test_networks_of_timm_are_named_with_or_without_their_weights(monkeypatch):
+    """One that has none, and one that cannot be had, are one line each."""
+    asked = []
+
+    def create(name, *, pretrained):
+        assert pretrained
+        asked.append(name)
+        raise RuntimeError("No pretrained weights exist for it.\nUse pretrained=False")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    names = ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"]
+    for name in names:
+        for find in (
+            lambda name: find_source(name, "mobile"),
+            lambda name: open_teacher(
+                get_recipe("digits").replace(distillation=Distillation(teacher=name)), ["a", "b"]
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"weights of {name}: No pretrained") as caught:
+                find(f"timm:{name}")
+            assert "\n" not in str(caught.value)
+    assert asked == [name for name in names for _ in range(2)]
 
 
 def test_settings_of_a_start_are_in_the_recipe():

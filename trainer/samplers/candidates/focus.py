@@ -16,6 +16,7 @@ class Focus(AbstractCandidateSampler):
     supernet can still tell archs apart.
     """
 
+    keeps_archs = False
     size = 3
 
     def keep(self, archs: list[Arch], losses: list[float]) -> list[Arch]:

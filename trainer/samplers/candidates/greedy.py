@@ -20,6 +20,7 @@ class Greedy(AbstractCandidateSampler):
     (The pool has as many parts as there are groups, which take turns at updates and nothing else.)
     """
 
+    keeps_archs = False
     size = 8
 
     def keep(self, archs: list[Arch], losses: list[float]) -> list[Arch]:

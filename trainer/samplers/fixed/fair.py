@@ -16,6 +16,8 @@ class Fair(AbstractFixedSampler):
     A step costs as many passes: compare at equal compute.
     """
 
+    keeps_archs = False
+
     def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
         del progress
         counts = [len(decision.choices) for decision in self.space.decisions]

@@ -16,6 +16,8 @@ class Sandwich(AbstractFixedSampler):
     of the other samplers: compare at equal time, not at equal steps.
     """
 
+    keeps_archs = False
+
     def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
         random = [Draw(arch=uniform_arch(self.space, rng), distil=True) for _ in range(2)]
         smallest = Draw(arch=self.space.smallest, distil=True)

@@ -23,6 +23,8 @@ class UniformArch(AbstractFixedSampler):
     The generator learns from the resource loss alone.
     """
 
+    keeps_archs = False
+
     def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
         return [Draw(arch=uniform_arch(self.space, rng))]
 

@@ -51,4 +51,7 @@ class GroupDistribution:
     def load_state(self, state: SamplerState) -> None:
         with torch.no_grad():
             self.logits.copy_(state["logits"])
+        (group,) = self._optimizer.param_groups
+        rate = group["lr"]  # the recipe's, which a resumed run may change
         self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.param_groups[0]["lr"] = rate

@@ -25,6 +25,8 @@ class Shift(AbstractShiftingSampler):
     that is the default. ``as_printed`` keeps the printed sign (``docs/deviations.md``).
     """
 
+    keeps_archs = False
+
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options, partial(torch.optim.Adam, lr=options.learning_rate))
 

@@ -22,6 +22,8 @@ class ShiftFeatures(AbstractShiftingSampler):
     the last decisions know of the budget (``models.generator.tail``) stays that of the drawn one.
     """
 
+    keeps_archs = False
+
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options, partial(torch.optim.Adam, lr=options.learning_rate))
 
