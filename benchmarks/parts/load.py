@@ -75,6 +75,12 @@ class Connections:
         source = timing.partition(b'"')[0].decode()
         return Sample(index, int(head.split(None, 2)[1]), latency_ms, served, source)
 
+    def close(self) -> None:
+        """All that are not in use, before the event loop ends."""
+        for _, writer, _ in self._free:
+            writer.close()
+        self._free.clear()
+
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """One that was used of late; servers close what is idle, which must not count as theirs."""
         while self._free:
@@ -106,6 +112,7 @@ def closed_loop(
                 samples.append(await connections.ask(index, requests[index]))
 
         await asyncio.gather(*(client() for _ in range(concurrency)))
+        connections.close()
         return samples, time.perf_counter() - start
 
     return asyncio.run(run())
@@ -125,7 +132,9 @@ def open_loop(port: int, requests: Sequence[bytes], arrivals_s: Sequence[float])
             index = number % len(requests)
             one = connections.ask(index, requests[index], start + moment)
             asked.append(asyncio.create_task(one))
-        return list(await asyncio.gather(*asked))
+        samples = list(await asyncio.gather(*asked))
+        connections.close()
+        return samples
 
     return asyncio.run(run())
 
