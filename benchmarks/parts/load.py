@@ -75,6 +75,12 @@ class Connections:
         source = timing.partition(b'"')[0].decode()
         return Sample(index, int(head.split(None, 2)[1]), latency_ms, served, source)
 
+    def close(self) -> None:
+        """All that are kept."""
+        for _, writer, _ in self._free:
+            writer.close()
+        self._free.clear()
+
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """One that was used of late; servers close what is idle, which must not count as theirs."""
         while self._free:
