@@ -195,6 +195,7 @@ def over_http(folder: Path, photo: bytes, threads: int, rounds: int) -> dict[str
                 if place >= 2:  # until then sessions are built
                     samples.append((budget, sample))
         connections.close()
+        await asyncio.sleep(0)  # until they are
         return samples
 
     with serving(command, "/readyz", None) as server:

@@ -76,7 +76,7 @@ class Connections:
         return Sample(index, int(head.split(None, 2)[1]), latency_ms, served, source)
 
     def close(self) -> None:
-        """All that are not in use, before the event loop ends."""
+        """All that are kept."""
         for _, writer, _ in self._free:
             writer.close()
         self._free.clear()
