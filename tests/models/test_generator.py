@@ -114,11 +114,11 @@ def test_decode_finds_the_most_probable_arch_within_the_budget():
 
 
 def test_a_budget_is_a_bound_and_not_a_target():
-    """At 8.2 MFLOPs the last quarter per cent would cost two points of accuracy."""
+    """At 8.4 MFLOPs the most probable arch leaves one per cent, and it is what is served."""
     bundle = load_bundle(DEFAULT_BUNDLE)
-    arch = answer_within(bundle.policy, 8.2e6)
-    assert arch == bundle.answer(8.2e6)
-    assert bundle.space.flops(arch) < 0.9975 * 8.2e6
+    arch = answer_within(bundle.policy, 8.4e6)
+    assert arch == bundle.answer(8.4e6)
+    assert bundle.space.flops(arch) < 0.99 * 8.4e6
 
 
 def taught(space, steps):

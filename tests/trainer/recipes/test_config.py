@@ -151,9 +151,23 @@ def test_a_recipe_file_that_lacks_a_field_is_refused():
         recipe_from_json(document)
 
 
-def test_the_recipe_of_the_bundle_in_the_repository_trained_it_but_for_its_sampler():
-    trained = find_recipe(str(ROOT / "docs/runs/cifar10-cnn/recipe.json"))
-    assert trained == get_recipe("cifar10-cnn").replace(sampler="shift-direct")
+def test_the_recipe_of_the_bundle_in_the_repository_trained_it_but_for_what_its_page_names():
+    recipe = get_recipe("cifar10-cnn").replace(bundle_name="")
+    first = find_recipe(str(ROOT / "docs/runs/cifar10-cnn-first/recipe.json"))
+    assert first == recipe.replace(sampler="shift-direct")
+    named = [
+        "start=models/zoo/cifar10-cnn",
+        "epochs=60",
+        "distillation.teacher=models/zoo/cifar10-cnn",
+        "distillation.weight=0.5",
+        "distillation.temperature=2",
+        "optimizer.label_smoothing=0",
+        "optimizer.learning_rate=0.1",
+        "generator.masked_every=16",
+        "augment.alternate_flips=true",
+    ]
+    second = find_recipe(str(ROOT / "docs/runs/cifar10-cnn/recipe.json"))
+    assert second == with_settings(recipe, named)
 
 
 @pytest.mark.parametrize(

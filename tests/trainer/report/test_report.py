@@ -154,7 +154,7 @@ def test_the_probabilities_show_every_group_over_time_and_the_last_state(finishe
 
 def test_a_run_of_an_earlier_version_is_read():
     """Its log and its frontier say val_accuracy."""
-    run = read_run(ROOT / "docs" / "runs" / "cifar10-cnn")
+    run = read_run(ROOT / "docs" / "runs" / "cifar10-cnn-first")
     rows = [*run.frontier, *(row for r in run.of_kind("evaluation") for row in rows_of(r))]
     assert all(row["held_out_accuracy"] > 0.3 for row in rows)
 
