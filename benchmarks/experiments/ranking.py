@@ -1,7 +1,8 @@
 """Figure 6 of the paper: do inherited weights rank archs as training them alone does?
 
 25 random archs are measured with the weights of two supernets, one trained with the paper's
-``shift`` and one with uniform budgets, and each trains alone for as many epochs.
+``shift`` and one with uniform budgets, and each trains alone for as many epochs. The control is the
+order of their FLOPs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trainer.samplers.candidates.base import arch_between
 
 ARCHS = 25
 SUPERNETS = ("uniform-budget", "shift")
+FLOPS = "FLOPs alone"
 
 
 class Ranking(AbstractExperiment):
@@ -59,10 +61,15 @@ class Ranking(AbstractExperiment):
             "| supernet | seed | archs | Kendall's tau | Spearman's rho |",
             "|---|--:|--:|--:|--:|",
         ]
-        for name in SUPERNETS:
-            for seed, run in sorted(found.get(name, {}).items()):
+        flops = [self.space.flops(arch) for arch in self._archs(setup)]
+        for name in (*SUPERNETS, FLOPS):
+            runs = found.get(SUPERNETS[0] if name == FLOPS else name, {})
+            for seed, run in sorted(runs.items()):
                 pairs = [
-                    (_right(run, place), _right(found[f"alone-{place}"][seed], 0))
+                    (
+                        flops[place] if name == FLOPS else _right(run, place),
+                        _right(found[f"alone-{place}"][seed], 0),
+                    )
                     for place in range(ARCHS)
                     if seed in found.get(f"alone-{place}", {})
                 ]

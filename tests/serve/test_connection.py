@@ -293,15 +293,18 @@ def test_more_connections_than_there_is_room_for_are_refused(monkeypatch):
     run(test)
 
 
+def answer_after(go: asyncio.Event) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await answer(scope, receive, send)
+
+    return app
+
+
 def test_requests_do_not_queue_up_on_a_connection_without_end():
     async def test() -> None:
         go = asyncio.Event()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await go.wait()
-            await answer(scope, receive, send)
-
-        made, wire = connect(app)
+        made, wire = connect(answer_after(go))
         made.data_received(GET * MAX_PIPELINED)
         made.data_received(GET * 20)
         assert not wire.sent
@@ -329,12 +332,7 @@ def statuses(wire: Wire) -> list[int]:
 def test_a_refusal_waits_for_the_answers_before_it(second, ends):
     async def test() -> None:
         go = asyncio.Event()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await go.wait()
-            await answer(scope, receive, send)
-
-        made, wire = connect(app)
+        made, wire = connect(answer_after(go))
         made.data_received(GET + second)
         made.data_received(b"b" * (MAX_HEAD_BYTES + 1))
         if ends:
