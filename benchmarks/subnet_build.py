@@ -33,6 +33,7 @@ import torch
 
 from benchmarks.parts.timing import machine, time_in_turn
 from benchmarks.parts.untrained import write_untrained
+from models.bundle.disk import reason
 from models.bundle.folder import Bundle, load_bundle
 from models.nets.deployed import deployed_net
 from models.onnx.graph import cut_graph_apart, graph_weights
@@ -147,7 +148,7 @@ def compare(
         try:
             data = export(net, side, dynamo=dynamo)
         except Exception as error:  # noqa: BLE001 - an exporter that fails is a result, too
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]:.200}"
+            failed[name] = f"{type(error).__name__}: {reason(error):.200}"
             continue
         samples.add(f"{name} export", at)
         runs[name] = plain_session(data)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.bundle.disk import reason
 from models.extras import require
 from models.images.photos import find_photos
 
@@ -61,7 +62,7 @@ def _parquet(path: Path, column: str) -> Source:
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is not a parquet file: {reason(error)}") from None
     names = file.schema_arrow.names
     if column not in names:
         raise ValueError(f"{path} has no column {column!r}; --column names one of {names}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from models.bundle.disk import reason
 from models.bundle.folder import Bundle
 from shiftnas_serve.runtimes import RUNTIMES, Computing, build_runtime
 from shiftnas_serve.runtimes.base import AbstractRuntime
@@ -46,8 +47,7 @@ def pick_runtime(
             session.run(np.zeros((1, 3, side, side), np.float32))
             session.close()
         except Exception as error:  # noqa: BLE001 - whatever a library raises, the next is tried
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            passed.append(f"{name} on {device}: {reason[:200]}")
+            passed.append(f"{name} on {device}: {reason(error):.200}")
             continue
         # at the level that is said by default: whoever asks for auto wants to know
         told = {**runtime.describe(), "passed_over": passed}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from models.bundle.disk import reason
 from trainer.data.augment import crop_and_flip
 from trainer.data.draws import Draws, generator_of
 from trainer.data.image_policies import apply_policy
@@ -110,10 +111,9 @@ def made_by_workers(
             return
         except (RuntimeError, OSError, EOFError) as error:
             # Not a mistake in an image: those come as Failure.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(
-                f"a process that decodes images has died ({reason}); if memory ran out (in a "
-                "container also /dev/shm), resume with a smaller data_workers"
+                f"a process that decodes images has died ({reason(error)}); if memory ran out (in "
+                "a container also /dev/shm), resume with a smaller data_workers"
             ) from error
         yield one
 

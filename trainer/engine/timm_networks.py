@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from models.bundle.disk import reason
+
 
 def pretrained_network(name: str, instead: str) -> nn.Module:
     """A network by its name, with or without the tag of its weights (``resnet50.a1_in1k``).
@@ -18,7 +20,6 @@ def pretrained_network(name: str, instead: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"timm cannot get the weights of {name}: {reason}; give {instead} instead"
+            f"timm cannot get the weights of {name}: {reason(error)}; give {instead} instead"
         ) from None

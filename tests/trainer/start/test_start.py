@@ -257,6 +257,15 @@ def test_networks_of_timm_are_named_with_or_without_their_weights(monkeypatch):
     assert asked == [name for name in names for _ in range(2)]
 
 
+def test_an_error_of_timm_without_a_text_is_named_by_its_kind(monkeypatch):
+    def create(name, *, pretrained):
+        raise RuntimeError
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ValueError, match=r"lite0: RuntimeError; give a file"):
+        find_source("timm:tf_efficientnet_lite0", "mobile")
+
+
 def test_settings_of_a_start_are_in_the_recipe():
     recipe = with_settings(get_recipe("photos"), ["distillation.weight=0.25"])
     assert (recipe.start, recipe.statistics) == ("efficientnet-lite0", "start")
