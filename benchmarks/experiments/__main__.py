@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make: type[AbstractExperiment] = getattr(importlib.import_module(module), cls)
     folder = options.out or Path("runs/experiments") / options.name
     try:
-        base = based(SCALES[options.scale](), options.data)
+        base = based(SCALES[options.scale](), options.data, options.epochs)
         experiment = make(base, folder, list(range(options.seeds)), options.only)
         if not options.table:
             experiment.run()

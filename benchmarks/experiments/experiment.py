@@ -84,9 +84,17 @@ class AbstractExperiment(ABC):
         """Do what is not done yet. A signal ends it between two steps and loses nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / SETUP_NAME
+        length: Record = {"scale": self.base.name, "epochs": self.base.epochs}
         if not path.is_file():
-            path.write_text(json.dumps(self.setup(), indent=1) + "\n", encoding="utf-8")
+            setup = length | self.setup()
+            path.write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
         setup = self.kept_setup()
+        kept = {name: setup.get(name) for name in length}
+        if kept != length:
+            raise ValueError(
+                f"{self.folder} holds runs of {kept['epochs']} epochs of {kept['scale']}, and this "
+                f"is {length['epochs']} epochs of {length['scale']}: name another folder (--out)"
+            )
         done = {(row["case"], row["seed"]) for row in self.results()}
         with Interrupt() as interrupt:
             for case in self.cases(setup):
@@ -156,6 +164,7 @@ class AbstractExperiment(ABC):
 def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
     """What every experiment is asked with."""
     parser.add_argument("--scale", choices=scales, default="nano")
+    parser.add_argument("--epochs", type=int, help="epochs of a run (default: the scale's)")
     parser.add_argument("--data", help="CIFAR-10, as for trainer.run (digits need none)")
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument(
@@ -171,6 +180,9 @@ def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
 
 
-def based(recipe: Recipe, data: str | None) -> Recipe:
-    """The recipe of a scale on the data that was asked for."""
-    return recipe.replace(data=data) if data else recipe
+def based(recipe: Recipe, data: str | None, epochs: int | None = None) -> Recipe:
+    """The recipe of a scale on the data, and as long, as was asked for. Raises ValueError."""
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"{epochs} epochs were given; a run has 1 or more")
+    recipe = recipe.replace(data=data) if data else recipe
+    return recipe if epochs is None else recipe.replace(epochs=epochs)

@@ -84,6 +84,12 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     assert main([*arguments, "--table"]) == 0
     assert capsys.readouterr().out == table
 
+    assert main([*arguments, "--epochs", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "holds runs of 2 epochs of digits, and this is 3 epochs of digits" in said
+    assert main([*arguments, "--epochs", "0"]) == 2
+    assert "a run has 1 or more" in capsys.readouterr().err
+
     one = tmp_path / "one"
     chosen = ["groups", "--scale", "digits", "--seeds", "2", "--only", "6 groups"]
     assert main([*chosen, "--out", str(one)]) == 0
