@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.experiments.experiment import AbstractExperiment, Case
+from benchmarks.experiments.alone import alone_curve
+from benchmarks.experiments.experiment import RESULTS_NAME, AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, step_times
 from benchmarks.experiments.table import paired_table
 from benchmarks.parts.timing import machine
@@ -87,7 +88,11 @@ class Samplers(AbstractExperiment):
         return answers(generator, even_budgets(self.space, RUNGS))
 
     def table(self, setup: Record, results: list[Record]) -> str:
-        return paired_table(results, ACCOUNTS, SAMPLERS, base=lambda account: f"uniform/{account}")
+        alone = alone_curve(self.folder.parent / "ranking" / RESULTS_NAME)
+        table = paired_table(results, ACCOUNTS, SAMPLERS, lambda of: f"uniform/{of}", alone)
+        if alone is None:
+            return f"{table}\n\nRun `ranking` beside it: then the table has the worst regret, too."
+        return table
 
 
 def recipe_of(base: Recipe, name: str, step_flops: float) -> Recipe:

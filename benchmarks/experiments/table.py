@@ -30,14 +30,19 @@ def paired_table(
     accounts: Sequence[str],
     names: Iterable[str],
     base: Callable[[str], str],
+    alone: Callable[[float], float] | None = None,
 ) -> str:
     """Cases are called ``name/account``; base: the case that an account is compared with.
 
     Losses and accuracies are means over the subnets that are measured; smallest and largest are
     the accuracies of the first and the last of them. ± is half of a 95 % interval of the mean.
+    alone: FLOPs -> test loss of an arch that trains alone. With it there is a column of the worst
+    regret, by how much the loss of a run's worst subnet lies above that.
     """
     found, names = by_case(results), list(names)
     lines = list(HEAD)
+    if alone is not None:
+        lines = [HEAD[0] + " worst regret | difference |", HEAD[1] + "--:|--:|"]
     for account in accounts:
         other = found.get(base(account), {})
         for name in names:
@@ -47,7 +52,10 @@ def paired_table(
             seeds = sorted(runs.keys() & other.keys())
             if seeds:
                 mine, its = [[of[seed] for seed in seeds] for of in (runs, other)]
-                lines.append(f"| {account} | {name} | {len(seeds)} | {_cells(mine, its)} |")
+                cells = _cells(mine, its)
+                if alone is not None:
+                    cells += f" | {_regret_cells(mine, its, alone)}"
+                lines.append(f"| {account} | {name} | {len(seeds)} | {cells} |")
     return "\n".join(lines)
 
 
@@ -72,3 +80,14 @@ def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
         f"{steps:,.0f} | {gains('held_out_loss', 1, 3)} | {loss:.3f} | {gains('test_loss', 1, 3)} "
         f"| {right:.1f} | {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
     )
+
+
+def _regret_cells(
+    runs: Sequence[Record], base: Sequence[Record], alone: Callable[[float], float]
+) -> str:
+    def worst(run: Record) -> float:
+        rows = cast("list[dict[str, float]]", run["rows"])
+        return max(row["test_loss"] - alone(row["flops"]) for row in rows)
+
+    gains = [worst(a) - worst(b) for a, b in zip(runs, base, strict=True)]
+    return f"{statistics.mean(map(worst, runs)):.3f} | {in_words(gains, 3)}"

@@ -36,7 +36,8 @@ class UniformArchs(AbstractExperiment):
             "| space | smallest to largest | in the middle half, % | outer fifths, % | skew |",
             "|---|---|--:|--:|--:|",
         ]
-        for name, found in cast("dict[str, dict[str, list[float]]]", setup).items():
+        for name in SPACES:
+            found = cast("dict[str, list[float]]", setup[name])
             counts = np.array(found["counts"])
             share = 100 * counts / counts.sum()
             top = counts.max()

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.__main__ import main
+from benchmarks.experiments.alone import alone_curve
 from benchmarks.experiments.experiment import AbstractExperiment
 from benchmarks.experiments.paired import interval
 from benchmarks.experiments.scales import digits_scale
@@ -35,6 +36,27 @@ def test_a_table_pairs_seeds_and_leaves_out_those_that_are_not_there():
     lines = paired_table(results, ["x"], ["a", "b"], lambda account: f"a/{account}").splitlines()
     assert len(lines) == 4
     assert "| b | 1 | 10 | -0.100 |" in lines[3]
+
+
+def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
+    logs = tmp_path / "results.jsonl"
+    assert alone_curve(logs) is None
+    alone = [(1, 0, 4.0), (10, 0, 2.9), (10, 1, 3.1), (100, 0, 3.9), (1000, 0, 3.0)]
+    lines = [
+        {"case": f"alone-{f}", "seed": seed, "rows": [{"flops": f, "test_loss": loss}]}
+        for f, seed, loss in alone
+    ]
+    lines.append({"case": "shift", "seed": 0, "rows": [{"flops": 5, "test_loss": 0.0}] * 2})
+    logs.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    curve = alone_curve(logs)
+    # 100 is worse than its neighbours, so the curve passes below; it goes on beyond both ends
+    expected = {0.1: 5.0, 1: 4.0, 10**0.5: 3.5, 10: 3.0, 100: 3.0, 1000: 3.0, 1e4: 3.0}
+    assert {f: round(curve(f), 6) for f in expected} == expected
+
+    results = [row("a/x", 0, 5.0), row("b/x", 0, 4.5)]
+    cells = paired_table(results, ["x"], ["a", "b"], lambda of: f"a/{of}", curve).splitlines()
+    assert cells[0].count("|") == cells[1].count("|") == cells[2].count("|")
+    assert cells[3].endswith("| 0.500 | -0.500 |")
 
 
 def test_accounts_are_equal_in_what_they_count():

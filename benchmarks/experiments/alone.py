@@ -1,0 +1,44 @@
+"""What archs reach that train alone: the curve that regret is measured against."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trainer.samplers.scored.regret import lower_hull
+
+
+def alone_curve(results: Path) -> Callable[[float], float] | None:
+    """FLOPs -> test loss of an arch that trains alone; None where ``results`` is not there.
+
+    results: the logs of the experiment ``ranking``. The curve is the lower convex hull of its archs
+    over log FLOPs (means over seeds). Beyond the first and the last it goes straight on.
+    """
+    if not results.is_file():
+        return None
+    found: dict[int, list[float]] = defaultdict(list)
+    for line in results.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["case"].startswith("alone-"):
+            (row,) = record["rows"]
+            found[row["flops"]].append(row["test_loss"])
+    if len(found) < 2:
+        return None
+    points = sorted(found.items())
+    x = torch.tensor([math.log(flops) for flops, _ in points], dtype=torch.float64)
+    y = torch.tensor([sum(of) / len(of) for _, of in points], dtype=torch.float64)
+    below = lower_hull(x, y)
+
+    def curve(flops: float) -> float:
+        at = math.log(flops)
+        right = min(max(int(torch.searchsorted(x, at)), 1), len(x) - 1)
+        left = right - 1
+        share = (at - float(x[left])) / float(x[right] - x[left])
+        return float(below[left] + share * (below[right] - below[left]))
+
+    return curve
