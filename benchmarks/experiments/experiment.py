@@ -49,7 +49,7 @@ class AbstractExperiment(ABC):
     """Runs in the order of ``cases``; those that have a line in the results are done.
 
     base: the recipe of the scale, its ``data`` as it was asked for. folder: of the results. only:
-    names of cases, up to the slash; empty for all.
+    names of cases, whole or up to the slash; empty for all.
     """
 
     def __init__(
@@ -96,20 +96,21 @@ class AbstractExperiment(ABC):
                 f"is {length['epochs']} epochs of {length['scale']}: name another folder (--out)"
             )
         done = {(row["case"], row["seed"]) for row in self.results()}
+        commit = provenance()["commit"]  # of the code that this process has read
         with Interrupt() as interrupt:
             for case in self.cases(setup):
                 if case.key in done or not self._wanted(case):
                     continue
                 cpu = time.process_time()
                 row = {"case": case.name, "seed": case.recipe.seed}
-                row |= {"commit": provenance()["commit"], **self.run_case(case, setup, interrupt)}
+                row |= {"commit": commit, **self.run_case(case, setup, interrupt)}
                 with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 cpu = time.process_time() - cpu
                 print(f"{case.name} seed {case.recipe.seed}: {cpu:.0f} s", file=sys.stderr)
 
     def _wanted(self, case: Case) -> bool:
-        return not self.only or case.name.split("/")[0] in self.only
+        return not self.only or case.name in self.only or case.name.split("/")[0] in self.only
 
     def first_state(self, case: Case) -> State | None:
         """The checkpoint that a run begins at; None where it begins untrained."""
@@ -175,7 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
         nargs="+",
         default=(),
         metavar="NAME",
-        help="run these variants only (default: all)",
+        help="run these variants only, such as shift or shift/time (default: all)",
     )
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
 
