@@ -193,8 +193,10 @@ def row_of(
         return row(error="there is no image in this row")
     try:
         result = engine.classify(photo.source, **texts, top_k=1)
-    except (Problem, ValueError) as error:
-        return row(error=str(error).encode("utf-8", "backslashreplace").decode())
+    # Whatever it is, it concerns this photo: the others must not wait for somebody to look at it.
+    except Exception as error:  # noqa: BLE001
+        told = str(error) if isinstance(error, Problem | ValueError) else repr(error)
+        return row(error=told.encode("utf-8", "backslashreplace").decode())
     (best,) = result.predictions
     subnet = result.subnet
     said = best.label, best.index, best.probability

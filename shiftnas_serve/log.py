@@ -90,9 +90,15 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    last: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Tracebacks without the values of variables, by default shown: keys are among them, and to write
+    # down a bundle's weights would hold up everybody.
+    last: list[Processor]
     if form == "json":
-        last = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        told = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        last = [structlog.processors.ExceptionRenderer(told), structlog.processors.JSONRenderer()]
+    else:
+        plain, colors = structlog.dev.plain_traceback, sys.stderr.isatty()
+        last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
     last.insert(0, structlog.stdlib.ProcessorFormatter.remove_processors_meta)
     root = logging.getLogger()
     root.handlers[:] = _writers() or [LineWriter(2)]

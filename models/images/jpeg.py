@@ -57,6 +57,8 @@ def read_jpeg_header(data: bytes) -> ImageHeader:
                 raise damaged("JPEG", "it has two frames")
             frame = kind
             height, width, colours = _FRAME.unpack_from(data, start + 5)
+            if not colours:
+                raise damaged("JPEG", "its frame has no colours")
         elif kind == _APP1:
             if not exif and data.startswith(b"Exif\0\0", start + 4):
                 exif = data[start + 4 : end]

@@ -219,6 +219,15 @@ def test_a_jpeg_has_one_frame():
     refused(after_start(data, segment(0xC0, b"\x08\0\x08\0\x08\1\1\x11\0")), 422, "two frames")
 
 
+@pytest.mark.parametrize("side", [8, 60_000])
+def test_a_jpeg_without_colours_is_damaged_whatever_its_size(opened, side):
+    """A large one of several scans may have the fewer pixels, the more colours it has."""
+    frame = segment(0xC0, struct.pack(">BHHB", 8, side, side, 0))
+    scan = segment(0xDA, b"\1\1\0\0\x3f\0") + bytes(10)
+    refused(b"\xff\xd8" + frame + scan + b"\xff\xd9", 422, "no colours")
+    assert not opened
+
+
 def test_colours_of_a_jpeg_without_jfif_are_as_pillow_reads_them():
     rgb = encoded(picture(), "JPEG", keep_rgb=True, quality=95)
     header = read_header(rgb)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shiftnas_serve import load
+from shiftnas_serve import library, load
 from shiftnas_serve.batch import tables
 from shiftnas_serve.batch.photos import Photo
 from shiftnas_serve.classify import main, row_of
@@ -169,6 +169,13 @@ def test_names_that_are_not_utf_8_are_written_so_that_they_can_be_read(
         row = row_of(engine, "m", "none", {}, Photo("a", strange))
     assert "cannot read" in str(row.error)
     assert str(row.error).encode("utf-8")
+
+
+def test_an_error_that_nobody_foresaw_is_that_photos_own(bundle_folder, monkeypatch):
+    with load(bundle_folder, prebuild=False) as engine:
+        monkeypatch.setattr(library, "read_header", lambda *_: 1 // 0)
+        row = row_of(engine, "m", "none", {}, Photo("a", encoded(picture())))
+    assert str(row.error).startswith("ZeroDivisionError")
 
 
 def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):

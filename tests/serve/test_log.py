@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import threading
 
+import pytest
 from structlog.testing import capture_logs
 
 from shiftnas_serve.http.context import RequestContext
@@ -61,3 +64,32 @@ def test_a_request_has_its_callers_trace_in_its_line_as_it_came_and_nothing_else
     for bad in (b"", b"a b", b"\xff", b"0" * 65):
         assert line(bad)["traceparent"] is None
     assert line()["traceparent"] is None
+
+
+FAILS = """
+import logging
+import structlog
+from shiftnas_serve.log import configure_log
+
+def fails(headers):
+    key = headers["authorization"]
+    raise RuntimeError("nobody foresaw it")
+
+configure_log("info", "{form}")
+for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
+    try:
+        fails({{"authorization": "Bearer " + "s" + "ecret"}})
+    except RuntimeError:
+        log.exception("an error")
+logging.shutdown()
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_error_that_nobody_foresaw_is_told_without_the_values_of_variables(form):
+    """A client's key is one of them."""
+    command = [sys.executable, "-c", FAILS.format(form=form)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said.count("nobody foresaw it") == 2, said
+    assert "fails" in said
+    assert "secret" not in said
