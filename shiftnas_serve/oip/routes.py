@@ -3,8 +3,8 @@
 The same model for clients that speak the protocol of KServe and Triton, with Triton's binary tensor
 and classification extensions. Input ``image``: BYTES, encoded JPEG, PNG or WebP (base64 where the
 tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget``,
-``latency_budget`` and ``confidence``, or the headers themselves. Anywhere else they are refused, and
-so is a key that stands twice.
+``latency_budget`` and ``confidence``, or the headers themselves. Anywhere else they are refused,
+and so is a key that stands twice.
 
 Source: github.com/kserve/open-inference-protocol, inference_rest.md; Triton's
 extension_binary_data.md and extension_classification.md.
