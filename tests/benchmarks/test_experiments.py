@@ -10,6 +10,7 @@ from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.alone import alone_curve
 from benchmarks.experiments.experiment import AbstractExperiment
 from benchmarks.experiments.paired import interval
+from benchmarks.experiments.samplers import overheads
 from benchmarks.experiments.scales import digits_scale
 from benchmarks.experiments.settings import Groups
 from benchmarks.experiments.static_tilts import DISTRIBUTIONS, StaticTilts
@@ -36,6 +37,19 @@ def test_a_table_pairs_seeds_and_leaves_out_those_that_are_not_there():
     lines = paired_table(results, ["x"], ["a", "b"], lambda account: f"a/{account}").splitlines()
     assert len(lines) == 4
     assert "| b | 1 | 10 | -0.100 |" in lines[3]
+
+
+def test_time_is_counted_as_it_was_taken():
+    """Steps, passes and forward passes of a machine whose every time is known."""
+    flops = [1_000_000, 3_000_000, 8_000_000]
+    pass_ms = [6e-6 * (f + 500_000) for f in flops]
+    taken = {
+        "pass_ms": pass_ms,
+        "step_ms": [ms + 12.0 for ms in pass_ms],
+        "forward_ms": [0.25 * ms for ms in pass_ms],
+    }
+    found = overheads(flops, taken)
+    assert found == {"step_flops": 2_000_000, "pass_flops": 500_000, "forward_weight": 0.75}
 
 
 def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
