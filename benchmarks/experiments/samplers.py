@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.experiments.alone import alone_curve
-from benchmarks.experiments.experiment import RESULTS_NAME, AbstractExperiment, Case
+from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, part_times
 from benchmarks.experiments.table import paired_table
 from benchmarks.parts.timing import machine
@@ -84,10 +84,13 @@ class Samplers(AbstractExperiment):
         return answers(generator, even_budgets(self.space, RUNGS))
 
     def table(self, setup: Record, results: list[Record]) -> str:
-        alone = alone_curve(self.folder.parent / "ranking" / RESULTS_NAME)
+        alone = alone_curve(self.folder.parent / "ranking", setup)
         table = paired_table(results, ACCOUNTS, SAMPLERS, lambda of: f"uniform/{of}", alone)
         if alone is None:
-            return f"{table}\n\nRun `ranking` beside it: then the table has the worst regret, too."
+            return (
+                f"{table}\n\nRun `ranking` beside it, as long and on the same images: then the "
+                "table has the worst regret, too."
+            )
         return table
 
 
