@@ -47,6 +47,7 @@ class Trial:
         pretrain_generator(self.state, recipe.replace(generator=few))
         self.schedule = schedule_at(0, 2, recipe)
         self.stream = self.data.train.stream(0, 0)
+        self.shift_every = recipe.steps_between_updates(recipe.epochs * len(self.data.train))
 
     def step_ms(self, *, masked: bool) -> float:
         """One step."""
@@ -86,11 +87,8 @@ def step_costs(recipe: Recipe, variants: Variants, rounds: int = ROUNDS) -> Cost
     for turn in range(rounds + 1):
         for name, trial in trials.items():
             every = trial.recipe.generator.masked_every
-            shift_every = trial.recipe.steps_between_updates(
-                trial.recipe.epochs * len(trial.data.train)
-            )
             steps_ms = sum(trial.step_ms(masked=step % every == 0) for step in range(STEPS))
-            ms = steps_ms / STEPS + trial.update_ms() / shift_every
+            ms = steps_ms / STEPS + trial.update_ms() / trial.shift_every
             if turn:  # the first of everything is slow
                 costs[name].append(ms)
     return costs
