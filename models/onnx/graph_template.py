@@ -127,7 +127,9 @@ def _refuse_files(message: Any) -> None:
             f"not a whole model: tensor {message.name!r:.60} is in another file; store it inside"
         )
     if isinstance(message, onnx.NodeProto) and message.op_type == "EPContext":
-        raise ValueError("not a whole model: EPContext stands for a compiled engine; export a graph")
+        raise ValueError(
+            "not a whole model: EPContext stands for a compiled engine; export a graph"
+        )
     for field, value in message.ListFields():
         if field.message_type is not None:
             for one in [value] if hasattr(value, "ListFields") else value:
