@@ -6,8 +6,8 @@
 A masked step costs a whole supernet and tells the generator which archs are good; a sliced step
 costs its subnet. Both are timed first, in turn, a few of each a round, in processor time; what m
 costs follows from that. The first m trains for the recipe's epochs, every other for as many as cost
-the same. Compared is the mean accuracy over the recipe's budgets, on the test images, and paired
-with the first m's of the same seed.
+the same. Compared is the mean accuracy over the recipe's budgets, paired with the first m's of the
+same seed: on held-out images, by which one decides, and on test images.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+from benchmarks.parts.comparison import build_parser, compare
 from benchmarks.parts.step_costs import Costs, Trial, Variants
-from benchmarks.samplers import build_parser, compare
 from trainer.recipes.config import with_settings
 from trainer.recipes.recipe import Recipe
 
@@ -38,7 +38,7 @@ def masked_costs(recipe: Recipe, variants: Variants) -> Costs:
             (trial.step_ms(masked=True), trial.step_ms(masked=False)) for _ in range(STEPS_A_ROUND)
         ]
         masked_ms, sliced_ms = (statistics.mean(steps) for steps in zip(*pairs, strict=True))
-        updates_ms = trial.update_ms() / recipe.shift_every
+        updates_ms = trial.update_ms() / trial.shift_every
         if not turn:
             continue  # the first of everything
         for name, settings in variants.items():

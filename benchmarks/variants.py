@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.samplers import build_parser, compare
+from benchmarks.parts.comparison import build_parser, compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,6 +68,7 @@ def compared(
     answer = supernet.answer(budget_flops)  # refuses a budget that nothing keeps
     settings = {
         "supernet": str(options.supernet),
+        "version": supernet.version,
         "data": options.data,
         "search": options.search,
         "flops": budget_flops,
@@ -91,7 +92,7 @@ def compared(
     return {
         "search": options.search,
         "budget_flops": budget_flops,
-        "evaluations": len(tried.scores),
+        "evaluations": len(tried.asked),
         "seconds": round(seconds, 1),
         "calibration_images": images,
         "found": rows["search"],

@@ -16,6 +16,8 @@ class TriedArchs:
     A search draws the same archs for the same seed and the same scores. So one that is given again
     asks for the same ones, finds them here, and goes on where it was stopped.
 
+    scores: of all archs in the file. asked: archs that this search has asked for.
+
     score: held-out accuracy of an arch, in 0..1. settings: what the scores depend on; a file of
     others, or with a line that is not one of these, is refused with ValueError. A last line that
     was cut off is dropped.
@@ -30,6 +32,7 @@ class TriedArchs:
     ) -> None:
         self._space, self._score, self._file = space, score, file
         self.scores: dict[Arch, float] = {}
+        self.asked: set[Arch] = set()
         if file is None:
             return
         first = json.dumps(dict(settings)) + "\n"
@@ -58,6 +61,7 @@ class TriedArchs:
 
     def __call__(self, arch: Arch) -> float:
         """Held-out accuracy."""
+        self.asked.add(arch)
         if arch not in self.scores:
             self.scores[arch] = self._score(arch)
             row = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Supernet:
 
     Held out are the images that the run held out, if the data is the run's. answer: the
     generator's arch for a budget in FLOPs. frozen: BatchNorm's statistics, if all archs share them.
+    version: of the weights; others have another one.
     """
 
     net: AbstractNet
@@ -49,6 +51,7 @@ class Supernet:
     held_out: Batches
     test: Batches
     frozen: FrozenStatistics | None
+    version: str
 
     def accuracy(self, arch: Arch, *, test: bool = False) -> float:
         """Top-1 accuracy of an arch, in 0..1, with BatchNorm statistics of its own or of all."""
@@ -86,6 +89,7 @@ def _of_run(path: Path, data: str) -> Supernet:
         seed=recipe.seed,
         mean=recipe.mean,
         std=recipe.std,
+        version=_version_of(weights),
         frozen=frozen_of(state, "cpu"),
     )
 
@@ -93,12 +97,13 @@ def _of_run(path: Path, data: str) -> Supernet:
 def _of_bundle(path: Path, data: str) -> Supernet:
     bundle = load_bundle(path)
     space, made = bundle.space, bundle.provenance
-    seed, held_out = made.get("seed"), made.get("val_images")
+    seed = made.get("seed")
     seed = seed if isinstance(seed, int) else 0
+    share, count = _held_out(made)
     splits = load_splits(
         data,
-        held_out_share=HELD_OUT_SHARE,
-        held_out_images=held_out if isinstance(held_out, int) else 0,
+        held_out_share=share,
+        held_out_images=count,
         seed=seed,
         resolution=space.resolution(space.largest),
         preprocess=bundle.preprocess,
@@ -116,8 +121,31 @@ def _of_bundle(path: Path, data: str) -> Supernet:
         seed=seed,
         mean=preprocess.mean,
         std=preprocess.std,
+        version=bundle.version,
         frozen=FrozenStatistics(unpack_shared(space, bundle.statistics)) if shares else None,
     )
+
+
+def _held_out(made: Mapping[str, object]) -> tuple[float, int]:
+    """Share and number of held-out images, by which a bundle's run cut them off.
+
+    A bundle from before 2026-12 tells how many they were. Where classes are unequal and its run
+    cut by a share, some of them are others.
+    """
+    told = made.get("held_out")
+    if isinstance(told, Mapping):
+        share, images = told.get("share"), told.get("images")
+        if isinstance(share, float) and isinstance(images, int):
+            return share, images
+    count = made.get("val_images")
+    return HELD_OUT_SHARE, count if isinstance(count, int) else 0
+
+
+def _version_of(weights: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def _check_classes(
@@ -138,6 +166,7 @@ def with_images(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
+    version: str,
     frozen: FrozenStatistics | None = None,
 ) -> Supernet:
     """A supernet and its images. Calibration images are not changed at random."""
@@ -151,4 +180,5 @@ def with_images(
         evaluation_batches(splits.held_out, mean, std, "cpu"),
         evaluation_batches(splits.test, mean, std, "cpu"),
         frozen,
+        version,
     )

@@ -90,8 +90,8 @@ def configure_log(level: str, form: Literal["text", "json"]) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    # Tracebacks by default show the values of variables: keys are among them, and to write down a
-    # bundle's weights would hold up everybody.
+    # Tracebacks without the values of variables, by default shown: keys are among them, and to
+    # write down a bundle's weights would hold up everybody.
     last: list[Processor]
     if form == "json":
         told = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

@@ -190,6 +190,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "data": splits.title,
             "train_images": len(splits.train),
             "val_images": len(splits.held_out),
+            "held_out": {"share": recipe.held_out_share, "images": recipe.held_out_images},
             "test_images": len(splits.test),
             "epochs": recipe.epochs,
             "start": recipe.start or None,

@@ -10,16 +10,26 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.experiments.experiment import RESULTS_NAME, SETUP_NAME
+from trainer.engine.log import Record
 from trainer.samplers.scored.regret import lower_hull
 
+OWN = ("scale", "epochs", "data")
+"""What two experiments have to share."""
 
-def alone_curve(results: Path) -> Callable[[float], float] | None:
-    """FLOPs -> test loss of an arch that trains alone; None where ``results`` is not there.
 
-    results: the logs of the experiment ``ranking``. The curve is the lower convex hull of its archs
-    over log FLOPs (means over seeds). Beyond the first and the last it goes straight on.
+def alone_curve(ranking: Path, setup: Record) -> Callable[[float], float] | None:
+    """FLOPs -> test loss of an arch that trains alone; None where that is not known.
+
+    ranking: the folder of the experiment of that name, whose runs have to be as long and on the
+    same images as those of ``setup``. The curve is the lower convex hull of its archs over log
+    FLOPs (means over seeds). Beyond the first and the last it goes straight on.
     """
-    if not results.is_file():
+    results, path = ranking / RESULTS_NAME, ranking / SETUP_NAME
+    if not results.is_file() or not path.is_file():
+        return None
+    its = json.loads(path.read_text(encoding="utf-8"))
+    if any(its.get(name) != setup.get(name) for name in OWN):
         return None
     found: dict[int, list[float]] = defaultdict(list)
     for line in results.read_text(encoding="utf-8").splitlines():

@@ -7,12 +7,13 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
-from benchmarks.experiments.images import cached_splits
+from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
@@ -61,8 +62,12 @@ class AbstractExperiment(ABC):
 
     def _splits(self, seed: int) -> Splits:
         base = self.base
-        file = self.folder.parent / f"{base.name}-{base.resolution}.npz"
+        name = f"{base.name}-{base.resolution}-{cache_name(base.data)}.npz"
+        file = self.folder.parent / name
         return cached_splits(file, base.data, base.resolution, base.held_out_share, seed)
+
+    trains: ClassVar[bool] = True
+    """Whether there are runs, and so images."""
 
     @abstractmethod
     def setup(self) -> Record:
@@ -84,21 +89,25 @@ class AbstractExperiment(ABC):
         """Do what is not done yet. A signal ends it between two steps and loses nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / SETUP_NAME
-        length: Record = {"scale": self.base.name, "epochs": self.base.epochs}
+        own: Record = {"scale": self.base.name, "epochs": self.base.epochs}
+        if self.trains:
+            own["data"] = fingerprint(self.splits(0))
         if not path.is_file():
-            setup = length | self.setup()
+            setup = own | self.setup()
             path.write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
         setup = self.kept_setup()
-        kept = {name: setup.get(name) for name in length}
-        if kept != length:
-            raise ValueError(
-                f"{self.folder} holds runs of {kept['epochs']} epochs of {kept['scale']}, and this "
-                f"is {length['epochs']} epochs of {length['scale']}: name another folder (--out)"
-            )
+        for name, value in own.items():
+            if setup.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
+                    f"{name} {value}: name another folder (--out)"
+                )
         done = {(row["case"], row["seed"]) for row in self.results()}
         commit = provenance()["commit"]  # of the code that this process has read
+        there: list[str] = []
         with Interrupt() as interrupt:
             for case in self.cases(setup):
+                there.append(case.name)
                 if case.key in done or not self._wanted(case):
                     continue
                 cpu = time.process_time()
@@ -108,6 +117,14 @@ class AbstractExperiment(ABC):
                     file.write(json.dumps(row) + "\n")
                 cpu = time.process_time() - cpu
                 print(f"{case.name} seed {case.recipe.seed}: {cpu:.0f} s", file=sys.stderr)
+        self._check_only(there)
+
+    def _check_only(self, there: Iterable[str]) -> None:
+        """Raises ValueError where a name was asked for that no case has."""
+        names = dict.fromkeys(part for name in there for part in (name.split("/")[0], name))
+        for name in self.only:
+            if name not in names:
+                raise ValueError(f"--only {name} is not a case; there are {', '.join(names)}")
 
     def _wanted(self, case: Case) -> bool:
         return not self.only or case.name in self.only or case.name.split("/")[0] in self.only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from trainer.data.splits import LabelledImages, Splits, stratified_holdout
 def cached_splits(
     cache: Path, data: str, resolution: int, held_out_share: float, seed: int
 ) -> Splits:
-    """The splits that a run of this seed reads, from ``cache`` if it is there.
+    """Splits of a seed, from ``cache`` if it is there: the same for all runs of an experiment.
 
+    As many are held out, of every class, as in a run of ``trainer.run``, which holds out others.
     Raises ValueError as ``load_splits`` does.
     """
     if not cache.is_file():
@@ -29,6 +31,21 @@ def cached_splits(
     return Splits(
         train.take(torch.from_numpy(rest)), train.take(torch.from_numpy(held)), test, classes, name
     )
+
+
+def cache_name(data: str) -> str:
+    """A short name of where the data is, by which one cache is told from another."""
+    path = Path(data).expanduser()
+    where = str(path.resolve()) if path.exists() else data
+    return hashlib.sha256(where.encode()).hexdigest()[:8]
+
+
+def fingerprint(splits: Splits) -> str:
+    """A short name of the images themselves, the same wherever they lie: of the test images."""
+    test = splits.test
+    assert isinstance(test, LabelledImages)
+    parts = (test.images.contiguous().numpy(), test.labels.numpy())
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
 
 
 def _write(cache: Path, data: str, resolution: int, held_out_share: float) -> None:

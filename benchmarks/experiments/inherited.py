@@ -43,7 +43,13 @@ class Inherited(AbstractExperiment):
         for seed in self.seeds:
             supernet = self.base.replace(name="supernet", seed=seed)
             yield Case("supernet", supernet)
-            documents = by_case(self.results())["supernet"][seed]["archs"]
+            trained = by_case(self.results()).get("supernet", {})
+            if seed not in trained:
+                raise ValueError(
+                    f"the supernet of seed {seed} has not been trained, whose archs these are; add "
+                    "supernet to --only"
+                )
+            documents = trained[seed]["archs"]
             epochs = max(1, round(TUNED_EPOCHS * self.base.epochs))
             rate = TUNED_RATE * self.base.optimizer.learning_rate
             for size, document in enumerate(cast("list[dict[str, object]]", documents)):

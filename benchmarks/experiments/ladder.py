@@ -6,7 +6,8 @@ Where all runs train and are measured on the same archs, what differs is how oft
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,11 +51,38 @@ def step_times(base: Recipe, archs: Sequence[Arch], splits: Splits) -> list[floa
     The median over rounds in which all take turns, so that what slows the machine slows all.
     """
     trials = [Trial(alone(base, arch), splits) for arch in archs]
-    taken = np.zeros((ROUNDS, len(trials)))
+    return in_turn([partial(trial.step_ms, masked=False) for trial in trials])
+
+
+def part_times(base: Recipe, archs: Sequence[Arch], splits: Splits) -> dict[str, list[float]]:
+    """As ``step_times``, with the passes of a step apart: "step_ms", "pass_ms", "forward_ms".
+
+    A step is a run's, whose generator learns as well. A pass is forward and backward, on as many
+    images; the forward one alone is without gradients.
+    """
+    trials = [Trial(_one_of(base, arch), splits) for arch in archs]
+    tasks: list[Callable[[], float]] = []
+    for trial, arch in zip(trials, archs, strict=True):
+        tasks.append(partial(trial.step_ms, masked=False))
+        tasks += [partial(trial.pass_ms, arch, backward=backward) for backward in (True, False)]
+    taken = in_turn(tasks)
+    return {name: taken[k::3] for k, name in enumerate(("step_ms", "pass_ms", "forward_ms"))}
+
+
+def in_turn(tasks: Sequence[Callable[[], float]]) -> list[float]:
+    """What each took, in milliseconds: medians over rounds in which all take turns."""
+    taken = np.zeros((ROUNDS, len(tasks)))
     for turn in range(ROUNDS):
-        for place, trial in enumerate(trials):
-            taken[turn, place] = sum(trial.step_ms(masked=False) for _ in range(STEPS)) / STEPS
+        for place, task in enumerate(tasks):
+            taken[turn, place] = sum(task() for _ in range(STEPS)) / STEPS
     return [round(ms, 3) for ms in np.median(taken[1:], axis=0).tolist()]
+
+
+def _one_of(base: Recipe, arch: Arch) -> Recipe:
+    """A recipe that draws one arch, and whose generator learns its budgets."""
+    document = get_space(base.space).arch_to_json(arch)
+    options = base.sampler_options.replace(archs=(document,))
+    return base.replace(sampler="static-tilt", sampler_options=options)
 
 
 def alone(base: Recipe, arch: Arch) -> Recipe:

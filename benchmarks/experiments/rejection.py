@@ -32,6 +32,8 @@ class Rejection(AbstractExperiment):
     do. What rejection takes is the time of a draw over the share of 200,000 that fit.
     """
 
+    trains = False
+
     def setup(self) -> Record:
         return cast("Record", {"machine": machine(), **{n: _measure(n) for n in SPACES}})
 

@@ -22,6 +22,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 class UniformArchs(AbstractExperiment):
     """No training: everything is in ``setup``."""
 
+    trains = False
+
     def setup(self) -> Record:
         return cast("Record", {name: _histogram(get_space(name)) for name in SPACES})
 

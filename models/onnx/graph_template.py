@@ -65,11 +65,15 @@ class Template:
 
     @classmethod
     def parse(cls, data: bytes) -> Template:
-        """From what ``export_template`` gives. Raises ValueError if that is something else."""
+        """From what ``export_template`` gives. Raises ValueError if that is something else.
+
+        A bundle may come from anybody: a template that names other files is refused.
+        """
         try:
             model = onnx.load_model_from_string(data)
         except Exception as error:  # noqa: BLE001 - protobuf's own error class is not public
             raise ValueError(f"no ONNX model: {error}") from None
+        _refuse_files(model)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         for key in (BLOCKS_KEY, PERMUTATIONS_KEY):
             if key not in metadata:
@@ -112,6 +116,24 @@ class Template:
             back = np.argsort(axes)
             laid_out[name] = np.ascontiguousarray(weights[name].transpose(axes)).transpose(back)
         return laid_out
+
+
+def _refuse_files(message: Any) -> None:
+    """Raises ValueError for whatever in a model makes a runtime read a file beside it."""
+    if isinstance(message, onnx.TensorProto) and (
+        message.external_data or message.data_location == onnx.TensorProto.EXTERNAL
+    ):
+        raise ValueError(
+            f"not a whole model: tensor {message.name!r:.60} is in another file; store it inside"
+        )
+    if isinstance(message, onnx.NodeProto) and message.op_type == "EPContext":
+        raise ValueError(
+            "not a whole model: EPContext stands for a compiled engine; export a graph"
+        )
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                _refuse_files(one)
 
 
 def _transpose(node: onnx.NodeProto) -> Callable[..., np.ndarray]:

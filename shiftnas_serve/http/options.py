@@ -7,6 +7,7 @@ would answer whoever wrote a budget where nobody reads it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import parse_qsl
@@ -24,6 +25,21 @@ _PLACES = (
     f"budgets are headers ({', '.join(kind.header for kind in BUDGET_KINDS)}), top_k is of the "
     "query, the image is the body"
 )
+PLACES_V2 = (
+    f"budgets are parameters of the request ({', '.join(kind.parameter for kind in BUDGET_KINDS)}) "
+    "or headers, classification is a parameter of the output probabilities"
+)
+"""The same for requests of the Open Inference Protocol."""
+# What people call them, by what they mean. Of latency only whole names: gateways have headers that
+# end so.
+_LOOKALIKES = {
+    "flops": re.compile(rb".*(flop|budget).*"),
+    "latency_ms": re.compile(
+        rb"(x[-_])?(max[-_]?)?latency([-_]?(ms|millis|milliseconds|limit|target|max))*"
+    ),
+    "confidence": re.compile(rb"(x[-_])?confidence[-_]?(threshold|level)"),
+    "top_k": re.compile(rb"(x[-_])?top[-_]?k"),
+}
 
 
 def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
@@ -55,11 +71,17 @@ def _check(name: bytes) -> None:
     """Refuse what looks like a budget. To look closely takes time, and clients send the same."""
     shown = name.decode("latin-1")
     near = difflib.get_close_matches(shown, _NAMES, n=1, cutoff=0.75)
-    if near or b"budget" in name:
-        kind = _KINDS[near[0].encode()] if near else BUDGET_KINDS[0]
-        raise Problem(
-            400, f"no header {shown!r:.60} is read; did you mean {kind.header}: {kind.example}?"
-        )
+    if near:
+        meant = _KINDS[near[0].encode()].name
+    else:
+        meant = next((what for what, one in _LOOKALIKES.items() if one.fullmatch(name)), None)
+    if meant is None:
+        return
+    right = "?top_k=5 in the query of /classify"
+    if meant != "top_k":
+        kind = _KINDS_BY_NAME[meant]
+        right = f"{kind.header}: {kind.example}"
+    raise Problem(400, f"no header {shown!r:.60} is read; did you mean {right}?")
 
 
 def read_top_k(query: bytes, classes: int) -> int:
@@ -77,18 +99,26 @@ def read_top_k(query: bytes, classes: int) -> int:
     return min(int(text), classes)
 
 
-def refuse_others(names: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Raises Problem 400 for a name that is none of ``known``, with the places of all options."""
+def refuse_query(query: bytes) -> None:
+    """Of a v2 request, whose query says nothing. Raises Problem 400."""
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    refuse_others(names, (), "the query", PLACES_V2)
+
+
+def refuse_others(
+    names: Iterable[str], known: Sequence[str], where: str, places: str = _PLACES
+) -> None:
+    """Raises Problem 400 for a name that is none of ``known``, with the ``places`` of options."""
     for name in names:
         if name not in known:
-            taken = ", ".join(known)
-            raise Problem(400, f"{where} takes {taken}, not {name!r:.60}; {_PLACES}")
+            taken = ", ".join(known) or "nothing"
+            raise Problem(400, f"{where} takes {taken}, not {name!r:.60}; {places}")
 
 
 def budget_texts(parameters: Mapping[str, object]) -> dict[str, str]:
     """Budgets among the parameters of a v2 request, by the name of their kind."""
     known = [*(kind.parameter for kind in BUDGET_KINDS), "binary_data_output"]
-    refuse_others(parameters, known, "parameters")
+    refuse_others(parameters, known, "parameters", PLACES_V2)
     found = {}
     for kind in BUDGET_KINDS:
         value = parameters.get(kind.parameter)

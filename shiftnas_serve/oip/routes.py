@@ -3,7 +3,8 @@
 The same model for clients that speak the protocol of KServe and Triton, with Triton's binary tensor
 and classification extensions. Input ``image``: BYTES, encoded JPEG, PNG or WebP (base64 where the
 tensor is JSON). Budgets are request parameters named as the headers are, ``flops_budget``,
-``latency_budget`` and ``confidence``, or the headers themselves.
+``latency_budget`` and ``confidence``, or the headers themselves. Anywhere else they are refused,
+and so is a key that stands twice.
 
 Source: github.com/kserve/open-inference-protocol, inference_rest.md; Triton's
 extension_binary_data.md and extension_classification.md.
@@ -24,7 +25,7 @@ from models import __version__
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.body import in_turn, read_body
 from shiftnas_serve.http.classify import Counted, client_gone
-from shiftnas_serve.http.options import add_budgets, read_budgets
+from shiftnas_serve.http.options import add_budgets, read_budgets, refuse_query
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
 from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
@@ -74,12 +75,16 @@ def oip_routes(state: ServerState) -> list[Route]:
         headers = scope["state"]["headers"]
         state.keys.check(headers)
         engine, model = state.serving(), known(scope)
+        refuse_query(scope["query_string"])
+        budgets = read_budgets(scope["headers"])
         with engine.room.share() as share:
             body = await read_body(scope, receive, share, state.settings)
             parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower().encode()))
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
-            budgets = read_budgets(scope["headers"])
+            if asked.model_name not in (None, model.name.name):
+                given = f"the body says model {asked.model_name!r:.60}"
+                raise Problem(400, f"{given}, the path {model.name.name!r}; name the same in both")
             add_budgets(budgets, asked.budgets)
             share.add(len(asked.images))
             answer = partial(

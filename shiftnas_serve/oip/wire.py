@@ -6,8 +6,11 @@ asked, whatever form it had.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -17,7 +20,7 @@ from models.bundle.folder import Bundle
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.http.answers import AsciiJson
 from shiftnas_serve.http.body import decode_base64
-from shiftnas_serve.http.options import budget_texts
+from shiftnas_serve.http.options import PLACES_V2, budget_texts, refuse_others
 from shiftnas_serve.problem import Problem
 
 MAX_IMAGES = 64
@@ -36,12 +39,17 @@ _TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
 _MAX_OUTPUTS = 16
 # No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
 _MAX_VALUES = 1_000
+# Encoded images: to look for keys that stand twice, nobody needs a copy of them.
+_LONG_TEXT = re.compile(rb'(?<!\\)"[A-Za-z0-9+/=_-]{64,}+"')
+# The second is of clients that say for their own sake what they have encoded.
+_INPUT_PARAMETERS = ("binary_data_size", "content_type")
+_OUTPUT_PARAMETERS = ("classification", "binary_data")
 
 Json = dict[str, object]
 Parameters = dict[str, str | int | float | bool | None]
 
 
-class _Input(msgspec.Struct):
+class _Input(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     datatype: str = ""
     shape: list[int] = []
@@ -49,7 +57,7 @@ class _Input(msgspec.Struct):
     data: list[str] = []
 
 
-class _Output(msgspec.Struct):
+class _Output(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     parameters: Parameters = {}
 
@@ -57,6 +65,7 @@ class _Output(msgspec.Struct):
 class _Request(msgspec.Struct, forbid_unknown_fields=True):
     inputs: tuple[_Input]
     id: str | None = None
+    model_name: str | None = None
     parameters: Parameters = {}
     outputs: list[_Output] = []
 
@@ -72,9 +81,13 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request that was understood: encoded images, budgets by the name of their kind, outputs."""
+    """A request that was understood: encoded images, budgets by the name of their kind, outputs.
+
+    model_name: KServe's client says it here too.
+    """
 
     id: str | None
+    model_name: str | None
     images: Sequence[bytes]
     budgets: Mapping[str, str]
     outputs: Sequence[WantedOutput]
@@ -91,19 +104,43 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
         raise Problem(400, f"the JSON has more than {_MAX_VALUES:,} values; {wanted}")
     try:
         asked = msgspec.json.decode(memoryview(body)[:split], type=_Request)
+        _refuse_repeated(body[:split])
     except msgspec.ValidationError as error:
-        raise Problem(400, f"{str(error)[:200]}; {wanted}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        right = PLACES_V2 if "unknown field" in str(error) else wanted
+        raise Problem(400, f"{str(error)[:200]}; {right}") from None
+    except (ValueError, RecursionError):  # msgspec's own and of texts that are not UTF-8, too
         raise Problem(400, "the body is not JSON; see /v2/models/NAME for what it takes") from None
     (tensor,) = asked.inputs
     if tensor.name != "image":
         raise Problem(400, f"{wanted}, not {tensor.name!r:.40}")
     return InferRequest(
         None if asked.id is None else asked.id[:128],
+        asked.model_name,
         _images(tensor, body[split:]),
         budget_texts(asked.parameters),
-        _outputs(asked.outputs, bool(asked.parameters.get("binary_data_output", False))),
+        _outputs(asked.outputs, _flag(asked.parameters, "binary_data_output", default=False)),
     )
+
+
+def _refuse_repeated(text: bytes) -> None:
+    """A key that stands twice in one object: by the last, a budget would be lost in silence."""
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            names = sorted(name for name, _ in pairs)
+            twice = next(one for one, other in pairwise(names) if one == other)
+            raise Problem(400, f"{twice!r:.60} stands several times in one object; send it once")
+
+    json.loads(_LONG_TEXT.sub(b'""', text), object_pairs_hook=look)
+
+
+def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+    value = parameters.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Problem(400, f"{name} is true or false, not {value!r:.40}")
+    return value
 
 
 def _length(text: bytes, most: int) -> int:
@@ -118,10 +155,13 @@ def _images(tensor: _Input, binary: bytes) -> list[bytes]:
     if tensor.datatype != "BYTES":
         given = tensor.datatype[:20]
         raise Problem(400, f"image has datatype BYTES (encoded images), not {given}")
+    refuse_others(tensor.parameters, _INPUT_PARAMETERS, "parameters of image", PLACES_V2)
     size = tensor.parameters.get("binary_data_size")
-    if size not in (None, len(binary)):
-        raise Problem(400, f"binary_data_size is {size!r:.20}, the body holds {len(binary)}")
     sent = size is not None
+    if isinstance(size, bool) or (size if sent else 0) != len(binary):
+        raise Problem(400, f"binary_data_size is {size!r:.20}, the body holds {len(binary)}")
+    if sent and tensor.data:
+        raise Problem(400, "image has both data and binary_data_size; send its images once")
     images = _elements(binary) if sent else [decode_base64(text) for text in tensor.data]
     if not 1 <= len(images) <= MAX_IMAGES:
         raise Problem(400, f"image holds {len(images)} images; 1 to {MAX_IMAGES} are allowed")
@@ -153,10 +193,12 @@ def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
     for one in wanted or map(_Output, OUTPUTS):
         if one.name not in OUTPUTS:
             raise Problem(400, f"no output {one.name!r:.40}; there are: {', '.join(OUTPUTS)}")
-        classes = one.parameters.get("classification", 0)
-        if not isinstance(classes, int) or classes < 0 or (classes and one.name != CLASSES):
+        refuse_others(one.parameters, _OUTPUT_PARAMETERS, f"parameters of {one.name}", PLACES_V2)
+        classes = one.parameters.get("classification") or 0
+        is_number = isinstance(classes, int) and not isinstance(classes, bool) and classes >= 0
+        if not is_number or (classes and one.name != CLASSES):
             raise Problem(400, f"classification is a number of classes, of {CLASSES}")
-        binary = bool(one.parameters.get("binary_data", all_binary))
+        binary = _flag(one.parameters, "binary_data", default=all_binary)
         found.append(WantedOutput(one.name, binary, classes))
     return found
 

@@ -10,6 +10,7 @@ from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.alone import alone_curve
 from benchmarks.experiments.experiment import AbstractExperiment
 from benchmarks.experiments.paired import interval
+from benchmarks.experiments.samplers import overheads
 from benchmarks.experiments.scales import digits_scale
 from benchmarks.experiments.settings import Groups
 from benchmarks.experiments.static_tilts import DISTRIBUTIONS, StaticTilts
@@ -38,9 +39,23 @@ def test_a_table_pairs_seeds_and_leaves_out_those_that_are_not_there():
     assert "| b | 1 | 10 | -0.100 |" in lines[3]
 
 
+def test_time_is_counted_as_it_was_taken():
+    """Steps, passes and forward passes of a machine whose every time is known."""
+    flops = [1_000_000, 3_000_000, 8_000_000]
+    pass_ms = [6e-6 * (f + 500_000) for f in flops]
+    taken = {
+        "pass_ms": pass_ms,
+        "step_ms": [ms + 12.0 for ms in pass_ms],
+        "forward_ms": [0.25 * ms for ms in pass_ms],
+    }
+    found = overheads(flops, taken)
+    assert found == {"step_flops": 2_000_000, "pass_flops": 500_000, "forward_weight": 0.75}
+
+
 def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
-    logs = tmp_path / "results.jsonl"
-    assert alone_curve(logs) is None
+    logs, setup = tmp_path / "results.jsonl", {"scale": "nano", "epochs": 4, "data": "a"}
+    assert alone_curve(tmp_path, setup) is None
+    (tmp_path / "setup.json").write_text(json.dumps(setup | {"archs": []}), encoding="utf-8")
     alone = [(1, 0, 4.0), (10, 0, 2.9), (10, 1, 3.1), (100, 0, 3.9), (1000, 0, 3.0)]
     lines = [
         {"case": f"alone-{f}", "seed": seed, "rows": [{"flops": f, "test_loss": loss}]}
@@ -48,7 +63,9 @@ def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
     ]
     lines.append({"case": "shift", "seed": 0, "rows": [{"flops": 5, "test_loss": 0.0}] * 2})
     logs.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    curve = alone_curve(logs)
+    for other in ({"scale": "cnn"}, {"epochs": 8}, {"data": "b"}):
+        assert alone_curve(tmp_path, setup | other) is None
+    curve = alone_curve(tmp_path, setup)
     # 100 is worse than its neighbours, so the curve passes below; it goes on beyond both ends
     expected = {0.1: 5.0, 1: 4.0, 10**0.5: 3.5, 10: 3.0, 100: 3.0, 1000: 3.0, 1e4: 3.0}
     assert {f: round(curve(f), 6) for f in expected} == expected
@@ -108,9 +125,14 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
 
     assert main([*arguments, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
-    assert "holds runs of 2 epochs of digits, and this is 3 epochs of digits" in said
+    assert "holds runs of epochs 2, and these would be of epochs 3: name another folder" in said
     assert main([*arguments, "--epochs", "0"]) == 2
     assert "a run has 1 or more" in capsys.readouterr().err
+    assert main([*arguments, "--only", "5 groups"]) == 2
+    assert "--only 5 groups is not a case; there are 6 groups, " in capsys.readouterr().err
+    tuned = ["inherited", *arguments[1:-1], str(tmp_path / "inherited"), "--only", "tuned-0"]
+    assert main(tuned) == 2
+    assert "add supernet to --only" in capsys.readouterr().err
 
     one = tmp_path / "one"
     chosen = ["groups", "--scale", "digits", "--seeds", "2", "--only", "6 groups"]

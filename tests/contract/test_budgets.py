@@ -151,7 +151,8 @@ def test_a_budget_that_is_repeated_binds_by_its_smallest(client, png, turn):
     [
         *("FLOP-Budget", "FLOPS_Budget", "FLOPs-Budgets", "X-FLOPs-Budget", "Budget-FLOPs"),
         *("MACs-Budget", "Latency-Budgets", "Latency_Budget", "X-Latency-Budget", "Budget"),
-        *("Latency-Budget-Ms", "FlopsBudget"),
+        *("Latency-Budget-Ms", "FlopsBudget", "FLOPs", "X-Flops", "Max-FLOPs", "FLOPs-Limit"),
+        *("Latency", "Latency-Ms", "latency_ms", "Max-Latency", "X-Latency"),
     ],
 )
 def test_a_misspelt_budget_is_refused_and_the_right_name_said(client, png, header):
@@ -161,8 +162,15 @@ def test_a_misspelt_budget_is_refused_and_the_right_name_said(client, png, heade
     assert right in body["detail"]
 
 
+@pytest.mark.parametrize("header", ["Top-K", "top_k", "TopK"])
+def test_top_k_as_a_header_is_refused_and_the_right_place_said(client, png, header):
+    answer = client.post("/classify", content=png, headers={**PNG, header: "1"})
+    assert_problem(answer, 400, "top_k=5 in the query")
+
+
 def test_headers_that_are_no_options_do_not_matter(client, png):
     fields = {"X-Forwarded-For": "10.0.0.1", "Priority": "u=1", "Save-Data": "on", "X-Request": "a"}
+    fields |= {"X-Kong-Proxy-Latency": "3", "X-Envoy-Expected-Rq-Timeout-Ms": "9", "DPR": "2"}
     assert ask(client, png, **fields).status_code == 200
 
 

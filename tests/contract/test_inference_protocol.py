@@ -111,6 +111,8 @@ def test_the_classification_extension_names_labels(triton, bundle: Bundle, png):
         ({"parameters": {"flops_budget": "lots"}}, "(?i)flops.budget"),
         ({"parameters": {"flops_budget": 1}}, "smallest"),
         ({"parameters": {"flop_budget": 1000000}}, "flops_budget"),
+        ({"query_params": {"flops_budget": "1M"}}, "the query takes nothing.*flops_budget"),
+        ({"headers": {"FLOPs": "1M"}}, "did you mean FLOPs-Budget"),
         ({"outputs": [InferRequestedOutput("logits")]}, "logits"),
         ({"inputs": [image_input(b"not an image")]}, "image"),
         ({"inputs": [InferInput("pixels", [1], "BYTES")]}, "'image'"),
@@ -151,3 +153,12 @@ def test_malformed_requests_are_400_and_say_why(client, bundle: Bundle, body, le
     answer = client.post(f"/v2/models/{bundle.name}/infer", content=body, headers=length)
     assert answer.status_code == 400, answer.text[:300]
     assert 0 < len(answer.json()["error"]) < 500
+
+
+def test_a_model_that_the_body_names_is_the_one_of_the_path(client, bundle: Bundle, b64):
+    """KServe's client names it in both."""
+    path, image = f"/v2/models/{bundle.name}/infer", {**ONE, "data": [b64]}
+    for name, status in ((bundle.name, 200), ("another", 400)):
+        answer = client.post(path, json={"id": "1", "model_name": name, "inputs": [image]})
+        assert answer.status_code == status, answer.text
+    assert "name the same in both" in answer.json()["error"]

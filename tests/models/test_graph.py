@@ -164,6 +164,44 @@ def test_weights_that_do_not_fit_are_named():
         Template.parse(b"graph")
 
 
+def outside() -> onnx.TensorProto:
+    tensor = onnx.TensorProto(
+        name="w", data_type=onnx.TensorProto.UINT8, dims=[4], raw_data=b"abcd"
+    )
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return tensor
+
+
+@pytest.mark.parametrize("where", ["initializer", "sparse", "constant", "branch", "function"])
+def test_a_template_that_names_other_files_is_refused(where):
+    model = onnx.load_model_from_string(template_of("nano-cnn"))
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=outside())
+    branch = onnx.helper.make_graph([constant], "branch", [], [])
+    if where == "initializer":
+        model.graph.initializer.append(outside())
+    elif where == "sparse":
+        model.graph.sparse_initializer.add().values.CopyFrom(outside())
+    elif where == "constant":
+        model.graph.node.append(constant)
+    elif where == "branch":
+        model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch))
+    else:
+        model.functions.add().node.append(constant)
+    with pytest.raises(ValueError, match="tensor 'w' is in another file"):
+        Template.parse(model.SerializeToString())
+
+
+def test_a_template_with_a_compiled_engine_is_refused():
+    """It may name a file."""
+    model = onnx.load_model_from_string(template_of("nano-cnn"))
+    attributes = {"ep_cache_context": "secret.bin", "embed_mode": 0}
+    node = onnx.helper.make_node("EPContext", [], ["w"], domain="com.microsoft", **attributes)
+    model.graph.node.append(node)
+    with pytest.raises(ValueError, match="EPContext"):
+        Template.parse(model.SerializeToString())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_the_exporter_says_the_same(name):

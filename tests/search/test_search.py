@@ -1,6 +1,7 @@
 """Searches keep the budget, find what is better, and go on where they were stopped."""
 
 import json
+import shutil
 from unittest.mock import patch
 
 import numpy as np
@@ -18,6 +19,7 @@ from search.log import TriedArchs
 from search.supernet import open_supernet
 from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
+from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
 
 SPACE = get_space("nano-cnn")
 BUDGET = 0.6 * SPACE.max_flops
@@ -144,6 +146,29 @@ def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, t
             assert row["flops"] == SPACE.flops(SPACE.arch_from_json(row["arch"])) <= 1e6
             assert 0 <= row["held_out_accuracy"] <= 1
             assert 0 <= row["test_accuracy"] <= 1
+
+
+def test_a_bundle_is_tried_on_what_its_run_held_out(trained_run):
+    """Digits have classes of 174 to 183 images: a share of each is not as many in all."""
+    run, bundle = (open_supernet(p, "digits") for p in (trained_run, trained_run / "bundle"))
+    for its, other in zip(run.held_out, bundle.held_out, strict=True):
+        assert torch.equal(its.images, other.images)
+
+
+def test_scores_of_other_weights_are_not_taken_over(trained_run, tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "tried.jsonl"
+    shutil.copytree(trained_run, run)
+    arguments = ["random", str(run), "--flops", "1M", "--data", "digits", "--out", str(file)]
+    assert main([*arguments, "--evaluations", "4", "--json"]) == 0
+    assert main([*arguments, "--evaluations", "2", "--json"]) == 0
+    whole, fewer = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (whole["evaluations"], fewer["evaluations"]) == (4, 2)
+
+    state = load_checkpoint(run)
+    next(iter(state["net"].values())).mul_(2)
+    save_checkpoint(run, state)
+    assert main([*arguments, "--evaluations", "4"]) == 2
+    assert "is of another search" in capsys.readouterr().err
 
 
 @every_search

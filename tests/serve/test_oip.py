@@ -58,6 +58,56 @@ def test_malformed_requests_are_refused(body, length):
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        # a budget where nobody reads it
+        (b'"id"', b'"flops_budget": "4M", "id"', "flops_budget.*parameters of the request"),
+        (b'"name"', b'"flops_budget": "4M", "name"', "flops_budget.*parameters of the request"),
+        (b'"data"', b'"parameters": {"flops_budget": "4M"}, "data"', "parameters of image"),
+        (b'"classification"', b'"flops_budget": 4, "classification"', "parameters of probab"),
+        (b'"name": "prob', b'"latency_budget": 4, "name": "prob', "latency_budget"),
+        (b'"flops_budget": "1M"', b'"top_k": 4', "classification is a parameter"),
+        # what stands twice
+        (b'"flops_budget": "1M"', b'"flops_budget": 4, "flops_budget": "1M"', "'flops_budget'"),
+        (b'"flops_budget"', b'"flops_budget": 4, "flops\\u005fbudget"', "'flops_budget'"),
+        (b'"id"', b'"parameters": {}, "id"', "'parameters' stands several times"),
+        (b'"inputs"', b'"outputs": [], "inputs"', "'outputs' stands several times"),
+        (b'"data"', b'"data": ["%b"], "data"' % (b"a" * 999), "'data' stands several times"),
+        # what is not what it looks like
+        (b"true", b'"false"', "binary_data is true or false, not 'false'"),
+        (b'"flops_budget"', b'"binary_data_output": 0, "flops_budget"', "true or false"),
+        (b'"classification": 2', b'"classification": true', "number of classes"),
+        (b'"data"', b'"parameters": {"shared_memory_region": "a"}, "data"', "shared_memory_region"),
+        (b'"data"', b'"parameters": {"binary_data_size": 0}, "data"', "both data and binary"),
+    ],
+)
+def test_what_could_mean_two_things_is_refused(old, new, says):
+    body = (
+        b'{"id": "a \\"b\\": c", "parameters": {"flops_budget": "1M"}, "outputs": [{"name": '
+        b'"probabilities", "parameters": {"classification": 2, "binary_data": true}}], "inputs": '
+        b'[{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aa=="]}]}'
+    )
+    asked = parse_request(body, None)
+    assert (asked.budgets, asked.outputs[0].binary) == ({"flops": "1M"}, True)
+    with pytest.raises(Problem, match=says) as refused:
+        parse_request(body.replace(old, new, 1), None)
+    assert refused.value.status == 400
+
+
+def test_bytes_behind_the_json_that_it_does_not_name_are_refused():
+    body = ONE % b'"id": "1"'
+    with pytest.raises(Problem, match="binary_data_size is None, the body holds 3"):
+        parse_request(body + b"abc", b"%d" % len(body))
+
+
+def test_what_clients_of_kserve_and_mlserver_say_beside_is_understood():
+    body = (ONE % b'"id": "1", "model_name": "m"').replace(
+        b'"data"', b'"parameters": {"content_type": "base64"}, "data"'
+    )
+    assert parse_request(body, None).model_name == "m"
+
+
 def test_a_refusal_of_many_inputs_says_little():
     inputs = b", ".join([b'{"name": "pixels"}'] * 10_000)
     with pytest.raises(Problem, match="one tensor 'image'") as refused:

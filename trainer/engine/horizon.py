@@ -5,9 +5,10 @@ forward passes of steps and of updates of B, by the FLOPs of the subnet that run
 costs the whole supernet), and backward passes, each counted as two forward ones. Evaluations are
 not counted, nor is the generator, which runs once a step whatever is drawn.
 
-A step's time has a part that does not follow FLOPs. ``SamplerOptions.step_flops`` says how large it
-is, as FLOPs: then the same count is of time, on a machine where a step takes a + b FLOPs, a / b
-being that.
+Time has parts that do not follow FLOPs, once in a step and once in every pass.
+``SamplerOptions.step_flops`` and ``pass_flops`` say how large they are, as FLOPs, and
+``forward_weight`` what a pass counts that trains nothing: then the same count is of time.
+``benchmarks/experiments/samplers.py`` fits all three to a machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from models.space.search_space import SearchSpace
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.base import AbstractSampler
 
 FORWARD_AND_BACKWARD = 3
@@ -57,26 +59,31 @@ def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -
     """Of a run of the recipe's epochs, or of its hours or compute where one is not 0."""
     steps = recipe.epochs * steps_per_epoch
     if recipe.compute:
-        share = 1 / recipe.generator.masked_every
-        beside = recipe.sampler_options.step_flops
-        mean = share * mean_step_flops(sampler, beside, masked=True)
-        mean += (1 - share) * mean_step_flops(sampler, beside, masked=False)
-        steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * mean))
+        step_flops = masked_and_sliced_flops(recipe, sampler)
+        steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * step_flops))
     return Horizon(steps, steps_per_epoch, recipe.compute or 3600 * recipe.training_hours)
 
 
-def mean_step_flops(sampler: AbstractSampler, step_flops: float = 0.0, *, masked: bool) -> float:
+def masked_and_sliced_flops(recipe: Recipe, sampler: AbstractSampler) -> float:
+    """The mean over a run's steps of what one counts for each image, its overhead included."""
+    share = 1 / recipe.generator.masked_every
+    masked, sliced = (mean_step_flops(sampler, masked=m, overhead=True) for m in (True, False))
+    return share * masked + (1 - share) * sliced
+
+
+def mean_step_flops(sampler: AbstractSampler, *, masked: bool, overhead: bool = False) -> float:
     """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
 
     A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
-    its budget, which the generator learns to use up.
+    its budget, which the generator learns to use up. overhead: with the options' ``step_flops`` and
+    ``pass_flops``.
     """
     rng = torch.Generator().manual_seed(0)
-    space = sampler.space
-    total = 0.0
+    space, options = sampler.space, sampler.options
+    total = DRAWS * options.step_flops if overhead else 0.0
     for _ in range(DRAWS):
         for draw in sampler.draw(rng):
-            total += step_flops
+            total += options.pass_flops if overhead else 0.0
             if draw.arch is not None:
                 total += space.flops(draw.arch)
             else:
@@ -86,17 +93,31 @@ def mean_step_flops(sampler: AbstractSampler, step_flops: float = 0.0, *, masked
 
 
 def step_compute(
-    space: SearchSpace, subnets: Iterable[Arch | Relaxed], images: int, step_flops: float
+    space: SearchSpace,
+    subnets: Iterable[Arch | Relaxed],
+    images: int,
+    options: SamplerOptions,
+    *,
+    asks_largest: bool = False,
 ) -> int:
-    """Multiply-adds of forward and backward passes of subnets, each on so many images."""
-    each = (pass_flops(space, subnet, step_flops) for subnet in subnets)
-    return FORWARD_AND_BACKWARD * images * sum(each)
+    """Multiply-adds of a step: forward and backward passes of subnets, each on so many images.
+
+    asks_largest: a forward pass of the largest subnet is among them, which teaches the others.
+    """
+    each = sum(pass_flops(space, subnet, options.pass_flops) for subnet in subnets)
+    teacher = forward_flops(space, space.largest, options) if asks_largest else 0
+    return images * (FORWARD_AND_BACKWARD * (each + round(options.step_flops)) + teacher)
 
 
-def pass_flops(space: SearchSpace, subnet: Arch | Relaxed, step_flops: float) -> int:
-    """Of one image's forward pass, with what a pass costs beside (``SamplerOptions``).
+def forward_flops(space: SearchSpace, subnet: Arch | Relaxed, options: SamplerOptions) -> int:
+    """What a forward pass of one image counts that no backward one follows."""
+    return round(options.forward_weight * pass_flops(space, subnet, options.pass_flops))
+
+
+def pass_flops(space: SearchSpace, subnet: Arch | Relaxed, overhead: float) -> int:
+    """Of one image's forward pass, with what a pass costs beside (``SamplerOptions.pass_flops``).
 
     Masks run the whole supernet.
     """
     flops = space.max_flops if isinstance(subnet, Relaxed) else space.flops(subnet)
-    return flops + round(step_flops)
+    return flops + round(overhead)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -21,11 +21,12 @@ from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.data.batches import Batch
-from trainer.engine.horizon import FORWARD_AND_BACKWARD, pass_flops
+from trainer.engine.horizon import FORWARD_AND_BACKWARD, forward_flops, pass_flops
 from trainer.engine.optim import Schedule
 from trainer.engine.state import TrainingState
 from trainer.ranks import ALONE, Ranks
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import SamplerOptions
 from trainer.samplers.probe import Probe
 
 LEVEL_IMAGES = 1000
@@ -40,7 +41,7 @@ class BatchProbe(Probe):
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
     them that run one after another. recompute: as in ``AbstractNet``. compute: multiply-adds spent
     by asking, on this rank's images (``trainer.engine.horizon``). fixed: held-out images in their
-    order, the same on every rank. step_flops: as in ``SamplerOptions``. frozen: statistics by which
+    order, the same on every rank. options: by which compute is counted. frozen: statistics by which
     BatchNorm normalizes instead.
     """
 
@@ -57,7 +58,7 @@ class BatchProbe(Probe):
     frozen: FrozenStatistics | None = None
     average: AbstractNet | None = None
     fixed: Iterable[Batch] = ()
-    step_flops: float = 0.0
+    options: SamplerOptions = field(default_factory=SamplerOptions)
     compute: int = 0
 
     @property
@@ -73,10 +74,7 @@ class BatchProbe(Probe):
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
-        passes = FORWARD_AND_BACKWARD if torch.is_grad_enabled() else 1
-        self.compute += (
-            passes * pass_flops(self.net.space, arch, self.step_flops) * len(self.images)
-        )
+        self._count(arch, len(self.images), trains=torch.is_grad_enabled())
         run = self._loss
         if self.accumulate > 1:
             # keeps nothing of a part, and runs it again for its gradients
@@ -114,7 +112,7 @@ class BatchProbe(Probe):
             logits = self.served(images, arch, self.frozen)
             losses = F.cross_entropy(logits, batch.labels, reduction="sum")
             total, seen = total + losses.float().cpu(), seen + len(images)
-            self._count(arch, len(images), 1)
+            self._count(arch, len(images), trains=False)
             if seen >= LEVEL_IMAGES:
                 break
         assert seen, "a level is of fixed images"
@@ -128,8 +126,13 @@ class BatchProbe(Probe):
         mean = torch.stack(others).mean(0)
         return [float(gradient @ mean) for gradient in own]
 
-    def _count(self, arch: Arch | Relaxed, images: int, passes: int) -> None:
-        self.compute += passes * images * pass_flops(self.net.space, arch, self.step_flops)
+    def _count(self, arch: Arch | Relaxed, images: int, *, trains: bool) -> None:
+        space, options = self.net.space, self.options
+        if trains:
+            flops = FORWARD_AND_BACKWARD * pass_flops(space, arch, options.pass_flops)
+        else:
+            flops = forward_flops(space, arch, options)
+        self.compute += images * flops
 
     def _gradient(self, arch: Arch, part: slice) -> Tensor:
         """Of the loss on a part of the batch, for all weights, in one row."""
@@ -137,9 +140,7 @@ class BatchProbe(Probe):
         loss = self._loss(arch, False, images, labels)
         parameters = list(self.net.parameters())
         found = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        self.compute += (
-            FORWARD_AND_BACKWARD * pass_flops(self.net.space, arch, self.step_flops) * len(images)
-        )
+        self._count(arch, len(images), trains=True)
         return self.ranks.average(torch.cat([gradient.flatten() for gradient in found]))
 
     def _loss(self, arch: Arch | Relaxed, before: bool, images: Tensor, labels: Tensor) -> Tensor:
@@ -177,5 +178,5 @@ def probe_of(
         frozen=state.frozen,
         average=None if state.average is None else state.average.net,
         fixed=fixed,
-        step_flops=recipe.sampler_options.step_flops,
+        options=recipe.sampler_options,
     )

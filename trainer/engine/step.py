@@ -88,7 +88,7 @@ def add_gradients(
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
     parts = micro_batches(images, labels, recipe.accumulate, ranks)
     task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
-    teacher = teacher_of(state, recipe)
+    teacher, is_taught = teacher_of(state, recipe), False
     if teacher is not None:
         # of its own logits the largest learns nothing
         apart = space.largest if recipe.distillation.teacher == LARGEST else None
@@ -96,7 +96,8 @@ def add_gradients(
             replace(draw, distil=arch_of(subnet) != apart)
             for draw, subnet in zip(draws, subnets, strict=True)
         ]
-        if any(draw.distil for draw in draws):
+        is_taught = any(draw.distil for draw in draws)
+        if is_taught:
             task.taught = {part.number: task.taken(teacher(part.images)) for part in parts}
     losses: list[tuple[int, float]] = []
     for draw, subnet in zip(draws, subnets, strict=True):
@@ -113,7 +114,11 @@ def add_gradients(
         budget_flops=budgets[-1] if budgets else None,
         drawn=tuple(losses),
         compute=step_compute(
-            space, subnets, len(images) * ranks.world_size, recipe.sampler_options.step_flops
+            space,
+            subnets,
+            len(images) * ranks.world_size,
+            recipe.sampler_options,
+            asks_largest=is_taught and recipe.distillation.teacher == LARGEST,
         ),
     )
 

@@ -180,7 +180,13 @@ class SamplerOptions(Settings):
     bend: AtLeastZero = 0.0
     """For static-tilt: above 0 the smallest and the largest groups are drawn more often."""
     step_flops: AtLeastZero = 0.0
-    """Overhead of a pass, in FLOPs for each image, that comes on top of its subnet's FLOPs however
-    small the subnet is. It counts where compute is spent, and where it is weighed."""
+    """What a step's time has beside its passes (data, generator, optimizer), as FLOPs of a forward
+    pass of one image. It counts where compute is spent, and where it is weighed."""
+    pass_flops: AtLeastZero = 0.0
+    """What the time of a forward pass has beside its subnet's FLOPs, as FLOPs for each image. It
+    counts as ``step_flops`` does, once in every pass."""
+    forward_weight: AtLeastZero = 1.0
+    """What a forward pass counts that no backward one follows, as a share of a third of one with
+    it. By multiply-adds that is 1; by time it is less."""
     archs: tuple[dict[str, Any], ...] = ()
     """The groups are these subnets, by rising FLOPs, in place of the generator's answers."""

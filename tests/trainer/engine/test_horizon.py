@@ -12,7 +12,14 @@ from models.spaces import get_space
 from tests.one_hot import relax
 from tests.trainer.conftest import settings
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.horizon import Horizon, horizon_of, mean_step_flops, pass_flops, step_compute
+from trainer.engine.horizon import (
+    Horizon,
+    forward_flops,
+    horizon_of,
+    mean_step_flops,
+    pass_flops,
+    step_compute,
+)
 from trainer.engine.log import read_log
 from trainer.engine.optim import learning_rate_at
 from trainer.engine.state import TrainingState
@@ -27,8 +34,20 @@ def test_masks_cost_the_whole_supernet_and_a_step_three_passes():
     small = SPACE.smallest
     assert pass_flops(SPACE, small, 5) == SPACE.min_flops + 5
     assert pass_flops(SPACE, relax(SPACE, small), 0) == SPACE.max_flops
-    spent = step_compute(SPACE, [small, SPACE.largest], 10, 0)
+    subnets = [small, SPACE.largest]
+    spent = step_compute(SPACE, subnets, 10, SamplerOptions())
     assert spent == 3 * 10 * (SPACE.min_flops + SPACE.max_flops)
+    # once in a step what it costs beside its passes, once in each pass what that costs beside
+    overhead = SamplerOptions(step_flops=7, pass_flops=5)
+    assert step_compute(SPACE, subnets, 10, overhead) - spent == 3 * 10 * (7 + 2 * 5)
+    taught = step_compute(SPACE, subnets, 10, overhead, asks_largest=True)
+    assert taught - step_compute(SPACE, subnets, 10, overhead) == 10 * (SPACE.max_flops + 5)
+    light = overhead.replace(forward_weight=0.5)
+    assert forward_flops(SPACE, small, light) == round((SPACE.min_flops + 5) / 2)
+    for name, draws in (("uniform-budget", 1), ("sandwich", 4)):
+        sampler = build_sampler(name, SPACE, overhead)
+        plain = mean_step_flops(sampler, masked=False)
+        assert mean_step_flops(sampler, masked=False, overhead=True) - plain == 7 + draws * 5
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 42, 1000])

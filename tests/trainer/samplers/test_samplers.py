@@ -22,6 +22,7 @@ from trainer.engine.probe import BatchProbe
 from trainer.recipes.settings import SamplerOptions
 from trainer.samplers import SAMPLERS, build_sampler
 from trainer.samplers.base import group_budgets
+from trainer.samplers.candidates.base import arch_between
 from trainer.samplers.scored.regret import lower_hull
 
 SPACE = get_space("nano-cnn")
@@ -185,6 +186,19 @@ def test_candidates_of_a_group_keep_its_size_and_the_right_one_trains(name, wins
         kept = [asked[arch] for arch in sampler.kept(group)]
         assert wins(kept) == wins(tried)
         assert len(kept) <= sampler.size
+
+
+@pytest.mark.parametrize(("name", "groups"), [("nano-cnn", 8), ("cifar-cnn", 12), ("cifar-vit", 8)])
+def test_random_archs_of_a_group_have_its_flops(name, groups):
+    space, generator = get_space(name), rng()
+    edges = [space.min_flops, *group_budgets(space, groups)]
+    for low, high in pairwise(edges):
+        found = [space.flops(arch_between(space, low, high, generator)) for _ in range(12)]
+        assert low <= min(found)
+        assert max(found) <= high
+    # nothing lies just below the largest, so the answer is the nearest that was come to
+    high = space.max_flops - 1
+    assert space.flops(arch_between(space, high, high, generator)) < high
 
 
 def test_strict_fairness_trains_every_choice_of_a_decision_in_every_step():

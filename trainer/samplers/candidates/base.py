@@ -18,6 +18,9 @@ from trainer.samplers.probe import Probe
 TRIED = 4
 """Archs that are tried in a group at an update."""
 
+STARTS = 30
+"""Archs that a random one of a group's FLOPs is sought from."""
+
 
 class AbstractCandidateSampler(AbstractSampler):
     """Groups are drawn uniformly; a group's arch is one that was kept for it, or a random one.
@@ -109,18 +112,24 @@ class AbstractCandidateSampler(AbstractSampler):
 def arch_between(space: SearchSpace, low: int, high: int, rng: torch.Generator) -> Arch:
     """A random arch of ``low`` to ``high`` FLOPs: a uniform one, changed until it is.
 
-    One random decision after another moves towards the range; where the space has nothing in it,
-    the answer is the first arch below ``high``.
+    One random decision after another moves towards the range. One that passes over it is given
+    up for another. Where ``STARTS`` do, the space has little or nothing in the range, and the
+    answer is the largest below it that they came to.
     """
-    arch = uniform_arch(space, rng)
-    flops = space.flops(arch)
-    while not low <= flops <= high:
-        was_below = flops < low
-        arch = _moved(space, arch, 1 if was_below else -1, rng)
-        flops = space.flops(arch)
-        if was_below and flops > high:  # over the range at one step: back below it, and no further
-            low = space.min_flops
-    return arch
+    below: list[Arch] = []
+    for _ in range(STARTS):
+        arch = uniform_arch(space, rng)
+        was_below = space.flops(arch) < low
+        while not low <= space.flops(arch) <= high:
+            if (space.flops(arch) < low) != was_below:
+                break
+            arch = _moved(space, arch, 1 if was_below else -1, rng)
+        else:
+            return arch
+        while space.flops(arch) > high:
+            arch = _moved(space, arch, -1, rng)
+        below.append(arch)
+    return max(below, key=space.flops)
 
 
 def _moved(space: SearchSpace, arch: Arch, by: int, rng: torch.Generator) -> Arch:

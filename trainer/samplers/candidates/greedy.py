@@ -6,7 +6,7 @@ import torch
 
 from models.space.arch import Arch
 from trainer.samplers.base import Draw
-from trainer.samplers.candidates.base import AbstractCandidateSampler
+from trainer.samplers.candidates.base import TRIED, AbstractCandidateSampler
 from trainer.samplers.fixed.uniform_arch import uniform_arch
 
 FINAL_SHARE = 0.8
@@ -21,11 +21,11 @@ class Greedy(AbstractCandidateSampler):
     """
 
     keeps_archs = False
-    size = 8
+    size = TRIED
 
     def keep(self, archs: list[Arch], losses: list[float]) -> list[Arch]:
         order = sorted(range(len(archs)), key=losses.__getitem__)
-        return [archs[place] for place in order[: min(self.size, max(1, len(archs) // 2))]]
+        return [archs[place] for place in order[: max(1, len(archs) // 2)]]
 
     def random_arch(self, group: int, rng: torch.Generator) -> Arch:
         del group

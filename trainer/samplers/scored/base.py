@@ -32,6 +32,11 @@ class AbstractTargetSampler(AbstractShiftingSampler):
         super().__init__(space, options, partial(torch.optim.SGD, lr=PULL))
         self.running.update({name: torch.zeros(len(self.groups)) for name in ("score", "times")})
 
+    @property
+    def overhead(self) -> float:
+        """What a step's time has beside its subnet's FLOPs, as FLOPs for each image."""
+        return self.options.step_flops + self.options.pass_flops
+
     @abstractmethod
     def scores(self, probe: Probe, archs: Sequence[Arch]) -> list[float]:
         """Of some groups, each stood for by an arch that the generator samples for it."""

@@ -27,6 +27,6 @@ class Influence(AbstractTargetSampler):
         return probe.influences(archs)
 
     def target(self, scores: Tensor) -> Tensor:
-        flops = torch.tensor(self.groups) + self.options.step_flops
+        flops = torch.tensor(self.groups) + self.overhead
         least = LEAST * scores.mean().clamp(min=1e-12)
         return torch.maximum(scores, least).log() - flops.log()

@@ -40,7 +40,7 @@ class LearnedTilt(AbstractTargetSampler):
     def target(self, scores: Tensor) -> Tensor:
         x = torch.linspace(0, 1, len(self.groups))
         p = self.distribution.probabilities().detach()
-        flops = torch.tensor(self.groups) + self.options.step_flops
+        flops = torch.tensor(self.groups) + self.overhead
         slope = _relative_slope(p, x, scores.clamp(min=0)) - _relative_slope(p, x, flops)
         tilt = self.running["tilt"]
         tilt += self.options.learning_rate * slope.clamp(-1, 1)

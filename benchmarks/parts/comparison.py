@@ -1,12 +1,9 @@
-"""Does the shift help? Samplers at equal training time, over several seeds.
+"""Variants of a recipe at equal training time, over several seeds.
 
-    python -m benchmarks.samplers --out runs/samplers
-    python -m benchmarks.samplers --out runs/samplers --seeds 0 --set epochs=10
-
-First the processor time of a step is measured per sampler, in turn, in one process.
-The first sampler trains for the recipe's epochs, every other for as many as cost the same time.
-Runs take turns too (all samplers of a seed, then the next seed). Finished runs are kept, so the
-command can be stopped and given again.
+First the processor time of a step is measured per variant, in turn, in one process. The first
+variant trains for the recipe's epochs, every other for as many as cost the same time. Runs take
+turns too (all variants of a seed, then the next seed). Finished runs are kept, so the command can
+be stopped and given again.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,11 +22,11 @@ from benchmarks.parts.step_costs import Costs, Variants, step_costs
 from benchmarks.parts.timing import machine
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.recipes.recipe import Recipe
-from trainer.samplers import SAMPLERS
 
-Table = dict[str, list[tuple[float, float, float]]]
-"""Name of a variant -> for each seed test accuracy in percent: mean over the budgets of the
-recipe's table, at the smallest, at the largest."""
+Table = dict[str, list[tuple[float, float, float, float]]]
+"""Name of a variant -> for each seed accuracy in percent: mean over the budgets of the recipe's
+table on held-out images, by which one decides; on test images that mean, the smallest budget's and
+the largest's."""
 
 COSTS_NAME = "costs.json"
 
@@ -76,8 +73,9 @@ def accuracies(options: argparse.Namespace, variants: Variants) -> Table:
     for name in variants:
         for seed in options.seeds:
             rows = json.loads((options.out / f"{name}-{seed}" / "frontier.json").read_text())
+            held_out = statistics.mean(100 * row["held_out_accuracy"] for row in rows)
             percents = [100 * row["test_accuracy"] for row in rows]
-            reached = (statistics.mean(percents), percents[0], percents[-1])
+            reached = (held_out, statistics.mean(percents), percents[0], percents[-1])
             table.setdefault(name, []).append(reached)
     return table
 
@@ -85,16 +83,21 @@ def accuracies(options: argparse.Namespace, variants: Variants) -> Table:
 def print_accuracies(options: argparse.Namespace, table: Table) -> None:
     """A line for each variant; differences are paired by seed."""
     first, width = next(iter(table)), max(len(name) for name in table)
-    print(f"test accuracy, %, over seeds {options.seeds}; difference to {first}, paired by seed")
+    print(f"accuracy, %, over seeds {options.seeds}; differences to {first}, paired by seed")
     for name, runs in table.items():
-        means = [run[0] for run in runs]
-        gains = [run[0] - other[0] for run, other in zip(runs, table[first], strict=True)]
+        cells = []
+        for place, images in enumerate(("held-out", "test")):
+            means = [run[place] for run in runs]
+            gains = [
+                run[place] - other[place] for run, other in zip(runs, table[first], strict=True)
+            ]
+            cells.append(
+                f"{images} {statistics.mean(means):6.2f} ({min(means):.2f} to {max(means):.2f}), "
+                f"difference {statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})"
+            )
+        smallest, largest = (statistics.mean(run[place] for run in runs) for place in (2, 3))
         print(
-            f"  {name:{width}} mean {statistics.mean(means):6.2f} "
-            f"({min(means):.2f} to {max(means):.2f})"
-            f"  smallest {statistics.mean(run[1] for run in runs):6.2f}"
-            f"  largest {statistics.mean(run[2] for run in runs):6.2f}"
-            f"  difference {statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})"
+            f"  {name:{width}} {'; '.join(cells)}; smallest {smallest:6.2f}, largest {largest:6.2f}"
         )
 
 
@@ -113,22 +116,6 @@ def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = build_parser("samplers", __doc__)
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), metavar="NAME")
-    options = parser.parse_args(arguments)
-    try:
-        for name in options.samplers:
-            if name not in SAMPLERS:
-                raise ValueError(f"no sampler {name!r}; there are: {', '.join(SAMPLERS)}")
-        compare("samplers", options, {name: [f"sampler={name}"] for name in options.samplers})
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def compare(
     benchmark: str,
     options: argparse.Namespace,
@@ -139,7 +126,7 @@ def compare(
     result = measure(options, variants, costs_of)
     table = accuracies(options, variants)
     print_accuracies(options, table)
-    print(json.dumps({"benchmark": benchmark, "test_accuracy": table, **result}))
+    print(json.dumps({"benchmark": benchmark, "accuracy": table, **result}))
 
 
 def measure(
@@ -177,7 +164,3 @@ def measure(
         )
     folders = run_all(options, variants, document["epochs"])
     return {"runs": [str(f) for f in folders], **document}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
