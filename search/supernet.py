@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,10 @@ def open_supernet(path: Path, data: str) -> Supernet:
 
     Raises ValueError for anything else, and for data of other classes.
     """
-    if (path / RECIPE_NAME).is_file():
+    # (Path.is_file raises for some names)
+    if os.path.isfile(path / RECIPE_NAME):  # noqa: PTH113
         return _of_run(path, data)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):  # noqa: PTH113
         return _of_bundle(path, data)
     raise ValueError(f"{path} is neither a run ({RECIPE_NAME}) nor a bundle ({MANIFEST})")
 

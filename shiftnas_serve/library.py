@@ -320,8 +320,8 @@ class Engine:
         In two phases: it is loaded, checked, built and measured beside the old one; then they
         change places. What is in flight ends with the version that it began with.
 
-        Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle; the old
-        one is served on then.
+        Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle, 500 an
+        error of our own; the old one is served on then.
         """
         if not self._reloading.acquire(blocking=False):
             raise Problem(409, "another reload is under way; try again when it is done")
@@ -333,6 +333,10 @@ class Engine:
             except ValueError as error:
                 detail = f"{error}; {previous.name.version} is served on"
                 raise Problem(422, detail) from None
+            except Exception as error:  # what nobody foresaw must not go uncounted
+                _LOG.exception("a bundle could not be loaded", bundle=str(path))
+                detail = f"{error!r:.200}; {previous.name.version} is served on"
+                raise Problem(500, detail) from error
             changed = model.name != previous.name
             self.path = path
             if changed:

@@ -198,7 +198,7 @@ def _read(config: Path) -> dict[str, object]:
         document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{config} must be a JSON object of settings: {error}") from None
     for name in document:
         _check(name, f"{config}: no setting {name!r}", repr)

@@ -33,7 +33,7 @@ from safetensors.numpy import save_file
 
 from models.bundle.confidence import Confidence
 from models.bundle.costs import ENDING, CostAnswers, read_cost_answers
-from models.bundle.disk import refused
+from models.bundle.disk import reason, refused
 from models.bundle.files import (
     CARD,
     GENERATOR,
@@ -262,13 +262,20 @@ def load_bundle(path: Path | str) -> Bundle:
     What is read is a copy: files that change later change nothing.
     """
     path = Path(path)
+    try:
+        return _checked(path)
+    except OSError as error:
+        raise ValueError(f"cannot read {error.filename or path}: {reason(error)}") from None
+
+
+def _checked(path: Path) -> Bundle:
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{path} is not a bundle: it has no {MANIFEST}")
     try:
         text = manifest.read_text(encoding="utf-8")
         document = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{manifest} is not JSON: {error}") from None
     try:
         said = read_manifest(text)
@@ -306,10 +313,14 @@ def _load(path: Path, said: Manifest) -> Bundle:
     if space.norms:
         also = [arch for one in costs.values() for arch in one.archs()]
         _check_statistics(space, [*(arch for _, arch in answers), *also], statistics)
+    graph = (path / TEMPLATE).read_bytes()
     try:
-        template = Template.parse((path / TEMPLATE).read_bytes())
+        template = Template.parse(graph)
+        weights = template.lay_out(weights)
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
+    except Exception as error:  # noqa: BLE001 - a graph can be wrong in any of its parts
+        raise ValueError(f"{TEMPLATE} is no template: {error!r:.200}") from None
     bundle = Bundle(
         name=said.name,
         version=said.version,
@@ -319,7 +330,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
         groups=said.flops.groups,
         frontier=tuple(frontier_row(space, entry) for entry in said.frontier),
         answers=answers,
-        weights=template.lay_out(weights),
+        weights=weights,
         generator=load_arrays(path / GENERATOR),
         statistics=statistics,
         template=template,

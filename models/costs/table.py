@@ -95,7 +95,7 @@ class CostTable:
                 dict(document.get("measured", {})),
                 dict(document.get("prediction", {})),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the cost table cannot be read: {error!r}") from None
 
 
@@ -105,7 +105,7 @@ def read_table(path: Path) -> CostTable:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     try:
         return CostTable.from_json(document)

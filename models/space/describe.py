@@ -25,7 +25,7 @@ def read_arch(space: SearchSpace, text: str) -> Arch:
             raise ValueError(f"{text} is not text; give a file with JSON, or JSON") from None
     try:
         document = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the arch is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValueError("an arch is a JSON object, like the one describe prints")

@@ -93,6 +93,8 @@ def test_the_same_again_is_said_to_be_unchanged(keyed: Server):
         (lambda folder: (folder / "supernet.safetensors").write_bytes(b"abc"), "supernet"),
         (spoil.unknown_operator, "Nonsense"),
         (spoil.weights(float("nan")), "not a number"),
+        (lambda folder: (folder / "bundle.json").write_text("[" * 100_000), "not JSON"),
+        (lambda folder: folder.rename(folder.parent / "gone"), "no bundle"),
     ],
 )
 def test_bad_bundles_are_refused_and_the_old_one_serves_on(
@@ -107,6 +109,15 @@ def test_bad_bundles_are_refused_and_the_old_one_serves_on(
     assert_problem(reload(keyed, bad), 422, words)
     assert version(keyed) == before
     assert keyed.post(png, **KEY).json()["model"]["version"] == before
+
+
+def test_a_path_that_cannot_be_is_refused_and_counted(keyed: Server):
+    def refusals() -> str:
+        return re.findall(r'reloads_total{result="refused"} (\d+)', keyed.get("/metrics").text)[0]
+
+    before = int(refusals())
+    assert_problem(reload(keyed, Path("x" * 300)), 422, "File name too long")
+    assert int(refusals()) == before + 1
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"bundle": 7}', b'{"bundel": "x"}', b"x" * 999])

@@ -29,6 +29,7 @@ from models.bundle.manifest import version_of
 from models.generator.answer import answer_within
 from models.generator.network import ArchitectureGenerator
 from models.images.preprocess import Preprocess
+from models.onnx.graph_template import PERMUTATIONS_KEY
 from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from tests.bundles import make_bundle, make_sure, template_of
@@ -125,6 +126,36 @@ def test_what_is_no_bundle_says_so(tmp_path, folder):
     refused(tmp_path, "is not a bundle")
     (folder / "bundle.json").write_text("{")
     refused(folder, "is not JSON")
+
+
+def test_what_cannot_be_read_is_named_with_the_reason(folder, monkeypatch):
+    long = folder.parent / ("x" * 300)
+    refused(long, f"cannot read {long}/bundle.json: File name too long")
+    # (root may read everything, so the system's refusal is played)
+    read_bytes = Path.read_bytes
+
+    def denied(file):
+        if file.name == "template.onnx":
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    refused(folder, f"cannot read {folder}/template.onnx: Permission denied")
+
+
+def test_a_document_that_is_nested_without_end_is_refused(folder):
+    (folder / "bundle.json").write_text("[" * 100_000)
+    refused(folder, "bundle.json is not JSON: maximum recursion depth exceeded")
+
+
+@pytest.mark.parametrize("permutations", ["[" * 100_000, "[1]", '{"nothing": [0]}'])
+def test_a_template_that_says_nonsense_of_itself_is_refused(folder, permutations):
+    model = onnx.load_model(folder / "template.onnx")
+    (said,) = (one for one in model.metadata_props if one.key == PERMUTATIONS_KEY)
+    said.value = permutations
+    (folder / "template.onnx").write_bytes(model.SerializeToString())
+    rehash(folder, "template.onnx")
+    refused(folder, "template.onnx is no template")
 
 
 def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):

@@ -142,6 +142,7 @@ def test_a_table_is_summed_as_it_is_written(tmp_path):
         ({"parts": [{"name": "a", "decisions": ["b"], "values": []}]}, "no decision 'b'"),
         ({"parts": [{"name": "a", "decisions": ["width.0"], "values": [1]}]}, "not \\(2,\\)"),
         ({"parts": [{"name": "a"}]}, "cannot be read: KeyError"),
+        ({"fixed": 10**400}, "cannot be read: OverflowError"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path, change, says):

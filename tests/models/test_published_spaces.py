@@ -124,3 +124,9 @@ def test_a_reader_that_stops_early_gets_no_traceback():
     assert process.stderr.read() == ""
     assert process.wait() != 0
     process.stderr.close()
+
+
+@pytest.mark.parametrize("given", [["vit-tiny", "--arch", '{"a":' * 100_000], ["x" * 300]])
+def test_what_no_arch_and_no_folder_can_be_is_one_line(capsys, given):
+    assert main(["describe", *given]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -202,6 +202,7 @@ def test_images_are_read_as_the_bundle_says(tmp_path):
         ({"--flops": "10k"}, "below the smallest"),
         ({"--evaluations": "0"}, "--evaluations is 0"),
         ({"supernet": "nowhere"}, "neither a run"),
+        ({"supernet": "x" * 300}, "neither a run"),
         ({"--data": "nowhere"}, "nowhere"),
     ],
 )

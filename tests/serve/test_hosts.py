@@ -29,7 +29,7 @@ def test_a_worker_of_litserve_knows_how_many_there_are(gpus, monkeypatch):
 def test_a_host_that_cannot_drain_says_so(name):
     host = pytest.importorskip(f"shiftnas_serve.hosts.{name}")
     build = host.application if name == "ray" else host.serve
-    with pytest.raises(ValueError, match="drain_s is 5, and [LR]"):
+    with pytest.raises(ValueError, match="drain_s is 5"):
         build(load_settings({"drain_s": 5}, environment={}))
 
 

@@ -275,6 +275,13 @@ def test_a_reload_changes_versions_between_two_answers(
     assert own.classify(png).model.version == bundle.version
 
 
+def test_a_reload_that_fails_as_nobody_foresaw_is_a_problem_too(own: Engine, monkeypatch):
+    monkeypatch.setattr(library, "load_model", lambda *_, **__: 1 // 0)
+    with pytest.raises(Problem, match="ZeroDivisionError") as refused:
+        own.reload()
+    assert refused.value.status == 500
+
+
 def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
     begun, go = threading.Event(), threading.Event()
     init = Planner.__init__
