@@ -132,7 +132,8 @@ class Settings(EngineSettings):
     page: bool = True
     """a page at / to try the model in a browser"""
     drain_s: float = Field(0.0, ge=0, le=86_400)
-    """seconds after SIGTERM in which /readyz is 503 and requests are still taken"""
+    """seconds after SIGTERM in which /readyz is 503 and requests are still taken; with --server
+    uvicorn"""
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning"
     """least severe lines of the log on standard error; info has one a request"""
     log_format: Literal["text", "json"] = "text"

@@ -48,6 +48,7 @@ from trainer.evaluation import (
     calibrated,
     scores,
 )
+from trainer.evolution import children
 from trainer.intervals import is_better
 from trainer.pairs import curve, drawn_budgets, fit_confidence
 from trainer.ranks import ALONE, Ranks
@@ -62,6 +63,8 @@ from trainer.served import as_record, measure, some_answers
 
 MOST_ANSWERED = 1_000
 """Test images for the page on what is served."""
+A_GENERATION = 25
+"""Archs that are tried before the parents of the next ones are chosen."""
 DOMINATED_BY = 0.005
 """Accuracy by which a smaller answer must be better for a larger one to be dropped, if the held-out
 images are enough to tell."""
@@ -70,10 +73,10 @@ images are enough to tell."""
 def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -> Record:
     """Write ``folder/bundle``, ``frontier.json`` and ``report``; print the table per budget.
 
-    Archs are the generator's answers to a fine grid of budgets, each calibrated on training
-    images. ``held_out_accuracy`` is on training images that trained no weight, ``test_accuracy`` on
-    test images, which decide nothing. The ranks share the archs out, and the first one writes; the
-    others answer nothing.
+    Archs are the generator's answers to a fine grid of budgets and, where the recipe says so, what
+    a search out of them finds, each calibrated on training images. ``held_out_accuracy`` is on
+    training images that trained no weight, ``test_accuracy`` on test images, which decide nothing.
+    The ranks share the archs out, and the first one writes; the others answer nothing.
     """
     ranks.wait()  # for the checkpoint
     state = load_checkpoint(folder)
@@ -97,25 +100,41 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     images = calibration_images(train, calibration_count(recipe))
     held_out = evaluation_batches(splits.held_out, recipe.mean, recipe.std, recipe.device)
     test = evaluation_batches(splits.test, recipe.mean, recipe.std, recipe.device)
-    archs = [arch for _, arch in candidates]
-    here: list[tuple[TensorStatistics | None, Scores]] = []
-    for number, arch in enumerate(ranks.shared_out(archs), start=1):
-        own = None if frozen else calibrated(net, arch, images, recipe.device)
-        its_scores = scores(net, arch, frozen or own, held_out, recipe.device)
-        # tensors come to other ranks on the device that they leave from, which may be another GPU
-        here.append((None if own is None else on_device(own, "cpu"), its_scores))
-        done = min(number * ranks.world_size, len(archs))
-        if number % 25 == 0 or done == len(archs):
-            print(f"calibrated and evaluated {done} of {len(archs)} answers", file=sys.stderr)
-    found = ranks.gathered(here)
-    measured = {
-        arch: None if own is None else on_device(own, recipe.device)
-        for arch, (own, _) in zip(archs, found, strict=True)
-    }
-    known = {arch: its_scores for arch, (_, its_scores) in zip(archs, found, strict=True)}
+    measured: dict[Arch, TensorStatistics | None] = {}
+    known: dict[Arch, Scores] = {}
+
+    def try_out(archs: Sequence[Arch]) -> None:
+        """Statistics and held-out scores of each; the ranks share them out."""
+        here: list[tuple[TensorStatistics | None, Scores]] = []
+        for number, arch in enumerate(ranks.shared_out(archs), start=1):
+            own = None if frozen else calibrated(net, arch, images, recipe.device)
+            its_scores = scores(net, arch, frozen or own, held_out, recipe.device)
+            # tensors come to other ranks on the device that they leave from, which may be another
+            here.append((None if own is None else on_device(own, "cpu"), its_scores))
+            done = min(number * ranks.world_size, len(archs))
+            if number % 25 == 0 or done == len(archs):
+                print(f"calibrated and evaluated {done} of {len(archs)} archs", file=sys.stderr)
+        for arch, (own, its_scores) in zip(archs, ranks.gathered(here), strict=True):
+            measured[arch] = None if own is None else on_device(own, recipe.device)
+            known[arch] = its_scores
+
+    try_out([arch for _, arch in candidates])
+    searches = bool(recipe.search_archs) and not alone
+    if searches:
+        rng = torch.Generator().manual_seed(recipe.seed)
+        while len(known) < len(candidates) + recipe.search_archs:
+            left = len(candidates) + recipe.search_archs - len(known)
+            parents = [arch for _, arch in most_accurate(space, known)]
+            more = children(space, parents, known, min(left, A_GENERATION), rng)
+            if not more:
+                break
+            try_out(more)
+    held_out_accuracy = {arch: its.accuracy for arch, its in known.items()}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
-    held_out_accuracy = {arch: float(its_right.mean()) for arch, its_right in right.items()}
-    grid_answers = undominated(candidates, right, DOMINATED_BY)
+    if searches:
+        grid_answers = most_accurate(space, known)
+    else:
+        grid_answers = undominated(candidates, right, DOMINATED_BY)
     measured = {arch: measured[arch] for _, arch in grid_answers}
     budgets = _budgets(space, alone, recipe.evaluation_budgets)
     served = [_served(grid_answers, budget) for budget in budgets]
@@ -159,7 +178,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             mean_error=report.mean_error,
             mean_use=report.mean_use,
             weights=described_weights(state),
-            rows=_answer_rows(space, candidates, held_out_accuracy, grid_answers),
+            rows=_answer_rows(space, held_out_accuracy, grid_answers),
         )
     records = read_log(folder / "log.jsonl")
     seconds = [float(str(r["elapsed_s"])) for r in records if r["kind"] == "step"]
@@ -196,7 +215,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "start": recipe.start or None,
             "weights": described_weights(state),
             "training_s": max(seconds, default=None),
-            "answers_asked": len(candidates),
+            "answers_asked": len(known),
             "answers_kept": len(grid_answers),
             "trained_with": trained_with,
             "earlier_processes": resumed,
@@ -278,21 +297,31 @@ def _budgets(space: SearchSpace, alone: Sequence[Arch], count: int) -> list[floa
 
 def _answer_rows(
     space: SearchSpace,
-    candidates: Sequence[tuple[int, Arch]],
     held_out_accuracy: Mapping[Arch, float],
     kept: Sequence[tuple[int, Arch]],
 ) -> list[Record]:
-    """What the generator answers over the range, and which of it is served."""
+    """What was tried over the range, and which of it is served."""
     served = {arch for _, arch in kept}
     return [
         {
-            "flops": flops,
-            "held_out_accuracy": held_out_accuracy[arch],
+            "flops": space.flops(arch),
+            "held_out_accuracy": accuracy,
             "served": arch in served,
             "arch": space.arch_to_json(arch),
         }
-        for flops, arch in candidates
+        for arch, accuracy in sorted(held_out_accuracy.items(), key=lambda row: space.flops(row[0]))
     ]
+
+
+def most_accurate(space: SearchSpace, known: Mapping[Arch, Scores]) -> list[tuple[int, Arch]]:
+    """The archs that are more accurate than all smaller ones, by FLOPs, ascending."""
+    kept: list[tuple[int, Arch]] = []
+    best = -1.0
+    for arch in sorted(known, key=lambda arch: (space.flops(arch), -known[arch].accuracy)):
+        if known[arch].accuracy > best:
+            kept.append((space.flops(arch), arch))
+            best = known[arch].accuracy
+    return kept
 
 
 def undominated(

@@ -1,9 +1,10 @@
 """Table 4 of the paper: does a score at an update foretell which subnet still learns most?
 
 A supernet trains with uniform budgets. At four moments of the run 30 subnets get scores: the
-gradient of Eq. 8, the loss drop of Eq. 4, and others that samplers look at. Then each trains for a
-while by itself, from the weights of that moment and on the same batches. Kendall's tau compares
-each score with the loss that this takes off on held-out images. FLOPs are the control.
+gradient of the weights (Eq. 4) and of the budget (Eq. 8), the drop of the loss, and others that
+samplers look at, each a mean over 1,000 held-out images. Then each trains for a while by itself,
+from the weights of that moment and on the same batches. Kendall's tau compares each score with the
+loss that this takes off on all held-out images. FLOPs are the control.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ from benchmarks.experiments.measure import loss_and_accuracy
 from models.generator.network import ArchitectureGenerator
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
+from models.space.relaxed import Relaxed
 from trainer.data.run_data import RunData, run_data
 from trainer.engine.horizon import horizon_of
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record
 from trainer.engine.optim import Schedule, build_optimizer, schedule_at, set_learning_rate
-from trainer.engine.probe import probe_of
+from trainer.engine.probe import LEVEL_IMAGES, BatchProbe, probe_of
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import pretrain_generator, train_step
-from trainer.evaluation import calibrated
+from trainer.evaluation import calibrated, gradient_norm
 
 SUBNETS = 30
+"""So many budgets; those that give the same subnet count once."""
 MOMENTS = (0.2, 0.4, 0.6, 0.8)
 """Shares of the run."""
 ALONE_SHARE = 0.25
@@ -44,7 +47,8 @@ ALONE_SHARE = 0.25
 SCORES = (
     "Eq. 8, one budget",
     "Eq. 8, mixed budgets",
-    "loss drop (Eq. 4)",
+    "gradient norm (Eq. 4)",
+    "loss drop",
     "loss level",
     "influence",
     "FLOPs",
@@ -92,35 +96,42 @@ class Sufficiency(AbstractExperiment):
     ) -> Record:
         """Scores of subnets over the whole range, and what they learn when they train alone."""
         rng = np.random.default_rng(case.recipe.seed)
-        low, high = state.generator.space.min_flops, state.generator.space.max_flops
-        budgets = np.sort(rng.uniform(low, high, SUBNETS)).tolist()
-        probe = probe_of(state, data.held_out.batch(0, 0), schedule, case.recipe, data.decisions)
+        space = state.generator.space
+        budgets = np.sort(rng.uniform(space.min_flops, space.max_flops, SUBNETS)).tolist()
+        held_out = data.held_out
+        batches = min(len(held_out), -(-LEVEL_IMAGES // case.recipe.batch_size))
+        probes = [
+            probe_of(state, held_out.batch(0, index), schedule, case.recipe, data.decisions)
+            for index in range(batches)
+        ]
         scores: dict[str, list[float]] = {name: [] for name in SCORES}
         archs: list[Arch] = []
         for flops in budgets:
             budget = torch.tensor(flops, dtype=torch.float64, requires_grad=True)
-            relaxed = probe.generate(budget)
-            losses: list[float] = []
-            slopes: list[float] = []
-            for before in (True, False):
-                loss = probe.loss(relaxed, before=before)
-                (slope,) = torch.autograd.grad(loss, budget, retain_graph=True)
-                losses.append(float(loss.detach()))
-                slopes.append(float(slope))
-            mixed = [
-                float(probe.mixing_gradient(relaxed, [flops], before=before)[1][0])
-                for before in (True, False)
+            relaxed = probes[0].generate(budget)
+            arch = relaxed.arch()
+            if arch in archs:  # two budgets near each other
+                continue
+            archs.append(arch)
+            drops, slopes, mixed = np.mean(
+                [_drops(probe, relaxed, budget) for probe in probes], axis=0
+            ).tolist()
+            scores["Eq. 8, one budget"].append(flops * slopes)
+            scores["Eq. 8, mixed budgets"].append(mixed)
+            scores["loss drop"].append(drops)
+            scores["loss level"].append(probes[0].level(arch))
+            scores["FLOPs"].append(float(space.flops(arch)))
+            norms = [
+                gradient_norm(state.net, arch, held_out.batch(0, index), case.recipe.device)
+                for index in range(batches)
             ]
-            archs.append(relaxed.arch())
-            scores["Eq. 8, one budget"].append(flops * (slopes[0] - slopes[1]))
-            scores["Eq. 8, mixed budgets"].append(mixed[0] - mixed[1])
-            scores["loss drop (Eq. 4)"].append(losses[0] - losses[1])
-            scores["loss level"].append(probe.level(archs[-1]))
-            scores["FLOPs"].append(float(state.net.space.flops(archs[-1])))
-        scores["influence"] = probe.influences(archs)
+            scores["gradient norm (Eq. 4)"].append(float(np.mean(norms)))
+        scores["influence"] = np.mean(
+            [probe.influences(archs) for probe in probes], axis=0
+        ).tolist()
         count = max(1, round(ALONE_SHARE * len(data.train)))
-        batches = [(batch.images, batch.labels) for batch in islice(data.train.stream(0, 0), count)]
-        gained = [self._gained(state, data, case, schedule, arch, batches) for arch in archs]
+        seen = [(batch.images, batch.labels) for batch in islice(data.train.stream(0, 0), count)]
+        gained = [self._gained(state, data, case, schedule, arch, seen) for arch in archs]
         return {"scores": cast("Record", scores), "gained": gained}
 
     def _gained(
@@ -162,6 +173,24 @@ class Sufficiency(AbstractExperiment):
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append(f"\n{len(runs)} seeds: mean Kendall's tau, lowest and highest.")
         return "\n".join(lines)
+
+
+def _drops(probe: BatchProbe, relaxed: Relaxed, budget: Tensor) -> tuple[float, float, float]:
+    """What fell since the update before, on a batch: the loss, and two slopes of it.
+
+    One is for the budget, the other for the weight of the budget's features.
+    """
+    losses: list[float] = []
+    slopes: list[float] = []
+    mixed: list[float] = []
+    for before in (True, False):
+        loss = probe.loss(relaxed, before=before)
+        (slope,) = torch.autograd.grad(loss, budget, retain_graph=True)
+        losses.append(float(loss.detach()))
+        slopes.append(float(slope))
+        _, weights = probe.mixing_gradient(relaxed, [float(budget.detach())], before=before)
+        mixed.append(float(weights[0]))
+    return losses[0] - losses[1], slopes[0] - slopes[1], mixed[0] - mixed[1]
 
 
 def _tau(moment: Record, name: str) -> float:

@@ -22,3 +22,12 @@ def serve(settings: Settings) -> int:
             f"'.[{settings.server}]', or leave out --server"
         ) from None
     return host.serve(settings)
+
+
+def refuse_drain(settings: Settings, server: str) -> None:
+    """For a host that ends in its own way. Raises ValueError: a setting is never ignored."""
+    if settings.drain_s:
+        raise ValueError(
+            f"drain_s is {settings.drain_s:g}, and {server} cannot wait before it ends; leave out "
+            "--drain-s (SHIFTNAS_DRAIN_S), or serve with --server uvicorn"
+        )

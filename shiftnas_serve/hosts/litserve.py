@@ -20,10 +20,13 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shiftnas_serve.app import App, end_soon
+from shiftnas_serve.hosts import refuse_drain
 from shiftnas_serve.hosts.uvicorn import HTTP
 from shiftnas_serve.http.answers import problem_response, unknown_problem
-from shiftnas_serve.http.body import read_body
+from shiftnas_serve.http.body import accepted_type, read_body
 from shiftnas_serve.http.context import plain_headers, request_id
+from shiftnas_serve.http.keys import ApiKeys
+from shiftnas_serve.http.options import read_budgets, read_top_k, refuse_query
 from shiftnas_serve.library import Engine
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
@@ -93,6 +96,8 @@ class Carry:
     def __init__(self, app: ASGIApp, way: Way, settings: Settings) -> None:
         self._litserve, self._way, self._settings = app, way, settings
         self._room = Room(1, settings.max_waiting_bytes)
+        self._keys = ApiKeys(settings.api_keys, "key")
+        self._admin_keys = ApiKeys(settings.admin_keys, "admin key")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,7 +109,9 @@ class Carry:
         answer: ASGIApp
         try:
             with self._room.share() as share:
-                body = await read_body(scope, receive, share, self._settings)
+                body = b""
+                if self._would_be_read(scope):
+                    body = await read_body(scope, receive, share, self._settings)
                 answer = await self._way.ask(
                     Carried(carried, body), self._settings.timeout_s + _GRACE_S
                 )
@@ -112,6 +119,26 @@ class Carry:
             problem.headers["Request-Id"] = scope["state"]["request_id"]
             answer = problem_response(problem, scope)
         await answer(scope, receive, send)
+
+    def _would_be_read(self, scope: Scope) -> bool:
+        """Whether the app would look at the body: what it refuses before must take no room here."""
+        headers, path = scope["state"]["headers"], scope["path"]
+        try:
+            if path == "/admin/reload":
+                self._admin_keys.check(headers)
+                return bool(self._settings.admin_keys)
+            self._keys.check(headers)
+            if path == "/classify":
+                accepted_type(headers)
+                read_top_k(scope["query_string"], 1)
+            elif path.startswith("/v2/"):
+                refuse_query(scope["query_string"])
+            else:
+                return False
+            read_budgets(scope["headers"])
+        except Problem:  # the app says it
+            return False
+        return scope["method"] in ("POST", "PUT")
 
 
 class AppApi(litserve.LitAPI):
@@ -162,6 +189,7 @@ async def answer_of(app: ASGIApp, carried: Carried) -> Answered:
 
 def serve(settings: Settings) -> int:
     """Until it is told to stop: the exit status. Raises ValueError in one line."""
+    refuse_drain(settings, "LitServe")
     on_gpu = settings.device != "cpu"
     way = Way()
     api = AppApi(way, settings)

@@ -20,6 +20,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from shiftnas_serve.app import App, create_app
+from shiftnas_serve.hosts import refuse_drain
 from shiftnas_serve.hosts.uvicorn import KEEP_ALIVE_S
 from shiftnas_serve.settings import Settings, as_environment, load_settings
 
@@ -33,7 +34,11 @@ def app(arguments: Mapping[str, object]) -> Application:
 
 
 def application(settings: Settings) -> Application:
-    """From 1 to ``processes`` replicas, each with a core for every thread, or with a GPU."""
+    """From 1 to ``processes`` replicas, each with a core for every thread, or with a GPU.
+
+    Raises ValueError for settings that Ray cannot keep.
+    """
+    refuse_drain(settings, "Ray Serve")
     deployment: Any = ray_serve.deployment(  # a decorator, by its type
         ray_serve.ingress(_replica)(),
         name="classify",

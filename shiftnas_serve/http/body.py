@@ -46,15 +46,7 @@ async def read_image(
     body's content decides its format, not its content type, which may be missing.
     """
     headers = scope["state"]["headers"]
-    given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
-    # `curl -T photo.jpg` names no type at all; the content says what it is.
-    media_type = given or "application/octet-stream"
-    if media_type not in ACCEPTED and media_type not in _ALIASES:
-        detail = f"{media_type[:60]} is not accepted; send one of {', '.join(ACCEPTED)}"
-        if media_type == "application/x-www-form-urlencoded":
-            detail += " (curl --data-binary needs -H 'Content-Type: image/jpeg')"
-        accepted = ", ".join(ACCEPTED)
-        raise Problem(415, detail, headers={"Accept": accepted, "Accept-Post": accepted})
+    media_type = accepted_type(headers)
     body = await read_body(scope, receive, share, settings)
     if media_type == "application/json":
         return await in_turn(len(body), partial(_from_json, body), threads)
@@ -64,6 +56,20 @@ async def read_image(
     if not body:
         raise Problem(400, "the body is empty; send the bytes of an image")
     return body
+
+
+def accepted_type(headers: Mapping[bytes, bytes]) -> str:
+    """What kind of body it is. Raises Problem 415 for those that are not read."""
+    given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+    # `curl -T photo.jpg` names no type at all; the content says what it is.
+    media_type = given or "application/octet-stream"
+    if media_type not in ACCEPTED and media_type not in _ALIASES:
+        detail = f"{media_type[:60]} is not accepted; send one of {', '.join(ACCEPTED)}"
+        if media_type == "application/x-www-form-urlencoded":
+            detail += " (curl --data-binary needs -H 'Content-Type: image/jpeg')"
+        accepted = ", ".join(ACCEPTED)
+        raise Problem(415, detail, headers={"Accept": accepted, "Accept-Post": accepted})
+    return media_type
 
 
 async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> T:

@@ -141,6 +141,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_on_digits(name, tmp_path, capsys):
     assert main([name, "--scale", "digits", "--seeds", "1", "--out", str(tmp_path / name)]) == 0

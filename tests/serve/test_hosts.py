@@ -25,6 +25,14 @@ def test_a_worker_of_litserve_knows_how_many_there_are(gpus, monkeypatch):
     assert apis[0].settings.processes == 3 * gpus
 
 
+@pytest.mark.parametrize("name", ["litserve", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_host_that_cannot_drain_says_so(name):
+    host = pytest.importorskip(f"shiftnas_serve.hosts.{name}")
+    build = host.application if name == "ray" else host.serve
+    with pytest.raises(ValueError, match="drain_s is 5"):
+        build(load_settings({"drain_s": 5}, environment={}))
+
+
 @pytest.mark.slow
 def test_a_replica_of_ray_knows_how_many_there_may_be(monkeypatch):
     host = pytest.importorskip("shiftnas_serve.hosts.ray")

@@ -92,6 +92,10 @@ class Recipe(Settings):
     """Batches of training images from which BatchNorm statistics are measured."""
     answer_budgets: Annotated[int, Field(ge=2)] = 128
     """Budgets that the generator is asked at the end, for what the bundle serves."""
+    search_archs: CountOrZero = 0
+    """Archs that are tried on held-out images at the end beside the generator's answers: mutations
+    and crosses of those that did best. Then the most accurate of all are served. 0: the
+    generator's answers alone."""
     answers_page: bool = False
     """Answer up to 1,000 test images with the bundle at the end, and report on it, worst photos
     and all."""
