@@ -5,11 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import trainer.run
 from models.bundle.folder import load_bundle
+from models.spaces import get_space
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import write_folder
+from trainer.evolution import children
 from trainer.finish import undominated
 from trainer.recipes.config import get_recipe, with_settings
 from trainer.run import main
@@ -76,6 +79,36 @@ def test_what_the_held_out_images_cannot_tell_is_not_decided_by_them(images):
     smaller, larger = np.ones(images, dtype=bool), np.arange(images) >= min(3, images)
     right = {"a": smaller, "b": larger}
     assert undominated([(1, "a"), (2, "b")], right, 0.005) == [(1, "a"), (2, "b")]
+
+
+def test_children_are_new_and_of_the_space():
+    space, rng = get_space("nano-cnn"), torch.Generator().manual_seed(0)
+    parents = [space.smallest, space.largest]
+    found = children(space, parents, parents, 40, rng)
+    assert len(set(found)) == 40
+    assert not set(found) & set(parents)
+    assert all(space.min_flops <= space.flops(arch) <= space.max_flops for arch in found)
+    assert children(space, parents, found, 3, rng) != found[:3]
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_a_search_at_the_end_serves_what_is_more_accurate_than_all_smaller(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert main(["--resume", str(folder), "--set", "search_archs=30"]) == 0
+    before, bundle = (load_bundle(f / "bundle") for f in (finished, folder))
+    asked = before.provenance["answers_asked"]
+    assert bundle.provenance["answers_asked"] == asked + 30
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    (*_, tried) = [record["rows"] for record in records if record["kind"] == "answers"]
+    assert len(tried) == asked + 30
+    served = [row for row in tried if row["served"]]
+    assert [row["flops"] for row in served] == sorted({row["flops"] for row in served})
+    for row in served:
+        smaller = [r["held_out_accuracy"] for r in tried if r["flops"] < row["flops"]]
+        assert row["held_out_accuracy"] > max(smaller, default=-1)
+    assert [bundle.space.arch_from_json(row["arch"]) for row in served] == [*bundle.archs()]
+    best = max(row["held_out_accuracy"] for row in tried)
+    assert bundle.frontier[-1].held_out_accuracy == best
 
 
 def test_too_few_images_to_decide_by_are_refused_with_the_number_it_takes(tmp_path, capsys):
