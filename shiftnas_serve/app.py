@@ -72,6 +72,10 @@ class App:
             return
         await send({"type": "lifespan.shutdown.complete"})
 
+    def load(self) -> Engine:
+        """What is served, in a thread: for hosts to override. Raises ValueError."""
+        return Engine(self.settings, end_soon)
+
     def loaded(self) -> None:
         """The bundle is loaded, or found not to be good: for hosts to override."""
 
@@ -83,7 +87,7 @@ class App:
 
         def load() -> None:
             try:
-                self.state.engine = Engine(self.settings, end_soon)
+                self.state.engine = self.load()
                 # What is loaded stays: to look through it for garbage again and again takes 3 % of
                 # the processor. Answers make next to none.
                 gc.freeze()

@@ -3,6 +3,7 @@
 The port is taken first, before anything is loaded, so that of two servers on one port the second
 says so and ends. Stopping (SIGTERM, SIGINT): /readyz turns 503; after ``drain_s`` nothing new is
 taken; what is in flight finishes. SIGHUP reloads; it stops a server whose terminal has gone.
+Several processes each reload in place: a bundle that is refused ends none of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +29,7 @@ from shiftnas_serve.app import App, create_app
 from shiftnas_serve.http.admin import reload
 from shiftnas_serve.http.connection import HttpConnection
 from shiftnas_serve.http.page import PHOTO
+from shiftnas_serve.library import Engine
 from shiftnas_serve.log import STARTS, configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import Settings, as_environment
@@ -47,6 +50,8 @@ HTTP: dict[str, Any] = {
 }
 """Settings of uvicorn, whichever host runs it."""
 _LOOK_S = 0.5
+_AGAIN_S = 5.0
+"""Between two tries of a process that cannot load the bundle which others serve."""
 
 _LOG = structlog.get_logger(STARTS)
 
@@ -59,8 +64,8 @@ def serve(settings: Settings) -> int:
         _greet(settings)
     if settings.processes > 1:
         os.environ |= as_environment(settings)
-        config = _config("shiftnas_serve.hosts.uvicorn:process_app", settings, factory=True)
-        supervisor = Multiprocess(config, [listener])
+        config = _config(f"{__name__}:process_app", settings, factory=True)
+        supervisor = Supervisor(config, [listener])
         supervisor.run()
         return 2 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     process = Process(settings)
@@ -76,12 +81,17 @@ def serve(settings: Settings) -> int:
 def _greet(settings: Settings) -> None:
     """What to do next, for a person; it works from any folder."""
     host = "localhost" if settings.host in ("0.0.0.0", "::", "127.0.0.1") else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = f"http://{address(host, settings.port)}"
     print(
         f"{url}{'/' if settings.page else '/docs'}\n"
         f"  curl -T {shlex.quote(str(PHOTO))} -H 'Latency-Budget: 100' {url}/classify",
         file=sys.stderr,
     )
+
+
+def address(host: str, port: int) -> str:
+    """As it stands in a URL: colons of IPv6 are not that before the port."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -96,14 +106,50 @@ def listen(host: str, port: int) -> socket.socket:
         # create_server says the address once more behind what the system said
         reason = (error.strerror or str(error)).partition(" (while ")[0]
         raise ValueError(
-            f"cannot listen on {host}:{port} ({reason}); choose another with --port"
+            f"cannot listen on {address(host, port)} ({reason}); choose another with --port"
         ) from None
 
 
 def process_app() -> App:
     """The app of one of several processes."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the parent's to obey
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it would read again is not read yet
     return create_app(Process)
+
+
+def later_app() -> App:
+    """The app of a process that starts when another has served already."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return create_app(Later)
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's, whose own way to reload is to replace processes.
+
+    It gives up on one that takes longer to load than a ping may, and it ends all where a later one
+    cannot start.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        self._tied = tied_to_terminal()  # (then all signals are uvicorn's)
+        self._served = False
+        super().__init__(config, sockets)
+
+    def keep_subprocess_alive(self) -> None:
+        """As uvicorn's. From the first that serves on, who cannot start tries again."""
+        if not self._served and any(one.is_ready() for one in self.processes):
+            self._served = True
+            self.config.app = f"{__name__}:later_app"
+        super().keep_subprocess_alive()
+
+    def handle_hup(self) -> None:
+        """Each process reloads, unless the terminal has gone."""
+        if self._tied and not on_terminal():
+            self.handle_term()
+            return
+        for one in self.processes:
+            if one.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(one.pid, signal.SIGHUP)
 
 
 def _config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
@@ -125,14 +171,18 @@ def on_terminal() -> bool:
     return any(map(os.isatty, range(3)))
 
 
+def tied_to_terminal() -> bool:
+    """Whether it ends with its terminal. Who starts a server with nohup wants it to outlive it."""
+    return on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
 class Process(App):
     """An app, and what signals mean to its process, which has one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._alone = settings.processes == 1
         super().__init__(settings, waits=not self._alone)
-        # Who starts a server with nohup wants it to outlive the terminal.
-        self._tied = on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._tied = self._alone and tied_to_terminal()  # else that is the parent's to know
         self._parent = os.getppid()
         self._stop: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -144,9 +194,8 @@ class Process(App):
             self._stop = signal.getsignal(signal.SIGTERM)  # uvicorn's own, for the last step
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._drain)
-            if self._alone:
-                loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-            else:
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            if not self._alone:
                 self._keep(self._end_with_parent())
         await super().__call__(scope, receive, send)
 
@@ -163,11 +212,9 @@ class Process(App):
         if engine is None:
             self.stop()
             return
-        address, version = (
-            f"http://{self.settings.host}:{self.settings.port}",
-            engine.model.name.version,
-        )
-        _LOG.info("ready", address=address, bundle=str(engine.path), version=version)
+        url = f"http://{address(self.settings.host, self.settings.port)}"
+        version = engine.model.name.version
+        _LOG.info("ready", address=url, bundle=str(engine.path), version=version)
 
     def _drain(self) -> None:
         if self.state.engine is None:
@@ -199,3 +246,15 @@ class Process(App):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself would let it go
         task.add_done_callback(self._tasks.discard)
+
+
+class Later(Process):
+    """One of several, in the place of one that ended. The others serve, so it never gives up."""
+
+    def load(self) -> Engine:
+        while True:
+            try:
+                return super().load()
+            except Exception as error:  # noqa: BLE001 - whatever is wrong may be mended meanwhile
+                _LOG.error("cannot start; it tries again", reason=str(error), seconds=_AGAIN_S)
+                time.sleep(_AGAIN_S)

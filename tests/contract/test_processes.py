@@ -17,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from models.bundle.folder import load_bundle
 from tests.contract import spoil
 from tests.contract.process import PNG, Server, kill, launch, serving, wait_for
 from tests.pictures import encoded
@@ -263,8 +264,47 @@ def test_sigterm_stops_both_and_answers_what_they_have(two: Server, png):
     assert "Traceback" not in two.said()
 
 
-def test_a_hangup_reloads_both(two: Server, bundle_folder, png):
-    two.process.send_signal(signal.SIGHUP)
-    for _ in range(20):
-        assert two.post(png).status_code == 200
-    assert two.stop() == 0
+def test_a_hangup_reloads_both_in_place(bundle_folder, other_folder, tmp_path, png):
+    """However long it takes to load; and what is refused is served by nobody, and counted."""
+    mine = Path(shutil.copytree(bundle_folder, tmp_path / "mine"))
+    versions = {one: load_bundle(one).version for one in (bundle_folder, other_folder)}
+
+    def serve(folder: Path) -> None:
+        for file in folder.iterdir():
+            (mine / file.name).write_bytes(file.read_bytes())
+
+    def served() -> set[str]:
+        return {server.post(png).json()["model"]["version"] for _ in range(20)}
+
+    with serving(mine, "--processes", "2", "--log-level", "info") as server:
+        wait_for(lambda: server.said().count("address=") == 2, 60)
+        before = children(server)
+        serve(other_folder)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: server.said().count("reload done") == 2, 60)
+        assert served() == {versions[other_folder]}
+        (mine / "bundle.json").write_text("{")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: server.said().count("reload refused") == 2, 60)
+        assert served() == {versions[other_folder]}
+        assert 'reloads_total{result="refused"} 1.0' in server.get("/metrics").text
+        assert children(server) == before
+        # Neither does the end of one end the other, though none can take its place as yet.
+        os.kill(min(before), signal.SIGKILL)
+        wait_for(lambda: "cannot start; it tries again" in server.said(), 60)
+        assert served() == {versions[other_folder]}
+        serve(bundle_folder)
+        wait_for(lambda: server.said().count("address=") == 3, 60)
+        assert server.stop() == 0
+        assert "Traceback" not in server.said()
+
+
+def test_a_bundle_that_is_bad_from_the_start_ends_all_of_them(bundle_folder, tmp_path):
+    bad = Path(shutil.copytree(bundle_folder, tmp_path / "bad"))
+    (bad / "template.onnx").unlink()
+    server = launch(bad, "--processes", "2")
+    try:
+        assert server.process.wait(60) == 2
+        assert "template.onnx is missing" in server.said()
+    finally:
+        server.end()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -73,6 +74,24 @@ def test_of_two_that_start_at_once_on_a_port_exactly_one_serves(bundle_folder, o
     finally:
         for one in both:
             one.end()
+
+
+def test_an_address_of_ipv6_can_be_asked_as_it_is_said(bundle_folder):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    server = launch(bundle_folder, "--host", "::1")
+    try:
+        wait_for(lambda: "ready" in server.said(), 60)
+        url = f"http://[::1]:{server.port}"
+        assert f"address={url} " in server.said()
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        again = launch(bundle_folder, "--host", "::1", port=server.port)
+        assert f"cannot listen on [::1]:{server.port} (" in said_by(again)
+    finally:
+        server.end()
 
 
 def imports(server: Server, library: str) -> bool:
