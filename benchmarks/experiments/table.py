@@ -79,7 +79,8 @@ def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
     right = statistics.mean(100 * mean_of(run, "test_accuracy") for run in runs)
     return (
         f"{steps:,.0f} | {spent:.2f} | {gains('held_out_loss', 1, 3)} | {loss:.3f} "
-        f"| {gains('test_loss', 1, 3)} | {right:.1f} | {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
+        f"| {gains('test_loss', 1, 3)} | {right:.1f} "
+        f"| {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
     )
 
 
