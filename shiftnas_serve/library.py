@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 import structlog
-from PIL import Image, ImageOps
+from PIL import Image
 
 from models.images.header import ImageError
-from models.images.image import Photo, read_header
+from models.images.image import Photo, read_header, upright_rgb
 from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
@@ -162,7 +162,9 @@ class Engine:
     ) -> list[Result]:
         """As ``classify``, each image within the same budgets, in order."""
         asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
-        sources = [read_source(image) for image in images]
+        _check_top_k(top_k)
+        background = self.model.bundle.preprocess.background
+        sources = [read_source(image, background) for image in images]
         with self.room.share() as share:
             share.add(len(sources))
             share.grow(sum(len(one) for one in sources if isinstance(one, bytes)))
@@ -198,8 +200,12 @@ class Engine:
     ) -> Result:
         """As ``classify``, without holding up the event loop."""
         asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
-        is_file = isinstance(image, str | Path)
-        source = await asyncio.to_thread(read_source, image) if is_file else read_source(image)
+        _check_top_k(top_k)
+        background = self.model.bundle.preprocess.background
+        if isinstance(image, bytes | np.ndarray):
+            source = read_source(image, background)
+        else:  # a file may have to be read
+            source = await asyncio.to_thread(read_source, image, background)
         with self.room.share() as share:
             share.add(1)
             share.grow(len(source) if isinstance(source, bytes) else 0)
@@ -364,12 +370,23 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
     return asked
 
 
-def read_source(image: ImageSource) -> bytes | Photo:
-    """The bytes of a file, or pixels. Raises ValueError for what is not an image."""
+def _check_top_k(top_k: int) -> None:
+    if not isinstance(top_k, int) or top_k < 1:
+        raise ValueError(f"top_k is {top_k!r}; it is how many predictions to answer, 1 or more")
+
+
+def read_source(image: ImageSource, background: tuple[int, int, int]) -> bytes | Photo:
+    """The bytes of a file, or pixels, those that are transparent on ``background``.
+
+    Raises ValueError for what is not an image, Problem for one that is damaged.
+    """
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        try:
+            return upright_rgb(image, background)
+        except ImageError as error:
+            raise Problem(error.status, error.reason) from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(

@@ -11,8 +11,8 @@ from benchmarks.experiments.paired import in_words
 from trainer.engine.log import Record
 
 HEAD = (
-    "| same | name | seeds | steps | 10^12 multiply-adds | held-out loss: difference | test loss | difference "
-    "| accuracy, % | difference | smallest | largest |",
+    "| same | name | seeds | steps | 10^12 multiply-adds | held-out loss: difference | test loss "
+    "| difference | accuracy, % | difference | smallest | largest |",
     "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
 )
 
@@ -78,8 +78,9 @@ def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
     loss = statistics.mean(mean_of(run, "test_loss") for run in runs)
     right = statistics.mean(100 * mean_of(run, "test_accuracy") for run in runs)
     return (
-        f"{steps:,.0f} | {spent:.2f} | {gains('held_out_loss', 1, 3)} | {loss:.3f} | {gains('test_loss', 1, 3)} "
-        f"| {right:.1f} | {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
+        f"{steps:,.0f} | {spent:.2f} | {gains('held_out_loss', 1, 3)} | {loss:.3f} "
+        f"| {gains('test_loss', 1, 3)} | {right:.1f} "
+        f"| {gains('test_accuracy', 100, 1)} | {end(0):.1f} | {end(-1):.1f}"
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models.images.header import (
     MAX_PIXELS,
@@ -133,6 +133,22 @@ def decode_image(
         raise damaged(header.format, str(error)) from None
 
 
+def upright_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """What ``decode_image`` makes of a file, of an image that Pillow has opened or made.
+
+    Raises ImageError where its file is damaged, and for a mode that does not say what is white.
+    """
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"an image of mode {image.mode} does not say what is white; convert it to RGB first",
+            415,
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image), background)
+    except Exception as error:  # noqa: BLE001 - as in ``decode_image``
+        raise damaged(image.format or image.mode, str(error)) from None
+
+
 def decode_plain_jpeg(
     data: bytes, header: ImageHeader, min_side: int | None, max_pixels: int
 ) -> np.ndarray | None:
@@ -194,9 +210,9 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode == "I;16":
+    if image.mode.startswith("I;16"):
         return _in_bands(image, _high_bytes)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.has_transparency_data:
         return _in_bands(image, lambda band: _on(background, band))
     return image if image.mode == "RGB" else image.convert("RGB")
 

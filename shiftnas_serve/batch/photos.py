@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,26 +56,36 @@ def _files(files: Sequence[Path]) -> Source:
 
 
 def _parquet(path: Path, column: str) -> Source:
-    require("parquet", "pyarrow")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not a parquet file: {reason(error)}") from None
-    names = file.schema_arrow.names
+    with _opened(path) as file:  # and closed: there may be more of them than may be open at once
+        names, count = file.schema_arrow.names, file.metadata.num_rows
     if column not in names:
         raise ValueError(f"{path} has no column {column!r}; --column names one of {names}")
 
     def photos() -> Iterator[Photo]:
         row = 0
-        for batch in file.iter_batches(_ROWS, columns=[column]):
-            for cell in batch.column(0).to_pylist():
-                yield Photo(f"{_name(path)}#{row}", _content(cell))
-                row += 1
+        with _opened(path) as file:
+            for batch in file.iter_batches(_ROWS, columns=[column]):
+                for cell in batch.column(0).to_pylist():
+                    yield Photo(f"{_name(path)}#{row}", _content(cell))
+                    row += 1
 
-    return Source(file.metadata.num_rows, photos)
+    return Source(count, photos)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A parquet file, while the block runs. Raises ValueError where it cannot be read."""
+    require("parquet", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from None
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {reason(error)}") from None
 
 
 def _name(file: Path) -> str:

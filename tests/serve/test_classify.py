@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
 
 from shiftnas_serve import library, load
 from shiftnas_serve.batch import tables
-from shiftnas_serve.batch.photos import Photo
+from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.classify import main, row_of
 from tests.contract.process import ROOT
 from tests.pictures import encoded, picture, write_photos
@@ -176,6 +177,40 @@ def test_an_error_that_nobody_foresaw_is_that_photos_own(bundle_folder, monkeypa
         monkeypatch.setattr(library, "read_header", lambda *_: 1 // 0)
         row = row_of(engine, "m", "none", {}, Photo("a", encoded(picture())))
     assert str(row.error).startswith("ZeroDivisionError")
+
+
+def test_parquet_files_may_be_more_than_can_be_open_at_once(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    files = [tmp_path / f"{number:02d}.parquet" for number in range(40)]
+    for file in files:
+        pq.write_table(pa.table({"image": [b"content"]}), file)
+    softly, hardly = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 10, hardly))
+    try:
+        found = sources(files)
+        photos = [photo for source in found for photo in source.photos()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (softly, hardly))
+    assert [photo.name for photo in photos] == [f"{file}#0" for file in files]
+    assert {photo.source for photo in photos} == {b"content"}
+
+
+def test_a_parquet_file_that_cannot_be_read_is_one_line(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "photos.parquet"
+    pq.write_table(pa.table({"image": [b"content"]}), file)
+    (source,) = sources([file])
+    file.unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*photos\.parquet"):
+        list(source.photos())
+    file.write_bytes(b"content")
+    with pytest.raises(ValueError, match="is not a parquet file"):
+        sources([file])
 
 
 def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):

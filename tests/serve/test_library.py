@@ -48,6 +48,58 @@ def test_every_form_of_an_image_gets_the_same_answer(engine: Engine, png: bytes,
         np.testing.assert_allclose(other.probabilities, first.probabilities, atol=1e-6)
 
 
+def _clear() -> Image.Image:
+    image = picture(seed=3).convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.arange(40, dtype=np.uint8) * 6, (40, 1))))
+    return image
+
+
+def _deep() -> Image.Image:
+    grey = np.asarray(picture(seed=4).convert("L"), np.uint16)
+    return Image.fromarray(grey << 8 | 7)
+
+
+def _turned() -> Image.Image:
+    image = picture(seed=5)
+    image.getexif()[0x0112] = 6
+    return image
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        *(_clear, lambda: _clear().convert("LA"), lambda: _clear().quantize(), _deep),
+        *(lambda: picture(seed=6).convert("L"), lambda: picture(seed=7).quantize()),
+        lambda: _turned(),
+    ],
+    ids=["alpha", "grey-alpha", "palette-alpha", "16-bit", "grey", "palette", "turned"],
+)
+def test_an_image_of_pillow_is_answered_as_its_file_is(engine: Engine, made, tmp_path: Path):
+    image, path = made(), tmp_path / "photo.png"
+    image.save(path, exif=image.getexif())
+    answers = [engine.classify(one).probabilities for one in (path, image, Image.open(path))]
+    for other in answers[1:]:
+        np.testing.assert_allclose(other, answers[0], atol=1e-6)
+
+
+def test_an_image_of_pillow_that_is_damaged_or_says_not_enough_is_refused(engine, png, tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(png[: len(png) // 2])
+    with Image.open(path) as photo, pytest.raises(Problem, match="damaged PNG file"):
+        engine.classify(photo)
+    for mode in ("I", "F"):
+        with pytest.raises(Problem, match=f"mode {mode} does not say what is white"):
+            engine.classify(Image.new(mode, (9, 9)))
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5])
+def test_a_number_of_predictions_that_is_none_is_refused(engine: Engine, png: bytes, top_k):
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        engine.classify(png, top_k=top_k)
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        asyncio.run(engine.aclassify(png, top_k=top_k))
+
+
 def test_a_file_is_not_read_on_the_event_loop(engine: Engine, png: bytes, tmp_path, monkeypatch):
     path, read, where = tmp_path / "photo.png", Path.read_bytes, []
     path.write_bytes(png)
