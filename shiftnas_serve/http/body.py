@@ -16,7 +16,7 @@ from python_multipart.multipart import Field, File, parse_options_header
 from starlette.types import Receive, Scope
 
 from shiftnas_serve.http.options import refuse_others
-from shiftnas_serve.problem import Problem
+from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.scheduling.room import Share
 from shiftnas_serve.settings import Settings
 
@@ -82,7 +82,7 @@ async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> 
 async def read_body(scope: Scope, receive: Receive, share: Share, settings: Settings) -> bytes:
     """The body as it is, within the limits of ``settings``; ``share`` grows by what comes.
 
-    Raises Problem: 400 the client went away, 408 slow, 413 long, 415 compressed, 429 no room.
+    Raises Problem: 408 slow, 413 long, 415 compressed, 429 no room, 499 the client went away.
     """
     headers = scope["state"]["headers"]
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
@@ -119,7 +119,7 @@ async def _pieces(receive: Receive, share: Share, settings: Settings) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Problem(400, "the client went away before the body was complete")
+            raise Problem(CLIENT_GONE, "the client went away before the body was complete")
         chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > settings.max_body_bytes:

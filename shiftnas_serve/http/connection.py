@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 
 from shiftnas_serve.http.answers import problem_response
 from shiftnas_serve.http.context import request_id
-from shiftnas_serve.problem import Problem
+from shiftnas_serve.problem import Problem, busy
 
 MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers, of what follows a chunked body, and of a chunk's extensions."""
@@ -289,10 +289,13 @@ class HttpConnection(asyncio.Protocol):
             lengths = (len(name) + len(value) + 4 for name, value in self._headers)
             if len(self._url) + sum(lengths) > MAX_HEAD_BYTES:
                 raise Problem(431, _TOO_LONG)
-        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+        if parser.get_method() == b"CONNECT":  # what follows would not be HTTP
+            allowed = {"Allow": "GET, HEAD, POST, PUT"}
+            raise Problem(405, "CONNECT is for proxies; ask this server itself", headers=allowed)
+        if parser.should_upgrade():
             return  # it comes once more (``_parse``)
         if len(self._exchanges) > MAX_PIPELINED:
-            raise Problem(429, f"{MAX_PIPELINED} requests wait on this connection")
+            raise busy(f"{MAX_PIPELINED} requests wait on this connection")
         self._unread_bytes = 0
         version = parser.get_http_version()
         keep_alive = version != "1.0" and parser.should_keep_alive()

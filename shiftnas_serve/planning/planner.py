@@ -176,8 +176,12 @@ class Planner:
 
     def next_ms(self, plan: Plan) -> float:
         """What the second step of an image takes, with its session if there is none, at most."""
-        build_ms = 0.0 if self._is_resident(plan.subnet.value) else self._build_ms
-        return MARGIN * (self.cost_ms(plan.subnet) + build_ms) + self.latency.after_ms
+        some_ms = self.cost_ms(plan.subnet) + self.build_ms(plan.subnet.value)
+        return MARGIN * some_ms + self.latency.after_ms
+
+    def build_ms(self, arch: Arch) -> float:
+        """What its session takes to build; 0 where there is one."""
+        return 0.0 if self._is_resident(arch) else self._build_ms
 
     def built(self, build_ms: float) -> None:
         """A session was built in so long."""

@@ -84,6 +84,7 @@ class Backlog:
         """Images that are here, will need no turn to be decoded, and do not wait yet."""
         self._cancelled = 0
         self._closed = False
+        self._last_s = time.monotonic()
 
     def close(self) -> None:
         """All threads are told that there is no more, and who waits that there is no answer."""
@@ -133,6 +134,7 @@ class Backlog:
         with self._lock:
             if self._closed:
                 raise _closed()
+            self._last_s = time.monotonic()
             self._to_decode.add(one, ms)
             self._decoder_free.notify()
 
@@ -149,6 +151,7 @@ class Backlog:
         with self._lock:
             if self._closed:
                 raise _closed()
+            self._last_s = one.queued_s
             self._pace.came(one.queued_s, None if one.plan.shrinks else one.least_ms)
             self._to_run.add(one, one.least_ms)
             if wake:
@@ -199,17 +202,38 @@ class Backlog:
             if not one.cancelled:
                 finish([(one, late("its turn to be decoded came too late"))])
 
-    def next_group(self, thread: int, wait: Callable[[], bool]) -> Group | None:
-        """What to run next; None at the end, and where there is nothing and ``wait()`` is false."""
+    def quiet_s(self) -> float:
+        """Since when nobody has waited for anything; 0 while somebody does."""
+        with self._lock:
+            if len(self) or self._to_decode.under_way or self._to_run.under_way:
+                return 0.0
+            return time.monotonic() - self._last_s
+
+    def building(self, thread: int, ms: float) -> bool:
+        """Thread ``thread`` builds what nobody waits for, which takes so long; false: not now."""
+        with self._lock:
+            if self._to_run or self._closed:
+                return False
+            self._to_run.under_way[thread] = time.monotonic() + ms / 1000
+            return True
+
+    def built(self, thread: int) -> None:
+        """The build is over."""
         with self._lock:
             self._to_run.under_way.pop(thread, None)
+
+    def next_group(self, thread: int, patience_s: Callable[[], float]) -> Group | None:
+        """What to run next; None at the end, and where nothing came while there was patience."""
+        with self._lock:
+            if self._to_run.under_way.pop(thread, None) is not None:
+                self._last_s = time.monotonic()
             while True:
                 if self._cancelled:
                     self._to_run.remove([o for o in self._to_run.images() if o.cancelled])
                     self._cancelled = 0
-                if self._closed or self._to_run or not wait():
+                if self._closed or self._to_run or (left_s := patience_s()) <= 0:
                     break
-                self._runner_free.wait()
+                self._runner_free.wait(None if math.isinf(left_s) else left_s)
             if self._closed or not self._to_run:
                 return None
             now, threads = time.monotonic(), self._to_run.threads
@@ -219,6 +243,7 @@ class Backlog:
             if group.subnet is not None:
                 planner = group.images[0].model.planner
                 takes_ms = planner.cost_ms(group.subnet) * len(group.images)
+                takes_ms += planner.build_ms(group.subnet.value)
                 self._to_run.under_way[thread] = now + takes_ms / 1000
             if self._to_run:
                 self._runner_free.notify()  # for another thread
@@ -230,7 +255,7 @@ class Backlog:
             self._runner_free.notify()
 
     def wake(self) -> None:
-        """Let all threads that wait for something to run ask again (``wait``)."""
+        """Let all threads that wait for something to run ask again (``patience_s``)."""
         with self._lock:
             self._runner_free.notify_all()
 

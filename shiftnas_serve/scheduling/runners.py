@@ -1,7 +1,9 @@
 """Runners: the threads that run subnets, all with one copy of the weights.
 
-While nothing waits, one of them builds sessions for answers that nobody has asked for yet, one at a
-time, so that soon no budget is new. An error belongs to its group of one subnet, never to others.
+After a second without requests one of them builds sessions for answers that nobody has asked for
+yet, one at a time, so that soon no budget is new. A build cannot be interrupted: whoever comes
+meanwhile waits for it, if no other thread is free, and that counts (``backlog``). An error belongs
+to its group of one subnet, never to others.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ _LOOK_S = 0.5
 # While more waits, answers without a latency budget are held for so long, and handed over together:
 # an event loop that is woken for each small subnet takes the core from the next.
 _HELD_S = 0.002
+# Clients that ask one after the other leave shorter gaps.
+_IDLE_S = 1.0
 # Then what fails is not the subnet.
 _PREBUILD_FAILURES = 3
 
@@ -83,11 +87,14 @@ class Runners:
         held: list[Outcome] = []
         until_s = 0.0
 
-        def wait() -> bool:
-            return not held and (thread > 0 or not self._unbuilt)
+        def patience_s() -> float:
+            if held:
+                return 0.0
+            builds = thread == 0 and self._unbuilt
+            return _IDLE_S - self._backlog.quiet_s() if builds else math.inf
 
         while held or not self._backlog.closed:
-            group = self._backlog.next_group(thread, wait)
+            group = self._backlog.next_group(thread, patience_s)
             if held and (group is None or _end_s(group) > until_s):
                 finish(held)
                 held = []
@@ -98,7 +105,7 @@ class Runners:
                     until_s = 0.0
                 held += self._run(thread, group)
                 del group
-            elif thread == 0 and self._unbuilt:
+            elif patience_s() <= 0:
                 self._build_one(thread)
 
     def _busy(self, thread: int, limit_s: float) -> None:
@@ -162,10 +169,13 @@ class Runners:
         return outcomes
 
     def _build_one(self, thread: int) -> None:
-        try:
-            model, arch = self._unbuilt.pop()
-        except IndexError:  # taken away meanwhile
+        unbuilt = self._unbuilt
+        if not unbuilt:  # taken away meanwhile
             return
+        model, arch = unbuilt[-1]
+        if not self._backlog.building(thread, model.planner.build_ms(arch)):
+            return
+        unbuilt.pop()
         sessions = model.sessions
         evictions = sessions.evictions
         self._busy(thread, max(self._stall_s, sessions.build_limit_s))
@@ -182,6 +192,7 @@ class Runners:
             return
         finally:
             self._busy(thread, 0.0)
+            self._backlog.built(thread)
         model.planner.built(build_ms)
         if sessions.evictions > evictions:
             self._unbuilt = []  # memory is full; more would only push others out

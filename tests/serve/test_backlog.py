@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -136,16 +137,59 @@ def test_what_is_cancelled_does_not_run_and_the_end_is_told(clock):
     for one in (gone, kept):
         lines.run(one)
     lines.cancel(gone)
-    group = lines.next_group(0, lambda: True)
+    group = lines.next_group(0, lambda: 9.0)
     assert group.images == [kept]
-    assert lines.next_group(0, lambda: False) is None
+    assert lines.next_group(0, lambda: 0.0) is None
     told = []
-    waits = threading.Thread(target=lambda: told.append(lines.next_group(0, lambda: True)))
+    waits = threading.Thread(target=lambda: told.append(lines.next_group(0, lambda: math.inf)))
     waits.start()
     lines.close()
     waits.join(20)
     assert told == [None]
     assert lines.next_to_decode(0) is None
+
+
+def test_a_build_under_way_is_in_the_way_of_who_comes(clock):
+    lines = Backlog(2, 1, 16)
+    assert lines.building(0, 70.0)
+    with pytest.raises(Problem, match="what waits takes 70 ms") as refused:
+        lines.run(image(0.05))
+    assert refused.value.status == 429
+    lines.run(image(0.2))
+    lines.built(0)
+    assert not lines.building(0, 70.0)  # somebody waits now
+    lines.next_group(0, lambda: 0.0)
+    lines.refuse_if_hopeless(100.05, 10.0)
+
+
+def test_a_session_that_must_be_built_first_takes_longer(clock, monkeypatch):
+    monkeypatch.setattr(Sizes, "build_ms", lambda *_: 60.0)
+    lines = Backlog(2, 1, 16)
+    lines.run(image())
+    lines.next_group(0, lambda: 0.0)
+    with pytest.raises(Problem, match="what waits takes 70 ms"):
+        lines.refuse_if_hopeless(100.05, 10.0)
+
+
+def test_it_is_quiet_from_the_end_of_the_last_on(clock):
+    lines = Backlog(1, 1, 16)
+    clock.now += 5.0
+    assert lines.quiet_s() == 5.0
+    lines.run(image())
+    assert lines.quiet_s() == 0.0
+    clock.now += 1.0
+    lines.next_group(0, lambda: 0.0)
+    clock.now += 1.0
+    assert lines.quiet_s() == 0.0
+    lines.next_group(0, lambda: 0.0)
+    clock.now += 2.0
+    assert lines.quiet_s() == 2.0
+    lines.building(0, 70.0)
+    lines.built(0)
+    clock.now += 1.0
+    assert lines.quiet_s() == 3.0
+    lines.decode(image(99.0, 10.0))
+    assert lines.quiet_s() == 0.0
 
 
 def test_what_work_takes_is_learnt_for_each_kind():

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope
 
 from shiftnas_serve.http import body as bodies
 from shiftnas_serve.http.body import decode_base64, read_body, read_image
-from shiftnas_serve.problem import Problem
+from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.scheduling.room import Room, Share
 from shiftnas_serve.settings import Settings
 
@@ -94,6 +94,21 @@ def test_what_is_refused_for_its_length_or_coding_takes_no_room_and_is_not_read(
 def test_a_body_of_one_piece_is_not_copied():
     piece = bytes(1000)
     assert read([piece], Room(1, 1000).share()) is piece
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_has_gone_and_made_no_mistake():
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"ab", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    scope, _ = request([])
+    with Room(9, 1000).share() as share, pytest.raises(Problem) as gone:
+        asyncio.run(read_body(scope, receive, share, LIMITS))
+    assert gone.value.status == CLIENT_GONE
 
 
 FORM = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%b\r\n--b--\r\n'

@@ -163,7 +163,7 @@ def test_with_time_an_unsure_image_waits_for_its_second_subnet():
     lines = Backlog(1, 1, 16)
     one, result = unsure(9.0)
     assert answered(one, result, lines) is None
-    group = lines.next_group(0, lambda: False)
+    group = lines.next_group(0, lambda: 0.0)
     assert group is not None
     assert group.images == [one]
     assert group.subnet is LARGEST

@@ -312,6 +312,7 @@ def test_requests_do_not_queue_up_on_a_connection_without_end():
         await turns(200)
         assert wire.closed
         assert statuses(wire) == [200] * (MAX_PIPELINED + 1) + [429]
+        assert b"retry-after: 1" in wire.sent
 
     run(test)
 
@@ -455,6 +456,20 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_belongs_to_the_request(offe
         assert places == sorted(places)
         assert wire.sent.count(b"HTTP/1.1 200") == 4
         assert not wire.closed
+
+    run(test)
+
+
+def test_connect_is_refused_once_behind_what_came_before():
+    """The parser takes what follows it for another protocol, and nobody offered that."""
+
+    async def test() -> None:
+        made, wire = connect(echo)
+        made.data_received(GET + b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        await turns(50)
+        assert statuses(wire) == [200, 405]
+        assert b"allow: GET" in wire.sent
+        assert wire.closed
 
     run(test)
 

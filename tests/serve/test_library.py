@@ -227,6 +227,30 @@ def test_where_the_second_subnet_fails_the_first_answers(own: Engine, monkeypatc
         assert result.spent_flops == result.subnet.flops == sure.spent_flops - sure.subnet.flops
 
 
+def test_nothing_is_built_ahead_of_time_before_it_has_been_quiet(bundle_folder, monkeypatch, png):
+    """A build cannot be interrupted, and would be in the way of the first who asks."""
+    built, session = [], Sessions.session
+    building = threading.Event()
+
+    def noted(self: Sessions, arch):
+        found = session(self, arch)
+        if found[1] and threading.current_thread().name.startswith("infer"):
+            built.append(arch)
+            building.set()
+        return found
+
+    monkeypatch.setattr(Sessions, "session", noted)
+    monkeypatch.setattr(runners, "_IDLE_S", 60.0)
+    with shiftnas_serve.load(bundle_folder) as engine:
+        for _ in range(5):
+            assert engine.classify(png).timing.build_ms == 0.0
+            time.sleep(0.05)
+        assert not built
+        monkeypatch.setattr(runners, "_IDLE_S", 0.05)
+        assert engine.classify(png).predictions
+        assert building.wait(20)
+
+
 def test_prebuilding_ends_where_it_is_in_vain(bundle_folder: Path, monkeypatch, png: bytes):
     session = Sessions.session
 

@@ -32,6 +32,9 @@ class Sizes:
     def cost_ms(self, subnet: Subnet) -> float:
         return self.unit_ms * subnet.flops
 
+    def build_ms(self, arch: Any) -> float:
+        return 0.0
+
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         some = [one for one in (SMALLEST, MIDDLE, LARGEST) if one.flops <= subnet.flops]
         return ([one for one in some if self.cost_ms(one) <= ms] or [SMALLEST])[-1]
