@@ -9,6 +9,7 @@ Several processes each reload in place: a bundle that is refused ends none of th
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shlex
@@ -105,9 +106,10 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         # create_server says the address once more behind what the system said
         reason = (error.strerror or str(error)).partition(" (while ")[0]
-        raise ValueError(
-            f"cannot listen on {address(host, port)} ({reason}); choose another with --port"
-        ) from None
+        right = "choose another with --port"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            right = "choose an address of this machine with --host, or 0.0.0.0 for all of them"
+        raise ValueError(f"cannot listen on {address(host, port)} ({reason}); {right}") from None
 
 
 def process_app() -> App:

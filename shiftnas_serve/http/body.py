@@ -26,6 +26,7 @@ ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
 _ALIASES = ("image/jpg", "image/pjpeg", "image/x-png")
 # To read this much JSON or form takes milliseconds, in which nobody else would be answered.
 _SMALL_BYTES = 262_144
+_SEND_FORM = "let a library write it, as curl -F image=@photo.jpg does"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 T = TypeVar("T")
@@ -176,17 +177,31 @@ def _from_form(content_type: bytes, body: bytes) -> bytes:
             raise Problem(400, "the form has image several times; send one image a request")
         found.append(part)
 
+    closed: list[bool] = []
     _, options = parse_options_header(content_type)
-    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise Problem(400, f"multipart/form-data names no boundary; {_SEND_FORM}")
     try:
-        boundary = options[b"boundary"]
-        form = FormParser("multipart/form-data", take, take, boundary=boundary, config=in_memory)
+        form = FormParser(
+            "multipart/form-data",
+            take,
+            take,
+            on_end=lambda: closed.append(True),
+            boundary=boundary,
+            config={"MAX_MEMORY_FILE_SIZE": len(body)},
+        )
         form.write(body)
         form.finalize()
-    except (FormParserError, KeyError) as error:
+    except FormParserError as error:
         raise Problem(400, f"malformed multipart form: {str(error)[:200]}") from None
-    if not found or not isinstance(found[0], File):
-        raise Problem(400, 'the form has no file field "image"')
+    if not closed:
+        raise Problem(400, f"the form is cut off: no closing boundary ends it; {_SEND_FORM}")
+    if not found:
+        raise Problem(400, f'the form has no field "image"; {_SEND_FORM}')
+    if not isinstance(found[0], File):
+        what = 'the field "image" is not a file: its part has no filename'
+        raise Problem(400, f"{what} (filename* is not read); {_SEND_FORM}")
     file = found[0].file_object
     file.seek(0)
     return file.read()

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from shiftnas_serve.hosts.uvicorn import listen
 from tests.contract import spoil
 from tests.contract.problem import assert_problem
 from tests.contract.process import ROOT, SERVE, Server, free_port, launch, serving, wait_for
@@ -39,6 +40,12 @@ def test_mistakes_are_one_line_that_names_them(tmp_path, bundle_folder):
         there, nowhere = launch(bundle_folder, port=port), launch(tmp_path)
         assert f"{port} (Address already in use); choose another with --port" in said_by(there)
         assert "no bundle" in said_by(nowhere)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_that_is_not_of_this_machine_is_not_the_ports_fault(host):
+    with pytest.raises(ValueError, match="choose an address of this machine with --host"):
+        listen(host, free_port())
 
 
 def test_weights_that_are_not_numbers_are_refused(bundle_folder, tmp_path):

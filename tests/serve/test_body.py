@@ -151,6 +151,25 @@ def test_a_long_malformed_form_is_a_problem_in_a_thread_too():
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "says"),
+    [
+        (b"", b"", "multipart/form-data", "names no boundary"),
+        (b"--b--", b"", "multipart/form-data; boundary=b", "is cut off: no closing boundary"),
+        (b"--b--", b"--b", "multipart/form-data; boundary=b", "is cut off: no closing boundary"),
+        (FORM % b"abc", b"--b--\r\n", "multipart/form-data; boundary=b", 'no field "image"'),
+        (b"filename=", b"filename*=UTF-8''", "multipart/form-data; boundary=b", "has no filename"),
+        (b"--b", b"no", "multipart/form-data; boundary=b", "malformed multipart form"),
+    ],
+)
+def test_what_is_wrong_with_a_form_is_said(old, new, kind, says):
+    body = FORM % b"abc"
+    assert old in body
+    with pytest.raises(Problem, match=says) as refused:
+        image_of(body.replace(old, new, 1), kind)
+    assert refused.value.status == 400
+
+
 def test_what_is_no_base64_is_refused():
     plain = base64.b64encode(bytes(range(256)) + b"ab").decode()
     for text in ("***", "data:image/png,abc", "data:base64", "a", plain + "=a", "\u00e9"):
