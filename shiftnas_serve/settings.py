@@ -89,7 +89,8 @@ class EngineSettings(BaseModel):
     max_waiting_bytes: Count = 100_000_000
     """bytes of bodies that are worked on at once; more are refused with 429"""
     max_pixels: Count = MAX_PIXELS
-    """larger images are refused with 413"""
+    """larger images are refused with 413; a JPEG may have three times as many pixels, where it can
+    be decoded at a fraction of its size"""
     timeout_s: Seconds = 30.0
     """seconds until a request is given up, with 504"""
     stall_s: Seconds = 10.0

@@ -65,10 +65,14 @@ def most_pixels(header: ImageHeader, max_pixels: int) -> int:
     return min(most, _COEFFICIENTS * max_pixels // header.colours) if header.scans_at else most
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageError 413 where these are too many pixels."""
+def check_size(width: int, height: int, max_pixels: int, whole: int | None = None) -> None:
+    """Raises ImageError 413 where these are too many pixels.
+
+    ``whole``: how many an image may have that is decoded at its own size, if those are fewer.
+    """
     if width * height > max_pixels:
-        raise ImageError(
-            f"{width} x {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted",
-            413,
-        )
+        many = f"{width} x {height} = {width * height:,} pixels"
+        also = ""
+        if whole is not None and whole < max_pixels:
+            also = f" ({whole:,} of a JPEG that cannot be decoded at a fraction of its size)"
+        raise ImageError(f"{many}; at most {max_pixels:,} are accepted{also}", 413)

@@ -85,8 +85,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
             header = read_webp_header(data)
     except (struct.error, IndexError):
         raise damaged(announced, "it ends within its header") from None
-    if header.pixels > max_pixels:
-        check_size(header.width, header.height, most_pixels(header, max_pixels))
+    check_size(header.width, header.height, most_pixels(header, max_pixels), max_pixels)
     if header.pixels == 0:
         raise damaged(announced, f"it has {header.width} x {header.height} pixels")
     return header
@@ -127,7 +126,8 @@ def decode_image(
     except ImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"too many pixels: at most {max_pixels:,} are accepted", 413) from None
+        many = f"{header.width} x {header.height} = {header.pixels:,} pixels"
+        raise ImageError(f"{many} are more than Pillow opens; send it smaller", 413) from None
     # OSError, SyntaxError, struct.error, zlib.error, IndexError, ...: the file is damaged.
     except Exception as error:  # noqa: BLE001 - decoders meet hostile bytes with many kinds
         raise damaged(header.format, str(error)) from None
