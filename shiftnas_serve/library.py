@@ -91,6 +91,8 @@ def load(bundle: Path | str = DEFAULT_BUNDLE, **settings: Any) -> Engine:
 class Engine:
     """A bundle that is ready to classify, and its threads. Thread-safe; a context that closes it.
 
+    One that nobody holds any more is closed too.
+
     ``wedged`` is called with a reason when an inference stands still for ``stall_s``, or a thread
     of inference has ended: nothing but the end of the process helps then. By default that is
     logged.
@@ -109,7 +111,8 @@ class Engine:
         self._reloading = threading.Lock()
         self._backlog = Backlog(THREADS, settings.workers, settings.max_batch)
         decoders = Decoders(self._backlog, settings.max_pixels)
-        self.runners = Runners(self._backlog, settings.workers, settings.stall_s, self._is_wedged)
+        told = _weakly(self._is_wedged)  # else the threads would keep it, and nothing end them
+        self.runners = Runners(self._backlog, settings.workers, settings.stall_s, told)
         # When the program ends, too: a library must not be at work while its memory is given back.
         self._end = weakref.finalize(self, _end, self._backlog, self.runners, decoders)
         if settings.prebuild:
@@ -397,6 +400,17 @@ def read_source(image: ImageSource, background: tuple[int, int, int]) -> bytes |
         return Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {image}: {error.strerror}") from None
+
+
+def _weakly(method: Callable[[str], None]) -> Callable[[str], None]:
+    """The method, as long as there is what it belongs to."""
+    known = weakref.WeakMethod(method)
+
+    def call(text: str) -> None:
+        if (found := known()) is not None:
+            found(text)
+
+    return call
 
 
 def _end(backlog: Backlog, runners: Runners, decoders: Decoders) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -356,6 +358,16 @@ def test_a_reload_that_fails_as_nobody_foresaw_is_a_problem_too(own: Engine, mon
     with pytest.raises(Problem, match="ZeroDivisionError") as refused:
         own.reload()
     assert refused.value.status == 500
+
+
+def test_an_engine_that_nobody_holds_ends_with_its_threads(bundle_folder: Path, png: bytes):
+    engine = shiftnas_serve.load(bundle_folder, prebuild=False)
+    assert engine.classify(png).predictions
+    threads, known = engine.runners.threads, weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert known() is None
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
