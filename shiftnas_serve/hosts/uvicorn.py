@@ -138,7 +138,9 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """As uvicorn's. From the first that serves on, who cannot start tries again."""
-        if not self._served and any(one.is_ready() for one in self.processes):
+        # (one that has ended would be waited for)
+        running = (one for one in self.processes if one.process.is_alive())
+        if not self._served and any(one.is_ready() for one in running):
             self._served = True
             self.config.app = f"{__name__}:later_app"
         super().keep_subprocess_alive()

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,18 @@ from PIL import Image
 
 from models.bundle.folder import load_bundle
 from tests.contract import spoil
-from tests.contract.process import PNG, Server, kill, launch, serving, wait_for
+from tests.contract.process import (
+    PNG,
+    ROOT,
+    SERVE,
+    Server,
+    free_port,
+    kill,
+    launch,
+    serving,
+    tree,
+    wait_for,
+)
 from tests.pictures import encoded
 
 
@@ -176,6 +188,44 @@ def test_a_wedged_inference_is_noticed_and_ends_the_process(bundle_folder, tmp_p
                 assert asked.result().status_code in (503, 504)
         assert "wedged" in server.said()
         wait_for(lambda: gone(everything))
+
+
+TAKES_THE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_server_ends_with_its_terminal(bundle_folder, processes):
+    reads, terminal = os.openpty()
+    options = ["--bundle", bundle_folder, "--port", str(free_port()), "--processes", processes]
+    process = subprocess.Popen(
+        [SERVE[0], "-c", TAKES_THE_TERMINAL, *SERVE[1:], *options],
+        cwd=ROOT,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        start_new_session=True,
+    )
+    os.close(terminal)
+    os.set_blocking(reads, False)
+    said = b""
+
+    def ready() -> bool:
+        nonlocal said
+        with contextlib.suppress(BlockingIOError):
+            said += os.read(reads, 1 << 16)
+        return said.count(b"ready") == int(processes)
+
+    try:
+        wait_for(ready, 60)
+        everything = tree(process.pid)
+        os.close(reads)
+        assert process.wait(40) == 0
+        wait_for(lambda: gone(everything))
+    finally:
+        kill(tree(process.pid))
+        process.wait(20)
 
 
 # ------------------------------------------------------------------------------ several processes
