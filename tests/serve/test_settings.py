@@ -143,7 +143,7 @@ def test_a_key_with_a_comma_would_become_two(tmp_path, name):
     ],
 )
 def test_an_origin_that_no_browser_sends_is_refused(origin):
-    with pytest.raises(ValueError, match="^cors_origins: ") as refused:
+    with pytest.raises(ValueError, match="cors_origins: ") as refused:
         load_settings({"cors_origins": f"https://good.org, {origin}"}, environment={})
     assert f"{origin!r} is not an origin" in str(refused.value)
 
