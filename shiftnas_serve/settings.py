@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -27,6 +28,8 @@ from shiftnas_serve.runtimes import RUNTIMES, Computing, check_runtime
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 PREFIX = "SHIFTNAS_"
 _DEVICES = "; ".join(f"{name}: {', '.join(entry.devices)}" for name, entry in RUNTIMES.items())
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _KEEPING = ", ".join(name for name, entry in RUNTIMES.items() if entry.keeps_engines)
 
 
@@ -34,6 +37,17 @@ def _parts(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _origin(text: str) -> str:
+    default = _DEFAULT_PORTS.get(text.partition(":")[0])
+    if not _ORIGIN.fullmatch(text) or (default is not None and text.endswith(default)):
+        raise ValueError(
+            f"{text!r:.80} is not an origin as browsers send it; write each like "
+            "https://example.org or http://localhost:3000 (in small letters, without a path or a "
+            "usual port), or * for all"
+        )
+    return text
 
 
 def _can_be_sent(key: SecretStr) -> SecretStr:
@@ -127,7 +141,9 @@ class Settings(EngineSettings):
     admin_keys: Keys = ()
     """keys with which to reload, separated by commas; better set as SHIFTNAS_ADMIN_KEYS (default:
     none, so that nobody can)"""
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_parts)] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_parts)
+    ] = ()
     """web pages that may send requests from a browser, separated by commas, like
     https://example.org; * for all (default: none)"""
     page: bool = True

@@ -11,7 +11,10 @@ _STYLE = (
 
 
 def docs_page(document: dict[str, Any]) -> str:
-    """Every operation with its parameters, bodies and answers."""
+    """Every operation with its parameters, bodies and answers.
+
+    Its link is relative, so that it holds under any prefix.
+    """
     info = document["info"]
     sections = [
         _section(f"{method.upper()} {path}", operation)
@@ -23,7 +26,7 @@ def docs_page(document: dict[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(info['description'])} "
         f"Version {escape(info['version'])}. For programs: "
-        f'<a href="/openapi.json">/openapi.json</a>.</p>{"".join(sections)}</html>'
+        f'<a href="openapi.json">openapi.json</a>.</p>{"".join(sections)}</html>'
     )
 
 

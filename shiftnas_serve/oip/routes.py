@@ -31,6 +31,7 @@ from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
 from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
 from shiftnas_serve.problem import Problem
 
+_LENGTH = LENGTH_HEADER.lower().encode()
 _EXTENSIONS = ("binary_tensor_data", "classification", *EXTENSIONS)
 _INPUTS: list[Tensor] = [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
@@ -77,9 +78,12 @@ def oip_routes(state: ServerState) -> list[Route]:
         engine, model = state.serving(), known(scope)
         refuse_query(scope["query_string"])
         budgets = read_budgets(scope["headers"])
+        lengths = {value for name, value in scope["headers"] if name == _LENGTH}
+        if len(lengths) > 1:
+            raise Problem(400, f"{LENGTH_HEADER} says several lengths; send it once")
         with engine.room.share() as share:
             body = await read_body(scope, receive, share, state.settings)
-            parse = partial(parse_request, body, headers.get(LENGTH_HEADER.lower().encode()))
+            parse = partial(parse_request, body, headers.get(_LENGTH))
             asked = await in_turn(len(body), parse, state.threads)
             del body, parse  # its images are copies
             if asked.model_name not in (None, model.name.name):

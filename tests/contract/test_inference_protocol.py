@@ -162,3 +162,10 @@ def test_a_model_that_the_body_names_is_the_one_of_the_path(client, bundle: Bund
         answer = client.post(path, json={"id": "1", "model_name": name, "inputs": [image]})
         assert answer.status_code == status, answer.text
     assert "name the same in both" in answer.json()["error"]
+
+
+def test_a_length_that_is_said_twice_is_refused(client, bundle: Bundle):
+    fields = [("Inference-Header-Content-Length", length) for length in ("2", "3")]
+    answer = client.post(f"/v2/models/{bundle.name}/infer", content=b"{}abc", headers=fields)
+    assert answer.status_code == 400
+    assert "several lengths" in answer.json()["error"]

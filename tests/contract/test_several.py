@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
@@ -50,6 +52,9 @@ def test_each_model_is_whole_below_its_path(several: Server, png, bundle, other)
         ]
         assert several.get(f"/{name}/subnets/{answer['subnet']['id']}").status_code == 200
         assert "text/html" in several.get(f"/{name}/").headers["content-type"]
+        (link,) = re.findall('href="(.*?)"', several.get(f"/{name}/docs").text)
+        document = several.get(urljoin(f"/{name}/docs", link)).json()
+        assert document["info"]["version"] == served.version
 
 
 def test_errors_below_a_path_are_those_of_its_model(several: Server, png):

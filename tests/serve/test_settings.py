@@ -134,6 +134,28 @@ def test_a_key_with_a_comma_would_become_two(tmp_path, name):
     assert "some" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("example.org", "https://example.org/", "https://example.org/page", "HTTPS://example.org"),
+        *("https://Example.org", "https://*.example.org", "https://example.org:443", "https://"),
+        *("localhost:3000", "http://localhost:80", "https://me@example.org", "https://a b.org"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    with pytest.raises(ValueError, match="cors_origins: ") as refused:
+        load_settings({"cors_origins": f"https://good.org, {origin}"}, environment={})
+    assert f"{origin!r} is not an origin" in str(refused.value)
+
+
+def test_origins_as_browsers_send_them_are_taken():
+    every = (
+        "https://example.org, http://localhost:3000, http://[::1]:8080, chrome-extension://ab, *"
+    )
+    settings = load_settings({"cors_origins": every}, environment={})
+    assert ", ".join(settings.cors_origins) == every
+
+
 def test_what_is_set_is_what_a_process_started_later_reads():
     given = {
         "api_keys": "first, second",
