@@ -156,6 +156,11 @@ def test_the_committed_tables_come_from_the_committed_logs(capsys):
         assert main([name, "--table", "--out", str(PAGES / name)]) == 0
         said = capsys.readouterr().out
         assert said.strip() in (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    page = (PAGES / "static-tilts.md").read_text(encoding="utf-8")
+    for folder in ("cifar-cnn-4", "cifar-cnn-16"):
+        out = str(PAGES / "static-tilts" / folder)
+        assert main(["static-tilts", "--scale", "cnn", "--table", "--out", out]) == 0
+        assert capsys.readouterr().out.strip() in page
 
 
 def test_the_ladder_of_the_log_is_of_the_space():

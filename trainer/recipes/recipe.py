@@ -53,7 +53,7 @@ class Recipe(Settings):
     archs share and which do not move (start)."""
     distillation: Distillation = Distillation()
     """What subnets learn from a teacher."""
-    sampler: str = "uniform-budget"
+    sampler: str = "static-tilt"
     """What draws the subnets of a step."""
     sampler_options: SamplerOptions = SamplerOptions()
     """What samplers have in common."""

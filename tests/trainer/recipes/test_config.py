@@ -152,10 +152,12 @@ def test_a_recipe_file_that_lacks_a_field_is_refused():
 
 
 def test_the_recipe_of_the_bundle_in_the_repository_trained_it_but_for_what_its_page_names():
-    recipe = get_recipe("cifar10-cnn").replace(bundle_name="")
+    recipe = get_recipe("cifar10-cnn").replace(bundle_name="", epochs=142)
     first = find_recipe(str(ROOT / "docs/runs/cifar10-cnn-first/recipe.json"))
     assert first == recipe.replace(sampler="shift-direct")
     named = [
+        "sampler=uniform-budget",
+        "sampler_options.tilt=[0,0]",
         "start=models/zoo/cifar10-cnn",
         "epochs=60",
         "distillation.teacher=models/zoo/cifar10-cnn",
