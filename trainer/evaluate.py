@@ -93,6 +93,21 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     return Evaluated(bundle, data, measured, curves, broken)
 
 
+def mean_over_budgets(done: Evaluated) -> tuple[float, float]:
+    """Accuracy and FLOPs where budgets are spread evenly from the smallest subnet to the largest.
+
+    Each gets the largest of the measured answers within it.
+    """
+    space = done.bundle.space
+    starts = np.array([space.flops(one.arch) for one in done.measured], dtype=float)
+    shares = np.diff(starts, append=max(float(space.max_flops), starts[-1]))
+    if not shares.any():
+        shares[-1] = 1.0
+    accuracies = np.array([one.scores.accuracy for one in done.measured])
+    shares /= shares.sum()
+    return float(shares @ accuracies), float(shares @ starts)
+
+
 def table(done: Evaluated) -> str:
     """The answers for people."""
     bundle = done.bundle
@@ -104,6 +119,8 @@ def table(done: Evaluated) -> str:
             f"{100 * one.scores.accuracy:9.2f}   {100 * low:5.2f} to {100 * high:5.2f} "
             f"{100 * float(one.scores.top5.mean()):9.2f}"
         )
+    accuracy, flops = mean_over_budgets(done)
+    lines.append(f"budgets spread evenly: {100 * accuracy:.2f} % for {flops / 1e6:.2f} MFLOPs")
     for one in done.curves:
         lines += curve_table(one)
     largest = done.measured[-1].scores
@@ -180,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.json:
             print(table(done))
             return
+        accuracy, flops = mean_over_budgets(done)
         result: Record = {
             "bundle": str(options.bundle),
             "version": done.bundle.version,
@@ -187,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "data": done.data,
             "against": None if options.against is None else str(options.against),
             "broken": done.broken,
+            "mean_accuracy": accuracy,
+            "mean_flops": flops,
             "answers": [as_record(done.bundle, one) for one in done.measured],
             "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
         }

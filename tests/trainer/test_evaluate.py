@@ -65,6 +65,12 @@ def test_every_answer_is_scored_and_broken_images_are_named(bundle, data, capsys
         assert sum(per["images"] for per in row["per_class"].values()) == 6
         wrong = sum(pair["images"] for pair in row["confusion"])
         assert wrong == round(6 * (1 - row["accuracy"]))
+    # every budget of a fine grid gets the largest answer within it
+    accuracy = {row["flops"]: row["accuracy"] for row in result["answers"]}
+    grid = np.linspace(flops[0], loaded.space.max_flops, 100_001)
+    got = [flops[place - 1] for place in np.searchsorted(flops, grid, side="right")]
+    assert result["mean_flops"] == pytest.approx(np.mean(got), rel=1e-3)
+    assert result["mean_accuracy"] == pytest.approx(np.mean([accuracy[f] for f in got]), abs=1e-3)
 
 
 def test_against_itself_the_largest_agrees(bundle, data, capsys):
@@ -81,7 +87,9 @@ def test_some_of_the_images(bundle, data, capsys):
 
 def test_the_table_is_for_people(bundle, data, capsys):
     assert main([str(bundle), "--data", str(data)]) == 0
-    assert "the largest knows least" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the largest knows least" in said
+    assert "budgets spread evenly: " in said
 
 
 def test_images_that_trained_are_told_of_and_a_run_leaves_them_out(data, tmp_path, capsys):
