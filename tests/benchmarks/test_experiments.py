@@ -36,7 +36,7 @@ def test_a_table_pairs_seeds_and_leaves_out_those_that_are_not_there():
     results = [row("a/x", 0, 1.0), row("a/x", 1, 1.2), row("b/x", 1, 1.1), row("b/x", 2, 9.0)]
     lines = paired_table(results, ["x"], ["a", "b"], lambda account: f"a/{account}").splitlines()
     assert len(lines) == 4
-    assert "| b | 1 | 10 | -0.100 |" in lines[3]
+    assert "| b | 1 | 10 | 0.00 | -0.100 |" in lines[3]
 
 
 def test_time_is_counted_as_it_was_taken():

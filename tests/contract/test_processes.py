@@ -191,8 +191,9 @@ def test_a_wedged_inference_is_noticed_and_ends_the_process(bundle_folder, tmp_p
 
 
 TAKES_THE_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
