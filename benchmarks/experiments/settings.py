@@ -46,7 +46,9 @@ class AbstractSettings(AbstractExperiment):
         """B at the end of each quarter of the run, and where it stays after the last update."""
         updates = [r for r in read_log(folder / "log.jsonl") if r["kind"] == "groups"]
         quarters = (
-            [updates[len(updates) * part // 4 - 1] for part in (1, 2, 3, 4)] if updates else []
+            [updates[max(len(updates) * part // 4 - 1, 0)] for part in (1, 2, 3, 4)]
+            if updates
+            else []
         )
         return {"probabilities": [record["probabilities"] for record in quarters]}
 
