@@ -129,6 +129,8 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             if not more:
                 break
             try_out(more)
+            done = len(known) - len(candidates)
+            print(f"search: {done} of {recipe.search_archs} archs tried", file=sys.stderr)
     held_out_accuracy = {arch: its.accuracy for arch, its in known.items()}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
     if searches:

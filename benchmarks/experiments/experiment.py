@@ -53,6 +53,9 @@ class AbstractExperiment(ABC):
     names of cases, whole or up to the slash; empty for all.
     """
 
+    trains: ClassVar[bool] = True
+    """Whether there are runs, and so images."""
+
     def __init__(
         self, base: Recipe, folder: Path, seeds: list[int], only: Collection[str] = ()
     ) -> None:
@@ -66,9 +69,6 @@ class AbstractExperiment(ABC):
         file = self.folder.parent / name
         return cached_splits(file, base.data, base.resolution, base.held_out_share, seed)
 
-    trains: ClassVar[bool] = True
-    """Whether there are runs, and so images."""
-
     @abstractmethod
     def setup(self) -> Record:
         """What all runs share, made once and kept in ``setup.json``."""
@@ -76,6 +76,10 @@ class AbstractExperiment(ABC):
     @abstractmethod
     def cases(self, setup: Record) -> Iterator[Case]:
         """All runs, in an order in which the first few already say something."""
+
+    def names(self, setup: Record) -> list[str]:
+        """Of all cases, before anything is trained."""
+        return [case.name for case in self.cases(setup)]
 
     @abstractmethod
     def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
@@ -102,12 +106,12 @@ class AbstractExperiment(ABC):
                     f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
                     f"{name} {value}: name another folder (--out)"
                 )
+        if self.only:
+            self._check_only(self.names(setup))
         done = {(row["case"], row["seed"]) for row in self.results()}
         commit = provenance()["commit"]  # of the code that this process has read
-        there: list[str] = []
         with Interrupt() as interrupt:
             for case in self.cases(setup):
-                there.append(case.name)
                 if case.key in done or not self._wanted(case):
                     continue
                 cpu = time.process_time()
@@ -117,7 +121,6 @@ class AbstractExperiment(ABC):
                     file.write(json.dumps(row) + "\n")
                 cpu = time.process_time() - cpu
                 print(f"{case.name} seed {case.recipe.seed}: {cpu:.0f} s", file=sys.stderr)
-        self._check_only(there)
 
     def _check_only(self, there: Iterable[str]) -> None:
         """Raises ValueError where a name was asked for that no case has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def _write(cache: Path, data: str, resolution: int, held_out_share: float) -> No
     assert isinstance(held_out, LabelledImages)
     assert isinstance(test, LabelledImages)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial.npz")
+    partial = cache.with_suffix(f".{os.getpid()}.partial.npz")  # two may begin at once
     np.savez(
         partial,
         train=torch.cat([train.images, held_out.images]).numpy(),

@@ -60,6 +60,10 @@ class Inherited(AbstractExperiment):
                 tuned = single.replace(name="tuned", epochs=epochs, optimizer=optimizer)
                 yield Case(f"tuned-{size}", tuned, (arch,))
 
+    def names(self, setup: Record) -> list[str]:
+        trained = [f"{way}-{size}" for way in ("retrained", "tuned") for size in range(len(SIZES))]
+        return ["supernet", *trained]
+
     def first_state(self, case: Case) -> State | None:
         """A fine-tuning is a run whose first checkpoint has the supernet's weights."""
         if case.recipe.name != "tuned":

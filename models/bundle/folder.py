@@ -320,7 +320,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
     except ValueError as error:
         raise ValueError(f"{TEMPLATE} is {error}") from None
     except Exception as error:  # noqa: BLE001 - a graph can be wrong in any of its parts
-        raise ValueError(f"{TEMPLATE} is no template: {error!r:.200}") from None
+        raise ValueError(f"{TEMPLATE} is not a template: {error!r:.200}") from None
     bundle = Bundle(
         name=said.name,
         version=said.version,

@@ -128,7 +128,9 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     assert "holds runs of epochs 2, and these would be of epochs 3: name another folder" in said
     assert main([*arguments, "--epochs", "0"]) == 2
     assert "a run has 1 or more" in capsys.readouterr().err
-    assert main([*arguments, "--only", "5 groups"]) == 2
+    trained = []
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--only", "6 groups", "5 groups"]) == 2
+    assert not trained, "a name that is wrong is told before anything runs"
     assert "--only 5 groups is not a case; there are 6 groups, " in capsys.readouterr().err
     tuned = ["inherited", *arguments[1:-1], str(tmp_path / "inherited"), "--only", "tuned-0"]
     assert main(tuned) == 2

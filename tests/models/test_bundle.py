@@ -155,7 +155,7 @@ def test_a_template_that_says_nonsense_of_itself_is_refused(folder, permutations
     said.value = permutations
     (folder / "template.onnx").write_bytes(model.SerializeToString())
     rehash(folder, "template.onnx")
-    refused(folder, "template.onnx is no template")
+    refused(folder, "template.onnx is not a template")
 
 
 def test_a_failed_save_leaves_the_old_bundle(folder, monkeypatch):

@@ -19,6 +19,8 @@ from search.log import TriedArchs
 from search.supernet import open_supernet
 from tests.bundles import make_bundle, template_of
 from tests.trainer.conftest import settings
+from tests.trainer.image_data import write_folder
+from trainer.data.reading import load_splits
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
 
 SPACE = get_space("nano-cnn")
@@ -148,11 +150,31 @@ def test_the_command_compares_a_search_with_the_generator(trained_run, capsys, t
             assert 0 <= row["test_accuracy"] <= 1
 
 
-def test_a_bundle_is_tried_on_what_its_run_held_out(trained_run):
-    """Digits have classes of 174 to 183 images: a share of each is not as many in all."""
+def test_a_bundle_is_tried_on_what_its_run_held_out(trained_run, tmp_path):
     run, bundle = (open_supernet(p, "digits") for p in (trained_run, trained_run / "bundle"))
     for its, other in zip(run.held_out, bundle.held_out, strict=True):
         assert torch.equal(its.images, other.images)
+    told = json.loads((trained_run / "bundle" / "bundle.json").read_text())["provenance"]
+    share = told["trained_with"]["recipe"]["held_out_share"]
+    assert told["held_out"] == {"share": share, "images": 0}
+
+    # where classes are unequal, a share of each is not the same as that many in proportion
+    sizes = {f"train/class {name}": (10, 15, 25, 35)[name % 4] for name in range(10)}
+    sizes |= {f"test/class {name}": 1 for name in range(10)}
+    photos = str(write_folder(tmp_path / "photos", sizes))
+    folder = make_bundle("nano-cnn", tmp_path / "bundle")
+    document = json.loads((folder / "bundle.json").read_text())
+    document["provenance"] |= {"held_out": {"share": 0.3, "images": 0}, "val_images": 57}
+    document["version"] = version_of(document)
+    (folder / "bundle.json").write_text(json.dumps(document))
+    by_share, in_proportion = (
+        load_splits(photos, resolution=16, seed=0, held_out_share=0.3, held_out_images=images)
+        for images in (0, 57)
+    )
+    assert len(by_share.held_out) == len(in_proportion.held_out) == 57
+    labels = torch.cat([batch.labels for batch in open_supernet(folder, photos).held_out])
+    assert labels.tolist() == by_share.held_out.labels.tolist()
+    assert labels.tolist() != in_proportion.held_out.labels.tolist()
 
 
 def test_scores_of_other_weights_are_not_taken_over(trained_run, tmp_path, capsys):

@@ -177,7 +177,7 @@ class SamplerOptions(Settings):
     tilt: tuple[float, float] = (-4.0, -4.0)
     """For static-tilt: the logarithm of how much more often the largest group is drawn than the
     smallest, at the start and at the end of the run. At -4 the smallest is drawn 55 times as often
-    as the largest, and a step costs far less: give such a run more epochs."""
+    as the largest, and a step costs less: such a run needs about 1.4 times the epochs."""
     bend: AtLeastZero = 0.0
     """For static-tilt: above 0 the smallest and the largest groups are drawn more often."""
     step_flops: AtLeastZero = 0.0
