@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.nets.depthwise import depthwise_conv2d
 from models.nets.normalize import AbstractNormalizer, BatchStatistics, given_statistics
 from models.nets.recompute import RunBlock, run_again, run_once
 from models.nets.view import AbstractView, DropPath, Masked, Share, Sliced, Whole
@@ -192,15 +193,16 @@ class ElasticConv2d(nn.Module):
         statistics: BatchStatistics,
     ) -> Tensor:
         weight = view.weight(self.weight, self._weight)
-        groups = weight.shape[0] if self._depthwise else 1
-        padding = weight.shape[-1] // 2
         bias, norm, learned = self.bias, self.norm, None
         if norm is not None:
             given = given_statistics(statistics, norm.name, self.name, weight)
             if given is not None:  # spares a pass over the map, and a copy of it for the gradient
                 weight, learned = norm.folded(weight, view, *given)
                 bias, norm = learned.detach(), None
-        x = F.conv2d(x, weight, bias, self._stride, padding, 1, groups)
+        if self._depthwise:
+            x = depthwise_conv2d(x, weight, bias, self._stride)
+        else:
+            x = F.conv2d(x, weight, bias, self._stride, weight.shape[-1] // 2)
         if learned is not None and learned.requires_grad:
             x = _BiasGradient.apply(x, learned)
         if norm is not None:
