@@ -37,6 +37,8 @@ DISTRIBUTIONS: dict[str, tuple[tuple[float, float], float]] = {
     "small-1": ((-1, -1), 0),
     "large-1": ((1, 1), 0),
     "large-4": ((4, 4), 0),
+    "small-then-uniform": ((-4, 0), 0),
+    "small-6": ((-6, -6), 0),
 }
 """Name -> tilt at the start and at the end, and bend (``trainer.samplers.fixed.static_tilt``)."""
 
