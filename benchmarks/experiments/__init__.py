@@ -21,5 +21,6 @@ EXPERIMENTS: dict[str, str] = {
     "rejection": "benchmarks.experiments.rejection:Rejection",
     "samplers": "benchmarks.experiments.samplers:Samplers",
     "static-tilts": "benchmarks.experiments.static_tilts:StaticTilts",
+    "transfer": "benchmarks.experiments.transfer:Transfer",
 }
 """Name -> ``module:Class``, an ``AbstractExperiment``."""
