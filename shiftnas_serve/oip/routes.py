@@ -28,7 +28,14 @@ from shiftnas_serve.http.classify import Counted, client_gone
 from shiftnas_serve.http.options import add_budgets, read_budgets, refuse_query
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
-from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
+from shiftnas_serve.oip.wire import (
+    CLASSES,
+    LENGTH_HEADER,
+    OUTPUTS,
+    answer_bytes,
+    parse_request,
+    respond,
+)
 from shiftnas_serve.problem import Problem
 
 _LENGTH = LENGTH_HEADER.lower().encode()
@@ -105,10 +112,12 @@ def oip_routes(state: ServerState) -> list[Route]:
             finally:
                 for task in tasks:
                     task.cancel()
-        for one in every:
-            state.metrics.observed(one)
-        scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
-        return respond(model.bundle, asked, every)
+            for one in every:
+                state.metrics.observed(one)
+            scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
+            size_bytes = answer_bytes(asked, len(model.bundle.labels))
+            write = partial(respond, model.bundle, asked, every)
+            return await in_turn(size_bytes, write, state.threads)
 
     server = {"name": "shiftnas-serve", "version": __version__, "extensions": _EXTENSIONS}
     routes = [

@@ -35,8 +35,8 @@ OUTPUTS: Mapping[str, tuple[str, Callable[[Result], object]]] = {
 }
 """What each output has of an image: the tensor's datatype, and its value."""
 _TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
-# Each of the four in some forms.
-_MAX_OUTPUTS = 16
+# In JSON, of a probability or the text of a class.
+_VALUE_BYTES = 25
 # No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
 _MAX_VALUES = 1_000
 # Encoded images: to look for keys that stand twice, nobody needs a copy of them.
@@ -187,9 +187,8 @@ def _elements(binary: bytes) -> list[bytes]:
 
 
 def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
-    if len(wanted) > _MAX_OUTPUTS:
-        raise Problem(400, f"{len(wanted)} outputs; at most {_MAX_OUTPUTS} are answered")
-    found = []
+    found: list[WantedOutput] = []
+    forms: set[tuple[str, bool, bool]] = set()
     for one in wanted or map(_Output, OUTPUTS):
         if one.name not in OUTPUTS:
             raise Problem(400, f"no output {one.name!r:.40}; there are: {', '.join(OUTPUTS)}")
@@ -199,8 +198,19 @@ def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
         if not is_number or (classes and one.name != CLASSES):
             raise Problem(400, f"classification is a number of classes, of {CLASSES}")
         binary = _flag(one.parameters, "binary_data", default=all_binary)
+        form = (one.name, binary, classes > 0)
+        if form in forms:
+            twice = f"the output {one.name} stands twice in the same form"
+            raise Problem(400, f"{twice}; ask for it once")
+        forms.add(form)
         found.append(WantedOutput(one.name, binary, classes))
     return found
+
+
+def answer_bytes(asked: InferRequest, labels: int) -> int:
+    """About how long the answer will be, where there are so many ``labels``."""
+    values = (min(one.classes or labels, labels) for one in asked.outputs if one.name == CLASSES)
+    return _VALUE_BYTES * len(asked.images) * sum(values)
 
 
 def respond(bundle: Bundle, asked: InferRequest, every: Sequence[Result]) -> Response:
