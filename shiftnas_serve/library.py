@@ -323,16 +323,17 @@ class Engine:
 
     # -- another version ---------------------------------------------------------------------
 
-    def reload(self, path: Path | None = None) -> Reloaded:
+    def reload(self, path: Path | None = None, *, wait: bool = False) -> Reloaded:
         """Serve the bundle at ``path`` (None: the path that is served) from the next image on.
 
         In two phases: it is loaded, checked, built and measured beside the old one; then they
         change places. What is in flight ends with the version that it began with.
 
+        ``wait``: for the end of another reload that is under way.
         Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle, 500 an
         error of our own; the old one is served on then.
         """
-        if not self._reloading.acquire(blocking=False):
+        if not self._reloading.acquire(blocking=wait):
             raise Problem(409, "another reload is under way; try again when it is done")
         try:
             started = time.monotonic()

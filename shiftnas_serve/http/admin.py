@@ -62,11 +62,14 @@ def admin_route(state: ServerState) -> Route:
     return Route("/admin/reload", answer, methods=["POST"])
 
 
-async def reload(state: ServerState, source: Path | None) -> Reloaded:
-    """Serve the bundle at ``source``, or at the path that is served. Logged and counted."""
+async def reload(state: ServerState, source: Path | None, *, wait: bool = False) -> Reloaded:
+    """Serve the bundle at ``source``, or at the path that is served. Logged and counted.
+
+    ``wait``: for the end of a reload that is under way. Raises Problem as ``Engine.reload``.
+    """
     engine = state.serving()
     try:
-        done = await asyncio.to_thread(engine.reload, source)
+        done = await asyncio.to_thread(engine.reload, source, wait=wait)
     except Problem as problem:
         state.metrics.reloaded("refused")
         served = engine.model.name.version

@@ -386,7 +386,8 @@ def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
         with pytest.raises(Problem) as second:
             own.reload()
         assert second.value.status == 409
-        go.set()
+        threading.Timer(0.1, go.set).start()
+        assert not own.reload(wait=True).changed
         assert not first.result().changed
 
 
