@@ -6,11 +6,8 @@ asked, whatever form it had.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -20,7 +17,7 @@ from models.bundle.folder import Bundle
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.http.answers import AsciiJson
 from shiftnas_serve.http.body import decode_base64
-from shiftnas_serve.http.options import PLACES_V2, budget_texts, refuse_others
+from shiftnas_serve.http.options import PLACES_V2, budget_texts, refuse_others, refuse_repeated
 from shiftnas_serve.problem import Problem
 
 MAX_IMAGES = 64
@@ -39,8 +36,6 @@ _TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
 _VALUE_BYTES = 25
 # No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
 _MAX_VALUES = 1_000
-# Encoded images: to look for keys that stand twice, nobody needs a copy of them.
-_LONG_TEXT = re.compile(rb'(?<!\\)"[A-Za-z0-9+/=_-]{64,}+"')
 # The second is of clients that say for their own sake what they have encoded.
 _INPUT_PARAMETERS = ("binary_data_size", "content_type")
 _OUTPUT_PARAMETERS = ("classification", "binary_data")
@@ -104,7 +99,7 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
         raise Problem(400, f"the JSON has more than {_MAX_VALUES:,} values; {wanted}")
     try:
         asked = msgspec.json.decode(memoryview(body)[:split], type=_Request)
-        _refuse_repeated(body[:split])
+        refuse_repeated(body[:split])
     except msgspec.ValidationError as error:
         right = PLACES_V2 if "unknown field" in str(error) else wanted
         raise Problem(400, f"{str(error)[:200]}; {right}") from None
@@ -120,18 +115,6 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
         budget_texts(asked.parameters),
         _outputs(asked.outputs, _flag(asked.parameters, "binary_data_output", default=False)),
     )
-
-
-def _refuse_repeated(text: bytes) -> None:
-    """A key that stands twice in one object: by the last, a budget would be lost in silence."""
-
-    def look(pairs: list[tuple[str, object]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            names = sorted(name for name, _ in pairs)
-            twice = next(one for one, other in pairwise(names) if one == other)
-            raise Problem(400, f"{twice!r:.60} stands several times in one object; send it once")
-
-    json.loads(_LONG_TEXT.sub(b'""', text), object_pairs_hook=look)
 
 
 def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
