@@ -214,7 +214,7 @@ def retry_after_s(text: str | None) -> float:
 
 
 def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
-    bearer = None if key is None else {"Authorization": f"Bearer {key}"}
+    bearer = None if key is None else {"Authorization": f"Bearer {key}".encode()}  # UTF-8
     return {"base_url": url, "headers": bearer, "timeout": timeout_s, "limits": _LIMITS}
 
 

@@ -81,12 +81,15 @@ def test_the_commands_of_the_documents_run(alone: Server, bundle):
 # --------------------------------------------------------------------------------- what is refused
 
 
+KEY = "my-schlüssel-Ω"
+
+
 def scripted(*script: httpx.Response | Exception) -> tuple[httpx.MockTransport, list[float]]:
     """A server that answers so, one after the other, to whom has a key; when it was asked."""
     turns, asked_s = iter(script), []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        assert request.headers["authorization"] == "Bearer my-key"
+        assert dict(request.headers.raw)[b"Authorization"] == f"Bearer {KEY}".encode()
         asked_s.append(time.monotonic())
         turn = next(turns)
         if isinstance(turn, Exception):
@@ -106,7 +109,7 @@ def test_what_passes_is_tried_again_and_no_sooner_than_the_server_says():
         httpx.ConnectError("refused"),
         httpx.Response(200, json=ANSWER),
     )
-    with Client("http://there", key="my-key", transport=transport) as client:
+    with Client("http://there", key=KEY, transport=transport) as client:
         answer = client.classify(b"photo")
     assert (answer.label, answer.budget.flops) == ("cat", 5)
     assert len(asked_s) == 3
@@ -117,7 +120,7 @@ def test_async_too():
     transport, asked_s = scripted(refusal(503), httpx.Response(200, json=ANSWER))
 
     async def ask() -> str:
-        async with AsyncClient("http://there", key="my-key", transport=transport) as client:
+        async with AsyncClient("http://there", key=KEY, transport=transport) as client:
             return (await client.classify(b"photo")).label
 
     assert asyncio.run(ask()) == "cat"
@@ -137,7 +140,7 @@ def test_what_stays_refused_is_said(script, times):
     transport, asked_s = scripted(*script)
     with (
         Client(
-            "http://there", key="my-key", transport=transport, retries=2, timeout_s=20
+            "http://there", key=KEY, transport=transport, retries=2, timeout_s=20
         ) as client,
         pytest.raises(Problem) as refused,
     ):
@@ -149,7 +152,7 @@ def test_what_stays_refused_is_said(script, times):
 
 def test_nobody_there_and_no_photo(tmp_path):
     transport, asked_s = scripted(*[httpx.ConnectError("refused")] * 2)
-    with Client("http://there", key="my-key", transport=transport, retries=1) as client:
+    with Client("http://there", key=KEY, transport=transport, retries=1) as client:
         with pytest.raises(httpx.ConnectError):
             client.classify(b"photo")
         with pytest.raises(ValueError, match=r"cannot read .*nothing\.png: No such file"):
