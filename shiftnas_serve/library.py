@@ -30,8 +30,8 @@ import numpy as np
 import structlog
 from PIL import Image
 
-from models.images.header import ImageError
-from models.images.image import Photo, read_header, upright_rgb
+from models.images.header import ImageError, ImageHeader
+from models.images.image import Photo, read_header, size_of, upright_rgb
 from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
@@ -308,9 +308,11 @@ class Engine:
             one.plan = one.model.planner.quick_plan(one.asked)
             if one.photo is None:
                 one.header = header = read_header(one.data, self.settings.max_pixels)
-                if one.plan is None or not is_small(header, len(one.data)):
-                    generator = one.plan is None
-                    one.work = decode_work(header, len(one.data), generator=generator)
+            else:
+                header = ImageHeader("pixels", *size_of(one.photo))
+            if one.plan is None or not is_small(header, len(one.data)):
+                generator = one.plan is None
+                one.work = decode_work(header, len(one.data), generator=generator)
         except ImageError as error:
             raise Problem(error.status, error.reason) from None
         if one.work is not None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 import shiftnas_serve
 from models.bundle.folder import Bundle
+from models.images.preprocess import Preprocess
 from shiftnas_serve import Engine, Problem, library
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.planning.planner import Planner
@@ -113,6 +114,21 @@ def test_a_file_is_not_read_on_the_event_loop(engine: Engine, png: bytes, tmp_pa
     monkeypatch.setattr(Path, "read_bytes", noted)
     assert asyncio.run(engine.aclassify(path)).predictions
     assert where == [False]
+
+
+@pytest.mark.parametrize("made", [np.asarray, lambda photo: photo], ids=["array", "pillow"])
+@pytest.mark.parametrize("side", [40, 600])
+def test_many_pixels_are_not_resized_on_the_event_loop(engine: Engine, monkeypatch, made, side):
+    where, pixels = [], Preprocess.pixels
+
+    def noted(self: Preprocess, *given):
+        where.append(threading.current_thread().name.split("-")[0])
+        return pixels(self, *given)
+
+    monkeypatch.setattr(Preprocess, "pixels", noted)
+    photo = made(picture(side))
+    assert asyncio.run(engine.aclassify(photo)).predictions
+    assert where == ["MainThread" if side == 40 else "decode"]
 
 
 def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundle: Bundle):
