@@ -389,6 +389,9 @@ def read_source(image: ImageSource, background: tuple[int, int, int]) -> bytes |
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            width, height = image.size
+            raise ValueError(f"an image must have pixels, not {width} x {height}")
         try:
             return upright_rgb(image, background)
         except ImageError as error:

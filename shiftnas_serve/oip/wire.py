@@ -32,6 +32,7 @@ OUTPUTS: Mapping[str, tuple[str, Callable[[Result], object]]] = {
 }
 """What each output has of an image: the tensor's datatype, and its value."""
 _TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
+_MAX_ID = 128
 # In JSON, of a probability or the text of a class.
 _VALUE_BYTES = 25
 # No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
@@ -108,8 +109,10 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
     (tensor,) = asked.inputs
     if tensor.name != "image":
         raise Problem(400, f"{wanted}, not {tensor.name!r:.40}")
+    if len(asked.id or "") > _MAX_ID:
+        raise Problem(400, f"id has {len(asked.id or ''):,} characters; {_MAX_ID} are allowed")
     return InferRequest(
-        None if asked.id is None else asked.id[:128],
+        asked.id,
         asked.model_name,
         _images(tensor, body[split:]),
         budget_texts(asked.parameters),

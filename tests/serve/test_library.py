@@ -153,9 +153,15 @@ def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundl
         assert batch[0].subnet.flops <= budget
 
 
-@pytest.mark.parametrize("given", ["nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3))])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3)), np.zeros((0, 9, 3), np.uint8)),
+        *(Image.new("RGB", (0, 10)), Image.new("RGBA", (10, 0))),
+    ],
+)
 def test_what_is_no_image_is_one_line(engine: Engine, given):
-    with pytest.raises(ValueError, match=r"nowhere|uint8"):
+    with pytest.raises(ValueError, match=r"nowhere|uint8|must have pixels, not (0 x 10|10 x 0)$"):
         engine.classify(given)
 
 

@@ -121,6 +121,13 @@ def test_bytes_behind_the_json_that_it_does_not_name_are_refused():
         parse_request(body + b"abc", b"%d" % len(body))
 
 
+def test_an_id_comes_back_whole_or_is_refused():
+    assert parse_request(ONE % (b'"id": "%b"' % (b"a" * 128)), None).id == "a" * 128
+    with pytest.raises(Problem, match="id has 129 characters; 128 are allowed") as refused:
+        parse_request(ONE % (b'"id": "%b"' % (b"a" * 129)), None)
+    assert refused.value.status == 400
+
+
 def test_what_clients_of_kserve_and_mlserver_say_beside_is_understood():
     body = (ONE % b'"id": "1", "model_name": "m"').replace(
         b'"data"', b'"parameters": {"content_type": "base64"}, "data"'
