@@ -37,6 +37,7 @@ from shiftnas_serve.oip.wire import (
     respond,
 )
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.scheduling.pending import place_of
 
 _LENGTH = LENGTH_HEADER.lower().encode()
 _EXTENSIONS = ("binary_tensor_data", "classification", *EXTENSIONS)
@@ -106,7 +107,11 @@ def oip_routes(state: ServerState) -> list[Route]:
                 give_up_s=started + state.settings.timeout_s,
                 gone=lambda: client_gone(receive),
             )
-            tasks = [asyncio.ensure_future(answer(image)) for image in asked.images]
+            count = len(asked.images)
+            tasks = [
+                asyncio.ensure_future(answer(image, place=place_of(number, count)))
+                for number, image in enumerate(asked.images, 1)
+            ]
             try:
                 every = await asyncio.gather(*tasks)
             finally:

@@ -165,6 +165,20 @@ def test_what_is_no_image_is_one_line(engine: Engine, given):
         engine.classify(given)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(b"not an image", encoded(picture())[:-40], encoded(picture(600))[:-40], "nowhere.png"),
+        *(np.zeros((4, 4)), Image.new("RGB", (0, 10)), Image.new("F", (9, 9))),
+    ],
+)
+def test_one_of_several_that_is_no_image_is_named(engine: Engine, png: bytes, given):
+    with pytest.raises((ValueError, Problem), match=r"^image 2 of 3: "):
+        engine.classify_batch([png, given, png])
+    with pytest.raises((ValueError, Problem), match=r"^(?!image \d of)"):
+        engine.classify(given)
+
+
 def test_what_a_runtime_raises_concerns_its_subnet_alone(own: Engine, monkeypatch, png: bytes):
     run = Sessions.run
     bad = own.classify(png, flops="1M").subnet
