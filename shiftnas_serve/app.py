@@ -3,7 +3,7 @@
     uvicorn --factory shiftnas_serve.app:create_app      # with SHIFTNAS_* in the environment
 
 It loads its bundle when it starts, answers until it is shut down, and needs nothing of its host but
-ASGI. ``hosts`` run it.
+ASGI. ``hosts`` run it. SIGHUP ends the process above; a reload is ``POST /admin/reload``.
 """
 
 from __future__ import annotations

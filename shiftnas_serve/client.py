@@ -29,6 +29,7 @@ from shiftnas_serve.problem import Problem
 _FOR_NOW = (429, 502, 503, 504)
 _FIRST_WAIT_S = 0.1
 _LEAST_S = 0.001
+_LATE = "no whole answer came in time"
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
@@ -63,7 +64,8 @@ class Client:
     ) -> None:
         """``url``: with the prefix that the server has, if any. ``key``: an API key.
 
-        ``timeout_s``: of one call, with all its ``retries``. ``transport``: of httpx.
+        ``timeout_s``: of one call, with all its ``retries``; httpx.TimeoutException then. (Headers
+        of an answer that come in drops are not cut short.) ``transport``: of httpx.
         """
         self._timeout_s, self._retries = timeout_s, retries
         self._http = httpx.Client(transport=transport, **_options(url, key, timeout_s))
@@ -103,7 +105,10 @@ class Client:
         tries = _Tries(self._timeout_s, self._retries)
         while True:
             try:
-                given = self._http.request(method, path, timeout=tries.left_s(), **named)
+                with self._http.stream(method, path, timeout=tries.left_s(), **named) as answer:
+                    content = b"".join(map(tries.in_time, answer.iter_bytes()))
+                answer.headers.pop("content-encoding", None)  # (it is decoded)
+                given = httpx.Response(answer.status_code, headers=answer.headers, content=content)
                 if given.is_success:
                     return given
             except httpx.TransportError as error:
@@ -156,11 +161,15 @@ class AsyncClient:
         tries = _Tries(self._timeout_s, self._retries)
         while True:
             try:
-                given = await self._http.request(method, path, timeout=tries.left_s(), **named)
+                left_s = tries.left_s()
+                async with asyncio.timeout(left_s):
+                    given = await self._http.request(method, path, timeout=left_s, **named)
                 if given.is_success:
                     return given
             except httpx.TransportError as error:
                 given = error
+            except TimeoutError:
+                given = httpx.ReadTimeout(_LATE)
             await asyncio.sleep(tries.wait_s(given))
 
 
@@ -174,6 +183,12 @@ class _Tries:
     def left_s(self) -> float:
         """For the next."""
         return max(self._end_s - time.monotonic(), _LEAST_S)
+
+    def in_time(self, piece: bytes) -> bytes:
+        """Of an answer, which may come in drops. Raises httpx.ReadTimeout where it is too late."""
+        if time.monotonic() > self._end_s:
+            raise httpx.ReadTimeout(_LATE)
+        return piece
 
     def wait_s(self, given: httpx.Response | httpx.TransportError) -> float:
         """Until the next. Raises what is wrong, if it does not pass, or not in time."""
@@ -214,7 +229,7 @@ def retry_after_s(text: str | None) -> float:
 
 
 def _options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
-    bearer = None if key is None else {"Authorization": f"Bearer {key}"}
+    bearer = None if key is None else {"Authorization": f"Bearer {key}".encode()}  # UTF-8
     return {"base_url": url, "headers": bearer, "timeout": timeout_s, "limits": _LIMITS}
 
 

@@ -30,8 +30,8 @@ import numpy as np
 import structlog
 from PIL import Image
 
-from models.images.header import ImageError
-from models.images.image import Photo, read_header, upright_rgb
+from models.images.header import ImageError, ImageHeader
+from models.images.image import Photo, read_header, size_of, upright_rgb
 from models.space.quantity import MAX_LENGTH
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.budgets import (
@@ -44,7 +44,7 @@ from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
 from shiftnas_serve.scheduling.decoders import THREADS, Decoders, prepare
-from shiftnas_serve.scheduling.pending import Pending
+from shiftnas_serve.scheduling.pending import Pending, place_of
 from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
 from shiftnas_serve.scheduling.work import decode_work, is_small
@@ -167,11 +167,19 @@ class Engine:
         asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         _check_top_k(top_k)
         background = self.model.bundle.preprocess.background
-        sources = [read_source(image, background) for image in images]
+        every = list(images)
+        places = [place_of(number, len(every)) for number in range(1, len(every) + 1)]
+        sources = [
+            read_source(image, background, place)
+            for image, place in zip(every, places, strict=True)
+        ]
         with self.room.share() as share:
             share.add(len(sources))
             share.grow(sum(len(one) for one in sources if isinstance(one, bytes)))
-            pending = [self._pending(one, asked, top_k, Future()) for one in sources]
+            pending = [
+                self._pending(source, asked, top_k, Future(), place=place)
+                for source, place in zip(sources, places, strict=True)
+            ]
             try:
                 for one in pending:
                     self._begin(one)
@@ -223,16 +231,17 @@ class Engine:
         model: Model | None = None,
         give_up_s: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
+        place: str = "",
     ) -> Result:
         """What ``aclassify`` does, of budgets that are read and an image that has its room.
 
         ``model``: that of a request with several images, which have one version.
         ``give_up_s``: when at last, on the monotonic clock. ``gone`` returns when nobody waits any
-        more: Problem 499 then.
+        more: Problem 499 then. ``place``: of one of several (``place_of``).
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        one = self._pending(source, asked, top_k, future, loop, model)
+        one = self._pending(source, asked, top_k, future, loop, model, place)
         if give_up_s is not None:
             one.deadline_s = min(one.deadline_s, give_up_s)
         if self.room.images > 1 and may_degrade(asked):
@@ -292,10 +301,11 @@ class Engine:
         future: asyncio.Future[Result] | Future[Result],
         loop: asyncio.AbstractEventLoop | None = None,
         model: Model | None = None,
+        place: str = "",
     ) -> Pending:
         now = time.monotonic()
         deadline_s = min(now + self.settings.timeout_s, earliest_deadline_s(asked, now))
-        one = Pending(model or self.model, asked, top_k, now, deadline_s, future, loop)
+        one = Pending(model or self.model, asked, top_k, now, deadline_s, future, loop, place)
         if isinstance(source, bytes):
             one.data = source
         else:
@@ -308,11 +318,13 @@ class Engine:
             one.plan = one.model.planner.quick_plan(one.asked)
             if one.photo is None:
                 one.header = header = read_header(one.data, self.settings.max_pixels)
-                if one.plan is None or not is_small(header, len(one.data)):
-                    generator = one.plan is None
-                    one.work = decode_work(header, len(one.data), generator=generator)
+            else:
+                header = ImageHeader("pixels", *size_of(one.photo))
+            if one.plan is None or not is_small(header, len(one.data)):
+                generator = one.plan is None
+                one.work = decode_work(header, len(one.data), generator=generator)
         except ImageError as error:
-            raise Problem(error.status, error.reason) from None
+            raise Problem(error.status, one.place + error.reason) from None
         if one.work is not None:
             self._backlog.decode(one)
         else:
@@ -323,16 +335,17 @@ class Engine:
 
     # -- another version ---------------------------------------------------------------------
 
-    def reload(self, path: Path | None = None) -> Reloaded:
+    def reload(self, path: Path | None = None, *, wait: bool = False) -> Reloaded:
         """Serve the bundle at ``path`` (None: the path that is served) from the next image on.
 
         In two phases: it is loaded, checked, built and measured beside the old one; then they
         change places. What is in flight ends with the version that it began with.
 
+        ``wait``: for the end of another reload that is under way.
         Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle, 500 an
         error of our own; the old one is served on then.
         """
-        if not self._reloading.acquire(blocking=False):
+        if not self._reloading.acquire(blocking=wait):
             raise Problem(409, "another reload is under way; try again when it is done")
         try:
             started = time.monotonic()
@@ -378,28 +391,34 @@ def _check_top_k(top_k: int) -> None:
         raise ValueError(f"top_k is {top_k!r}; it is how many predictions to answer, 1 or more")
 
 
-def read_source(image: ImageSource, background: tuple[int, int, int]) -> bytes | Photo:
+def read_source(
+    image: ImageSource, background: tuple[int, int, int], place: str = ""
+) -> bytes | Photo:
     """The bytes of a file, or pixels, those that are transparent on ``background``.
 
-    Raises ValueError for what is not an image, Problem for one that is damaged.
+    Raises ValueError for what is not an image, Problem for one that is damaged; they begin with
+    ``place``.
     """
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            width, height = image.size
+            raise ValueError(f"{place}an image must have pixels, not {width} x {height}")
         try:
             return upright_rgb(image, background)
         except ImageError as error:
-            raise Problem(error.status, error.reason) from None
+            raise Problem(error.status, place + error.reason) from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
-                f"an array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
+                f"{place}an array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
             )
         return image
     try:
         return Path(image).read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {image}: {error.strerror}") from None
+        raise ValueError(f"{place}cannot read {image}: {error.strerror}") from None
 
 
 def _weakly(method: Callable[[str], None]) -> Callable[[str], None]:

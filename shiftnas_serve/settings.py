@@ -29,6 +29,7 @@ DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "image
 PREFIX = "SHIFTNAS_"
 _DEVICES = "; ".join(f"{name}: {', '.join(entry.devices)}" for name, entry in RUNTIMES.items())
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _KEEPING = ", ".join(name for name, entry in RUNTIMES.items() if entry.keeps_engines)
 
@@ -56,6 +57,11 @@ def _can_be_sent(key: SecretStr) -> SecretStr:
         raise ValueError("a key is blank, or has blanks at its ends; give each some text")
     if "," in text:
         raise ValueError("a key has a comma, which stands between keys; choose it without")
+    if _CONTROL.search(text):
+        raise ValueError(
+            "a key has a line break or another control character, which nobody can send; separate "
+            "keys by commas"
+        )
     return key
 
 

@@ -6,10 +6,22 @@ import os
 from collections import deque
 from pathlib import Path
 
+from PIL import Image
+
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 """Of the images that are read."""
 
+_UNKNOWN_TO_PILLOW = (
+    *(".avif", ".heic", ".heif", ".jxl", ".svg"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # of cameras
+)
 _NO_FILES = "__MACOSX"  # what macOS packs beside the files of an archive
+
+
+def is_other_image(suffix: str) -> bool:
+    """Whether files with this suffix, like ".bmp", are images that are not read."""
+    known = Image.registered_extensions()
+    return suffix not in SUFFIXES and (suffix in known or suffix in _UNKNOWN_TO_PILLOW)
 
 
 def is_hidden(name: str) -> bool:

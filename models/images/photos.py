@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.images.files import SUFFIXES, visible_files
+from models.images.files import SUFFIXES, is_other_image, visible_files
 from models.images.header import ImageError
 from models.images.preprocess import Preprocess
 
@@ -33,14 +33,23 @@ class Photos:
         return self.preprocess.normalize(self.pixels[resolution][rows])
 
 
-def find_photos(folder: Path) -> list[Path]:
+def find_photos(folder: Path, on_left_out: Callable[[str], None] = lambda _: None) -> list[Path]:
     """JPEG, PNG and WebP files in a folder, however deep, by name; hidden ones are left out.
 
-    Raises ValueError if there are none.
+    ``on_left_out`` hears in one line of images in other formats, if there are any. Raises
+    ValueError if none are found.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one with JPEG, PNG or WebP images in it")
-    found = [folder / name for name in visible_files(folder) if name.lower().endswith(SUFFIXES)]
+    names = visible_files(folder)
+    found = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
+    rest = (Path(name).suffix.lower() for name in names if not name.lower().endswith(SUFFIXES))
+    others = [suffix for suffix in rest if is_other_image(suffix)]
+    if others:
+        endings = ", ".join(sorted(set(others)))
+        on_left_out(
+            f"{folder}: {len(others):,} images are left out ({endings}); convert them first"
+        )
     if not found:
         raise ValueError(f"{folder} holds no images; give a folder with JPEG, PNG or WebP files")
     return sorted(found)

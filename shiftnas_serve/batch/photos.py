@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,17 +39,22 @@ class Source:
 def sources(paths: Sequence[Path], column: str = "image") -> list[Source]:
     """What the paths hold: a folder all below it, a parquet file its ``column``.
 
-    A photo of a parquet file has the name ``FILE#ROW``. Raises ValueError naming what is not there.
+    A photo of a parquet file has the name ``FILE#ROW``. How many images of a folder have a format
+    that is not read stands on standard error. Raises ValueError naming what is not there.
     """
     return [_source(path, column) for path in paths]
 
 
 def _source(path: Path, column: str) -> Source:
     if path.is_dir():
-        return _files(find_photos(path))
+        return _files(find_photos(path, _say))
     if not path.is_file():
         raise ValueError(f"there is no {path}; give photos, folders or parquet files")
     return _parquet(path, column) if path.suffix == ".parquet" else _files([path])
+
+
+def _say(line: str) -> None:
+    print(os.fsencode(line).decode("utf-8", "backslashreplace"), file=sys.stderr)
 
 
 def _files(files: Sequence[Path]) -> Source:

@@ -189,6 +189,7 @@ class Process(App):
         self._tied = self._alone and tied_to_terminal()  # else that is the parent's to know
         self._parent = os.getppid()
         self._stop: Any = None
+        self._hangups = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -232,13 +233,19 @@ class Process(App):
         if self._tied and not on_terminal():
             self._drain()
         else:
-            self._keep(self._reload())
+            self._hangups += 1
+            if self._hangups == 1:
+                self._keep(self._reload())
 
     async def _reload(self) -> None:
-        while self.state.engine is None:
-            await asyncio.sleep(_LOOK_S)
-        with suppress(Problem):  # it is in the log
-            await reload(self.state, None)
+        """Once for all signals that have come, and once more for those that come meanwhile."""
+        while self._hangups:
+            while self.state.engine is None:
+                await asyncio.sleep(_LOOK_S)
+            self._hangups = 1
+            with suppress(Problem):  # it is in the log
+                await reload(self.state, None, wait=True)
+            self._hangups -= 1
 
     async def _end_with_parent(self) -> None:
         """Also after a kill -9 of the parent, which would else leave a server that nobody knows."""

@@ -15,10 +15,13 @@ from starlette.types import ASGIApp
 from shiftnas_serve.answer import ModelName
 from shiftnas_serve.http.answers import json_answer
 from shiftnas_serve.http.body import read_body
+from shiftnas_serve.http.options import read_query, refuse_repeated
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.library import Reloaded
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import PREFIX
+
+_RIGHT = 'send {"bundle": "PATH"} as JSON, or no body for the same path'
 
 _LOG = structlog.get_logger("shiftnas_serve.reload")
 
@@ -48,6 +51,7 @@ def admin_route(state: ServerState) -> Route:
             hint = f"set admin_keys ({PREFIX}ADMIN_KEYS=KEY) and start it anew"
             raise Problem(403, f"this server has no admin key, so nobody may reload it; {hint}")
         state.admin_keys.check(request.state.headers)
+        read_query(request.scope["query_string"], (), _RIGHT)
         if settings.processes > 1:
             hint = "send SIGHUP to their parent, if that is uvicorn's, or start the server anew"
             raise Problem(409, f"this is one of {settings.processes} processes; {hint}")
@@ -62,11 +66,14 @@ def admin_route(state: ServerState) -> Route:
     return Route("/admin/reload", answer, methods=["POST"])
 
 
-async def reload(state: ServerState, source: Path | None) -> Reloaded:
-    """Serve the bundle at ``source``, or at the path that is served. Logged and counted."""
+async def reload(state: ServerState, source: Path | None, *, wait: bool = False) -> Reloaded:
+    """Serve the bundle at ``source``, or at the path that is served. Logged and counted.
+
+    ``wait``: for the end of a reload that is under way. Raises Problem as ``Engine.reload``.
+    """
     engine = state.serving()
     try:
-        done = await asyncio.to_thread(engine.reload, source)
+        done = await asyncio.to_thread(engine.reload, source, wait=wait)
     except Problem as problem:
         state.metrics.reloaded("refused")
         served = engine.model.name.version
@@ -80,9 +87,11 @@ async def reload(state: ServerState, source: Path | None) -> Reloaded:
 def read_source(body: bytes) -> Path | None:
     """The path in ``{"bundle": "PATH"}``; None for no body. Problem 400 for anything else."""
     try:
-        path = msgspec.json.decode(body.strip() or b"{}", type=Reload).bundle
+        body = body.strip() or b"{}"
+        path = msgspec.json.decode(body, type=Reload).bundle
+        refuse_repeated(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         path = ""
     if path is not None and (not path or "\0" in path):
-        raise Problem(400, 'send {"bundle": "PATH"} as JSON, or no body for the same path')
+        raise Problem(400, _RIGHT)
     return None if path is None else Path(path)

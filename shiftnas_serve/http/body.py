@@ -24,7 +24,7 @@ RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream"
 ACCEPTED = (*RAW_TYPES, "multipart/form-data", "application/json")
 # What some clients call the same.
 _ALIASES = ("image/jpg", "image/pjpeg", "image/x-png")
-# To read this much JSON or form takes milliseconds, in which nobody else would be answered.
+# To read or write this much takes milliseconds, in which nobody else would be answered.
 _SMALL_BYTES = 262_144
 _SEND_FORM = "let a library write it, as curl -F image=@photo.jpg does"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -73,11 +73,11 @@ def accepted_type(headers: Mapping[bytes, bytes]) -> str:
     return media_type
 
 
-async def in_turn(size_bytes: int, read: Callable[[], T], threads: Executor) -> T:
-    """``read()``, of so many bytes: in a thread unless it takes but a moment."""
+async def in_turn(size_bytes: int, work: Callable[[], T], threads: Executor) -> T:
+    """``work()``, on so many bytes: in a thread unless it takes but a moment."""
     if size_bytes <= _SMALL_BYTES:
-        return read()
-    return await asyncio.get_running_loop().run_in_executor(threads, read)
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
 async def read_body(scope: Scope, receive: Receive, share: Share, settings: Settings) -> bytes:

@@ -54,7 +54,8 @@ class Exchange:
     def __init__(self, connection: HttpConnection, scope: Scope, *, keep_alive: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
         expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
-        self.expects_continue = expected == [b"100-continue"]
+        # (to HTTP/1.0 there is no 100)
+        self.expects_continue = expected == [b"100-continue"] and scope["http_version"] != "1.0"
         self.body = bytearray()
         self.complete = self.begun = self.done = self.gone = False
         self._connection = connection
@@ -308,7 +309,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _scope(self, version: str) -> Scope:
         url = httptools.parse_url(self._url)
-        path = url.path.decode("ascii")
+        raw_path = url.path or b"/"  # http://host alone
+        path = raw_path.decode("ascii")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -316,7 +318,7 @@ class HttpConnection(asyncio.Protocol):
             "scheme": "http",
             "method": self._parser.get_method().decode("ascii"),
             "path": unquote(path) if "%" in path else path,
-            "raw_path": url.path,
+            "raw_path": raw_path,
             "query_string": url.query or b"",
             "root_path": "",
             "headers": self._headers,

@@ -12,7 +12,7 @@ from shiftnas_serve.answer import Classification
 from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.http.admin import Reload, ReloadAnswer
 from shiftnas_serve.http.answers import ProblemDocument
-from shiftnas_serve.http.body import ACCEPTED, RAW_TYPES, ImageDocument
+from shiftnas_serve.http.body import RAW_TYPES, ImageDocument
 from shiftnas_serve.problem import STATUSES
 
 Json = dict[str, object]
@@ -22,6 +22,12 @@ _REF = "#/components/schemas/{name}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(name="ProblemDocument")}}}
 _STRING: Json = {"type": "string"}
 _BINARY: Json = {**_STRING, "format": "binary"}
+_FORM: Json = {
+    "type": "object",
+    "properties": {"image": _BINARY},
+    "required": ["image"],
+    "additionalProperties": False,
+}
 _TENSORS: Json = {"type": "object"}
 _KEY: Json = {"type": "http", "scheme": "bearer"}
 # Of requests with images.
@@ -34,18 +40,18 @@ def openapi_document(bundle: Bundle) -> Json:
     classification, image, _, reload, reloaded = refs
     model = f"/v2/models/{bundle.name}"
     told: list[tuple[str, str, list[int]]] = [
-        ("/budgets", "Range, groups, accuracy and latency per budget", [401]),
+        ("/budgets", "Range, groups, accuracy and latency per budget", [401, 503]),
         ("/livez", "The process is up", [503]),
         ("/readyz", "Requests may come", [503]),
         ("/metrics", "Prometheus metrics, as text", []),
         ("/v2", "The server and its extensions", []),
         ("/v2/health/live", "The process is up", []),
         ("/v2/health/ready", "Requests may come", []),
-        (model, "Input, outputs, version", [404]),
-        (f"{model}/config", "The same as Triton has it", [404]),
-        (f"{model}/stats", "How many images, and the time of their stages", [404]),
-        (f"{model}/ready", "The model answers", [404]),
-        (f"{model}/versions/{bundle.version}", "The same, and all below it, of a version", [404]),
+        (model, "Input, outputs, version", [404, 503]),
+        (f"{model}/config", "The same as Triton has it", [404, 503]),
+        (f"{model}/stats", "How many images, and the time of their stages", [404, 503]),
+        (f"{model}/ready", "The model answers", [404, 503]),
+        (f"{model}/versions/{bundle.version}", "The same of a version, and below it", [404, 503]),
     ]
     identity = _parameter("header", "Request-Id", "Echoed; at most 64 characters")
     budgets = [
@@ -59,7 +65,11 @@ def openapi_document(bundle: Bundle) -> Json:
         f"are multiply-adds, here from {bundle.min_flops:,} to {bundle.max_flops:,}. An answer's "
         "header Server-Timing has the milliseconds of its stages.",
         [*budgets, _parameter("query", "top_k", "Predictions to answer, or 5"), identity],
-        {one: _BINARY if one in RAW_TYPES else image for one in ACCEPTED},
+        {
+            **dict.fromkeys(RAW_TYPES, _BINARY),
+            "multipart/form-data": _FORM,
+            "application/json": image,
+        },
         classification,
     )
     infer = _operation(
@@ -74,7 +84,7 @@ def openapi_document(bundle: Bundle) -> Json:
     )
     subnet = _operation(
         "One subnet: its arch, or its ONNX model",
-        [400, 401, 404, 429],
+        [400, 401, 404, 429, 503],
         "Where answers are not stored in the bundle, each process knows the ids that it gave "
         "itself: add `subnet.arch` of the answer that named the id, as JSON.",
         [
@@ -85,7 +95,7 @@ def openapi_document(bundle: Bundle) -> Json:
     )
     reloading = _operation(
         "Serve another bundle, or a newer version of the same",
-        [400, 401, 403, 409, 413, 422, 503, 504],
+        [one for one in STATUSES if one not in (404, 405, 431)],
         "Answered when the new version is served; no request fails meanwhile. `bundle`: a path on "
         "the server; without a body, the path that is served is read again. 422: the bundle is not "
         "good, and the old one is served on; 409: another reload is under way, or the server has "

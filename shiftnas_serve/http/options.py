@@ -7,9 +7,11 @@ would answer whoever wrote a budget where nobody reads it.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from urllib.parse import parse_qsl
 
 from shiftnas_serve.budgets import BUDGET_KINDS
@@ -30,6 +32,8 @@ PLACES_V2 = (
     "or headers, classification is a parameter of the output probabilities"
 )
 """The same for requests of the Open Inference Protocol."""
+# Encoded images: to look for keys that stand twice, nobody needs a copy of them.
+_LONG_TEXT = re.compile(rb'(?<!\\)"[A-Za-z0-9+/=_-]{64,}+"')
 # What people call them, by what they mean. Of latency only whole names: gateways have headers that
 # end so.
 _LOOKALIKES = {
@@ -88,21 +92,40 @@ def read_top_k(query: bytes, classes: int) -> int:
     """How many predictions to answer; more than there are classes means all."""
     if not query:
         return min(TOP_K, classes)
-    fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    refuse_others([name for name, _ in fields], ("top_k",), "the query")
-    texts = {text for _, text in fields} or {str(TOP_K)}
-    if len(texts) > 1:
-        raise Problem(400, "top_k stands several times in the query; send it once")
-    (text,) = texts
+    text = read_query(query, ("top_k",)).get("top_k", str(TOP_K))
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) >= 1):
         raise Problem(400, f"top_k={text!r:.40} is not a number from 1 to {classes}")
     return min(int(text), classes)
 
 
+def read_query(query: bytes, known: Sequence[str], places: str = _PLACES) -> dict[str, str]:
+    """Its fields by name. Raises Problem 400 for others than ``known``, and for one given twice."""
+    fields = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    names = [name for name, _ in fields]
+    refuse_others(names, known, "the query", places)
+    refuse_twice(names, "the query")
+    return dict(fields)
+
+
 def refuse_query(query: bytes) -> None:
     """Of a v2 request, whose query says nothing. Raises Problem 400."""
-    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
-    refuse_others(names, (), "the query", PLACES_V2)
+    read_query(query, (), PLACES_V2)
+
+
+def refuse_twice(names: Sequence[str], where: str) -> None:
+    """Raises Problem 400 for a name that is given twice: one value would be lost in silence."""
+    if len(set(names)) < len(names):
+        twice = next(one for one, other in pairwise(sorted(names)) if one == other)
+        raise Problem(400, f"{twice!r:.60} stands several times in {where}; send it once")
+
+
+def refuse_repeated(text: bytes) -> None:
+    """Raises Problem 400 for a key that stands twice in one object of a JSON text."""
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        refuse_twice([name for name, _ in pairs], "one object")
+
+    json.loads(_LONG_TEXT.sub(b'""', text), object_pairs_hook=look)
 
 
 def refuse_others(

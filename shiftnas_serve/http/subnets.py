@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.space.describe import describe_layers
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.http.answers import subnet_document
-from shiftnas_serve.http.options import refuse_others
+from shiftnas_serve.http.options import read_query
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.planning.planner import Subnet, describe
 from shiftnas_serve.problem import Problem, busy
@@ -35,8 +35,8 @@ def subnet_route(state: ServerState) -> Route:
 
     async def subnet(request: Request) -> ASGIApp:
         state.keys.check(request.state.headers)
-        model, query = state.serving().model, request.query_params
-        refuse_others(query, ("format", "arch"), "the query")
+        model = state.serving().model
+        query = read_query(request.scope["query_string"], ("format", "arch"))
         wanted = query.get("format", "json")
         if wanted not in ("json", "onnx"):
             raise Problem(400, f"format={wanted!r:.40} is not one of json, onnx")
@@ -72,14 +72,14 @@ def subnet_route(state: ServerState) -> Route:
 def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
     """The subnet of an id, known here or described by its arch as JSON.
 
-    Raises Problem 404 for one that is neither, 400 for an arch that is none or has another id.
+    Raises Problem 404 for one that is neither, 400 for an arch that is not one or has another id.
     """
     bundle = model.bundle
     found = model.planner.by_id(identity)
-    if found is not None:
-        return found
     only_stored = bool(bundle.space.norms)  # no other arch has statistics
-    if arch_text is None or only_stored:
+    if arch_text is None or (only_stored and found is None):
+        if found is not None:
+            return found
         hint = "" if only_stored else "; add ?arch= and the subnet.arch of the answer that named it"
         raise Problem(404, f"no subnet {identity!r:.40}; /budgets lists subnets by budget{hint}")
     try:
@@ -93,4 +93,4 @@ def find_subnet(model: Model, identity: str, arch_text: str | None) -> Subnet:
     actual = bundle.space.arch_id(arch)
     if actual != identity:
         raise Problem(400, f"this arch is subnet {actual}, not {identity!r:.40}")
-    return describe(bundle, arch)
+    return found or describe(bundle, arch)

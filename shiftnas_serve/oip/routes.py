@@ -28,8 +28,16 @@ from shiftnas_serve.http.classify import Counted, client_gone
 from shiftnas_serve.http.options import add_budgets, read_budgets, refuse_query
 from shiftnas_serve.http.state import ServerState
 from shiftnas_serve.oip.triton import EXTENSIONS, Tensor, triton_routes
-from shiftnas_serve.oip.wire import CLASSES, LENGTH_HEADER, OUTPUTS, parse_request, respond
+from shiftnas_serve.oip.wire import (
+    CLASSES,
+    LENGTH_HEADER,
+    OUTPUTS,
+    answer_bytes,
+    parse_request,
+    respond,
+)
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.scheduling.pending import place_of
 
 _LENGTH = LENGTH_HEADER.lower().encode()
 _EXTENSIONS = ("binary_tensor_data", "classification", *EXTENSIONS)
@@ -99,16 +107,22 @@ def oip_routes(state: ServerState) -> list[Route]:
                 give_up_s=started + state.settings.timeout_s,
                 gone=lambda: client_gone(receive),
             )
-            tasks = [asyncio.ensure_future(answer(image)) for image in asked.images]
+            count = len(asked.images)
+            tasks = [
+                asyncio.ensure_future(answer(image, place=place_of(number, count)))
+                for number, image in enumerate(asked.images, 1)
+            ]
             try:
                 every = await asyncio.gather(*tasks)
             finally:
                 for task in tasks:
                     task.cancel()
-        for one in every:
-            state.metrics.observed(one)
-        scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
-        return respond(model.bundle, asked, every)
+            for one in every:
+                state.metrics.observed(one)
+            scope["state"]["details"].append(lambda: {"images": [one.log() for one in every]})
+            size_bytes = answer_bytes(asked, len(model.bundle.labels))
+            write = partial(respond, model.bundle, asked, every)
+            return await in_turn(size_bytes, write, state.threads)
 
     server = {"name": "shiftnas-serve", "version": __version__, "extensions": _EXTENSIONS}
     routes = [

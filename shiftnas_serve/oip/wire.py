@@ -6,11 +6,8 @@ asked, whatever form it had.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -20,7 +17,7 @@ from models.bundle.folder import Bundle
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.http.answers import AsciiJson
 from shiftnas_serve.http.body import decode_base64
-from shiftnas_serve.http.options import PLACES_V2, budget_texts, refuse_others
+from shiftnas_serve.http.options import PLACES_V2, budget_texts, refuse_others, refuse_repeated
 from shiftnas_serve.problem import Problem
 
 MAX_IMAGES = 64
@@ -35,12 +32,11 @@ OUTPUTS: Mapping[str, tuple[str, Callable[[Result], object]]] = {
 }
 """What each output has of an image: the tensor's datatype, and its value."""
 _TYPES = {"FP32": "<f4", "INT64": "<i8", "BYTES": "O"}
-# Each of the four in some forms.
-_MAX_OUTPUTS = 16
+_MAX_ID = 128
+# In JSON, of a probability or the text of a class.
+_VALUE_BYTES = 25
 # No more of them are ever built from the JSON. Base64 has no commas; a data: URL has one.
 _MAX_VALUES = 1_000
-# Encoded images: to look for keys that stand twice, nobody needs a copy of them.
-_LONG_TEXT = re.compile(rb'(?<!\\)"[A-Za-z0-9+/=_-]{64,}+"')
 # The second is of clients that say for their own sake what they have encoded.
 _INPUT_PARAMETERS = ("binary_data_size", "content_type")
 _OUTPUT_PARAMETERS = ("classification", "binary_data")
@@ -104,7 +100,7 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
         raise Problem(400, f"the JSON has more than {_MAX_VALUES:,} values; {wanted}")
     try:
         asked = msgspec.json.decode(memoryview(body)[:split], type=_Request)
-        _refuse_repeated(body[:split])
+        refuse_repeated(body[:split])
     except msgspec.ValidationError as error:
         right = PLACES_V2 if "unknown field" in str(error) else wanted
         raise Problem(400, f"{str(error)[:200]}; {right}") from None
@@ -113,25 +109,15 @@ def parse_request(body: bytes, header_length: bytes | None) -> InferRequest:
     (tensor,) = asked.inputs
     if tensor.name != "image":
         raise Problem(400, f"{wanted}, not {tensor.name!r:.40}")
+    if len(asked.id or "") > _MAX_ID:
+        raise Problem(400, f"id has {len(asked.id or ''):,} characters; {_MAX_ID} are allowed")
     return InferRequest(
-        None if asked.id is None else asked.id[:128],
+        asked.id,
         asked.model_name,
         _images(tensor, body[split:]),
         budget_texts(asked.parameters),
         _outputs(asked.outputs, _flag(asked.parameters, "binary_data_output", default=False)),
     )
-
-
-def _refuse_repeated(text: bytes) -> None:
-    """A key that stands twice in one object: by the last, a budget would be lost in silence."""
-
-    def look(pairs: list[tuple[str, object]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            names = sorted(name for name, _ in pairs)
-            twice = next(one for one, other in pairwise(names) if one == other)
-            raise Problem(400, f"{twice!r:.60} stands several times in one object; send it once")
-
-    json.loads(_LONG_TEXT.sub(b'""', text), object_pairs_hook=look)
 
 
 def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
@@ -187,9 +173,8 @@ def _elements(binary: bytes) -> list[bytes]:
 
 
 def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
-    if len(wanted) > _MAX_OUTPUTS:
-        raise Problem(400, f"{len(wanted)} outputs; at most {_MAX_OUTPUTS} are answered")
-    found = []
+    found: list[WantedOutput] = []
+    forms: set[tuple[str, bool, bool]] = set()
     for one in wanted or map(_Output, OUTPUTS):
         if one.name not in OUTPUTS:
             raise Problem(400, f"no output {one.name!r:.40}; there are: {', '.join(OUTPUTS)}")
@@ -199,8 +184,19 @@ def _outputs(wanted: Sequence[_Output], all_binary: bool) -> list[WantedOutput]:
         if not is_number or (classes and one.name != CLASSES):
             raise Problem(400, f"classification is a number of classes, of {CLASSES}")
         binary = _flag(one.parameters, "binary_data", default=all_binary)
+        form = (one.name, binary, classes > 0)
+        if form in forms:
+            twice = f"the output {one.name} stands twice in the same form"
+            raise Problem(400, f"{twice}; ask for it once")
+        forms.add(form)
         found.append(WantedOutput(one.name, binary, classes))
     return found
+
+
+def answer_bytes(asked: InferRequest, labels: int) -> int:
+    """About how long the answer will be, where there are so many ``labels``."""
+    values = (min(one.classes or labels, labels) for one in asked.outputs if one.name == CLASSES)
+    return _VALUE_BYTES * len(asked.images) * sum(values)
 
 
 def respond(bundle: Bundle, asked: InferRequest, every: Sequence[Result]) -> Response:

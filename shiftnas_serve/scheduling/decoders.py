@@ -41,7 +41,8 @@ class Decoders:
                 finish([(one, problem)])
             # No image may end the thread, whatever a decoder makes of it.
             except Exception as error:  # noqa: BLE001
-                finish([(one, Problem(500, f"the image could not be prepared: {error!r:.200}"))])
+                said = f"{one.place}the image could not be prepared: {error!r:.200}"
+                finish([(one, Problem(500, said))])
             del one
 
 
@@ -63,7 +64,7 @@ def prepare(one: Pending, max_pixels: int) -> None:
             elapsed_ms = 1000 * (time.monotonic() - one.came_s)
             plan = one.plan = planner.plan(one.asked, elapsed_ms)
     except ImageError as error:
-        raise Problem(error.status, error.reason) from None
+        raise Problem(error.status, one.place + error.reason) from None
     if plan.shrinks:
         one.aim_s = one.deadline_s - planner.latency.after_ms / 1000
     # A small photo that may shrink is resized when its subnet is chosen, or it would be twice. So

@@ -23,6 +23,7 @@ from shiftnas_serve.scheduling.work import Work
 class Pending:
     """What is known of it grows on its way; times are on the monotonic clock.
 
+    ``place``: how a problem with it begins, if it is one of several (``place_of``).
     ``asked``: budgets by the name of their kind. ``came_s``: when all of it was here.
     ``deadline_s``: when its answer must be there. ``future``: where its answer goes; ``loop``: the
     event loop that waits for it, None for a thread.
@@ -42,6 +43,7 @@ class Pending:
     deadline_s: float
     future: asyncio.Future[Result] | Future[Result]
     loop: asyncio.AbstractEventLoop | None = None
+    place: str = ""
     data: bytes = b""
     header: ImageHeader | None = None
     photo: Photo | None = None
@@ -68,6 +70,11 @@ class Pending:
         else:
             assert self.outcome is not None
             self.future.set_result(self.outcome)
+
+
+def place_of(number: int, count: int) -> str:
+    """What tells an image from the others that came with it."""
+    return f"image {number} of {count}: " if count > 1 else ""
 
 
 Outcome = tuple[Pending, Result | Problem]

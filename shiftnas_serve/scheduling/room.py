@@ -29,8 +29,11 @@ class Share:
         self._room, self._images, self._size_bytes = room, 0, 0
 
     def grow(self, size_bytes: int) -> None:
-        """By bytes that came. Raises Problem 429 where there is no room for them."""
+        """By bytes that came. Raises Problem: 413 more than ever have room, 429 than have now."""
         room = self._room
+        if self._size_bytes + size_bytes > room.max_bytes:
+            given = f"{self._size_bytes + size_bytes:,} bytes at once"
+            raise Problem(413, f"{given}; send {room.max_bytes:,} (max_waiting_bytes) or fewer")
         with room.lock:
             if room.size_bytes + size_bytes > room.max_bytes:
                 raise busy(f"bodies of {room.size_bytes:,} bytes are being worked on; try again")

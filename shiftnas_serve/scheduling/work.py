@@ -11,7 +11,7 @@ from models.images.header import ImageHeader
 
 _SMALL_PIXELS = 250_000
 # Of a PNG, each 2 kB may be a chunk of their own.
-_SMALL_BYTES = {"JPEG": 16_000, "PNG": 64_000}
+_SMALL_BYTES = {"JPEG": 16_000, "PNG": 64_000}  # (pixels have none)
 # A body that is longer than this, in base64, too, holds an image that has to wait its turn.
 LARGE_BODY_BYTES = 4 * max(_SMALL_BYTES.values()) // 3
 # On a core of a few years ago. What formats and machines make of it is learnt.
@@ -34,7 +34,7 @@ class Work:
 
 
 def is_small(header: ImageHeader, size_bytes: int) -> bool:
-    """Whether decoding a file with this header takes no more than a moment.
+    """Whether decoding a file with this header, or resizing pixels, takes no more than a moment.
 
     A WebP may be an animation, whose frames libwebp looks at one by one.
     """
@@ -49,7 +49,7 @@ def is_large(width: int, height: int) -> bool:
 
 
 def decode_work(header: ImageHeader, size_bytes: int, *, generator: bool) -> Work:
-    """Decoding a file and resizing what comes out. ``generator``: and asking it for a subnet."""
+    """Decoding a file, if it is one, and resizing. ``generator``: and asking it for a subnet."""
     ms = size_bytes * _MS_PER_BYTE + header.pixels * _MS_PER_PIXEL
     if generator:
         return Work(f"{header.format} and generator", _GENERATOR_MS + ms)

@@ -128,8 +128,9 @@ def test_what_is_wrong_is_said_in_the_protocols_own_field(triton, bundle, png, c
 
 
 def test_one_corrupt_image_does_not_touch_the_next_request(triton, bundle: Bundle, png):
-    with pytest.raises(InferenceServerException):
-        triton.infer(bundle.name, [image_input(png, b"\xff\xd8 no more", png)])
+    for broken in (b"\xff\xd8 no more", b"not an image", b"", png[:-40]):
+        with pytest.raises(InferenceServerException, match=r"image 2 of 3: "):
+            triton.infer(bundle.name, [image_input(png, broken, png)])
     assert triton.infer(bundle.name, [image_input(png)]).as_numpy("probabilities").shape[0] == 1
 
 

@@ -120,10 +120,21 @@ def test_a_path_that_cannot_be_is_refused_and_counted(keyed: Server):
     assert int(refusals()) == before + 1
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"bundle": 7}', b'{"bundel": "x"}', b"x" * 999])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"{", b"[]", b'{"bundle": 7}', b'{"bundel": "x"}', b"x" * 999),
+        b'{"bundle": "one", "bundle": null}',
+    ],
+)
 def test_what_asks_for_no_bundle_is_400(keyed: Server, body):
     answer = keyed.post(body, "/admin/reload", **ADMIN)
     assert_problem(answer, 400)
+
+
+def test_a_bundle_in_the_query_is_refused(keyed: Server):
+    answer = keyed.post(b"", "/admin/reload?bundle=other", **ADMIN)
+    assert '{"bundle": "PATH"}' in assert_problem(answer, 400, "bundle")["detail"]
 
 
 def test_a_hangup_reads_again_the_path_that_is_served(

@@ -96,6 +96,14 @@ def test_openapi_names_every_body_budget_and_error(client):
     assert {"FLOPs-Budget", "Latency-Budget", "top_k"} <= named
     errors = {"400", "401", "413", "415", "422", "429", "503", "504"}
     assert {"200", *errors} <= set(operation["responses"])
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"] == {"image": {"type": "string", "format": "binary"}}  # a file
+    for path, method, statuses in (
+        ("/admin/reload", "post", {"400", "408", "409", "413", "415", "422", "429", "500", "503"}),
+        ("/budgets", "get", {"401", "503"}),
+        ("/subnets/{id}", "get", {"400", "404", "503"}),
+    ):
+        assert statuses <= set(document["paths"][path][method]["responses"]), path
     for path, methods in document["paths"].items():  # where a key is asked for, which
         for one in methods.values():
             assert ("401" in one["responses"]) == ("security" in one), path

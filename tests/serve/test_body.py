@@ -76,6 +76,15 @@ def test_images_have_room_one_by_one():
     assert room.images == 0
 
 
+def test_what_never_has_room_is_not_asked_for_again():
+    with Room(9, 1500).share() as share:
+        share.grow(1000)
+        with pytest.raises(Problem, match=r"^1,600 bytes at once; send 1,500 \(max_wa") as refused:
+            share.grow(600)
+    assert refused.value.status == 413
+    assert not refused.value.headers
+
+
 def test_what_is_refused_for_its_length_or_coding_takes_no_room_and_is_not_read():
     room = Room(9, 10**6)
     for pieces, headers, wanted in (

@@ -51,6 +51,18 @@ def test_a_folder_with_broken_files(bundle, bundle_folder, tmp_path, capsys):
             assert int(row["flops"]) <= bundle.min_flops
 
 
+def test_images_of_other_formats_in_a_folder_are_told_of(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", 3)
+    (found,) = sources([photos])
+    assert not capsys.readouterr().err
+    for name in ("a.HEIC", "b.gif", "b.txt", "deep/c.heic", ".hidden.gif"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"image")
+    assert sources([photos])[0].count == found.count
+    said = capsys.readouterr().err
+    assert said == f"{photos}: 3 images are left out (.gif, .heic); convert them first\n"
+
+
 def test_it_goes_on_where_it_was_stopped(bundle_folder, tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", 4)
     strange = photos / 'two\n"lines".png'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import time
@@ -12,6 +13,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
+from shiftnas_serve import client as client_module
 from shiftnas_serve.client import AsyncClient, Client, retry_after_s
 from shiftnas_serve.problem import Problem
 from tests.contract.process import ROOT, Server
@@ -81,12 +83,15 @@ def test_the_commands_of_the_documents_run(alone: Server, bundle):
 # --------------------------------------------------------------------------------- what is refused
 
 
+KEY = "my-schlüssel-Ω"
+
+
 def scripted(*script: httpx.Response | Exception) -> tuple[httpx.MockTransport, list[float]]:
     """A server that answers so, one after the other, to whom has a key; when it was asked."""
     turns, asked_s = iter(script), []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        assert request.headers["authorization"] == "Bearer my-key"
+        assert dict(request.headers.raw)[b"Authorization"] == f"Bearer {KEY}".encode()
         asked_s.append(time.monotonic())
         turn = next(turns)
         if isinstance(turn, Exception):
@@ -106,7 +111,7 @@ def test_what_passes_is_tried_again_and_no_sooner_than_the_server_says():
         httpx.ConnectError("refused"),
         httpx.Response(200, json=ANSWER),
     )
-    with Client("http://there", key="my-key", transport=transport) as client:
+    with Client("http://there", key=KEY, transport=transport) as client:
         answer = client.classify(b"photo")
     assert (answer.label, answer.budget.flops) == ("cat", 5)
     assert len(asked_s) == 3
@@ -117,7 +122,7 @@ def test_async_too():
     transport, asked_s = scripted(refusal(503), httpx.Response(200, json=ANSWER))
 
     async def ask() -> str:
-        async with AsyncClient("http://there", key="my-key", transport=transport) as client:
+        async with AsyncClient("http://there", key=KEY, transport=transport) as client:
             return (await client.classify(b"photo")).label
 
     assert asyncio.run(ask()) == "cat"
@@ -136,9 +141,7 @@ def test_async_too():
 def test_what_stays_refused_is_said(script, times):
     transport, asked_s = scripted(*script)
     with (
-        Client(
-            "http://there", key="my-key", transport=transport, retries=2, timeout_s=20
-        ) as client,
+        Client("http://there", key=KEY, transport=transport, retries=2, timeout_s=20) as client,
         pytest.raises(Problem) as refused,
     ):
         client.classify(b"photo")
@@ -149,7 +152,7 @@ def test_what_stays_refused_is_said(script, times):
 
 def test_nobody_there_and_no_photo(tmp_path):
     transport, asked_s = scripted(*[httpx.ConnectError("refused")] * 2)
-    with Client("http://there", key="my-key", transport=transport, retries=1) as client:
+    with Client("http://there", key=KEY, transport=transport, retries=1) as client:
         with pytest.raises(httpx.ConnectError):
             client.classify(b"photo")
         with pytest.raises(ValueError, match=r"cannot read .*nothing\.png: No such file"):
@@ -162,6 +165,55 @@ def test_a_retry_after_is_a_number_or_a_date():
     assert 50 < retry_after_s(soon) <= 60
     given = (None, "7", "soon", "Thu, 01 Jan 1970 00:00:00 GMT")
     assert [retry_after_s(text) for text in given] == [0, 7, 0, 0]
+
+
+class Drops(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of an answer, a byte at a time."""
+
+    def __init__(self, wait) -> None:
+        self._wait, self._drops = wait, [b"%c" % byte for byte in json.dumps(ANSWER).encode()]
+
+    def __iter__(self):
+        for drop in self._drops:
+            self._wait()
+            yield drop
+
+    async def __aiter__(self):
+        for drop in self._drops:
+            await self._wait()
+            yield drop
+
+
+def test_an_answer_that_comes_in_drops_is_not_waited_for_longer(monkeypatch):
+    now_s = [0.0]
+
+    def a_second() -> None:
+        now_s[0] += 1
+
+    async def a_moment() -> None:
+        await asyncio.sleep(0.05)
+
+    def dripping(wait) -> httpx.MockTransport:
+        return httpx.MockTransport(lambda _: httpx.Response(200, stream=Drops(wait)))
+
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: now_s[0])
+    with Client("http://there", transport=dripping(a_second), timeout_s=1000) as client:
+        assert client.classify(b"photo").label == "cat"
+    with (
+        Client("http://there", transport=dripping(a_second), timeout_s=9) as client,
+        pytest.raises(httpx.TimeoutException, match="no whole answer"),
+    ):
+        client.classify(b"photo")
+    monkeypatch.undo()
+
+    async def ask() -> None:
+        async with AsyncClient(
+            "http://there", transport=dripping(a_moment), timeout_s=0.2
+        ) as client:
+            await client.classify(b"photo")
+
+    with pytest.raises(httpx.TimeoutException, match="no whole answer"):
+        asyncio.run(ask())
 
 
 def test_the_time_is_of_a_call_with_all_its_tries():

@@ -542,3 +542,42 @@ def test_no_second_answer_follows_a_whole_one_that_nobody_took():
         assert wire.aborted
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [(b"http://there:8000", "/"), (b"http://there:8000/budgets", "/budgets")]
+)
+def test_a_target_in_absolute_form_has_a_path(target, path):
+    async def test() -> None:
+        asked = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            asked.append((scope["path"], scope["raw_path"].decode()))
+            await answer(scope, receive, send)
+
+        made, wire = connect(app)
+        made.data_received(GET.replace(b"/", target, 1))
+        await turns()
+        assert wire.status == 200
+        assert asked == [(path, path)]
+
+    run(test)
+
+
+@pytest.mark.parametrize(("version", "sent"), [(b"1.1", True), (b"1.0", False)])
+def test_http_1_0_gets_no_100_continue(version, sent):
+    async def test() -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            await answer(scope, receive, send)
+
+        made, wire = connect(app)
+        head = (POST % 2).replace(b"1.1", version)
+        made.data_received(head.replace(b"Host: x", b"Expect: 100-continue"))
+        await turns()
+        made.data_received(b"ab")
+        await turns()
+        assert (b"100 Continue" in wire.sent) == sent
+        assert b"200 OK" in wire.sent
+
+    run(test)

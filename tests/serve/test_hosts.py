@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
-from shiftnas_serve.settings import PREFIX, load_settings
+from shiftnas_serve.hosts import uvicorn as host_uvicorn
+from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import PREFIX, Settings, load_settings
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_hangups_during_a_reload_are_one_more_reload(monkeypatch, processes):
+    process = host_uvicorn.Process(Settings(processes=processes))
+    begun: list[bool] = []
+    free = asyncio.Lock()
+
+    async def reload(state, source, *, wait: bool = False) -> None:
+        if free.locked() and not wait:
+            raise Problem(409, "another reload is under way")
+        async with free:
+            begun.append(True)
+            if len(begun) == 1:
+                for _ in range(3):
+                    process._hang_up()
+            await asyncio.sleep(0)
+
+    async def hang_up(times: int) -> int:
+        begun.clear()
+        for _ in range(times):
+            process._hang_up()
+        while process._tasks:
+            await asyncio.gather(*process._tasks)
+        return len(begun)
+
+    monkeypatch.setattr(host_uvicorn, "reload", reload)
+    monkeypatch.setattr(process.state, "engine", object())
+    assert [asyncio.run(hang_up(times)) for times in (1, 5)] == [2, 2]
 
 
 @pytest.mark.parametrize("gpus", [1, 2])

@@ -18,6 +18,7 @@ from PIL import Image
 
 import shiftnas_serve
 from models.bundle.folder import Bundle
+from models.images.preprocess import Preprocess
 from shiftnas_serve import Engine, Problem, library
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.planning.planner import Planner
@@ -115,6 +116,21 @@ def test_a_file_is_not_read_on_the_event_loop(engine: Engine, png: bytes, tmp_pa
     assert where == [False]
 
 
+@pytest.mark.parametrize("made", [np.asarray, lambda photo: photo], ids=["array", "pillow"])
+@pytest.mark.parametrize("side", [40, 600])
+def test_many_pixels_are_not_resized_on_the_event_loop(engine: Engine, monkeypatch, made, side):
+    where, pixels = [], Preprocess.pixels
+
+    def noted(self: Preprocess, *given):
+        where.append(threading.current_thread().name.split("-")[0])
+        return pixels(self, *given)
+
+    monkeypatch.setattr(Preprocess, "pixels", noted)
+    photo = made(picture(side))
+    assert asyncio.run(engine.aclassify(photo)).predictions
+    assert where == ["MainThread" if side == 40 else "decode"]
+
+
 def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundle: Bundle):
     photos = [encoded(picture(seed=seed)) for seed in range(6)]
     budgets = np.linspace(bundle.min_flops, bundle.max_flops, 5)
@@ -137,9 +153,29 @@ def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundl
         assert batch[0].subnet.flops <= budget
 
 
-@pytest.mark.parametrize("given", ["nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3))])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3)), np.zeros((0, 9, 3), np.uint8)),
+        *(Image.new("RGB", (0, 10)), Image.new("RGBA", (10, 0))),
+    ],
+)
 def test_what_is_no_image_is_one_line(engine: Engine, given):
-    with pytest.raises(ValueError, match=r"nowhere|uint8"):
+    with pytest.raises(ValueError, match=r"nowhere|uint8|must have pixels, not (0 x 10|10 x 0)$"):
+        engine.classify(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(b"not an image", encoded(picture())[:-40], encoded(picture(600))[:-40], "nowhere.png"),
+        *(np.zeros((4, 4)), Image.new("RGB", (0, 10)), Image.new("F", (9, 9))),
+    ],
+)
+def test_one_of_several_that_is_no_image_is_named(engine: Engine, png: bytes, given):
+    with pytest.raises((ValueError, Problem), match=r"^image 2 of 3: "):
+        engine.classify_batch([png, given, png])
+    with pytest.raises((ValueError, Problem), match=r"^(?!image \d of)"):
         engine.classify(given)
 
 
@@ -386,7 +422,8 @@ def test_one_reload_at_a_time(own: Engine, monkeypatch, bundle_folder: Path):
         with pytest.raises(Problem) as second:
             own.reload()
         assert second.value.status == 409
-        go.set()
+        threading.Timer(0.1, go.set).start()
+        assert not own.reload(wait=True).changed
         assert not first.result().changed
 
 

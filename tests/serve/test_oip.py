@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import threading
 import tracemalloc
 
 import pytest
+from starlette.testclient import TestClient
 
+from shiftnas_serve.app import assemble
+from shiftnas_serve.http import body as bodies
+from shiftnas_serve.http.state import ServerState
+from shiftnas_serve.library import Engine
+from shiftnas_serve.oip import routes
 from shiftnas_serve.oip.wire import MAX_IMAGES, parse_request
 from shiftnas_serve.problem import Problem
+from shiftnas_serve.settings import Settings
 
 ONE = b'{%b, "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aa=="]}]}'
 HEAD = b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": '
@@ -75,6 +84,17 @@ def test_malformed_requests_are_refused(body, length):
         (b'"inputs"', b'"outputs": [], "inputs"', "'outputs' stands several times"),
         (b'"data"', b'"data": ["%b"], "data"' % (b"a" * 999), "'data' stands several times"),
         # what is not what it looks like
+        (
+            b'[{"name": "prob',
+            b'[{"name": "subnet_id"}, {"name": "subnet_id"}, {"name": "prob',
+            "twice",
+        ),
+        (
+            b'"outputs": [',
+            b'"outputs": [{"name": "probabilities", "parameters": {"classification": 9, '
+            b'"binary_data": true}}, ',
+            "probabilities stands twice in the same form; ask for it once",
+        ),
         (b"true", b'"false"', "binary_data is true or false, not 'false'"),
         (b'"flops_budget"', b'"binary_data_output": 0, "flops_budget"', "true or false"),
         (b'"classification": 2', b'"classification": true', "number of classes"),
@@ -99,6 +119,13 @@ def test_bytes_behind_the_json_that_it_does_not_name_are_refused():
     body = ONE % b'"id": "1"'
     with pytest.raises(Problem, match="binary_data_size is None, the body holds 3"):
         parse_request(body + b"abc", b"%d" % len(body))
+
+
+def test_an_id_comes_back_whole_or_is_refused():
+    assert parse_request(ONE % (b'"id": "%b"' % (b"a" * 128)), None).id == "a" * 128
+    with pytest.raises(Problem, match="id has 129 characters; 128 are allowed") as refused:
+        parse_request(ONE % (b'"id": "%b"' % (b"a" * 129)), None)
+    assert refused.value.status == 400
 
 
 def test_what_clients_of_kserve_and_mlserver_say_beside_is_understood():
@@ -153,3 +180,37 @@ def test_nothing_is_built_of_what_cannot_be_right(body):
     finally:
         tracemalloc.stop()
     assert refused.value.status == 400
+
+
+def test_an_output_may_stand_in_several_forms():
+    forms = b'{"name": "probabilities"}, {"name": "probabilities", "parameters": {"%b"}}'
+    for other in (
+        b'classification": 5, "binary_data": false',
+        b'binary_data": true, "classification": 0',
+    ):
+        given = forms.replace(b'%b"', other)
+        assert len(parse_request(ONE % (b'"outputs": [%b]' % given), None).outputs) == 2
+
+
+@pytest.mark.parametrize(("small_bytes", "in_thread"), [(100, True), (100_000, False)])
+def test_a_long_answer_is_written_in_a_thread(
+    bundle_folder, png, monkeypatch, small_bytes, in_thread
+):
+    where: list[str] = []
+    respond = routes.respond
+
+    def noted(*given):
+        where.append(threading.current_thread().name)
+        return respond(*given)
+
+    monkeypatch.setattr(routes, "respond", noted)
+    monkeypatch.setattr(bodies, "_SMALL_BYTES", small_bytes)
+    state = ServerState(Settings(bundle=bundle_folder))
+    with Engine(state.settings) as engine:
+        state.engine = engine
+        data = [base64.b64encode(png).decode()]
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+        path = f"/v2/models/{engine.model.name.name}/infer"
+        answer = TestClient(assemble(state)).post(path, json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    assert [name.startswith("body") for name in where] == [in_thread]

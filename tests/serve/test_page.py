@@ -206,15 +206,15 @@ def test_photos_of_ones_own(page, alone: Server, tmp_path):
 
 @pytest.mark.browser
 def test_a_key_is_asked_for_and_kept_nowhere(page, bundle_folder):
-    with serving(bundle_folder, SHIFTNAS_API_KEYS="a-key") as keyed:
+    with serving(bundle_folder, SHIFTNAS_API_KEYS="a-schlüssel-Ω") as keyed:
         page.goto(keyed.url)
         page.wait_for_selector("#key-form:not([hidden])")
         assert "Bearer" in page.text_content("#error")
-        page.fill("#key", "a-key")
+        page.fill("#key", "a-schlüssel-Ω")
         page.keyboard.press("Enter")
         answered(page)
         assert page.is_hidden("#key-form")
-        assert "a-key" not in page.content()
+        assert "schlüssel" not in page.content()
 
 
 @pytest.mark.browser

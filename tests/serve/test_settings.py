@@ -12,7 +12,7 @@ import pytest
 from shiftnas_serve.command import parser
 from shiftnas_serve.hosts import HOSTS
 from shiftnas_serve.runtimes import AUTO, RUNTIMES
-from shiftnas_serve.settings import Settings, as_environment, load_settings
+from shiftnas_serve.settings import PREFIX, Settings, as_environment, load_settings
 from tests.contract.process import ROOT
 
 START_EACH = """
@@ -131,6 +131,14 @@ def test_a_key_with_a_comma_would_become_two(tmp_path, name):
     config.write_text(json.dumps({name: ["some,thing"]}))
     with pytest.raises(ValueError, match=f"^{name}: a key has a comma") as refused:
         load_settings({}, config=config, environment={})
+    assert "some" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["api_keys", "admin_keys"])
+@pytest.mark.parametrize("keys", ["some\nthing", "some\r\nthing\n", "some\tthing", "some\x7fthing"])
+def test_a_key_that_nobody_can_send_is_refused(name, keys):
+    with pytest.raises(ValueError, match=f"^{name}: .* separate keys by commas$") as refused:
+        load_settings({}, environment={PREFIX + name.upper(): keys})
     assert "some" not in str(refused.value)
 
 

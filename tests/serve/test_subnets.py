@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from models.bundle.folder import Bundle
+from shiftnas_serve.http.options import read_query
 from shiftnas_serve.http.subnets import find_subnet
 from shiftnas_serve.latency import LatencyTable
 from shiftnas_serve.planning.planner import Planner, describe
@@ -56,3 +57,21 @@ def test_without_statistics_an_arch_is_no_subnet(bundle: Bundle):
     assert refused.value.status == 404
     known = bundle.archs()[0]
     assert find_subnet(model, space.arch_id(known), None).value == known
+
+
+def test_an_arch_beside_a_known_id_is_looked_at(bundle: Bundle):
+    space, model = bundle.space, fresh(bundle)
+    one, other = bundle.archs()[:2]
+    assert find_subnet(model, space.arch_id(one), json.dumps(space.arch_to_json(one))).value == one
+    with pytest.raises(Problem, match=f"is subnet {space.arch_id(other)}, not") as refused:
+        find_subnet(model, space.arch_id(one), json.dumps(space.arch_to_json(other)))
+    assert refused.value.status == 400
+    with pytest.raises(Problem, match="not an arch"):
+        find_subnet(model, space.arch_id(one), "")
+
+
+@pytest.mark.parametrize("query", ["format=json&format=json", "format=onnx&format=json"])
+def test_a_name_that_stands_twice_in_the_query_is_refused(query):
+    with pytest.raises(Problem, match="'format' stands several times in the query") as refused:
+        read_query(query.encode(), ("format",))
+    assert refused.value.status == 400

@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
-from models.images.files import SUFFIXES, visible_files
+from models.images.files import SUFFIXES, is_other_image, visible_files
 
 _WORDS = {
     "train": ("train", "training"),
@@ -59,12 +57,6 @@ def find_files(folder: Path) -> Files:
         elif is_other_image(suffix):
             found.other.append(name)
     return found
-
-
-def is_other_image(suffix: str) -> bool:
-    """Whether files with this suffix, like ".bmp", are images that are not read."""
-    known = Image.registered_extensions()
-    return suffix not in SUFFIXES and (suffix in known or suffix in (".heic", ".heif", ".svg"))
 
 
 def split_of(name: str) -> str | None:

@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from models.images.files import SUFFIXES, is_hidden
-from trainer.data.layout import is_other_image, printable
+from models.images.files import SUFFIXES, is_hidden, is_other_image
+from trainer.data.layout import printable
 from trainer.data.sources import AbstractImages, Classes, Rows, check_labels
 
 CLASSES_NAME = "classes.txt"

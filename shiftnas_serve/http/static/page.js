@@ -85,7 +85,10 @@ const url = (path) => new URL(path, document.baseURI);
 /** The answer, or an Error with the server's own words. */
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
-  if (state.key) headers.Authorization = `Bearer ${state.key}`;
+  if (state.key) {
+    // A header has a byte in each character; the key's are UTF-8.
+    headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(state.key))}`;
+  }
   let answer;
   try {
     answer = await fetch(url(path), { ...options, headers, cache: "no-store" });
