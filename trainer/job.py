@@ -183,6 +183,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
             )
     else:
         recipe = asked_recipe(options)
+        _check_length(options, recipe)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
@@ -202,6 +203,19 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     if not options.dry_run:  # which runs on the CPU too
         check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)
+
+
+def _check_length(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Raises ValueError where --hours is not the only length of the run."""
+    if options.hours is None:
+        return
+    named = [(name, value_of(recipe, name)) for name in ("compute", "training_hours")]
+    lengths = [f"{name}={value:g}" for name, value in named if value]
+    lengths += [setting for setting in options.set if setting.startswith("epochs=")]
+    if lengths:
+        raise ValueError(
+            f"--hours {options.hours:g} and {lengths[0]} both say how long a run is: leave one out"
+        )
 
 
 def _check_resolution(recipe: Recipe) -> None:

@@ -5,9 +5,10 @@ The text under a setting says what it means; ``python -m trainer.run --settings`
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
@@ -39,8 +40,32 @@ class Settings(BaseModel):
     )
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some settings changed, and checked again."""
-        return type(self)(**{**dict(self), **changes})
+        """The same with some settings changed, and checked again.
+
+        Raises ValueError, in one line, for the first that is not allowed.
+        """
+        try:
+            return type(self)(**{**dict(self), **changes})
+        except ValidationError as error:
+            raise ValueError(in_words(error)) from None
+
+
+def in_words(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    key = key_of(first["loc"])
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    given = json.dumps(first["input"], default=str)
+    return f"{key} is {given}; {first['msg'].replace('Input', 'it', 1)}"
+
+
+def key_of(place: tuple[int | str, ...]) -> str:
+    """A setting as people write it: ``sampler_options.tilt[0]``."""
+    parts = [part if isinstance(part, str) else f"[{part}]" for part in place]
+    return ".".join(parts).replace(".[", "[")
 
 
 class Optimizer(Settings):
