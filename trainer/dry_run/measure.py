@@ -34,7 +34,9 @@ from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import StepResult, pretrain_generator, teacher_of, train_step
+from trainer.engine.teacher import open_teacher
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Distillation
 
 Result = TypeVar("Result")
 
@@ -163,7 +165,8 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
 
 def state_to_try(recipe: Recipe, splits: Splits, plan: Plan) -> TrainingState:
     """As it begins; with plain statistics in place of the start's, where those stay."""
-    state = fresh_state(recipe, replace(splits, labels=plan.labels))  # which a teacher has to know
+    state = fresh_state(recipe.replace(distillation=Distillation()), splits)
+    state.teacher = open_teacher(recipe, plan.labels or plan.classes)
     if recipe.statistics == "start":
         sizes = {norm.name: norm.size(state.net.space.largest) for norm in state.net.space.norms}
         units = {name: (np.zeros(n, "f4"), np.ones(n, "f4")) for name, n in sizes.items()}

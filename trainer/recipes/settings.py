@@ -116,8 +116,9 @@ class Distillation(Settings):
     """What subnets learn from a teacher's answers to the same images, beside their labels."""
 
     teacher: str = ""
-    """largest is the largest subnet, as it is at that moment. A network that does not learn is a
-    bundle (its largest subnet), a subnet as an .onnx file, or timm:NAME. Empty: no teacher."""
+    """largest is the largest subnet, as it is at that moment; it has to be trained. A network that
+    does not learn is a bundle (what it answers to its largest budget), a subnet as an .onnx file,
+    or timm:NAME. Empty: no teacher."""
     weight: Share = 1.0
     """Share of the teacher's answers in the loss; the labels have the rest."""
     temperature: AboveZero = 1.0
