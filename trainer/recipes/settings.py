@@ -176,6 +176,12 @@ class Augment(Settings):
     def _alternates_what_flips(self) -> Self:
         if self.alternate_flips and not self.flip:
             raise ValueError("augment.alternate_flips mirrors images: set augment.flip to true")
+        if self.alternate_flips and self.repeats > 1:
+            raise ValueError(
+                f"augment.alternate_flips mirrors all copies of an image or none, and "
+                f"augment.repeats={self.repeats} leaves images out of an epoch: set repeats to 1, "
+                "or alternate_flips to false"
+            )
         return self
 
     @property
