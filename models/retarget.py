@@ -86,10 +86,16 @@ def retarget(
     """Write the bundle at ``source`` with answers to budgets of the table's cost; tells of them.
 
     ``data``: a folder of images, which need no labels, to try the generator's answers on. Raises
-    ValueError if ``out`` exists, for a table of another space, and for a folder without images.
+    ValueError if ``out`` exists, for a table of another space, for a folder without images, and for
+    images where a few archs alone were trained.
     """
     refuse_out(out)
     bundle = load_bundle(source)
+    if data is not None and bundle.trained_archs:
+        raise ValueError(
+            f"--data {data} tries archs that {bundle.name} did not train (it trained "
+            f"{len(bundle.trained_archs)} alone): leave out --data"
+        )
     cost = get_cost(table.cost, bundle.space, table)
     files = None if data is None else find_photos(data)
     with Progress() as progress:

@@ -24,7 +24,7 @@ from search.evolutionary import evolutionary_search
 from search.log import TriedArchs
 from search.random_search import random_search
 from search.supernet import Supernet, open_supernet
-from trainer.command import command_parser, status_of
+from trainer.command import check_threads, command_parser, status_of
 
 SEARCHES = {"random": random_search, "evolutionary": evolutionary_search}
 """Name -> search."""
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         if options.evaluations < 1:
             raise ValueError(f"--evaluations is {options.evaluations}; try 1 or more")
+        check_threads(options.threads)
         if options.threads:
             torch.set_num_threads(options.threads)
         budget = parse_flops(options.flops)

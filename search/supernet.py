@@ -63,7 +63,8 @@ class Supernet:
 def open_supernet(path: Path, data: str) -> Supernet:
     """From the folder of a run or of a bundle, and the data that it was trained on.
 
-    Raises ValueError for anything else, and for data of other classes.
+    Raises ValueError for anything else, for what trained a few archs alone, and for data of other
+    classes.
     """
     # (Path.is_file raises for some names)
     if os.path.isfile(path / RECIPE_NAME):  # noqa: PTH113
@@ -74,7 +75,9 @@ def open_supernet(path: Path, data: str) -> Supernet:
 
 
 def _of_run(path: Path, data: str) -> Supernet:
-    recipe, state = read_recipe(path / RECIPE_NAME), load_checkpoint(path)
+    recipe = read_recipe(path / RECIPE_NAME)
+    _refuse_few(path, len(recipe.sampler_options.archs))
+    state = load_checkpoint(path)
     splits = read_splits(recipe.replace(data=data))
     space = get_space(recipe.space, len(splits.labels))
     net, generator = build_net(space), ArchitectureGenerator(space)
@@ -96,6 +99,7 @@ def _of_run(path: Path, data: str) -> Supernet:
 
 def _of_bundle(path: Path, data: str) -> Supernet:
     bundle = load_bundle(path)
+    _refuse_few(path, len(bundle.trained_archs))
     space, made = bundle.space, bundle.provenance
     seed = made.get("seed")
     seed = seed if isinstance(seed, int) else 0
@@ -124,6 +128,14 @@ def _of_bundle(path: Path, data: str) -> Supernet:
         version=bundle.version,
         frozen=FrozenStatistics(unpack_shared(space, bundle.statistics)) if shares else None,
     )
+
+
+def _refuse_few(path: Path, archs: int) -> None:
+    if archs:
+        raise ValueError(
+            f"{path} trained {archs} of the archs of its space alone, so that a search finds "
+            "nothing; give a run or a bundle that trained them all"
+        )
 
 
 def _held_out(made: Mapping[str, object]) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,15 @@ def make_bundle(
         template=template_of(space_name),
         provenance={"recipe": "untrained", "seed": seed},
     )
+    return folder
+
+
+def say_trained_alone(folder: Path, arch: Arch) -> Path:
+    """Let a bundle be one of ``trainer.run --arch``."""
+    document = json.loads((folder / "bundle.json").read_text())
+    archs = [load_bundle(folder).space.arch_to_json(arch)]
+    document["provenance"]["trained_with"] = {"recipe": {"sampler_options": {"archs": archs}}}
+    (folder / "bundle.json").write_text(json.dumps(document))
     return folder
 
 

@@ -40,8 +40,17 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         "--rows", default=":", help="take some of the images, like 0:1000 or 0::2 (default: all)"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="threads that run a subnet (default: 1)"
+        "--threads",
+        type=int,
+        default=1,
+        help="threads that run a subnet (default: 1; 0: all cores)",
     )
+
+
+def check_threads(threads: int) -> None:
+    """Raises ValueError for a --threads that no runtime takes."""
+    if threads < 0:
+        raise ValueError(f"--threads is {threads}: give 1 or more, or 0 for as many as it takes")
 
 
 def status_of(work: Callable[[], None], *, stopped: str = "stopped") -> int:

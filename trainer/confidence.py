@@ -19,7 +19,7 @@ from pathlib import Path
 from models.bundle.folder import add_confidence, load_bundle
 from models.bundle.manifest import confidence_entry
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads, status_of
 from trainer.data.reading import read_source
 from trainer.data.run_data import parts_of_run, refuse_parts
 from trainer.data.sources import Rows, Source
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         if options.budgets is not None and options.budgets < 2:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
+        check_threads(options.threads)
         done = fit(options)
         if options.json:
             print(json.dumps(done))

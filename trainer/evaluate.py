@@ -28,7 +28,7 @@ import numpy as np
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads, status_of
 from trainer.data.reading import read_source, title_of
 from trainer.data.run_data import parts_of_run
 from trainer.engine.log import Record
@@ -74,7 +74,8 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
             return progress.track(pieces, f"{len(rows):,} images", len(pieces))
 
         if options.against is None:
-            labels = labels_in(bundle, source.classes, rows)
+            other = "compare with another bundle instead (--against), or "
+            labels = labels_in(bundle, source.classes, rows, instead=other)
         else:
             other = load_bundle(options.against)
             if other.labels != bundle.labels:
@@ -96,7 +97,7 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
 def mean_over_budgets(done: Evaluated) -> tuple[float, float]:
     """Accuracy and FLOPs where budgets are spread evenly from the smallest subnet to the largest.
 
-    Each gets the largest of the measured answers within it.
+    Each gets the largest of the measured answers within it; the bundle may have more.
     """
     space = done.bundle.space
     starts = np.array([space.flops(one.arch) for one in done.measured], dtype=float)
@@ -120,7 +121,10 @@ def table(done: Evaluated) -> str:
             f"{100 * float(one.scores.top5.mean()):9.2f}"
         )
     accuracy, flops = mean_over_budgets(done)
-    lines.append(f"budgets spread evenly: {100 * accuracy:.2f} % for {flops / 1e6:.2f} MFLOPs")
+    lines.append(
+        f"budgets spread evenly over these {len(done.measured)} answers: {100 * accuracy:.2f} % "
+        f"for {flops / 1e6:.2f} MFLOPs"
+    )
     for one in done.curves:
         lines += curve_table(one)
     largest = done.measured[-1].scores
@@ -189,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         if options.budgets < 2:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
+        check_threads(options.threads)
         done = evaluate_bundle(options)
         if options.plot is not None:
             write_plot(options.plot, done.bundle, done.measured, done.curves)
@@ -207,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "broken": done.broken,
             "mean_accuracy": accuracy,
             "mean_flops": flops,
+            "mean_of_answers": len(done.measured),
             "answers": [as_record(done.bundle, one) for one in done.measured],
             "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
         }

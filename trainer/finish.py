@@ -119,8 +119,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             known[arch] = its_scores
 
     try_out([arch for _, arch in candidates])
-    searches = bool(recipe.search_archs) and not alone
-    if searches:
+    if recipe.search_archs:
         rng = torch.Generator().manual_seed(recipe.seed)
         while len(known) < len(candidates) + recipe.search_archs:
             left = len(candidates) + recipe.search_archs - len(known)
@@ -133,7 +132,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             print(f"search: {done} of {recipe.search_archs} archs tried", file=sys.stderr)
     held_out_accuracy = {arch: its.accuracy for arch, its in known.items()}
     right = {arch: its_scores.right for arch, its_scores in known.items()}
-    if searches:
+    if recipe.search_archs:
         grid_answers = most_accurate(space, known)
     else:
         grid_answers = undominated(candidates, right, DOMINATED_BY)
@@ -244,10 +243,14 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
         print(
             f"what is served: {_report_answers(recipe, splits.test_rows, folder)}", file=sys.stderr
         )
+    if not alone:  # of which nothing answers budgets
+        print(
+            f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; what is "
+            f"served (answers: {len(grid_answers)}) uses {100 * served_use:.2f} % of it and never "
+            "exceeds it",
+            file=sys.stderr,
+        )
     print(
-        f"AG: argmax is {100 * report.mean_error:.2f} % off the budget on average; the "
-        f"{len(grid_answers)} answers that are served use {100 * served_use:.2f} % of it and never "
-        "exceed it\n"
         f"report: {report_page}\n"
         f"serve it: python -m shiftnas_serve --bundle {shlex.quote(str(folder / 'bundle'))}",
         file=sys.stderr,

@@ -16,6 +16,7 @@ from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.data.reading import full_path, read_source
 from trainer.engine.checkpoint import has_checkpoint
+from trainer.engine.teacher import find_teacher
 from trainer.recipes import FITTED, RECIPES
 from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
@@ -114,23 +115,37 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def asked_recipe(options: argparse.Namespace) -> Recipe:
     """What --recipe, fitted to --data if it looks at that, --start, --set and --arch say.
 
-    Raises ValueError for a name or a value that does not exist, for a start that is not there or
-    does not fit, and for data that cannot be read.
+    Raises ValueError for a name or a value that does not exist, for a start or a teacher that is
+    not there or does not fit, and for data that cannot be read.
     """
     name = options.recipe or DEFAULT_RECIPE
     recipe = find_recipe(name)
     if options.start is not None:
         recipe = recipe.replace(start=options.start)
-    if not options.settings:
-        find_start(with_settings(recipe, options.set))  # before data, which may take minutes
+    if not options.settings:  # before data, which may take minutes
+        asked = _changed(recipe, options)
+        find_start(asked)
+        find_teacher(asked)
     if name in FITTED and not options.settings:
         if options.data is None:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
         source = read_source(options.data)
         counts = np.bincount(source.train.labels, minlength=len(source.classes))
         recipe = fitted(name, recipe, counts.tolist())
+    return _changed(recipe, options)
+
+
+def _changed(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """By --set and --arch."""
     recipe = with_settings(recipe, options.set)
-    return recipe if options.arch is None else alone(recipe, options.arch)
+    if options.arch is None:
+        return recipe
+    for setting in options.set:
+        if setting.partition("=")[0] in ("sampler", "sampler_options.archs"):
+            raise ValueError(
+                f"--arch trains one subnet alone: leave out --set {setting}, or leave out --arch"
+            )
+    return alone(recipe, options.arch)
 
 
 def alone(recipe: Recipe, arch: str) -> Recipe:
@@ -175,6 +190,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
         folder, resume = options.resume, has_checkpoint(options.resume)
         before = _recipe_of(folder)
         recipe = with_settings(before, options.set)
+        find_teacher(recipe)
         changed = [name for name in FIXED if value_of(recipe, name) != value_of(before, name)]
         if resume and changed:
             raise ValueError(
@@ -183,6 +199,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
             )
     else:
         recipe = asked_recipe(options)
+        _check_length(options, recipe)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
         if (folder / RECIPE_NAME).exists():
             raise ValueError(
@@ -202,6 +219,19 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
     if not options.dry_run:  # which runs on the CPU too
         check_device(recipe.device, local_processes())
     return Job(recipe, folder, resume)
+
+
+def _check_length(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Raises ValueError where --hours is not the only length of the run."""
+    if options.hours is None:
+        return
+    named = [(name, value_of(recipe, name)) for name in ("compute", "training_hours")]
+    lengths = [f"{name}={value:g}" for name, value in named if value]
+    lengths += [setting for setting in options.set if setting.startswith("epochs=")]
+    if lengths:
+        raise ValueError(
+            f"--hours {options.hours:g} and {lengths[0]} both say how long a run is: leave one out"
+        )
 
 
 def _check_resolution(recipe: Recipe) -> None:

@@ -70,6 +70,8 @@ def quantize(options: argparse.Namespace) -> Record:
     least = min(len(calibrating), len(others))
     if least < LEAST_IMAGES:
         raise ValueError(f"{least} images are too few: give {LEAST_IMAGES} or more")
+    for rows in (calibrating, others):
+        labels_in(bundle, source.classes, rows)  # a class that the bundle lacks ends it here
     some = np.unique(np.linspace(0, len(calibrating) - 1, options.images).astype(np.int64))
     photos = decoded(bundle, calibrating.take(some))
     frontier = list(dict.fromkeys(row.arch for row in bundle.frontier))

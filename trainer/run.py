@@ -35,6 +35,7 @@ from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record, set_aside
 from trainer.engine.memory import keep_freed_memory
 from trainer.engine.state import in_words, refuse_other_data
+from trainer.engine.teacher import open_teacher
 from trainer.finish import finish
 from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
 from trainer.loop import train
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             with ranks.connected(recipe.device):
                 with ranks.together():
                     splits = read_splits(recipe)
+                    open_teacher(recipe, splits.labels)  # one of other classes ends here
                     kept = kept_state(folder) if job.resume else None
                     if kept is not None:  # before the recipe that is there is written over
                         refuse_other_data(kept, in_words(splits))

@@ -154,8 +154,13 @@ def as_record(bundle: Bundle, measured: Measured) -> Record:
     }
 
 
-def labels_in(bundle: Bundle, classes: Sequence[str], rows: Rows) -> np.ndarray:
-    """The images' labels as the bundle numbers them. Raises ValueError for a class it lacks."""
+def labels_in(
+    bundle: Bundle, classes: Sequence[str], rows: Rows, *, instead: str = ""
+) -> np.ndarray:
+    """The images' labels as the bundle numbers them: int64, (images,).
+
+    Raises ValueError for a class it lacks; ``instead``: what else helps then.
+    """
     place = {label: index for index, label in enumerate(bundle.labels)}
     used = np.unique(rows.labels)
     missing = [classes[int(label)] for label in used if classes[int(label)] not in place]
@@ -163,6 +168,6 @@ def labels_in(bundle: Bundle, classes: Sequence[str], rows: Rows) -> np.ndarray:
         raise ValueError(
             f"{bundle.name} has no class {missing[0]!r}"
             + (f" and {len(missing) - 1} more of the data's" if len(missing) > 1 else "")
-            + "; compare with another bundle instead (--against), or name the folders as its labels"
+            + f"; {instead}name the folders as its labels"
         )
     return np.array([place.get(name, -1) for name in classes])[rows.labels]

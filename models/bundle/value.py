@@ -186,6 +186,17 @@ class Bundle:
         )
 
     @property
+    def trained_archs(self) -> tuple[Arch, ...]:
+        """The only archs that were trained, by what its run says (``trainer.run --arch``).
+
+        Empty where all of the space were.
+        """
+        told: object = self.provenance
+        for key in ("trained_with", "recipe", "sampler_options", "archs"):
+            told = told.get(key) if isinstance(told, Mapping) else None
+        return tuple(map(self.space.arch_from_json, told)) if isinstance(told, list) else ()
+
+    @property
     def measured_on(self) -> JsonValue:
         """On what the accuracies of the frontier were measured; None: that is not known."""
         if self.precision == "int8":

@@ -30,6 +30,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
         x.device.type != "cpu"
         or not (wide or (half and stride > 1))
         or not (torch.is_grad_enabled() and weight.requires_grad)
+        or weight.dtype == torch.float64  # gradients are computed in float32 here
         or torch.compiler.is_compiling()
     ):
         return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, 1, weight.shape[0])

@@ -10,7 +10,7 @@ from models.__main__ import main
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
 from models.retarget import retarget
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, say_trained_alone
 from tests.models.test_costs import made_up_table
 from tests.pictures import write_photos
 
@@ -73,6 +73,16 @@ def test_with_images_statistics_are_measured(source, tmp_path):
     assert told["images"] == 32
     bundle = load_bundle(tmp_path / "out")
     assert all(bundle.arch_statistics(a) for a in bundle.costs["latency_ms"].archs())
+
+
+def test_archs_that_nobody_trained_are_not_tried(tmp_path):
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    space = load_bundle(bundle).space
+    say_trained_alone(bundle, space.smallest)
+    table, photos = made_up_table(space), write_photos(tmp_path / "photos", 32)
+    with pytest.raises(ValueError, match=r"did not train \(it trained 1 alone\): leave out --data"):
+        retarget(bundle, table, tmp_path / "out", data=photos, steps=5)
+    assert retarget(bundle, table, tmp_path / "out")["of_the_generator"] == 0
 
 
 def test_the_command_and_what_it_refuses(source, tmp_path, capsys):

@@ -17,11 +17,13 @@ from models.spaces import get_space
 from search.__main__ import SEARCHES, main
 from search.log import TriedArchs
 from search.supernet import open_supernet
-from tests.bundles import make_bundle, template_of
+from tests.bundles import make_bundle, say_trained_alone, template_of
 from tests.trainer.conftest import settings
 from tests.trainer.image_data import write_folder
 from trainer.data.reading import load_splits
 from trainer.engine.checkpoint import load_checkpoint, save_checkpoint
+from trainer.job import alone
+from trainer.recipes.config import read_recipe
 
 SPACE = get_space("nano-cnn")
 BUDGET = 0.6 * SPACE.max_flops
@@ -177,6 +179,17 @@ def test_a_bundle_is_tried_on_what_its_run_held_out(trained_run, tmp_path):
     assert labels.tolist() != in_proportion.held_out.labels.tolist()
 
 
+def test_what_trained_one_arch_alone_is_not_searched(trained_run, tmp_path):
+    run, bundle = tmp_path / "run", make_bundle("nano-cnn", tmp_path / "bundle")
+    say_trained_alone(bundle, SPACE.smallest)
+    shutil.copytree(trained_run, run)
+    recipe = alone(read_recipe(run / "recipe.json"), json.dumps(SPACE.arch_to_json(SPACE.smallest)))
+    (run / "recipe.json").write_text(recipe.model_dump_json())
+    for path in (run, bundle):
+        with pytest.raises(ValueError, match="trained 1 of the archs of its space alone"):
+            open_supernet(path, "digits")
+
+
 def test_scores_of_other_weights_are_not_taken_over(trained_run, tmp_path, capsys):
     run, file = tmp_path / "run", tmp_path / "tried.jsonl"
     shutil.copytree(trained_run, run)
@@ -223,6 +236,7 @@ def test_images_are_read_as_the_bundle_says(tmp_path):
     [
         ({"--flops": "10k"}, "below the smallest"),
         ({"--evaluations": "0"}, "--evaluations is 0"),
+        ({"--threads": "-1"}, "--threads is -1: give 1 or more, or 0"),
         ({"supernet": "nowhere"}, "neither a run"),
         ({"supernet": "x" * 300}, "neither a run"),
         ({"--data": "nowhere"}, "nowhere"),

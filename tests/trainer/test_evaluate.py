@@ -65,6 +65,7 @@ def test_every_answer_is_scored_and_broken_images_are_named(bundle, data, capsys
         assert sum(per["images"] for per in row["per_class"].values()) == 6
         wrong = sum(pair["images"] for pair in row["confusion"])
         assert wrong == round(6 * (1 - row["accuracy"]))
+    assert result["mean_of_answers"] == len(flops)
     # every budget of a fine grid gets the largest answer within it
     accuracy = {row["flops"]: row["accuracy"] for row in result["answers"]}
     grid = np.linspace(flops[0], loaded.space.max_flops, 100_001)
@@ -89,7 +90,8 @@ def test_the_table_is_for_people(bundle, data, capsys):
     assert main([str(bundle), "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "the largest knows least" in said
-    assert "budgets spread evenly: " in said
+    before, _, after = said.partition("budgets spread evenly over these ")
+    assert after.startswith(f"{len(before.splitlines()) - 1} answers: ")
 
 
 def test_images_that_trained_are_told_of_and_a_run_leaves_them_out(data, tmp_path, capsys):
@@ -122,7 +124,8 @@ def test_mistakes_are_one_line(bundle, data, tmp_path, capsys):
         other.mkdir(exist_ok=True)
         (other / f"{index}.png").write_bytes(file.read_bytes())
     for arguments, said in (
-        ([str(bundle), "--data", str(strange)], "has no class 'cat'"),
+        ([str(bundle), "--data", str(strange)], "no class 'cat'; compare with another bundle"),
+        ([str(bundle), "--data", str(data), "--threads", "-2"], "--threads is -2: give 1 or more"),
         ([str(bundle), "--data", str(tmp_path / "none")], "none"),
         ([str(tmp_path), "--data", str(data)], "is not a bundle"),
         ([str(bundle), "--data", str(data), "--budgets", "1"], "give 2 or more"),

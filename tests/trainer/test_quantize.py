@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trainer.quantize
 from models.bundle.folder import load_bundle
 from tests.bundles import make_bundle, make_sure
 from trainer.evaluate import main as evaluate
@@ -87,6 +88,17 @@ def test_mistakes_are_one_line(bundle, photos, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_a_bundle_lacks_are_told_before_anything_is_calibrated(
+    bundle, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(trainer.quantize, "calibrated", None)
+    strange = shutil.copytree(photos, tmp_path / "strange")
+    (strange / "class 9").rename(strange / "dog")
+    assert main([str(bundle), "--data", str(strange), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("has no class 'dog'; name the folders as its labels\n")
 
 
 def test_with_a_run_its_held_out_images_calibrate_and_test_images_measure(

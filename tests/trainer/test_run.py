@@ -111,6 +111,26 @@ def test_a_search_at_the_end_serves_what_is_more_accurate_than_all_smaller(finis
     assert bundle.frontier[-1].held_out_accuracy == best
 
 
+@pytest.mark.usefixtures("without_plots")
+def test_one_arch_alone_is_told_of_without_budgets_and_nothing_else_is_asked_of_it(
+    tmp_path, capsys
+):
+    space = get_space("nano-cnn")
+    small = space.arch_to_json(space.smallest)
+    chosen = ["--arch", json.dumps(small), "--out", str(tmp_path / "run")]
+    for setting, said in (
+        ("sampler=uniform-budget", "leave out --set sampler=uniform-budget"),
+        (f"sampler_options.archs={json.dumps([small])}", "leave out --set sampler_options.archs="),
+        ("search_archs=5", "search_archs=5 tries archs that this run does not train"),
+    ):
+        assert main([*settings("epochs=1", setting), *chosen]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    assert main([*settings("epochs=1"), *chosen]) == 0
+    told = capsys.readouterr().err
+    assert "AG:" not in told
+    assert "serve it: " in told
+
+
 def test_too_few_images_to_decide_by_are_refused_with_the_number_it_takes(tmp_path, capsys):
     data = write_folder(tmp_path / "photos", {"cat": 10, "dog": 10})
     assert main(["--data", str(data), "--out", str(tmp_path / "run")]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from trainer.dry_run.measure import dry_run
@@ -21,7 +22,7 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
 
     Raises ValueError if not one epoch fits, or for hours that are not above 0.
     """
-    if not hours > 0:
+    if not 0 < hours < math.inf:
         raise ValueError(f"--hours is {hours:g}: give a number above 0, like 1")
     print("trying some steps, to know what an epoch takes", file=sys.stderr)
     epoch_s = dry_run(recipe, steps=STEPS).epoch_s

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -29,12 +30,14 @@ from trainer.data.run_data import RunData, run_data
 from trainer.data.splits import LabelledImages, Splits, cores
 from trainer.dry_run.activations import ActivationBytes
 from trainer.dry_run.plan import Plan, plan_of
-from trainer.engine.horizon import FORWARD_AND_BACKWARD, mean_step_flops
+from trainer.engine.horizon import FORWARD_AND_BACKWARD, run_step_flops
 from trainer.engine.optim import schedule_at
 from trainer.engine.probe import probe_of
 from trainer.engine.state import TrainingState, fresh_state
 from trainer.engine.step import StepResult, pretrain_generator, teacher_of, train_step
+from trainer.engine.teacher import open_teacher
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import Distillation
 
 Result = TypeVar("Result")
 
@@ -119,11 +122,11 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
     answer_at_full_resolution(state.generator)
     trial = try_out(here, state, plan, images)
 
-    means = {m: mean_step_flops(state.sampler, masked=m) for m in (True, False)}
+    means = run_step_flops(recipe, state.sampler)
     share = plan.masked_steps / plan.steps
     # what a sliced step takes depends on what was drawn: to the mean, in proportion to its FLOPs
     subnets_s = max(trial.costs["sliced"].seconds - trial.teacher_s, 0.0)
-    usual_sliced_s = trial.teacher_s + subnets_s * means[False] / trial.sliced_flops
+    usual_sliced_s = trial.teacher_s + subnets_s * means.sliced / trial.sliced_flops
     of_a_batch = recipe.batch_size / trial.images
     if steps:
         usual_sliced_s = mean_step_s(here, plan, steps) / of_a_batch
@@ -138,7 +141,7 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
     optimizer = (value for each in state.optimizer.state.values() for value in each.values())
     parameters = bytes_of(state.net.parameters())
     epoch_s = plan.steps_per_epoch * step_s + update_s
-    step_flops = share * means[True] + (1 - share) * means[False]
+    step_flops = share * means.masked + (1 - share) * means.sliced
     return DryRun(
         recipe=recipe,
         space=state.generator.space,
@@ -163,7 +166,8 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
 
 def state_to_try(recipe: Recipe, splits: Splits, plan: Plan) -> TrainingState:
     """As it begins; with plain statistics in place of the start's, where those stay."""
-    state = fresh_state(recipe, replace(splits, labels=plan.labels))  # which a teacher has to know
+    state = fresh_state(recipe.replace(distillation=Distillation()), splits)
+    state.teacher = open_teacher(recipe, plan.labels or plan.classes)
     if recipe.statistics == "start":
         sizes = {norm.name: norm.size(state.net.space.largest) for norm in state.net.space.norms}
         units = {name: (np.zeros(n, "f4"), np.ones(n, "f4")) for name, n in sizes.items()}
@@ -222,7 +226,7 @@ def try_out(recipe: Recipe, state: TrainingState, plan: Plan, images: int | None
 
 
 def mean_step_s(recipe: Recipe, plan: Plan, steps: int) -> float:
-    """Seconds of a sliced step: the mean of as many, of subnets as a run draws them.
+    """Seconds of a sliced step: the mean of as many, of subnets as the whole run draws them.
 
     The generator learns its budgets first. Each step is taken twice and timed once, since a shape
     that is new takes longer.
@@ -233,11 +237,12 @@ def mean_step_s(recipe: Recipe, plan: Plan, steps: int) -> float:
     batch = run_data(recipe, splits).train.batch(0, 0)
     schedule = replace(schedule_at(0, plan.steps, recipe), masked=False)
     seconds = 0.0
-    for _ in range(steps):
+    for step in range(steps):
+        schedule = replace(schedule, progress=(step + 0.5) / steps)
         drawn = state.rng.get_state()
         train_step(state, batch, schedule, recipe)
         state.rng.set_state(drawn)
-        _, taken, _ = measured(state, lambda: train_step(state, batch, schedule, recipe))
+        _, taken, _ = measured(state, partial(train_step, state, batch, schedule, recipe))
         seconds += taken
     return seconds / steps
 

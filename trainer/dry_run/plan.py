@@ -18,21 +18,18 @@ KNOWN_DATA = {"imagenet": (1_281_167, 1000), "cifar10": (50_000, 10)}
 class Plan:
     """How often what happens in a run. ``updates``: of the distribution B, after the warm-up.
 
-    labels: names of the classes, or numbers where the data is known without being read.
+    labels: names of the classes; None where the data is known without being read.
     """
 
     train_images: int
     held_out_images: int
-    labels: tuple[str, ...]
+    classes: int
+    labels: tuple[str, ...] | None
     steps_per_epoch: int
     steps: int
     masked_steps: int
     warm_up_steps: int
     updates: int
-
-    @property
-    def classes(self) -> int:
-        return len(self.labels)
 
     @property
     def epochs(self) -> float:
@@ -51,18 +48,20 @@ def plan_of(recipe: Recipe) -> Plan:
                 "a held_out_share"
             )
         images -= held_out
-        labels = tuple(map(str, range(classes)))
+        labels = None
     else:
         splits = read_splits(recipe)
         images, held_out, labels = len(splits.train), len(splits.held_out), splits.labels
+        classes = len(labels)
     steps_per_epoch = images // min(recipe.batch_size, images)
-    space = get_space(recipe.space, len(labels))
+    space = get_space(recipe.space, classes)
     sampler = build_sampler(recipe.sampler, space, recipe.sampler_options)
     total = horizon_of(recipe, sampler, steps_per_epoch).steps
     warm_up = round(recipe.warm_up_share * total)
     return Plan(
         train_images=images,
         held_out_images=held_out,
+        classes=classes,
         labels=labels,
         steps_per_epoch=steps_per_epoch,
         steps=total,

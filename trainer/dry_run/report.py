@@ -50,7 +50,6 @@ def facts_of(result: DryRun) -> dict[str, object]:
         "min_params": space.params(space.smallest),
         "max_params": space.params(space.largest),
         "groups": list(result.groups),
-        "classes": result.plan.classes,
         **{name: value for name, value in asdict(result.plan).items() if name != "labels"},
         "images_at_once": trial.images,
         **{f"{name}_loss": loss for name, loss in trial.losses.items()},

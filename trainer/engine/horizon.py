@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 
 from models.space.arch import Arch
@@ -29,6 +31,8 @@ from trainer.samplers.base import AbstractSampler
 FORWARD_AND_BACKWARD = 3
 DRAWS = 1000
 """Draws of the sampler over which the FLOPs of a step are averaged."""
+PLACES = 10
+"""Of a run, evenly spread, at which they are where a sampler moves."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +68,65 @@ def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -
     return Horizon(steps, steps_per_epoch, recipe.compute or 3600 * recipe.training_hours)
 
 
+@dataclass(frozen=True)
+class StepFlops:
+    """Means over steps, for one image: multiply-adds of the forward passes, and how many there are.
+
+    masked, sliced: of steps that run as such.
+    """
+
+    masked: float
+    sliced: float
+    passes: float
+
+    def counted(self, masked_every: int, options: SamplerOptions) -> float:
+        """Over masked and sliced steps, with what options say of steps and passes beside."""
+        share = 1 / masked_every
+        mixed = share * self.masked + (1 - share) * self.sliced
+        return mixed + options.step_flops + self.passes * options.pass_flops
+
+
 def masked_and_sliced_flops(recipe: Recipe, sampler: AbstractSampler) -> float:
     """The mean over a run's steps of what one counts for each image, its overhead included."""
-    share = 1 / recipe.generator.masked_every
-    masked, sliced = (mean_step_flops(sampler, masked=m, overhead=True) for m in (True, False))
-    return share * masked + (1 - share) * sliced
+    return run_step_flops(recipe, sampler).counted(recipe.generator.masked_every, sampler.options)
 
 
-def mean_step_flops(sampler: AbstractSampler, *, masked: bool, overhead: bool = False) -> float:
-    """Multiply-adds of the forward passes of a step for one image, as the sampler draws at first.
+def run_step_flops(recipe: Recipe, sampler: AbstractSampler) -> StepFlops:
+    """The mean over a run's steps.
+
+    A run that ends by what it spends moves as it spends, so that it takes more steps where they
+    cost less.
+    """
+    if not sampler.moves:
+        return mean_step_flops(sampler)
+    places = [mean_step_flops(sampler, (place + 0.5) / PLACES) for place in range(PLACES)]
+    weights = [1.0] * PLACES
+    if recipe.compute or recipe.training_hours:
+        every = recipe.generator.masked_every
+        weights = [1 / place.counted(every, sampler.options) for place in places]
+    means = np.average([astuple(place) for place in places], axis=0, weights=weights)
+    return StepFlops(*means.tolist())
+
+
+def mean_step_flops(sampler: AbstractSampler, progress: float = 0.0) -> StepFlops:
+    """As the sampler draws at a share ``progress`` of the run, before it has learned anything.
 
     A masked pass costs the whole supernet (at the largest resolution); a sliced one its arch, or
-    its budget, which the generator learns to use up. overhead: with the options' ``step_flops`` and
-    ``pass_flops``.
+    its budget, which the generator learns to use up.
     """
-    rng = torch.Generator().manual_seed(0)
-    space, options = sampler.space, sampler.options
-    total = DRAWS * options.step_flops if overhead else 0.0
-    for _ in range(DRAWS):
-        for draw in sampler.draw(rng):
-            total += options.pass_flops if overhead else 0.0
-            if draw.arch is not None:
-                total += space.flops(draw.arch)
-            else:
-                assert draw.budget_flops is not None
-                total += space.max_flops if masked else draw.budget_flops
-    return total / DRAWS
+    rng, space = torch.Generator().manual_seed(0), sampler.space
+    masked = sliced = 0.0
+    passes = 0
+    for draw in chain.from_iterable(sampler.draw(rng, progress) for _ in range(DRAWS)):
+        passes += 1
+        if draw.arch is not None:
+            masked += space.flops(draw.arch)
+            sliced += space.flops(draw.arch)
+        else:
+            assert draw.budget_flops is not None
+            masked += space.max_flops
+            sliced += draw.budget_flops
+    return StepFlops(masked / DRAWS, sliced / DRAWS, passes / DRAWS)
 
 
 def step_compute(

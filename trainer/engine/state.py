@@ -92,8 +92,9 @@ class TrainingState:
         self.generator_optimizer.zero_grad()
 
     def descend(self, clip_norm: float) -> None:
-        """Move weights, generator and average along the gradients, unless these overflowed.
+        """Move weights and generator along the gradients, each unless its own overflowed.
 
+        The average follows in a step in which none did.
         What no subnet of the step used has zero gradients, be it a channel or a whole block: weight
         decay and momentum act on all of the supernet. clip_norm: of the weights' gradient, 0 for
         none.
@@ -111,9 +112,10 @@ class TrainingState:
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        self.skipped_steps += self.scaler.get_scale() < scale
+        skipped = self.scaler.get_scale() < scale
+        self.skipped_steps += skipped
         self.step += 1
-        if self.average is not None:
+        if self.average is not None and not skipped:
             self.average.update(self.net)
 
     def keep_weights(self) -> None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from trainer.recipes import FITTED, RECIPES
 from trainer.recipes.recipe import Recipe
+from trainer.recipes.settings import in_words, key_of
 
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 """Of a number, by its name in a JSON schema."""
@@ -155,18 +156,11 @@ def _initials(name: str) -> str:
 
 
 def _in_words(error: ValidationError) -> str:
-    """The first mistake, in one line: a name that does not exist before what is missing."""
-    mistakes = error.errors(include_url=False)
-    first = min(mistakes, key=lambda mistake: mistake["type"] != "extra_forbidden")
-    parts = [part if isinstance(part, str) else f"[{part}]" for part in first["loc"]]
-    key = ".".join(parts).replace(".[", "[")
-    if first["type"] == "extra_forbidden":
-        return _unknown(key)
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    if first["type"] == "value_error":
-        return first["msg"].removeprefix("Value error, ")
-    return f"{key} is {json.dumps(first['input'])}; {first['msg'].replace('Input', 'it', 1)}"
+    """The first mistake, in one line: a name that does not exist before any other."""
+    for mistake in error.errors(include_url=False):
+        if mistake["type"] == "extra_forbidden":
+            return _unknown(key_of(mistake["loc"]))
+    return in_words(error)
 
 
 def _takes(schema: Mapping[str, Any]) -> str:

@@ -143,6 +143,15 @@ class Recipe(Settings):
             raise ValueError("compute and training_hours both say how long a run is: set one to 0")
         return self
 
+    @model_validator(mode="after")
+    def _searches_what_it_trains(self) -> Self:
+        if self.search_archs and self.sampler_options.archs:
+            raise ValueError(
+                f"search_archs={self.search_archs} tries archs that this run does not train: set "
+                "it to 0, or train all (leave out --arch, set sampler_options.archs=[])"
+            )
+        return self
+
     def steps_between_updates(self, total_steps: int) -> int:
         """q, in a run of so many steps."""
         after_warm_up = total_steps - round(self.warm_up_share * total_steps)

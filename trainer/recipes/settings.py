@@ -5,9 +5,10 @@ The text under a setting says what it means; ``python -m trainer.run --settings`
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
@@ -39,8 +40,32 @@ class Settings(BaseModel):
     )
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some settings changed, and checked again."""
-        return type(self)(**{**dict(self), **changes})
+        """The same with some settings changed, and checked again.
+
+        Raises ValueError, in one line, for the first that is not allowed.
+        """
+        try:
+            return type(self)(**{**dict(self), **changes})
+        except ValidationError as error:
+            raise ValueError(in_words(error)) from None
+
+
+def in_words(error: ValidationError) -> str:
+    """The first mistake, in one line."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    key = key_of(first["loc"])
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    given = json.dumps(first["input"], default=str)
+    return f"{key} is {given}; {first['msg'].replace('Input', 'it', 1)}"
+
+
+def key_of(place: tuple[int | str, ...]) -> str:
+    """A setting as people write it: ``sampler_options.tilt[0]``."""
+    parts = [part if isinstance(part, str) else f"[{part}]" for part in place]
+    return ".".join(parts).replace(".[", "[")
 
 
 class Optimizer(Settings):
@@ -91,8 +116,9 @@ class Distillation(Settings):
     """What subnets learn from a teacher's answers to the same images, beside their labels."""
 
     teacher: str = ""
-    """largest is the largest subnet, as it is at that moment. A network that does not learn is a
-    bundle (its largest subnet), a subnet as an .onnx file, or timm:NAME. Empty: no teacher."""
+    """largest is the largest subnet, as it is at that moment; it has to be trained. A network that
+    does not learn is a bundle (what it answers to its largest budget), a subnet as an .onnx file,
+    or timm:NAME. Empty: no teacher."""
     weight: Share = 1.0
     """Share of the teacher's answers in the loss; the labels have the rest."""
     temperature: AboveZero = 1.0
@@ -150,6 +176,12 @@ class Augment(Settings):
     def _alternates_what_flips(self) -> Self:
         if self.alternate_flips and not self.flip:
             raise ValueError("augment.alternate_flips mirrors images: set augment.flip to true")
+        if self.alternate_flips and self.repeats > 1:
+            raise ValueError(
+                f"augment.alternate_flips mirrors all copies of an image or none, and "
+                f"augment.repeats={self.repeats} leaves images out of an epoch: set repeats to 1, "
+                "or alternate_flips to false"
+            )
         return self
 
     @property

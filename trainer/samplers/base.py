@@ -57,7 +57,8 @@ def group_archs(space: SearchSpace, documents: Sequence[Mapping[str, object]]) -
 class AbstractSampler(ABC):
     """Draws the subnets of a step; may learn from a probe every q steps (Algorithm 2).
 
-    keeps_archs: whether ``SamplerOptions.archs`` are all that it draws and measures.
+    keeps_archs: whether ``SamplerOptions.archs`` are all that it draws and measures. moves: whether
+    what it draws depends on how far the run is.
     """
 
     keeps_archs: ClassVar[bool] = True
@@ -65,6 +66,7 @@ class AbstractSampler(ABC):
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         self.space = space
         self.options = options
+        self.moves = False
         self.archs = group_archs(space, options.archs)
         self.groups: tuple[int, ...] = (
             tuple(space.flops(arch) for arch in self.archs)

@@ -41,6 +41,9 @@ def begin(state: TrainingState, recipe: Recipe, splits: Splits, ranks: Ranks) ->
         if statistics is not None:
             statistics = centred(source.space, weights, statistics)
     told = place(state.net, source, weights, splits.labels)
+    if source.trained:
+        mflops = ", ".join(f"{source.space.flops(arch) / 1e6:.2f}" for arch in source.trained)
+        told += f"; of its subnets only those of {mflops} MFLOPs were trained"
     if recipe.statistics == "start" and statistics is not None:
         state.frozen = FrozenStatistics(statistics, recipe.device)
         told += "; BatchNorm keeps its statistics"

@@ -42,7 +42,7 @@ class Source:
 
     arch: which part of the supernet they are. statistics: BatchNorm's, if it has them for all
     archs. labels: its classes, if they have names. is_supernet: its subnets were trained, so that
-    its channels are in their order.
+    its channels are in their order. trained: those of them that alone were; empty: all.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Source:
     statistics: SharedStatistics | None
     labels: tuple[str, ...] | None
     is_supernet: bool
+    trained: tuple[Arch, ...] = ()
 
 
 def find_start(recipe: Recipe) -> Source | None:
@@ -105,7 +106,8 @@ def _bundle(name: str, space_name: str) -> Source:
             f"differ; use --set space={space.name}"
         )
     shared = unpack_shared(space, bundle.statistics) if SHARED in bundle.statistics else None
-    return Source(name, space, space.largest, bundle.weights, shared, bundle.labels, True)
+    weights, trained = bundle.weights, bundle.trained_archs
+    return Source(name, space, space.largest, weights, shared, bundle.labels, True, trained)
 
 
 def _pretrained(name: str, tensors: Mapping[str, np.ndarray], space_name: str) -> Source:

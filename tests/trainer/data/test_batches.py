@@ -141,9 +141,11 @@ def test_alternating_flips_show_each_side_of_every_image_in_two_epochs():
     assert mirrored(0, rank=0, world_size=2).items() <= first.items(), "however many ranks"
 
 
-def test_alternating_flips_without_flips_are_refused():
+def test_alternating_flips_without_flips_or_with_repeats_are_refused():
     with pytest.raises(ValueError, match=r"set augment\.flip to true"):
         Augment(flip=False, alternate_flips=True)
+    with pytest.raises(ValueError, match="set repeats to 1"):
+        Augment(alternate_flips=True, repeats=2)
 
 
 def test_cutout_blanks_one_square_per_image_and_nothing_else():

@@ -245,3 +245,7 @@ def test_a_teacher_is_tried_on_the_classes_of_the_data(tmp_path):
     assert dry_run(recipe, 4).trial.teacher_s > 0
     with pytest.raises(ValueError, match="tells 10 classes apart"):
         dry_run(recipe.replace(data=str(tmp_path / "few")), 4)
+    # of data that nobody reads the number of classes is known, and not their names
+    assert dry_run(recipe.replace(data="cifar10"), 4).trial.teacher_s > 0
+    with pytest.raises(ValueError, match="tells 10 classes apart"):
+        dry_run(recipe.replace(data="imagenet"), 4)

@@ -1,17 +1,24 @@
 """Distillation: what a subnet's loss is, and who teaches."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import tests.bundles
 from models.bundle.folder import load_bundle
 from models.nets.view import Share
+from models.spaces import get_space
 from tests.bundles import make_bundle
+from tests.trainer.conftest import settings
 from trainer.engine.task import MicroBatch, Task
-from trainer.engine.teacher import open_teacher
+from trainer.engine.teacher import find_teacher, open_teacher
+from trainer.job import alone
 from trainer.recipes.config import get_recipe
 from trainer.recipes.settings import Distillation
+from trainer.run import main
 from trainer.samplers.base import Draw
 
 LABELS = [f"class {i}" for i in range(10)]
@@ -71,6 +78,53 @@ def test_a_bundle_and_its_exported_subnet_teach_alike(bundle, tmp_path):
             taught.append(teacher((pixels / 255 - m) / s).numpy())
     for other in taught[1:]:
         np.testing.assert_allclose(other, taught[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_bundle_teaches_by_what_it_answers_to_its_largest_budget(tmp_path, monkeypatch):
+    """It need not hold the largest subnet, which has no statistics then."""
+    every = tests.bundles._answers
+    monkeypatch.setattr(tests.bundles, "_answers", lambda *given: every(*given)[:-1])
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    loaded = load_bundle(bundle)
+    last = loaded.archs()[-1]
+    assert last != loaded.space.largest
+    (tmp_path / "last.onnx").write_bytes(loaded.build_onnx(last).SerializeToString())
+    images = torch.randn(3, 3, 16, 16)
+    taught = [
+        open_teacher(with_teacher(str(name)), LABELS)(images)
+        for name in (bundle, tmp_path / "last.onnx")
+    ]
+    assert torch.equal(*taught)
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_a_largest_subnet_that_does_not_train_is_not_a_teacher(name):
+    recipe = get_recipe(name).replace(distillation=Distillation(teacher="largest"))
+    space = get_space(recipe.space)
+    smallest, largest = (
+        alone(recipe, json.dumps(space.arch_to_json(arch)))
+        for arch in (space.smallest, space.largest)
+    )
+    assert find_teacher(largest) is None
+    with pytest.raises(ValueError, match="which this run does not train: set"):
+        find_teacher(smallest)
+
+
+def test_no_folder_is_made_for_a_teacher_that_is_not_there_or_of_other_classes(
+    bundle, tmp_path, capsys
+):
+    (tmp_path / "not.onnx").write_bytes(b"words")
+    small = json.dumps(get_space("nano-cnn").arch_to_json(get_space("nano-cnn").smallest))
+    for name, more, said in (
+        ("nowhere", [], "no teacher nowhere"),
+        (str(tmp_path / "not.onnx"), [], "is not a graph that runs"),
+        (str(bundle), [], "classes apart"),
+        ("largest", ["--arch", small], "does not train"),
+    ):
+        chosen = [*settings("epochs=1", f"distillation.teacher={name}"), *more]
+        assert main([*chosen, "--out", str(tmp_path / "run")]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_other_classes_or_none_is_refused(bundle, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,10 @@ from trainer.engine.horizon import (
     Horizon,
     forward_flops,
     horizon_of,
+    masked_and_sliced_flops,
     mean_step_flops,
     pass_flops,
+    run_step_flops,
     step_compute,
 )
 from trainer.engine.log import read_log
@@ -26,6 +29,7 @@ from trainer.engine.state import TrainingState
 from trainer.recipes.config import get_recipe
 from trainer.recipes.settings import Optimizer, SamplerOptions
 from trainer.samplers import build_sampler
+from trainer.samplers.fixed.static_tilt import tilted
 
 SPACE = get_space("nano-cnn")
 
@@ -45,9 +49,11 @@ def test_masks_cost_the_whole_supernet_and_a_step_three_passes():
     light = overhead.replace(forward_weight=0.5)
     assert forward_flops(SPACE, small, light) == round((SPACE.min_flops + 5) / 2)
     for name, draws in (("uniform-budget", 1), ("sandwich", 4)):
-        sampler = build_sampler(name, SPACE, overhead)
-        plain = mean_step_flops(sampler, masked=False)
-        assert mean_step_flops(sampler, masked=False, overhead=True) - plain == 7 + draws * 5
+        plain, more = (
+            masked_and_sliced_flops(get_recipe("digits"), build_sampler(name, SPACE, options))
+            for options in (SamplerOptions(), overhead)
+        )
+        assert more - plain == pytest.approx(7 + draws * 5)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 42, 1000])
@@ -76,8 +82,25 @@ def test_the_steps_of_a_compute_budget_are_foreseen(name):
     recipe = recipe.replace(generator=recipe.generator.replace(masked_every=1000))
     sampler = build_sampler(name, SPACE, SamplerOptions())
     horizon = horizon_of(recipe, sampler, 20)
-    mean = mean_step_flops(sampler, masked=False)
+    mean = mean_step_flops(sampler).sliced
     assert horizon.steps == pytest.approx(1e10 / (3 * recipe.batch_size * mean), rel=0.02)
+
+
+def test_steps_of_a_tilt_that_moves_are_those_of_the_whole_run():
+    """At known cost: by steps it is the mean over the run, by what is spent the harmonic mean."""
+    options = SamplerOptions(tilt=(-6.0, 4.0), jitter=False)
+    sampler = build_sampler("static-tilt", SPACE, options)
+    recipe = get_recipe("digits").replace(sampler="static-tilt", sampler_options=options)
+    recipe = recipe.replace(generator=recipe.generator.replace(masked_every=1_000_000))
+    shares = [tilted(8, options.tilt, 0.0, place / 200) for place in range(201)]
+    costs = np.array(shares) @ np.array(sampler.groups)
+    mean, harmonic = float(costs.mean()), float(1 / (1 / costs).mean())
+    assert costs[0] < 0.8 * harmonic < 0.9 * 0.8 * mean
+    assert run_step_flops(recipe, sampler).sliced == pytest.approx(mean, rel=0.02)
+    compute = 3.0 * recipe.batch_size * harmonic * 500
+    spent = recipe.replace(compute=compute)
+    assert horizon_of(spent, sampler, 20).steps == pytest.approx(500, rel=0.02)
+    assert run_step_flops(spent, sampler).sliced == pytest.approx(harmonic, rel=0.02)
 
 
 @pytest.mark.usefixtures("without_plots")

@@ -37,7 +37,7 @@ def test_steps_that_overflow_are_skipped_counted_and_resumed(tmp_path, monkeypat
     # far too large at first, and larger again after four good steps
     scaler = partial(torch.amp.GradScaler, init_scale=2.0**24, growth_interval=4)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    chosen = arguments("precision=fp16", "generator.masked_every=2")
+    chosen = arguments("precision=fp16", "generator.masked_every=2", "ema=0.9")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert short_run([*chosen, "--out", str(whole)]) == 0
     stop = {"rank": 0, "step": 7, "signal": int(signal.SIGTERM)}
@@ -49,6 +49,7 @@ def test_steps_that_overflow_are_skipped_counted_and_resumed(tmp_path, monkeypat
     steps = steps_of(whole)
     skipped = [record["skipped_steps"] for record in steps]
     assert 0 < skipped[-1] == load_checkpoint(whole)["skipped_steps"] < STEPS
+    assert load_checkpoint(whole)["average"]["updates"] == STEPS - skipped[-1]
     for before, now in pairwise(steps):
         assert (now["scale"] < before["scale"]) == (now["skipped_steps"] > before["skipped_steps"])
     assert all(torch.isfinite(tensor).all() for tensor in load_checkpoint(whole)["net"].values())

@@ -91,6 +91,23 @@ def test_wrong_settings_are_refused_with_what_is_allowed(setting, expected):
     assert "\n" not in str(error.value)
 
 
+def test_a_change_in_code_is_refused_as_a_setting_is():
+    for change, expected in (
+        ({"epochs": 0}, "epochs is 0; it should be greater than or equal to 1"),
+        ({"compute": 1.0, "training_hours": 1.0}, "compute and training_hours both say how long"),
+    ):
+        with pytest.raises(ValueError, match=expected) as error:
+            get_recipe("digits").replace(**change)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", ["compute=1e12", "training_hours=0.5", "epochs=3"])
+def test_hours_are_the_only_length_of_a_run(setting, tmp_path):
+    options = ["--hours", "0.01", "--set", setting, "--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match=r"^--hours 0\.01 and \w+=\S+ both say how long a run is"):
+        find_job(build_parser("").parse_args(options))
+
+
 NEVER_0 = {
     *("resolution", "epochs", "batch_size", "held_out_share", "evaluation_budgets"),
     *("calibration_batches", "answer_budgets", "accumulate", "augment.repeats"),

@@ -87,6 +87,8 @@ def test_hours_become_epochs():
             within_hours(recipe, 0.01)
         with pytest.raises(ValueError, match="above 0"):
             within_hours(recipe, float("nan"))
+        with pytest.raises(ValueError, match="above 0"):
+            within_hours(recipe, float("inf"))
 
 
 @pytest.mark.usefixtures("without_plots")

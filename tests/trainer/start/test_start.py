@@ -18,7 +18,7 @@ from models.space.weights import SharedStatistics
 from models.spaces import get_space
 from models.spaces.mbconv import MBConvLayout
 from search.supernet import open_supernet
-from tests.bundles import make_bundle, template_of
+from tests.bundles import make_bundle, say_trained_alone, template_of
 from tests.trainer.conftest import settings
 from trainer.engine.teacher import open_teacher
 from trainer.recipes.config import get_recipe, with_settings
@@ -209,6 +209,15 @@ def test_a_run_begins_at_a_bundle_and_keeps_its_statistics(begun, tmp_path, caps
     for supernet in (run, run / "bundle"):
         right = open_supernet(supernet, "digits").accuracy(after.frontier[-1].arch)
         assert right == again[-1]["held_out_accuracy"], "a search measures as the table does"
+
+
+def test_a_start_of_one_arch_says_which(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer.run, "finish", lambda *_: {})
+    space = get_space("nano-cnn")
+    bundle = say_trained_alone(make_bundle("nano-cnn", tmp_path / "bundle"), space.smallest)
+    short_run(tmp_path / "run", "--start", str(bundle), *settings("epochs=1"))
+    said = f"of its subnets only those of {space.min_flops / 1e6:.2f} MFLOPs were trained"
+    assert said in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_start(begun, tmp_path, capsys):

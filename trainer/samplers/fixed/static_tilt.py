@@ -21,6 +21,7 @@ class StaticTilt(AbstractFixedSampler):
 
     def __init__(self, space: SearchSpace, options: SamplerOptions) -> None:
         super().__init__(space, options)
+        self.moves = options.tilt[0] != options.tilt[1]
         self._progress = 0.0
 
     def draw(self, rng: torch.Generator, progress: float = 0.0) -> list[Draw]:
