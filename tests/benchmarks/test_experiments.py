@@ -154,7 +154,7 @@ def test_every_experiment_runs_on_digits(name, tmp_path, capsys):
 
 
 def test_the_committed_tables_come_from_the_committed_logs(capsys):
-    for name in ("static-tilts", "uniform-archs", "rejection"):
+    for name in ("static-tilts", "uniform-archs", "rejection", "transfer"):
         assert main([name, "--table", "--out", str(PAGES / name)]) == 0
         said = capsys.readouterr().out
         assert said.strip() in (PAGES / f"{name}.md").read_text(encoding="utf-8")
