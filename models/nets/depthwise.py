@@ -24,10 +24,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
 
     Pads by k // 2. Works in the precision of autocast, as ``F.conv2d`` does.
     """
-    half = torch.is_autocast_enabled(x.device.type)
+    on_cpu = x.device.type == "cpu"
+    half = on_cpu and torch.is_autocast_enabled("cpu")
     wide = weight.shape[-1] > _FAST and stride == 1
     if (
-        x.device.type != "cpu"
+        not on_cpu
         or not (wide or (half and stride > 1))
         or not (torch.is_grad_enabled() and weight.requires_grad)
         or weight.dtype == torch.float64  # gradients are computed in float32 here
