@@ -9,6 +9,7 @@ ways see the same batches; they take the same number of steps, or the same time.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -69,6 +70,7 @@ class Transfer(StaticTilts):
             train_step(state, next(stream), schedule, recipe)
             share = MOMENTS[len(moments)]
             if horizon.position(state.step, state.compute) >= share * horizon.steps:
+                print(f"at {share:.0%} of the run, step {state.step}", file=sys.stderr)
                 trial = _Trial(state, data, case, schedule.learning_rate, archs, times)
                 moments.append({"share": share, **trial.outcome(interrupt)})
         return {"moments": moments}
@@ -121,6 +123,9 @@ class _Trial:
                     steps = round(steps * float(self.times.mean() / self.times[place]))
                 if account == "time" and place is None:
                     continue  # the same by both accounts
+                print(
+                    f"{account}: way {len(ways) + 1} of {2 * len(self.archs) + 1}", file=sys.stderr
+                )
                 net = self._trained(place, steps)
                 ways.append(
                     {"account": account, "arch": place, "steps": steps, "losses": self._losses(net)}

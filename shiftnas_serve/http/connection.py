@@ -54,7 +54,7 @@ class Exchange:
     def __init__(self, connection: HttpConnection, scope: Scope, *, keep_alive: bool) -> None:
         self.scope, self.keep_alive = scope, keep_alive
         expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
-        # (to HTTP/1.0 there is no 100)
+        # (HTTP/1.0 does not know it)
         self.expects_continue = expected == [b"100-continue"] and scope["http_version"] != "1.0"
         self.body = bytearray()
         self.complete = self.begun = self.done = self.gone = False

@@ -18,8 +18,8 @@ def cifar10_cnn() -> Recipe:
     generator has changed. So the same command gives another run today. 60 epochs more from there,
     with a teacher and uniform budgets, reached 82.7 to 87.5 % (docs/experiments/cifar10-cnn.md). A
     tilt to small subnets, which wins in short trainings, gained only at the two smallest budgets in
-    one as long as this. ``--set precision=bf16`` saves a third of the time on processors that have
-    instructions for it.
+    one as long as this. ``--set precision=bf16`` saves a fifth to a third of the time on processors
+    that have instructions for it (docs/experiments/compile-and-precision.md).
     """
     return Recipe(
         name="cifar10-cnn",

@@ -81,7 +81,7 @@ def test_a_bundle_and_its_exported_subnet_teach_alike(bundle, tmp_path):
 
 
 def test_a_bundle_teaches_by_what_it_answers_to_its_largest_budget(tmp_path, monkeypatch):
-    """It need not hold the largest subnet, which has no statistics then."""
+    """Its largest answer teaches: the space's largest subnet may lack statistics."""
     every = tests.bundles._answers
     monkeypatch.setattr(tests.bundles, "_answers", lambda *given: every(*given)[:-1])
     bundle = make_bundle("nano-cnn", tmp_path / "bundle")
