@@ -68,7 +68,7 @@ def make_bundle(
         name=f"test-{space_name}",
         space=space,
         preprocess=Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        labels=[f"{label} {i}" for i in range(num_classes)],
+        labels=[f"{label} {i}".strip() for i in range(num_classes)],
         groups=[space.max_flops],
         frontier=[
             FrontierRow(budget, arch, space.flops(arch), space.params(arch), 0.1, None)

@@ -249,7 +249,13 @@ def check_world_size(recipe: Recipe, world_size: int) -> None:
     """Raises ValueError unless so many processes do to each image what one process would.
 
     Mixed images find their partners in the same process only if it has an even number of them.
+    A teacher's answers are kept by the process that asked.
     """
+    if world_size > 1 and recipe.distillation.views:
+        raise ValueError(
+            f"distillation.views={recipe.distillation.views} keeps a teacher's answers in one "
+            f"process, and here are {world_size}: set it to 0, or start without torchrun"
+        )
     least = 2 if recipe.augment.mixes else 1
     allowed = [n for n in range(2, recipe.batch_size + 1) if recipe.batch_size % (n * least) == 0]
     if world_size > 1 and world_size not in allowed:

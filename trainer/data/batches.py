@@ -26,13 +26,15 @@ class Batch(NamedTuple):
     """Batch `index` of epoch `epoch`.
 
     images: float32 (B, 3, H, W). labels: int64 (B,); where images are mixed, the share of each
-    class in them, float32 (B, classes).
+    class in them, float32 (B, classes). rows: where each image lies in the data, int64 (B,); None
+    where broken ones are left out.
     """
 
     epoch: int
     index: int
     images: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
 
 class Batches:
@@ -181,7 +183,8 @@ class Batches:
             if augment.mixes:
                 images, labels = mix(images, labels, self._classes, augment, draws)
         images = images.contiguous(memory_format=self._format)
-        return Batch(place.epoch, place.index, images, labels)
+        rows = torch.from_numpy(place.rows[self._mine]) if self._maker.fill else None
+        return Batch(place.epoch, place.index, images, labels, rows)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Row numbers in the order of this epoch, (N,) int64."""

@@ -131,6 +131,9 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
     if steps:
         usual_sliced_s = mean_step_s(here, plan, steps) / of_a_batch
     step_s = of_a_batch * (share * trial.costs["masked"].seconds + (1 - share) * usual_sliced_s)
+    views = recipe.distillation.views
+    if views:  # each step here asked the teacher; a run's later epochs do not
+        step_s -= of_a_batch * trial.teacher_s * (1 - min(views / plan.epochs, 1))
     if recipe.data_workers == 0 or (recipe.data_workers < 0 and cores() <= local_processes()):
         step_s += of_a_batch * trial.prepare_s
     update_s = 0.0

@@ -28,6 +28,7 @@ from trainer.engine.optim import (
     set_learning_rate,
 )
 from trainer.engine.teacher import Teacher, open_teacher
+from trainer.engine.teacher_memory import TeacherMemory, memory_of
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
 
@@ -39,7 +40,8 @@ class TrainingState:
     before: the weights at the last update of the distribution, w_{t-1} of Algorithm 2. average: of
     the weights, where the recipe has one. compiled: runs masks on the net's weights, where the
     recipe compiles. frozen: BatchNorm's statistics that do not move, where the recipe keeps those
-    of its start. teacher: a network that does not learn. rng: every random number that decides a
+    of its start. teacher: a network that does not learn. memory: what it has said, where the recipe
+    asks it a few times only. rng: every random number that decides a
     subnet comes from this CPU generator.
     scaler: of gradients; does nothing unless the precision is fp16. trained_on: the data, in words.
     drawn: FLOPs and loss of the subnets trained since the log's last record of a step, which the
@@ -65,6 +67,7 @@ class TrainingState:
     compiled: CompiledNet | None = None
     frozen: FrozenStatistics | None = None
     teacher: Teacher | None = None
+    memory: TeacherMemory | None = None
     drawn: list[tuple[int, float]] = field(default_factory=list)
     evaluation_due: bool = False
     pretrain_step: int = 0
@@ -143,6 +146,7 @@ class TrainingState:
             "evaluation_due": self.evaluation_due,
             "before": dict(self.before),
             "average": None if self.average is None else self.average.state(),
+            "memory": None if self.memory is None else self.memory.state(),
             "trained_on": self.trained_on,
             "frozen": None if self.frozen is None else statistics_to_tensors(self.frozen.shared),
         }
@@ -178,6 +182,8 @@ class TrainingState:
         if self.average is not None:
             begun = {"net": state["net"], "updates": 0}
             self.average.load_state(state.get("average") or begun)
+        if self.memory is not None:
+            self.memory.load_state(state.get("memory"))
         self.frozen = frozen_of(state, device)
 
 
@@ -244,6 +250,7 @@ def fresh_state(recipe: Recipe, splits: Splits) -> TrainingState:
         average=WeightAverage(net, recipe.ema) if recipe.ema else None,
         compiled=CompiledNet(net) if recipe.compile else None,
         teacher=open_teacher(recipe, splits.labels),
+        memory=memory_of(recipe.distillation, len(splits.train), len(splits.labels)),
     )
     state.keep_weights()
     return state

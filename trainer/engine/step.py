@@ -86,7 +86,7 @@ def add_gradients(
 
     subnets = choose_subnets(state, draws, held, schedule, recipe)  # a = AG(b)
     images, labels = batch.images.to(recipe.device), batch.labels.to(recipe.device)
-    parts = micro_batches(images, labels, recipe.accumulate, ranks)
+    parts = micro_batches(images, labels, recipe.accumulate, ranks, rows=batch.rows)
     task = Task(recipe.optimizer.label_smoothing, recipe.distillation)
     teacher, is_taught = teacher_of(state, recipe), False
     if teacher is not None:
@@ -98,7 +98,7 @@ def add_gradients(
         ]
         is_taught = any(draw.distil for draw in draws)
         if is_taught:
-            task.taught = {part.number: task.taken(teacher(part.images)) for part in parts}
+            task.taught = {p.number: task.taken(answers_to(p, teacher, state)) for p in parts}
     losses: list[tuple[int, float]] = []
     for draw, subnet in zip(draws, subnets, strict=True):
         loss = add_subnet_gradients(state, draw, subnet, task, parts, recipe, ranks)
@@ -141,6 +141,14 @@ def teacher_of(state: TrainingState, recipe: Recipe) -> Teacher | None:
             return net(resized, largest, state.frozen)
 
     return answer
+
+
+def answers_to(part: MicroBatch, teacher: Teacher, state: TrainingState) -> Tensor:
+    """A teacher's logits (B, classes): to these images, or what is kept of earlier views."""
+    if state.memory is None:
+        return teacher(part.images)
+    assert part.rows is not None, "training batches know their rows"
+    return state.memory.answer(part.rows, part.images, teacher)
 
 
 def choose_subnets(

@@ -18,6 +18,7 @@ class MicroBatch:
     """Images that run at once, the ``number``-th of a batch.
 
     weight: their share of this rank's images, by which their mean loss counts in the batch's.
+    rows: where they lie in the training data, int64 (B,), where that is known.
     """
 
     number: int
@@ -25,10 +26,16 @@ class MicroBatch:
     labels: Tensor
     share: Share
     weight: float
+    rows: Tensor | None = None
 
 
 def micro_batches(
-    images: Tensor, labels: Tensor, count: int, ranks: Ranks = ALONE
+    images: Tensor,
+    labels: Tensor,
+    count: int,
+    ranks: Ranks = ALONE,
+    *,
+    rows: Tensor | None = None,
 ) -> list[MicroBatch]:
     """This rank's images of a batch in ``count`` parts, as even as may be."""
     parts: list[MicroBatch] = []
@@ -37,9 +44,11 @@ def micro_batches(
         images.tensor_split(count), labels.tensor_split(count), strict=True
     ):
         if len(part):
-            share = ranks.share(start, start + len(part), size)
-            parts.append(MicroBatch(len(parts), part, its_labels, share, len(part) / size))
-            start += len(part)
+            stop = start + len(part)
+            its_rows = None if rows is None else rows[start:stop]
+            share, weight = ranks.share(start, stop, size), len(part) / size
+            parts.append(MicroBatch(len(parts), part, its_labels, share, weight, its_rows))
+            start = stop
     return parts
 
 

@@ -144,6 +144,15 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _asks_about_one_image(self) -> Self:
+        if self.distillation.views and self.augment.mixes:
+            raise ValueError(
+                f"distillation.views={self.distillation.views} keeps a teacher's answers for each "
+                "image, and mixup or cutmix make new ones: set views to 0, or mixup and cutmix to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _searches_what_it_trains(self) -> Self:
         if self.search_archs and self.sampler_options.archs:
             raise ValueError(

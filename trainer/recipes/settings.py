@@ -125,6 +125,20 @@ class Distillation(Settings):
     """The logits of both are divided by it (arXiv 1503.02531)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision in which the largest subnet answers as the teacher."""
+    views: CountOrZero = 0
+    """How often a teacher that does not learn is asked about an image, in the first epochs: what
+    it says of that many random views of it. All later epochs learn from the mean of these logits,
+    and cost no more than without a teacher. 0 asks about every view."""
+
+    @model_validator(mode="after")
+    def _asks_what_stays(self) -> Self:
+        if self.views and self.teacher in ("", "largest"):
+            given = "is empty" if not self.teacher else "learns with the others"
+            raise ValueError(
+                f"distillation.views={self.views} keeps the answers of a teacher, and "
+                f"distillation.teacher {given}: name one that does not learn, or set views to 0"
+            )
+        return self
 
 
 class Augment(Settings):
