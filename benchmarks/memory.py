@@ -25,8 +25,8 @@ from benchmarks.parts.processes import memory_bytes
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
+from shiftnas_serve.engine.reload import release_memory
 from shiftnas_serve.engine.sessions import Sessions
-from shiftnas_serve.library import release_memory
 from shiftnas_serve.runtimes import build_runtime
 
 

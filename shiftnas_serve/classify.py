@@ -17,7 +17,8 @@ from typing import get_args
 from models import PRODUCT
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
-from shiftnas_serve.library import WEDGED, Engine, parse_budgets
+from shiftnas_serve.budgets.asked import parse_budgets
+from shiftnas_serve.library import WEDGED, Engine
 from shiftnas_serve.log import configure_log
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.runtimes import Computing

@@ -13,33 +13,23 @@ What one image goes through, whoever asks (HTTP asks the same way):
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-from PIL import Image
 
 from models.images.header import ImageError, ImageHeader
-from models.images.image import Photo, read_header, size_of, upright_rgb
-from models.space.quantity import MAX_LENGTH
-from shiftnas_serve.answer import ModelName
-from shiftnas_serve.budgets import (
-    BUDGET_KINDS,
-    earliest_deadline_s,
-    may_degrade,
-)
+from models.images.image import Photo, read_header, size_of
+from shiftnas_serve.budgets import earliest_deadline_s, may_degrade
+from shiftnas_serve.budgets.asked import parse_budgets
 from shiftnas_serve.engine.model import Model, load_model
+from shiftnas_serve.engine.reload import Reloaded, load_beside, release_memory
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
@@ -49,6 +39,7 @@ from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
 from shiftnas_serve.scheduling.work import decode_work, is_small
 from shiftnas_serve.settings import DEFAULT_BUNDLE, EngineSettings, checked
+from shiftnas_serve.source import ImageSource, read_source
 
 TOP_K = 5
 WEDGED = 70
@@ -60,24 +51,8 @@ _GRACE_S = 1.0
 _WATCH_AFTER_S = 0.1
 # For threads to end with what they are at.
 _END_S = 5.0
-# Callers send the same few texts again and again.
-_KINDS = {kind.name: kind for kind in BUDGET_KINDS}
-_PARSERS = {kind.name: lru_cache(4096)(kind.parse) for kind in BUDGET_KINDS}
-
-ImageSource = str | Path | bytes | Image.Image | np.ndarray
-"""A file's path, its content, or what was decoded: uint8 (height, width, 3), RGB."""
 
 _LOG = structlog.get_logger("shiftnas_serve.library")
-
-
-@dataclass(frozen=True)
-class Reloaded:
-    """What came of a reload; ``model`` is what is served now."""
-
-    model: ModelName
-    previous: ModelName
-    changed: bool
-    duration_ms: float
 
 
 def load(bundle: Path | str = DEFAULT_BUNDLE, **settings: Any) -> Engine:
@@ -144,14 +119,16 @@ class Engine:
         latency_ms: str | float | None = None,
         confidence: str | float | None = None,
         top_k: int = TOP_K,
+        **others: str | float | None,
     ) -> Result:
         """The classes of an image, from the largest subnet within the budgets.
 
         ``flops``: multiply-adds, as ``4e6`` or ``"4M"``. ``latency_ms``: from here to the answer.
         ``confidence``: how sure it must be, 0 to 1; where a small subnet is not, a larger answers.
+        ``others``: budgets of kinds that were added, by their names.
         Raises Problem: why there is no answer.
         """
-        budgets = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence}
+        budgets = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence, **others}
         return self.classify_batch([image], **budgets, top_k=top_k)[0]
 
     def classify_batch(
@@ -162,9 +139,11 @@ class Engine:
         latency_ms: str | float | None = None,
         confidence: str | float | None = None,
         top_k: int = TOP_K,
+        **others: str | float | None,
     ) -> list[Result]:
         """As ``classify``, each image within the same budgets, in order."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
+        named = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence, **others}
+        asked = parse_budgets(named)
         _check_top_k(top_k)
         background = self.model.bundle.preprocess.background
         every = list(images)
@@ -208,9 +187,11 @@ class Engine:
         latency_ms: str | float | None = None,
         confidence: str | float | None = None,
         top_k: int = TOP_K,
+        **others: str | float | None,
     ) -> Result:
         """As ``classify``, without holding up the event loop."""
-        asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
+        named = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence, **others}
+        asked = parse_budgets(named)
         _check_top_k(top_k)
         background = self.model.bundle.preprocess.background
         if isinstance(image, bytes | np.ndarray):
@@ -350,15 +331,7 @@ class Engine:
         try:
             started = time.monotonic()
             path, previous = path or self.path, self.model
-            try:
-                model = load_model(path, self.settings, busy=True)
-            except ValueError as error:
-                detail = f"{error}; {previous.name.version} is served on"
-                raise Problem(422, detail) from None
-            except Exception as error:  # what nobody foresaw must not go uncounted
-                _LOG.exception("a bundle could not be loaded", bundle=str(path))
-                detail = f"{error!r:.200}; {previous.name.version} is served on"
-                raise Problem(500, detail) from error
+            model = load_beside(previous, path, self.settings)
             changed = model.name != previous.name
             self.path = path
             if changed:
@@ -372,53 +345,9 @@ class Engine:
         return Reloaded(model.name, previous.name, changed, duration_ms)
 
 
-def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
-    """Budgets by the name of their kind; None: it is not asked for. Raises Problem 400."""
-    asked: dict[str, float] = {}
-    for name, text in texts.items():
-        if text is None:
-            continue
-        text = text if isinstance(text, str) else repr(float(text))
-        if len(text) > MAX_LENGTH:  # nothing so long is remembered
-            header = _KINDS[name].header
-            raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
-        asked[name] = _PARSERS[name](text)
-    return asked
-
-
 def _check_top_k(top_k: int) -> None:
     if not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; it is how many predictions to answer, 1 or more")
-
-
-def read_source(
-    image: ImageSource, background: tuple[int, int, int], place: str = ""
-) -> bytes | Photo:
-    """The bytes of a file, or pixels, those that are transparent on ``background``.
-
-    Raises ValueError for what is not an image, Problem for one that is damaged; they begin with
-    ``place``.
-    """
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            width, height = image.size
-            raise ValueError(f"{place}an image must have pixels, not {width} x {height}")
-        try:
-            return upright_rgb(image, background)
-        except ImageError as error:
-            raise Problem(error.status, place + error.reason) from None
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f"{place}an array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
-            )
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{place}cannot read {image}: {error.strerror}") from None
 
 
 def _weakly(method: Callable[[str], None]) -> Callable[[str], None]:
@@ -463,11 +392,4 @@ async def _end_wait(
         one.future.set_result(one.first)
 
 
-def release_memory() -> None:
-    """Give back to the system what is free: a version's arrays are large, and were many."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # a libc without it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-__all__ = ["Engine", "ImageSource", "Problem", "Reloaded", "load", "parse_budgets"]
+__all__ = ["Engine", "Problem", "load"]

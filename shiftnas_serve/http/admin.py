@@ -13,11 +13,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shiftnas_serve.answer import ModelName
+from shiftnas_serve.engine.reload import Reloaded
 from shiftnas_serve.http.answers import json_answer
 from shiftnas_serve.http.body import read_body
 from shiftnas_serve.http.options import read_query, refuse_repeated
 from shiftnas_serve.http.state import ServerState
-from shiftnas_serve.library import Reloaded
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.settings import PREFIX
 

@@ -13,9 +13,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shiftnas_serve import answer
+from shiftnas_serve.budgets import BUDGET_KINDS
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.planning.planner import Subnet
 from shiftnas_serve.problem import Problem
+
+_NOT_ASKED = {kind.name: None for kind in BUDGET_KINDS}
 
 
 def json_answer(document: msgspec.Struct, *headers: tuple[bytes, bytes]) -> ASGIApp:
@@ -36,7 +39,7 @@ def classification(result: Result, request_id: str) -> ASGIApp:
     timing, spent = result.timing, result.spent_flops
     document = answer.Classification(
         tuple(result.predictions),
-        answer.Budget(**result.asked, degraded=result.degraded, spent_flops=spent),
+        _budget(result),
         result.model,
         request_id,
         _encoded(result.subnet),
@@ -51,6 +54,12 @@ def classification(result: Result, request_id: str) -> ASGIApp:
         (b"spent-flops", b"%d" % spent),
         (b"server-timing", server_timing.encode()),
     )
+
+
+def _budget(result: Result) -> Any:
+    """``answer.Budget``, with all kinds of budget that there are."""
+    became = {"degraded": result.degraded, "spent_flops": result.spent_flops}
+    return {**_NOT_ASKED, **result.asked, **became}
 
 
 @lru_cache(4096)

@@ -37,6 +37,8 @@ _ERRORS = [one for one in STATUSES if one not in (403, 404, 405, 409)]
 def openapi_document(bundle: Bundle) -> Json:
     """OpenAPI 3.1 of everything that this server answers."""
     refs, schemas = msgspec.json.schema_components(_TYPES, ref_template=_REF)
+    known = schemas["Budget"]["properties"]
+    known |= {kind.name: known["flops"] for kind in BUDGET_KINDS if kind.name not in known}
     classification, image, _, reload, reloaded = refs
     model = f"/v2/models/{bundle.name}"
     told: list[tuple[str, str, list[int]]] = [

@@ -15,7 +15,8 @@ from itertools import pairwise
 from urllib.parse import parse_qsl
 
 from shiftnas_serve.budgets import BUDGET_KINDS
-from shiftnas_serve.library import TOP_K, parse_budgets
+from shiftnas_serve.budgets.asked import parse_budgets
+from shiftnas_serve.library import TOP_K
 from shiftnas_serve.problem import Problem
 
 _KINDS = {kind.header.lower().encode(): kind for kind in BUDGET_KINDS}
