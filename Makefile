@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 8000
 BUNDLE ?= models/zoo/imagenet-mobile
-HOST   ?= uvicorn
+SERVER ?= uvicorn
 # More arguments for the program a target starts: make train ARGS='--recipe cifar10-cnn'
 ARGS   ?=
 # More arguments for the installation of torch, e.g. the index of its CPU builds.
@@ -30,8 +30,8 @@ older := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUC
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=DIR HOST=litserve
-	@exec $(bin)/python -m shiftnas_serve --server $(HOST) --bundle $(BUNDLE) --port $(PORT) $(ARGS)
+serve: $(VENV)/.base ## start the server: PORT=8000 BUNDLE=DIR SERVER=litserve
+	@exec $(bin)/python -m shiftnas_serve --server '$(SERVER)' --bundle '$(BUNDLE)' --port '$(PORT)' $(ARGS)
 
 train: $(VENV)/.full ## train a small supernet; ARGS='--recipe NAME' for another recipe
 	@exec $(bin)/python -m trainer.run $(ARGS)

@@ -20,6 +20,7 @@ from trainer.engine.teacher import find_teacher
 from trainer.recipes import FITTED, RECIPES
 from trainer.recipes.config import find_recipe, fitted, read_recipe, value_of, with_settings
 from trainer.recipes.recipe import Recipe
+from trainer.samplers import build_sampler
 from trainer.start.source import find_start
 
 RECIPE_NAME = "recipe.json"
@@ -115,8 +116,8 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 def asked_recipe(options: argparse.Namespace) -> Recipe:
     """What --recipe, fitted to --data if it looks at that, --start, --set and --arch say.
 
-    Raises ValueError for a name or a value that does not exist, for a start or a teacher that is
-    not there or does not fit, and for data that cannot be read.
+    Raises ValueError for a name or a value that does not exist, for a start, a teacher or a
+    sampler that is not there or does not fit, and for data that cannot be read.
     """
     name = options.recipe or DEFAULT_RECIPE
     recipe = find_recipe(name)
@@ -126,6 +127,7 @@ def asked_recipe(options: argparse.Namespace) -> Recipe:
         asked = _changed(recipe, options)
         find_start(asked)
         find_teacher(asked)
+        build_sampler(asked.sampler, get_space(asked.space), asked.sampler_options)
     if name in FITTED and not options.settings:
         if options.data is None:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")

@@ -21,8 +21,8 @@ class Confidence(AbstractBudgetKind):
     header: ClassVar[str] = "Confidence"
     example: ClassVar[str] = "0.8"
     description: ClassVar[str] = (
-        "How sure the answer must be, between 0 and 1. A small subnet answers; where it is less "
-        "sure, a larger one does. The FLOPs of both stay within FLOPs-Budget, and "
+        "How sure the answer must be, above 0 and below 1. A small subnet answers; where it is "
+        "less sure, a larger one does. The FLOPs of both stay within FLOPs-Budget, and "
         "`budget.spent_flops` has what was spent. Probabilities of such an answer are calibrated. "
         "Where time is short the first answer is given, as `degraded`. 422 where the bundle does "
         "not know how sure it is."
@@ -30,12 +30,11 @@ class Confidence(AbstractBudgetKind):
     degrades: ClassVar[bool] = False
 
     def parse(self, text: str) -> float:
-        """Between 0 and 1, which no answer is."""
+        """Above 0 and below 1: no answer is surer."""
         value = parse_number(text, self.header, self.example)
         if not 0 < value < 1:
-            raise BadBudget(
-                f"{self.header}: {text.strip()} is not between 0 and 1; send e.g. {self.example}"
-            )
+            given = f"{self.header}: {text.strip()}"
+            raise BadBudget(f"{given} is not above 0 and below 1; send e.g. {self.example}")
         return float(value)
 
     def both(self, one: float, other: float) -> float:

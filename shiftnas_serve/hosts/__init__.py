@@ -18,8 +18,8 @@ def serve(settings: Settings) -> int:
         host = importlib.import_module(f"shiftnas_serve.hosts.{settings.server}")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{settings.server} is not installed ({error.name} is missing); pip install -e "
-            f"'.[{settings.server}]', or leave out --server"
+            f"--server {settings.server} needs {error.name}, which is not installed; "
+            "deploy/README.md says what installs it, or leave out --server"
         ) from None
     return host.serve(settings)
 

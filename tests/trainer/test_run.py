@@ -182,3 +182,21 @@ def test_a_bundle_of_ones_own_photos_has_their_name_and_its_provenance_agrees_wi
     assert bundle.provenance["epochs"] == bundle.provenance["trained_with"]["recipe"]["epochs"] == 3
     (before,) = bundle.provenance["earlier_processes"]
     assert before["recipe"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["sampler=shift_direct"], "no sampler 'shift_direct'"),
+        (["sampler=shift", "sampler_options.archs=[{}]"], "does not keep to sampler_options.archs"),
+    ],
+)
+def test_a_sampler_that_is_not_there_is_refused_before_anything_is_made(
+    tmp_path, capsys, monkeypatch, changes, said
+):
+    monkeypatch.setattr(trainer.run, "read_splits", lambda _: pytest.fail("data were read"))
+    assert main([*settings(*changes), "--out", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert said in line
+    assert "--resume" not in line
+    assert not (tmp_path / "run").exists()

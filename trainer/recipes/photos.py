@@ -68,7 +68,7 @@ def fitted(recipe: Recipe, counts: Sequence[int]) -> Recipe:
     total, small = sum(counts), min(counts) < FEW_A_CLASS
     share = 0.2 if total < FEW else 0.1
     held_out = round(share * total)
-    few = held_out < 2 * LEAST_HELD_OUT  # a fifth of them may become the test images
+    few = 0.8 * held_out < LEAST_HELD_OUT  # a fifth of all may become the test images
     return recipe.replace(
         held_out_share=share,
         held_out_images=LEAST_HELD_OUT if few else MOST_HELD_OUT * (held_out > MOST_HELD_OUT),

@@ -57,6 +57,9 @@ def test_it_holds_more_out_of_few_photos(folder, tmp_path):
     assert made.held_out_images == 30, "a fifth would be too few to decide by"
     many = fitted(get_recipe("photos"), [700] * 5)
     assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
+    # without a test part a fifth becomes one: a fifth of the other 160 is 32
+    assert (fitted(get_recipe("photos"), [40] * 5).held_out_images) == 0
+    assert (fitted(get_recipe("photos"), [37] * 5).held_out_images) == 30
     assert fitted(get_recipe("photos"), [20] * 100).held_out_share == 0.1, "classes need them"
     assert fitted(get_recipe("photos"), [1000] * 100).held_out_images == 5_000
     asked = job(
