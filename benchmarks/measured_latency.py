@@ -7,8 +7,8 @@ For each number of threads: a table (`models measure`), a bundle that answers by
 retarget`, without images), the accuracy of its answers on the test images, as they are served,
 beside that of what a server without the table answers, how long answers take, and whether a server
 keeps budgets in milliseconds with the table and without it. What is there already in --out is not
-done again. --calibrate N: another bundle, for which the generator's answers are tried on N training
-images.
+done again; a folder of another bundle, data or settings is refused. --calibrate N: another bundle,
+for which the generator's answers are tried on N training images.
 """
 
 from __future__ import annotations
@@ -233,6 +233,18 @@ def work(options: argparse.Namespace) -> dict[str, object]:
     """Whatever is not there yet of the steps; then everything in one document."""
     bundle, out = load_bundle(options.bundle), options.out
     out.mkdir(parents=True, exist_ok=True)
+    settings = {"version": bundle.version, "data": str(options.data.absolute())}
+    settings |= {name: getattr(options, name) for name in ("minutes", "rounds", "calibrate")}
+    made = out / "settings.json"
+    if not any(out.iterdir()):
+        _write(made, settings)
+    kept_settings = json.loads(made.read_text()) if made.exists() else {}  # older ones do not say
+    for name, value in kept_settings.items():
+        if settings[name] != value:
+            raise ValueError(
+                f"{out} is of {name} {value}, and {settings[name]} is asked for: name another "
+                "folder (--out)"
+            )
     steps = [options.step] if options.step else STEPS
     told: dict[str, object] = {
         "benchmark": "measured_latency",

@@ -6,7 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -18,7 +20,6 @@ from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import FrozenStatistics
 from models.space.arch import Arch
-from models.space.search_space import SearchSpace
 from models.spaces import get_space
 from trainer.data.batches import Batches
 from trainer.data.reading import load_splits
@@ -26,7 +27,7 @@ from trainer.data.run_data import evaluation_batches, read_splits
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.state import frozen_of
+from trainer.engine.state import frozen_of, in_words
 from trainer.evaluation import accuracy, answers, calibrated
 from trainer.job import RECIPE_NAME
 from trainer.recipes.config import read_recipe
@@ -64,7 +65,7 @@ def open_supernet(path: Path, data: str) -> Supernet:
     """From the folder of a run or of a bundle, and the data that it was trained on.
 
     Raises ValueError for anything else, for what trained a few archs alone, and for data of other
-    classes.
+    classes or in another order; of a run also for another number of images.
     """
     # (Path.is_file raises for some names)
     if os.path.isfile(path / RECIPE_NAME):  # noqa: PTH113
@@ -82,7 +83,14 @@ def _of_run(path: Path, data: str) -> Supernet:
     space = get_space(recipe.space, len(splits.labels))
     net, generator = build_net(space), ArchitectureGenerator(space)
     weights = served_weights(state)
-    _check_classes(space, {name: tuple(w.shape) for name, w in weights.items()}, path, data)
+    here = in_words(splits)
+    its = state.get("trained_on", here)  # older checkpoints do not say it
+    if its != here or any(
+        weights[w.name].shape != w.shape_at(space.largest) for w in space.weights
+    ):
+        _refuse(data, here, path, its if its != here else "other classes")
+    if (path / "bundle" / MANIFEST).is_file():  # a checkpoint does not have all names
+        _check_labels(load_bundle(path / "bundle").labels, splits, path, data)
     net.load_state_dict(weights)
     generator.load_state_dict(state["generator"])
     return with_images(
@@ -112,8 +120,7 @@ def _of_bundle(path: Path, data: str) -> Supernet:
         resolution=space.resolution(space.largest),
         preprocess=bundle.preprocess,
     )
-    own = get_space(space.name, len(splits.labels))
-    _check_classes(own, {n: a.shape for n, a in bundle.weights.items()}, path, data)
+    _check_labels(bundle.labels, splits, path, data)
     net = build_net(space)
     net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in bundle.weights.items()})
     preprocess = bundle.preprocess
@@ -160,14 +167,18 @@ def _version_of(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:12]
 
 
-def _check_classes(
-    space: SearchSpace, shapes: Mapping[str, tuple[int, ...]], path: Path, data: str
-) -> None:
-    if any(shapes[w.name] != w.shape_at(space.largest) for w in space.weights):
-        raise ValueError(
-            f"{data} has {space.num_classes} classes, on which {path} was not trained; give the "
-            "data that it was trained on"
-        )
+def _check_labels(labels: Sequence[str], splits: Splits, path: Path, data: str) -> None:
+    """Raises ValueError unless the data numbers the same classes in the same way."""
+    for number, (here, its) in enumerate(zip_longest(splits.labels, labels)):
+        if here != its:
+            told = f"{len(splits.labels)} classes with {here!r} at place {number}"
+            _refuse(data, told, path, f"{len(labels)} with {its!r} there")
+
+
+def _refuse(data: str, here: str, path: Path, its: str) -> NoReturn:
+    raise ValueError(
+        f"{data} has {here}, and {path} was trained on {its}; give the data that it was trained on"
+    )
 
 
 def with_images(

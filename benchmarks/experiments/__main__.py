@@ -7,12 +7,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
 import benchmarks.experiments as package
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.experiments.experiment import AbstractExperiment, add_arguments, based
+from benchmarks.experiments.experiment import (
+    AbstractExperiment,
+    add_arguments,
+    based,
+    kept_setup,
+)
 from benchmarks.experiments.scales import SCALES
 from trainer.engine.interrupt import Stopped
 
@@ -32,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make: type[AbstractExperiment] = getattr(importlib.import_module(module), cls)
     folder = options.out or Path("runs/experiments") / options.name
     try:
-        base = based(SCALES[options.scale](), options.data, options.epochs)
-        experiment = make(base, folder, list(range(options.seeds)), options.only)
+        experiment = _asked(make, options, folder)
         if not options.table:
             experiment.run()
-        print(experiment.table(experiment.kept_setup(), experiment.results()))
+        seeds = None if options.seeds is None else experiment.seeds
+        print(experiment.table_of(seeds, data=options.data is not None))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,6 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{stopped}; give the same command to go on", file=sys.stderr)
         return 128 + stopped.signal
     return 0
+
+
+def _asked(
+    make: type[AbstractExperiment], options: argparse.Namespace, folder: Path
+) -> AbstractExperiment:
+    """The experiment. A table's scale and length are those of the runs, unless they are given."""
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"--seeds is {options.seeds}; give 1 or more")
+    if options.table and options.only:
+        raise ValueError("--table is of all runs; leave out --only, or leave out --table")
+    scale, epochs = options.scale, options.epochs
+    if options.table:
+        setup = kept_setup(folder)
+        names = {recipe().name: name for name, recipe in SCALES.items()}
+        scale = scale or names.get(str(setup.get("scale")))
+        epochs = cast("int | None", setup.get("epochs")) if epochs is None else epochs
+    base = based(SCALES[scale or "nano"](), options.data, epochs)
+    return make(options.name, base, folder, list(range(options.seeds or 8)), options.only)
 
 
 if __name__ == "__main__":

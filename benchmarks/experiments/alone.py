@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.experiments.experiment import RESULTS_NAME, SETUP_NAME
+from benchmarks.experiments.experiment import RESULTS_NAME, SETUP_NAME, kept_setup
+from benchmarks.parts.lines import read_lines
 from trainer.engine.log import Record
 from trainer.samplers.scored.regret import lower_hull
 
@@ -25,15 +25,14 @@ def alone_curve(ranking: Path, setup: Record) -> Callable[[float], float] | None
     same images as those of ``setup``. The curve is the lower convex hull of its archs over log
     FLOPs (means over seeds). Beyond the first and the last it goes straight on.
     """
-    results, path = ranking / RESULTS_NAME, ranking / SETUP_NAME
-    if not results.is_file() or not path.is_file():
+    results = ranking / RESULTS_NAME
+    if not results.is_file() or not (ranking / SETUP_NAME).is_file():
         return None
-    its = json.loads(path.read_text(encoding="utf-8"))
+    its = kept_setup(ranking)
     if any(its.get(name) != setup.get(name) for name in OWN):
         return None
     found: dict[int, list[float]] = defaultdict(list)
-    for line in results.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_lines(results):
         if record["case"].startswith("alone-"):
             (row,) = record["rows"]
             found[row["flops"]].append(row["test_loss"])

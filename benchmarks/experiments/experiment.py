@@ -15,11 +15,13 @@ from typing import ClassVar
 
 from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
+from benchmarks.parts.lines import add_line, read_lines
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
 from trainer.data.splits import Splits
 from trainer.engine.checkpoint import State, has_checkpoint, load_checkpoint, save_checkpoint
+from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt
 from trainer.engine.log import Record
 from trainer.engine.provenance import provenance
@@ -49,17 +51,17 @@ class Case:
 class AbstractExperiment(ABC):
     """Runs in the order of ``cases``; those that have a line in the results are done.
 
-    base: the recipe of the scale, its ``data`` as it was asked for. folder: of the results. only:
-    names of cases, whole or up to the slash; empty for all.
+    name: of the experiment. base: the recipe of the scale, its ``data`` as it was asked for.
+    folder: of the results. only: names of cases, whole or up to the slash; empty for all.
     """
 
     trains: ClassVar[bool] = True
     """Whether there are runs, and so images."""
 
     def __init__(
-        self, base: Recipe, folder: Path, seeds: list[int], only: Collection[str] = ()
+        self, name: str, base: Recipe, folder: Path, seeds: list[int], only: Collection[str] = ()
     ) -> None:
-        self.base, self.folder, self.seeds, self.only = base, folder, seeds, only
+        self.name, self.base, self.folder, self.seeds, self.only = name, base, folder, seeds, only
         self.space = get_space(base.space, 10)
         self.splits = cache(self._splits)
 
@@ -92,20 +94,10 @@ class AbstractExperiment(ABC):
     def run(self) -> None:
         """Do what is not done yet. A signal ends it between two steps and loses nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / SETUP_NAME
-        own: Record = {"scale": self.base.name, "epochs": self.base.epochs}
-        if self.trains:
-            own["data"] = fingerprint(self.splits(0))
+        path, own = self.folder / SETUP_NAME, self._own(data=True)
         if not path.is_file():
-            setup = own | self.setup()
-            path.write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
-        setup = self.kept_setup()
-        for name, value in own.items():
-            if setup.get(name) != value:
-                raise ValueError(
-                    f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
-                    f"{name} {value}: name another folder (--out)"
-                )
+            write_whole(path, json.dumps(own | self.setup(), indent=1) + "\n")
+        setup = self._checked(own)
         if self.only:
             self._check_only(self.names(setup))
         done = {(row["case"], row["seed"]) for row in self.results()}
@@ -117,8 +109,7 @@ class AbstractExperiment(ABC):
                 cpu = time.process_time()
                 row = {"case": case.name, "seed": case.recipe.seed}
                 row |= {"commit": commit, **self.run_case(case, setup, interrupt)}
-                with (self.folder / RESULTS_NAME).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_line(self.folder / RESULTS_NAME, row)
                 cpu = time.process_time() - cpu
                 print(f"{case.name} seed {case.recipe.seed}: {cpu:.0f} s", file=sys.stderr)
 
@@ -167,27 +158,72 @@ class AbstractExperiment(ABC):
             left.unlink()
         return row
 
-    def kept_setup(self) -> Record:
-        """What ``setup`` made. Raises ValueError before the first run."""
-        path = self.folder / SETUP_NAME
-        if not path.is_file():
-            raise ValueError(f"{path} is not there: run the experiment first, without --table")
-        return json.loads(path.read_text(encoding="utf-8"))
+    def table_of(self, seeds: Collection[int] | None = None, *, data: bool = False) -> str:
+        """The table of the runs that the folder holds, all or those of some seeds.
+
+        data: whether theirs has to be the recipe's. Raises ValueError for runs of something else,
+        and for logs that lack what the table needs.
+        """
+        setup = self._checked(self._own(data=data))
+        results = [row for row in self.results() if seeds is None or row.get("seed") in seeds]
+        if self.trains and not results:
+            raise ValueError(f"{self.folder} has no such runs yet; run them first, without --table")
+        try:
+            return self.table(setup, results)
+        except LookupError as error:
+            raise ValueError(
+                f"{self.folder} lacks {error}, which {self.name} needs: its logs are of another "
+                "experiment or of an older commit; name another folder (--out)"
+            ) from error
+
+    def _own(self, *, data: bool) -> Record:
+        """What tells the runs of a folder from others."""
+        own: Record = {"experiment": self.name, "scale": self.base.name, "epochs": self.base.epochs}
+        return own | ({"data": fingerprint(self.splits(0))} if self.trains and data else {})
+
+    def _checked(self, own: Record) -> Record:
+        """The folder's setup. Raises ValueError for one of other runs."""
+        setup = kept_setup(self.folder)
+        for name, value in own.items():
+            if name == "experiment" and name not in setup:  # of an older commit
+                continue
+            if setup.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
+                    f"{name} {value}: name another folder (--out)"
+                )
+        return setup
 
     def results(self) -> list[Record]:
         """What was measured so far."""
         path = self.folder / RESULTS_NAME
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_lines(path) if path.is_file() else []
+
+
+def kept_setup(folder: Path) -> Record:
+    """What ``setup`` made. Raises ValueError before the first run."""
+    path = folder / SETUP_NAME
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: run the experiment first, without --table")
+    try:
+        setup = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        setup = None
+    if not isinstance(setup, dict):
+        raise ValueError(f"{path} is not a JSON object; restore it, or name another folder (--out)")
+    return setup
 
 
 def add_arguments(parser: argparse.ArgumentParser, scales: list[str]) -> None:
     """What every experiment is asked with."""
-    parser.add_argument("--scale", choices=scales, default="nano")
+    parser.add_argument(
+        "--scale", choices=scales, help="default: nano; with --table that of the runs"
+    )
     parser.add_argument("--epochs", type=int, help="epochs of a run (default: the scale's)")
     parser.add_argument("--data", help="CIFAR-10, as for trainer.run (digits need none)")
-    parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
+    parser.add_argument(
+        "--seeds", type=int, help="number of seeds (default: 8; with --table all there are)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder of the results (default: runs/experiments/NAME)"
     )

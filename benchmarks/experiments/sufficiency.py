@@ -53,6 +53,8 @@ SCORES = (
     "influence",
     "FLOPs",
 )
+OLDER_NAMES = {"loss drop (Eq. 4)": "loss drop"}
+"""Of scores, in logs of before."""
 
 
 class Sufficiency(AbstractExperiment):
@@ -160,17 +162,20 @@ class Sufficiency(AbstractExperiment):
 
     def table(self, setup: Record, results: list[Record]) -> str:
         lines = [
-            "| score | " + " | ".join(f"at {share:.0%}" for share in MOMENTS) + " |",
+            "| score | " + " | ".join(f"at {100 * share:.0f} %" for share in MOMENTS) + " |",
             "|---|" + "--:|" * len(MOMENTS),
         ]
         runs = [cast("list[Record]", run["moments"]) for run in results]
-        for name in SCORES:
-            cells = []
+        for name in SCORES:  # of which older logs have fewer
+            own = [run for run in runs if all(name in _scores(moment) for moment in run)]
+            if not own:
+                continue
+            cells = [name if len(own) == len(runs) else f"{name}, of {len(own)} seeds"]
             for place in range(len(MOMENTS)):
-                taus = [_tau(run[place], name) for run in runs]
+                taus = [_tau(run[place], name) for run in own]
                 low, high = (f"{end:+.2f}" for end in (min(taus), max(taus)))
                 cells.append(f"{statistics.mean(taus):+.2f} ({low} to {high})")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append(f"\n{len(runs)} seeds: mean Kendall's tau, lowest and highest.")
         return "\n".join(lines)
 
@@ -193,6 +198,11 @@ def _drops(probe: BatchProbe, relaxed: Relaxed, budget: Tensor) -> tuple[float, 
     return losses[0] - losses[1], slopes[0] - slopes[1], mixed[0] - mixed[1]
 
 
+def _scores(moment: Record) -> dict[str, list[float]]:
+    scores = cast("dict[str, list[float]]", moment["scores"])
+    return {OLDER_NAMES.get(name, name): values for name, values in scores.items()}
+
+
 def _tau(moment: Record, name: str) -> float:
-    scores = cast("dict[str, list[float]]", moment["scores"])[name]
-    return float(kendalltau(scores, cast("list[float]", moment["gained"])).statistic)
+    gained = cast("list[float]", moment["gained"])
+    return float(kendalltau(_scores(moment)[name], gained).statistic)

@@ -13,14 +13,24 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.parts.step_costs import Costs, Variants, step_costs
 from benchmarks.parts.timing import machine
-from trainer.recipes.config import get_recipe, with_settings
+from trainer.data.reading import full_path
+from trainer.engine.disk import write_whole
+from trainer.job import RECIPE_NAME, asked_recipe
+from trainer.job import build_parser as run_parser
+from trainer.recipes.config import (
+    read_recipe,
+    recipe_from_json,
+    setting_keys,
+    value_of,
+    with_settings,
+)
 from trainer.recipes.recipe import Recipe
 
 Table = dict[str, list[tuple[float, float, float, float]]]
@@ -28,7 +38,7 @@ Table = dict[str, list[tuple[float, float, float, float]]]
 table on held-out images, by which one decides; on test images that mean, the smallest budget's and
 the largest's."""
 
-COSTS_NAME = "costs.json"
+COSTS_NAME, FRONTIER_NAME = "costs.json", "frontier.json"
 
 
 def epochs_of_equal_time(epochs: int, costs: Costs) -> dict[str, int]:
@@ -45,26 +55,78 @@ def epochs_of_equal_time(epochs: int, costs: Costs) -> dict[str, int]:
     }
 
 
-def run_all(options: argparse.Namespace, variants: Variants, epochs: dict[str, int]) -> list[Path]:
-    """Train what is not finished yet; the runs' folders. Raises ValueError if a run fails."""
-    folders = []
-    for seed in options.seeds:
-        for name, count in epochs.items():
-            folder = options.out / f"{name}-{seed}"
-            folders.append(folder)
-            if (folder / "frontier.json").is_file():
-                continue
-            command = [sys.executable, "-m", "trainer.run"]
-            if (folder / "recipe.json").is_file():
-                command += ["--resume", str(folder)]
+def recipe_of(options: argparse.Namespace, variants: Variants) -> Recipe:
+    """What the variants change, as ``trainer.run`` reads it.
+
+    Raises ValueError for settings that would do nothing here, and as ``asked_recipe`` does.
+    """
+    of_variants = [("--variant", settings) for settings in variants.values()]
+    for option, settings in [("--set", options.set), *of_variants]:
+        for setting in settings:
+            key = setting.partition("=")[0]
+            if key == "seed":
+                why = "seeds are --seeds"
+            elif key in ("compute", "training_hours"):
+                why = "runs are as long as epochs say"
+            elif key == "epochs" and option == "--variant":
+                why = "epochs follow from what a step costs and from --set epochs=N"
+            elif key == "data" and options.data:
+                why = f"the data is --data {options.data}"
             else:
-                command += ["--recipe", options.recipe, "--out", str(folder)]
-                own = [*options.set, *variants[name], f"epochs={count}", f"seed={seed}"]
-                command += [part for setting in own for part in ("--set", setting)]
-                command += ["--data", options.data] if options.data else []
-            if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-                raise ValueError(f"{folder}: the run failed; mend it, or remove it and try again")
-    return folders
+                continue
+            raise ValueError(f"{option} {setting} does nothing here: {why}; leave it out")
+    command = ["--recipe", options.recipe, *_set(options.set)]
+    command += ["--data", options.data] if options.data else []
+    recipe = asked_recipe(run_parser("").parse_args(command))
+    return recipe.replace(data=options.data or recipe.data)
+
+
+def _set(settings: Sequence[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def refuse_other(kept: Path, its: Recipe, asked: Recipe) -> None:
+    """Raises ValueError unless what is kept was made with the recipe that is asked for."""
+    for key in setting_keys():
+        if value_of(its, key) != value_of(asked, key):
+            raise ValueError(
+                f"{kept} is of {key}={value_of(its, key)}, and {value_of(asked, key)} is asked "
+                "for: name another folder (--out)"
+            )
+
+
+def run_all(
+    options: argparse.Namespace,
+    variants: Variants,
+    recipes: Mapping[str, Recipe],
+    epochs: Mapping[str, int],
+) -> list[Path]:
+    """Train what is not finished yet; the runs' folders.
+
+    Raises ValueError if a run fails, and before the first one for a folder of another run.
+    """
+    runs = {
+        options.out / f"{name}-{seed}": (name, [f"epochs={count}", f"seed={seed}"])
+        for seed in options.seeds
+        for name, count in epochs.items()
+    }
+    for folder, (name, last) in runs.items():
+        if any((folder / kept).is_file() for kept in (RECIPE_NAME, FRONTIER_NAME)):
+            its = read_recipe(folder / RECIPE_NAME)
+            refuse_other(folder, its, with_settings(recipes[name], last))
+    for folder, (name, last) in runs.items():
+        if (folder / FRONTIER_NAME).is_file():
+            continue
+        command = [sys.executable, "-m", "trainer.run"]
+        if (folder / RECIPE_NAME).is_file():
+            command += ["--resume", str(folder)]
+        else:
+            command += ["--recipe", options.recipe, "--out", str(folder)]
+            command += _set([*options.set, *variants[name], *last])
+            command += ["--data", options.data] if options.data else []
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise ValueError(f"{folder}: the run failed; mend it, or remove it and try again")
+    return list(runs)
 
 
 def accuracies(options: argparse.Namespace, variants: Variants) -> Table:
@@ -72,7 +134,7 @@ def accuracies(options: argparse.Namespace, variants: Variants) -> Table:
     table: Table = {}
     for name in variants:
         for seed in options.seeds:
-            rows = json.loads((options.out / f"{name}-{seed}" / "frontier.json").read_text())
+            rows = json.loads((options.out / f"{name}-{seed}" / FRONTIER_NAME).read_text())
             held_out = statistics.mean(100 * row["held_out_accuracy"] for row in rows)
             percents = [100 * row["test_accuracy"] for row in rows]
             reached = (held_out, statistics.mean(percents), percents[0], percents[-1])
@@ -135,32 +197,35 @@ def measure(
     costs_of: Callable[[Recipe, Variants], Costs],
 ) -> dict[str, object]:
     """Costs, then runs."""
-    recipe = with_settings(get_recipe(options.recipe), options.set)
-    if options.data:
-        recipe = recipe.replace(data=options.data)
+    recipe = recipe_of(options, variants)
+    asked = {name: with_settings(recipe, settings) for name, settings in variants.items()}
+    recipes = {name: own.replace(data=full_path(own.data)) for name, own in asked.items()}
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / COSTS_NAME
     if not kept.is_file():
         costs = costs_of(recipe, variants)
-        epochs = epochs_of_equal_time(recipe.epochs, costs)
         document = {
+            "recipes": {name: own.model_dump(mode="json") for name, own in recipes.items()},
             "step_ms": costs,
-            "epochs": epochs,
+            "epochs": epochs_of_equal_time(recipe.epochs, costs),
             "machine": {**machine(), "torch": torch.__version__},
         }
-        kept.write_text(json.dumps(document, indent=1) + "\n")
+        write_whole(kept, json.dumps(document, indent=1) + "\n")
     document = json.loads(kept.read_text())
-    if set(document["epochs"]) != set(variants):
+    if list(document["epochs"]) != list(variants):  # the first is what others are compared with
         raise ValueError(
-            f"{kept} is of {', '.join(document['epochs'])}; choose another --out, or remove it"
+            f"{kept} is of {', '.join(document['epochs'])}, in this order: name another folder "
+            "(--out)"
         )
+    for name, its in document.get("recipes", {}).items():  # older files have none
+        refuse_other(kept, recipe_from_json(its), recipes[name])
     for name, own in document["step_ms"].items():
         print(
             f"{name:16} {statistics.median(own):7.2f} ms of processor time a step "
             f"({min(own):.2f} to {max(own):.2f})  {document['epochs'][name]:4} epochs",
             file=sys.stderr,
         )
-    folders = run_all(options, variants, document["epochs"])
+    folders = run_all(options, variants, recipes, document["epochs"])
     return {"runs": [str(f) for f in folders], **document}

@@ -6,7 +6,6 @@ How near is the mean KL divergence of an arch's probabilities from the full netw
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from benchmarks.parts.lines import add_line, read_lines
 from models.bundle.files import halved
 from models.bundle.folder import Bundle
 from models.converters.efficientnet_lite import PREPROCESS
@@ -113,8 +113,7 @@ class Search:
     def read(self) -> None:
         """What the file holds already."""
         if self.file is not None and self.file.is_file():
-            for line in self.file.read_text().splitlines():
-                row = json.loads(line)
+            for row in read_lines(self.file):
                 self.found[self.bundle.space.arch_from_json(row["arch"])] = row["divergence"]
 
     def measure(self, archs: Iterable[Arch]) -> None:
@@ -132,8 +131,7 @@ class Search:
                 "arch": {name: document[name] for name in CHOSEN},
             }
             if self.file is not None:
-                with self.file.open("a") as file:
-                    print(json.dumps(row), file=file)
+                add_line(self.file, row)
             if number % 20 == 0 or number == len(new):
                 print(f"tried {number} of {len(new)}", file=sys.stderr)
 
@@ -171,7 +169,7 @@ class Search:
 
 def near_in(space: SearchSpace, file: Path) -> list[Arch]:
     """Of an earlier search: what was not much farther than all that was as small."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = read_lines(file)
     kept: list[Arch] = []
     best = math.inf
     for row in sorted(rows, key=lambda row: row["flops"]):

@@ -1,6 +1,7 @@
 """Experiments run, stop, go on, and make their tables again from their logs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
         for f, seed, loss in alone
     ]
     lines.append({"case": "shift", "seed": 0, "rows": [{"flops": 5, "test_loss": 0.0}] * 2})
-    logs.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    logs.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     for other in ({"scale": "cnn"}, {"epochs": 8}, {"data": "b"}):
         assert alone_curve(tmp_path, setup | other) is None
     curve = alone_curve(tmp_path, setup)
@@ -78,7 +79,7 @@ def test_worst_regret_is_against_the_hull_of_archs_that_train_alone(tmp_path):
 
 def test_accounts_are_equal_in_what_they_count():
     """Of static distributions the expected steps, multiply-adds and time are known."""
-    experiment = StaticTilts(digits_scale(), None, [0])
+    experiment = StaticTilts("static-tilts", digits_scale(), None, [0])
     setup = {"flops": [1e5, 3e5, 9e5], "step_ms": [10.0, 12.0, 18.0]}
     a_step = FORWARD_AND_BACKWARD * experiment.base.batch_size
 
@@ -154,7 +155,7 @@ def test_every_experiment_runs_on_digits(name, tmp_path, capsys):
 
 
 def test_the_committed_tables_come_from_the_committed_logs(capsys):
-    for name in ("static-tilts", "uniform-archs", "rejection", "transfer"):
+    for name in EXPERIMENTS:
         assert main([name, "--table", "--out", str(PAGES / name)]) == 0
         said = capsys.readouterr().out
         assert said.strip() in (PAGES / f"{name}.md").read_text(encoding="utf-8")
@@ -163,6 +164,75 @@ def test_the_committed_tables_come_from_the_committed_logs(capsys):
         out = str(PAGES / "static-tilts" / folder)
         assert main(["static-tilts", "--scale", "cnn", "--table", "--out", out]) == 0
         assert capsys.readouterr().out.strip() in page
+
+
+def test_a_table_is_of_the_runs_that_are_asked_for(tmp_path, capsys):
+    folder = str(PAGES / "groups")
+    for given, told in (
+        (["--only", "6 groups"], "--table is of all runs; leave out --only"),
+        (["--seeds", "0"], "--seeds is 0; give 1 or more"),
+        (["--data", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        (["--scale", "digits"], "holds runs of scale nano, and these would be of scale digits"),
+        (["--epochs", "9"], "holds runs of epochs 4, and these would be of epochs 9"),
+    ):
+        assert main(["groups", "--table", "--out", folder, *given]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["groups", "--table", "--out", folder, "--seeds", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows
+    assert all(row.split(" | ")[2] == "1" for row in rows)
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path, capsys):
+    shutil.copytree(PAGES / "shift", tmp_path, dirs_exist_ok=True)
+    for name in ("samplers", "inherited", "ranking", "rejection"):
+        assert main([name, "--table", "--out", str(tmp_path)]) == 2
+        assert "holds runs of experiment shift, and these would be of" in capsys.readouterr().err
+    setup = json.loads((tmp_path / "setup.json").read_text(encoding="utf-8"))
+    del setup["experiment"]  # as older commits wrote it
+    (tmp_path / "setup.json").write_text(json.dumps(setup), encoding="utf-8")
+    assert main(["shift", "--table", "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["ranking", "--table", "--out", str(tmp_path)]) == 2
+    assert "lacks 'archs', which ranking needs: its logs are of" in capsys.readouterr().err
+    (tmp_path / "results.jsonl").unlink()
+    assert main(["sufficiency", "--table", "--out", str(tmp_path)]) == 2
+    assert "has no such runs yet" in capsys.readouterr().err
+    (tmp_path / "setup.json").write_text('{"sca', encoding="utf-8")
+    assert main(["shift", "--table", "--out", str(tmp_path)]) == 2
+    assert "setup.json is not a JSON object" in capsys.readouterr().err
+
+
+def test_a_score_that_some_logs_lack_is_of_the_others(tmp_path, capsys):
+    shutil.copytree(PAGES / "sufficiency", tmp_path, dirs_exist_ok=True)
+    first, last = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    for moment in last["moments"]:
+        moment["scores"]["gradient norm (Eq. 4)"] = moment["gained"]
+    lines = "".join(json.dumps(line) + "\n" for line in (first, last))
+    (tmp_path / "results.jsonl").write_text(lines)
+    assert main(["sufficiency", "--table", "--out", str(tmp_path)]) == 0
+    assert "| gradient norm (Eq. 4), of 1 seeds | +1.00 (+1.00 to" in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_off_is_run_again(tmp_path, monkeypatch, capsys):
+    def run(self, case, setup, interrupt):
+        return row(case.name, case.recipe.seed, 1.0)
+
+    monkeypatch.setattr(AbstractExperiment, "run_case", run)
+    arguments = ["groups", "--scale", "digits", "--seeds", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    file = tmp_path / "results.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[:-9])
+    capsys.readouterr()
+    assert main([*arguments, "--table"]) == 0
+    assert "results.jsonl: its last line was cut off, and is left out" in capsys.readouterr().err
+    assert file.read_text() == whole[:-9]
+    assert main(arguments) == 0
+    assert sorted(map(len, file.read_text().splitlines())) == sorted(map(len, whole.splitlines()))
+    file.write_text("words\n" + whole)
+    assert main(arguments) == 2
+    assert "results.jsonl, line 1, is not a JSON object" in capsys.readouterr().err
 
 
 def test_the_ladder_of_the_log_is_of_the_space():

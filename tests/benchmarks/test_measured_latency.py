@@ -1,5 +1,7 @@
 """Budgets in milliseconds are asked of a server that runs, and what is plotted of them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks import measured_latency
@@ -30,3 +32,21 @@ def test_threads_without_accuracies_have_no_panel(tmp_path, monkeypatch):
     assert panel.series == {"by the table": [(1.0, 25.0)], "without the table": [(1.0, 50.0)]}
     with pytest.raises(ValueError, match="nothing to plot"):
         measured_latency.plot(tmp_path / "a.png", told, [2])
+
+
+def test_a_folder_of_other_settings_is_refused(bundle_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measured_latency, "STEPS", ())
+    asked = [str(bundle_folder), "--data", "digits", "--out", str(tmp_path), "--threads"]
+    monkeypatch.setattr(measured_latency, "read_table", lambda _: SimpleNamespace(prediction={}))
+    monkeypatch.setattr(measured_latency, "show", lambda *_: None)
+    for _ in range(2):
+        assert measured_latency.main([*asked, "1"]) == 0
+    capsys.readouterr()
+    for given, told in (
+        (["1", "--rounds", "9"], "is of rounds 60, and 9 is asked for"),
+        (["1", "--data", "other"], "other is asked for: name another folder (--out)"),
+    ):
+        assert measured_latency.main([*asked, *given]) == 2
+        assert told in capsys.readouterr().err
+    (tmp_path / "settings.json").rename(tmp_path / "table-1.json")  # older folders do not have it
+    assert measured_latency.main([*asked, "1", "--rounds", "9"]) == 0

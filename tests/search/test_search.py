@@ -179,6 +179,45 @@ def test_a_bundle_is_tried_on_what_its_run_held_out(trained_run, tmp_path):
     assert labels.tolist() != in_proportion.held_out.labels.tolist()
 
 
+def test_data_of_other_classes_is_refused(trained_run, tmp_path, capsys):
+    photos = write_folder(tmp_path / "photos", {f"class {name}": 15 for name in range(10)})
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    arguments = ["random", str(bundle), "--flops", "1M", "--evaluations", "2"]
+    assert main([*arguments, "--data", str(photos)]) == 0
+
+    def other_labels(of, change):
+        document = json.loads((of / "bundle.json").read_text())
+        document["labels"] = change(document["labels"])
+        document["version"] = version_of(document)
+        (of / "bundle.json").write_text(json.dumps(document))
+
+    def swapped(names):
+        return [*names[:3], names[4], names[3], *names[5:]]
+
+    other_labels(bundle, swapped)
+    capsys.readouterr()
+    assert main([*arguments, "--data", str(photos)]) == 2
+    told = (
+        f"has 10 classes with 'class 3' at place 3, and {bundle} was trained on 10 with 'class 4'"
+    )
+    assert told in capsys.readouterr().err
+    for path in (trained_run, trained_run / "bundle"):
+        with pytest.raises(ValueError, match=f"and {path} was trained on .* give the data that"):
+            open_supernet(path, str(photos))
+
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    other_labels(run / "bundle", swapped)
+    with pytest.raises(ValueError, match="digits has 10 classes with '3' at place 3"):
+        open_supernet(run, "digits")
+    few = write_folder(tmp_path / "few", {f"class {name}": 60 for name in range(5)})
+    state = load_checkpoint(run)
+    del state["trained_on"]  # as older commits wrote it
+    save_checkpoint(run, state)
+    with pytest.raises(ValueError, match="was trained on other classes; give the data"):
+        open_supernet(run, str(few))
+
+
 def test_what_trained_one_arch_alone_is_not_searched(trained_run, tmp_path):
     run, bundle = tmp_path / "run", make_bundle("nano-cnn", tmp_path / "bundle")
     say_trained_alone(bundle, SPACE.smallest)
