@@ -95,8 +95,12 @@ def describe(options: argparse.Namespace) -> dict[str, object]:
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, object]:
-    """What a bundle answers, and how images become what its subnets read."""
-    known = bundle.confidence
+    """What a bundle answers, and how images become what its subnets read.
+
+    Ranges and ends are of its answers; the number of archs and the decisions are its space's.
+    """
+    known, space = bundle.confidence, bundle.space
+    smallest = bundle.answer(bundle.min_flops)
     return {
         "model": {"name": bundle.name, "version": bundle.version},
         "card": bundle.card or None,
@@ -107,7 +111,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "frontier": [
             {
                 "budget_flops": row.budget_flops,
-                "id": bundle.space.arch_id(row.arch),
+                "id": space.arch_id(row.arch),
                 "flops": row.flops,
                 "params": row.params,
                 "held_out_accuracy": row.held_out_accuracy,
@@ -115,7 +119,18 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
             }
             for row in bundle.frontier
         ],
-        **describe_space(bundle.space),
+        **describe_space(space),
+        "flops": {"min": bundle.min_flops, "max": bundle.max_flops},
+        "params": {"min": space.params(smallest), "max": space.params(space.largest)},
+        "smallest": describe_arch(space, smallest),
+        "costs": {
+            name: {
+                "min": one.cost.value(one.min),
+                "max": one.cost.value(one.cost.max),
+                "unit": one.cost.unit,
+            }
+            for name, one in bundle.costs.items()
+        },
     }
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import models.bundle.folder
+from models.__main__ import describe_bundle
 from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
 from models.bundle.files import describe, halved
@@ -351,6 +352,10 @@ def test_a_bundle_begins_at_its_smallest_answer(tmp_path):
     assert bundle.min_flops == flops > space.min_flops
     with pytest.raises(ValueError, match="below the smallest subnet"):
         bundle.answer(flops - 1)
+    told = describe_bundle(bundle)
+    assert told["flops"] == {"min": flops, "max": flops}
+    assert told["smallest"] == told["largest"]
+    assert told["params"]["min"] == bundle.space.params(space.largest)
 
 
 def test_the_card_is_read_and_decides_no_version(tmp_path):
