@@ -19,7 +19,7 @@ from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
 from models.space.describe import describe_arch, describe_space, read_arch
-from models.space.quantity import parse_flops
+from models.space.quantity import parse_flops, positive
 from models.spaces import SPACES, get_space
 
 _DESCRIPTION = """\
@@ -260,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     which = one.add_mutually_exclusive_group(required=True)
     which.add_argument("--flops", help="the budget: 4000000, 4e6, 4M, 1.3G")
     which.add_argument(
-        "--ms", type=float, help="a budget in milliseconds; needs a bundle that was retargeted"
+        "--ms", type=positive, help="a budget in milliseconds; needs a bundle that was retargeted"
     )
     one.set_defaults(run=generate)
     one = commands.add_parser(
@@ -277,7 +277,10 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     one.add_argument(
-        "--minutes", type=float, default=5.0, help="measure for about so long: 2 to 10 (default: 5)"
+        "--minutes",
+        type=positive,
+        default=5.0,
+        help="measure for about so long; 2 to 10 is good (default: 5)",
     )
     one.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="file of the table, JSON"

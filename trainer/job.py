@@ -13,6 +13,7 @@ import torch
 from models import PRODUCT
 from models.bundle.manifest import check_name
 from models.space.describe import read_arch
+from models.space.quantity import positive
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.data.reading import full_path, read_source
@@ -87,7 +88,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "bundle",
     )
     parser.add_argument(
-        "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
+        "--hours", type=positive, metavar="H", help="train as many epochs as fit into so many hours"
     )
     parser.add_argument(
         "--arch",

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import models.__main__
+import trainer.run
 from models.__main__ import main
 from models.bundle.costs import cost_answers
 from models.bundle.folder import load_bundle
@@ -123,6 +125,22 @@ def test_the_command_and_what_it_refuses(source, tmp_path, capsys):
     )
     assert "of cifar-cnn" in refused("retarget", source, "--table", another, "--out", out)
     assert "exists" in refused("retarget", source, "--table", table, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", "0", "-1", "many"])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (models.__main__, ["generate", "bundle", "--ms"]),
+        (models.__main__, ["measure", "bundle", "--out", "table", "--minutes"]),
+        (trainer.run, ["--hours"]),
+    ],
+)
+def test_numbers_that_are_not_above_0_are_refused_by_their_option(command, words, text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*words, text])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {words[-1]}: {text!r} is not a number above 0" in last
 
 
 def test_answers_that_were_changed_are_refused(made, tmp_path):
