@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ class Engine:
         """As ``classify``, each image within the same budgets, in order."""
         asked = parse_budgets({"flops": flops, "latency_ms": latency_ms, "confidence": confidence})
         _check_top_k(top_k)
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise ValueError("classify_batch takes several images: give a list, or call classify")
         background = self.model.bundle.preprocess.background
         every = list(images)
         places = [place_of(number, len(every)) for number in range(1, len(every) + 1)]
@@ -343,8 +346,10 @@ class Engine:
 
         ``wait``: for the end of another reload that is under way.
         Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle, 500 an
-        error of our own; the old one is served on then.
+        error of our own; the old one is served on then. 503 the engine is closed.
         """
+        if self._backlog.closed:
+            raise Problem(503, "the engine is closed; load another")
         if not self._reloading.acquire(blocking=wait):
             raise Problem(409, "another reload is under way; try again when it is done")
         try:
@@ -378,16 +383,20 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
     for name, text in texts.items():
         if text is None:
             continue
-        text = text if isinstance(text, str) else repr(float(text))
+        header = _KINDS[name].header
+        try:
+            text = text if isinstance(text, str) else repr(float(text))
+        except (TypeError, ValueError, OverflowError) as error:
+            detail = f"{header}: {error}; send e.g. {_KINDS[name].example}"
+            raise Problem(400, detail) from None
         if len(text) > MAX_LENGTH:  # nothing so long is remembered
-            header = _KINDS[name].header
             raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
         asked[name] = _PARSERS[name](text)
     return asked
 
 
 def _check_top_k(top_k: int) -> None:
-    if not isinstance(top_k, int) or top_k < 1:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; it is how many predictions to answer, 1 or more")
 
 
@@ -399,8 +408,8 @@ def read_source(
     Raises ValueError for what is not an image, Problem for one that is damaged; they begin with
     ``place``.
     """
-    if isinstance(image, bytes):
-        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             width, height = image.size
@@ -419,6 +428,8 @@ def read_source(
         return Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"{place}cannot read {image}: {error.strerror}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}{image!r:.60} is not an image: {error}") from None
 
 
 def _weakly(method: Callable[[str], None]) -> Callable[[str], None]:

@@ -31,12 +31,12 @@ class Confidence(AbstractBudgetKind):
 
     def parse(self, text: str) -> float:
         """Between 0 and 1, which no answer is."""
-        value = parse_number(text, self.header, self.example)
+        value = float(parse_number(text, self.header, self.example))
         if not 0 < value < 1:
             raise BadBudget(
                 f"{self.header}: {text.strip()} is not between 0 and 1; send e.g. {self.example}"
             )
-        return float(value)
+        return value
 
     def both(self, one: float, other: float) -> float:
         """Neither binds more than the other: BadBudget."""
