@@ -30,6 +30,7 @@ from benchmarks.parts.processes import memory_bytes, process_tree, processor_s
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import figures, photo, zipf_budgets
 from models.bundle.folder import load_bundle
+from models.space.quantity import positive
 from shiftnas_serve.hosts import HOSTS
 
 _AT_ONCE = (1, 32)
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--budgets", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
+    parser.add_argument("--seconds", type=positive, default=3.0, help="seconds of each measurement")
     parser.add_argument("--rounds", type=int, default=1, help="measure all hosts in turn so often")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)

@@ -35,6 +35,7 @@ from models.measure.measure import measure as measure_table
 from models.measure.timing import Setup, level, subnet_call, time_in_turn
 from models.retarget import retarget
 from models.space.arch import Arch
+from models.space.quantity import positive
 from shiftnas_serve.latency import MARGIN, LatencyTable
 from trainer.data.reading import read_source
 from trainer.evaluate import labels_in
@@ -388,7 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
-        "--minutes", type=float, default=2.0, help="measure for about so long for each table"
+        "--minutes", type=positive, default=2.0, help="measure for about so long for each table"
     )
     parser.add_argument("--rounds", type=int, default=60, help="rounds in which answers are timed")
     parser.add_argument(

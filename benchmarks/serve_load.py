@@ -33,6 +33,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
+from models.space.quantity import positive
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_bundle_options(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement")
+    parser.add_argument("--seconds", type=positive, default=3.0, help="seconds of each measurement")
     parser.add_argument(
         "--rounds", type=int, default=1, help="measure all systems in turn so often"
     )

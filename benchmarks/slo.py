@@ -47,6 +47,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
+from models.space.quantity import positive
 
 
 class Found(TypedDict):
@@ -168,12 +169,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--slo-ms",
-        type=float,
+        type=positive,
         default=None,
         help="latency budget (default: 10 times a lone answer)",
     )
-    parser.add_argument("--loads", type=float, nargs="+", default=list(_LOADS))
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each load")
+    parser.add_argument("--loads", type=positive, nargs="+", default=list(_LOADS))
+    parser.add_argument("--seconds", type=positive, default=5.0, help="seconds of each load")
     parser.add_argument(
         "--rounds", type=int, default=1, help="measure all systems in turn so often"
     )

@@ -30,6 +30,7 @@ from benchmarks.parts.timing import machine
 from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_rows
 from models.bundle.folder import Bundle, load_bundle
 from models.space.arch import Arch
+from models.space.quantity import positive
 from shiftnas_serve.engine.model import Model, measure_latency
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.engine.sessions import Sessions
@@ -163,17 +164,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
     )
     parser.add_argument("--published", metavar="SPACE", help="as in benchmarks.slo")
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
+    parser.add_argument("--loads", type=positive, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
     parser.add_argument("--cv2", type=float, nargs="+", default=[1.0, 4.0, 8.0])
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="seconds of virtual time for each load"
+        "--seconds", type=positive, default=60.0, help="seconds of virtual time for each load"
     )
     parser.add_argument("--rounds", type=int, default=3, help="seeds")
     parser.add_argument("--fixed", type=int, default=4, help="fixed subnets to compare with")
     parser.add_argument("--http-ms", type=float, default=2.0)
     parser.add_argument(
         "--latency-ms",
-        type=float,
+        type=positive,
         nargs=2,
         metavar=("SMALLEST", "LARGEST"),
         help="take these milliseconds and measure none: figures are the same on every machine",

@@ -19,7 +19,7 @@ from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
 from models.space.describe import describe_arch, describe_space, read_arch
-from models.space.quantity import parse_flops
+from models.space.quantity import parse_flops, positive
 from models.spaces import SPACES, get_space
 
 _DESCRIPTION = """\
@@ -95,8 +95,12 @@ def describe(options: argparse.Namespace) -> dict[str, object]:
 
 
 def describe_bundle(bundle: Bundle) -> dict[str, object]:
-    """What a bundle answers, and how images become what its subnets read."""
-    known = bundle.confidence
+    """What a bundle answers, and how images become what its subnets read.
+
+    Ranges and ends are of its answers; the number of archs and the decisions are its space's.
+    """
+    known, space = bundle.confidence, bundle.space
+    smallest = bundle.answer(bundle.min_flops)
     return {
         "model": {"name": bundle.name, "version": bundle.version},
         "card": bundle.card or None,
@@ -107,7 +111,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
         "frontier": [
             {
                 "budget_flops": row.budget_flops,
-                "id": bundle.space.arch_id(row.arch),
+                "id": space.arch_id(row.arch),
                 "flops": row.flops,
                 "params": row.params,
                 "held_out_accuracy": row.held_out_accuracy,
@@ -115,7 +119,18 @@ def describe_bundle(bundle: Bundle) -> dict[str, object]:
             }
             for row in bundle.frontier
         ],
-        **describe_space(bundle.space),
+        **describe_space(space),
+        "flops": {"min": bundle.min_flops, "max": bundle.max_flops},
+        "params": {"min": space.params(smallest), "max": space.params(space.largest)},
+        "smallest": describe_arch(space, smallest),
+        "costs": {
+            name: {
+                "min": one.cost.value(one.min),
+                "max": one.cost.value(one.cost.max),
+                "unit": one.cost.unit,
+            }
+            for name, one in bundle.costs.items()
+        },
     }
 
 
@@ -245,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     which = one.add_mutually_exclusive_group(required=True)
     which.add_argument("--flops", help="the budget: 4000000, 4e6, 4M, 1.3G")
     which.add_argument(
-        "--ms", type=float, help="a budget in milliseconds; needs a bundle that was retargeted"
+        "--ms", type=positive, help="a budget in milliseconds; needs a bundle that was retargeted"
     )
     one.set_defaults(run=generate)
     one = commands.add_parser(
@@ -262,7 +277,10 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     one.add_argument(
-        "--minutes", type=float, default=5.0, help="measure for about so long: 2 to 10 (default: 5)"
+        "--minutes",
+        type=positive,
+        default=5.0,
+        help="measure for about so long; 2 to 10 is good (default: 5)",
     )
     one.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="file of the table, JSON"

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 where photos could not be read; 2 a user's mistake; 130 Ctrl-C."""
+    """Exit status: 0; 1 photos of the table could not be read; 2 a user's mistake; 130 Ctrl-C."""
     options = parser().parse_args(arguments)
     configure_log("warning", "text")
     try:
@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """How many photos could not be read. Raises ValueError, Problem for a user's mistake."""
+    """How many photos of the table could not be read.
+
+    Raises ValueError, Problem for a user's mistake.
+    """
     texts = {"flops": options.flops, "confidence": options.confidence}
     asked = parse_budgets(texts)
     budget = ", ".join(
@@ -143,8 +146,10 @@ def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
     broken: list[Row] = []
     started_s = said_s = time.monotonic()
     count, before, shows = 0, len(table.done), sys.stderr.isatty()
+    earlier = sum(error is not None for error in table.done.values())
     if before:
-        print(f"{before:,} of {total:,} are done already", file=sys.stderr)
+        told = f", {earlier:,} of them broken" if earlier else ""
+        print(f"{before:,} of {total:,} are done already{told}", file=sys.stderr)
     for row in rows:
         table.write(row)
         count += 1
@@ -164,7 +169,7 @@ def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
         print(f"and {len(broken) - _NAMED:,} more; see the column error", file=sys.stderr)
     seconds = time.monotonic() - started_s
     print(f"{count:,} photos in {seconds:.1f} s, {len(broken):,} broken", file=sys.stderr)
-    return len(broken)
+    return earlier + len(broken)
 
 
 def in_order(

@@ -27,6 +27,7 @@ from shiftnas_serve.answer import Classification
 from shiftnas_serve.problem import Problem
 
 _FOR_NOW = (429, 502, 503, 504)
+_MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # an address, a header
 _FIRST_WAIT_S = 0.1
 _LEAST_S = 0.001
 _LATE = "no whole answer came in time"
@@ -195,7 +196,7 @@ class _Tries:
         wait_s = self._pause_s * random.uniform(0.5, 1.0)
         error: Exception
         if isinstance(given, httpx.TransportError):
-            error, passes = given, True
+            error, passes = given, not isinstance(given, _MISTAKES)
         else:
             error, passes = problem_of(given), given.status_code in _FOR_NOW
             wait_s = max(retry_after_s(given.headers.get("retry-after")), wait_s)
@@ -246,8 +247,8 @@ def _asked(
     except OSError as error:
         raise ValueError(f"cannot read {image}: {error.strerror}") from None
     budgets = {"FLOPs-Budget": flops, "Latency-Budget": latency_ms, "Confidence": confidence}
-    headers = {name: str(value) for name, value in budgets.items() if value is not None}
-    headers["Content-Type"] = "application/octet-stream"  # the content says what it is
+    headers = {name: str(value).encode() for name, value in budgets.items() if value is not None}
+    headers["Content-Type"] = b"application/octet-stream"  # the content says what it is
     query = None if top_k is None else {"top_k": top_k}
     return {"content": content, "headers": headers, "params": query}
 

@@ -69,7 +69,7 @@ FORMATS: dict[str, Callable[[Bundle, Arch], bytes]] = {
 TRITON = "triton"
 _TRITON_BATCH = 32
 _TRITON_CONFIG = """\
-name: "{name}"
+name: {name}
 platform: "onnxruntime_onnx"
 max_batch_size: {batch}
 input {{
@@ -104,7 +104,7 @@ def write_triton(bundle: Bundle, archs: Sequence[Arch], folder: Path) -> list[st
         (folder / name / "1" / "model.onnx").write_bytes(export_onnx(bundle, arch))
         (folder / name / "labels.txt").write_text("\n".join(bundle.labels) + "\n", encoding="utf-8")
         config = _TRITON_CONFIG.format(
-            name=name,
+            name=json.dumps(name, ensure_ascii=False),
             batch=_TRITON_BATCH,
             side=bundle.space.resolution(arch),
             classes=len(bundle.labels),

@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,8 @@ class Engine:
         named = {"flops": flops, "latency_ms": latency_ms, "confidence": confidence, **others}
         asked = parse_budgets(named)
         _check_top_k(top_k)
+        if isinstance(images, str | bytes | Path | Image.Image):
+            raise ValueError("classify_batch takes several images: give a list, or call classify")
         background = self.model.bundle.preprocess.background
         every = list(images)
         places = [place_of(number, len(every)) for number in range(1, len(every) + 1)]
@@ -324,8 +327,10 @@ class Engine:
 
         ``wait``: for the end of another reload that is under way.
         Raises Problem: 409 another reload is under way, 422 what is wrong with the bundle, 500 an
-        error of our own; the old one is served on then.
+        error of our own; the old one is served on then. 503 the engine is closed.
         """
+        if self._backlog.closed:
+            raise Problem(503, "the engine is closed; load another")
         if not self._reloading.acquire(blocking=wait):
             raise Problem(409, "another reload is under way; try again when it is done")
         try:
@@ -346,7 +351,7 @@ class Engine:
 
 
 def _check_top_k(top_k: int) -> None:
-    if not isinstance(top_k, int) or top_k < 1:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise ValueError(f"top_k is {top_k!r}; it is how many predictions to answer, 1 or more")
 
 

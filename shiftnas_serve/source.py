@@ -23,8 +23,8 @@ def read_source(
     Raises ValueError for what is not an image, Problem for one that is damaged; they begin with
     ``place``.
     """
-    if isinstance(image, bytes):
-        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             width, height = image.size
@@ -43,3 +43,5 @@ def read_source(
         return Path(image).read_bytes()
     except OSError as error:
         raise ValueError(f"{place}cannot read {image}: {error.strerror}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}{image!r:.60} is not an image: {error}") from None

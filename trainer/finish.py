@@ -190,7 +190,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
     resumed: JsonValue = json.loads(json.dumps(changed))
     save_bundle(
         folder / "bundle",
-        name=recipe.bundle_name or re.sub(r"[^\w.-]+", "-", splits.name).strip("-") or recipe.name,
+        name=recipe.bundle_name or re.sub(r"[^\w.-]+", "-", splits.name).strip("-.") or recipe.name,
         space=space,
         preprocess=preprocess_of(recipe),
         labels=splits.labels,

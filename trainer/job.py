@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from models import PRODUCT
+from models.bundle.manifest import check_name
 from models.space.describe import read_arch
+from models.space.quantity import positive
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
 from trainer.data.reading import full_path, read_source
@@ -87,7 +89,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "bundle",
     )
     parser.add_argument(
-        "--hours", type=float, metavar="H", help="train as many epochs as fit into so many hours"
+        "--hours", type=positive, metavar="H", help="train as many epochs as fit into so many hours"
     )
     parser.add_argument(
         "--arch",
@@ -210,6 +212,8 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
             )
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
+    if recipe.bundle_name:
+        check_name(recipe.bundle_name)
     check_world_size(recipe, world_size)
     if options.dry_run and world_size > 1:
         raise ValueError("--dry-run tries a recipe in one process; leave out torchrun")

@@ -45,13 +45,12 @@ class CostAnswers:
 
         Raises ValueError below the cheapest answer.
         """
-        whole = self.cost.whole(budget)
-        if whole < self.min:
+        if not budget >= self._costs[0]:
             raise ValueError(
-                f"a budget of {budget:g} {self.cost.unit} is below the cheapest subnet: budgets "
+                f"a budget of {budget:.15g} {self.cost.unit} is below the cheapest subnet: budgets "
                 f"start at {self.cost.written(self.min)}"
             )
-        return self.answers[bisect_right(self._costs, whole) - 1][1]
+        return self.answers[bisect_right(self._costs, budget) - 1][1]
 
     def archs(self) -> list[Arch]:
         """All that may be answered."""
@@ -66,8 +65,9 @@ class CostAnswers:
         return {"table": self.table.to_json(), "answers": answers}
 
     @cached_property
-    def _costs(self) -> list[int]:
-        return [whole for whole, _ in self.answers]
+    def _costs(self) -> list[float]:
+        """In the unit, as they are told: whoever asks for what an answer costs gets it."""
+        return [self.cost.value(whole) for whole, _ in self.answers]
 
 
 def cost_answers(space: SearchSpace, table: CostTable, archs: Sequence[Arch]) -> CostAnswers:

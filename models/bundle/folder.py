@@ -76,6 +76,7 @@ from models.bundle.value import (
     unpack_shared,
     unpack_statistics,
 )
+from models.generator.policy import generator_shapes
 from models.images.preprocess import Preprocess
 from models.onnx.graph_template import Template
 from models.space.arch import Arch
@@ -304,6 +305,8 @@ def _load(path: Path, said: Manifest) -> Bundle:
             raise ValueError(f"flops: {name} is {written:,}, but {space.name} has {mine:,}")
     weights = load_arrays(path / SUPERNET)
     check_shapes(weights, {w.name: w.shape_at(space.largest) for w in space.weights}, SUPERNET)
+    generator = load_arrays(path / GENERATOR)
+    check_shapes(generator, generator_shapes(space), GENERATOR)
     statistics = load_arrays(path / STATISTICS) if space.norms else {}
     costs = {
         name.removesuffix(ENDING): read_cost_answers(space, name, (path / name).read_text("utf-8"))
@@ -331,7 +334,7 @@ def _load(path: Path, said: Manifest) -> Bundle:
         frontier=tuple(frontier_row(space, entry) for entry in said.frontier),
         answers=answers,
         weights=weights,
-        generator=load_arrays(path / GENERATOR),
+        generator=generator,
         statistics=statistics,
         template=template,
         provenance=said.provenance,

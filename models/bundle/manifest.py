@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     ConfigDict,
@@ -32,8 +32,28 @@ from models.space.search_space import SearchSpace
 FORMAT = 1
 
 
+def check_name(name: str) -> str:
+    """Raises ValueError for a name that cannot be a folder's, as an exported model's is."""
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        raise ValueError(
+            f"the bundle's name {name!r:.60} cannot be a folder's: give one without slashes and "
+            "control characters"
+        )
+    return name
+
+
+def check_label(label: str) -> str:
+    """Raises ValueError for one that does not fit in a line, as lists of labels have them."""
+    if label.splitlines() not in ([], [label]):
+        raise ValueError(f"the label {label!r:.60} has a line break: give one without")
+    return label
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
 class SpaceEntry(_Part):
@@ -48,7 +68,7 @@ class FlopsEntry(_Part):
 
     min: int
     max: int
-    groups: tuple[int, ...]
+    groups: tuple[Annotated[int, Field(gt=0)], ...]
 
 
 class AnswerEntry(_Part):
@@ -71,18 +91,18 @@ class FrontierEntry(AnswerEntry):
 
     flops: int
     params: int
-    held_out_accuracy: float | None = Field(
+    held_out_accuracy: _Share | None = Field(
         None, validation_alias=AliasChoices("held_out_accuracy", "val_accuracy")
     )
     """``val_accuracy`` in bundles of before 2026-11-30."""
-    test_accuracy: float | None = None
+    test_accuracy: _Share | None = None
 
 
 class TemperatureEntry(_Part):
     """By what the logits of a subnet are divided."""
 
     flops: int
-    temperature: float
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class PairEntry(_Part):
@@ -107,11 +127,11 @@ class Int8RowEntry(_Part):
 
     id: str
     flops: int
-    agreement: float
+    agreement: _Share
     agreement_95: tuple[float, float]
-    accuracy: float | None = None
+    accuracy: _Share | None = None
     accuracy_95: tuple[float, float] | None = None
-    fp32_accuracy: float | None = None
+    fp32_accuracy: _Share | None = None
 
 
 class Int8Entry(_Part):
@@ -136,11 +156,11 @@ class Manifest(_Part):
     """All of ``bundle.json``. What it does not know is left to later versions."""
 
     format: int
-    name: str
+    name: Annotated[str, AfterValidator(check_name)]
     version: str
     space: SpaceEntry
     preprocess: Preprocess
-    labels: tuple[str, ...]
+    labels: tuple[Annotated[str, AfterValidator(check_label)], ...]
     flops: FlopsEntry
     frontier: tuple[FrontierEntry, ...]
     answers: tuple[AnswerEntry, ...]
@@ -238,11 +258,11 @@ def confidence_entry(known: Confidence) -> ConfidenceEntry:
 
 
 def confidence_of(entry: ConfidenceEntry) -> Confidence:
-    """Raises ValueError for temperatures not above 0, rows out of order, pairs over budget."""
+    """Raises ValueError without temperatures, for rows out of order, pairs over budget."""
     temperatures = tuple((row.flops, row.temperature) for row in entry.temperatures)
     pairs = tuple((row.budget_flops, row.first_flops, row.second_flops) for row in entry.pairs)
-    if not temperatures or not all(0 < value < math.inf for _, value in temperatures):
-        raise ValueError("confidence: temperatures must be there, and more than 0")
+    if not temperatures:
+        raise ValueError("confidence: temperatures must be there")
     for budget, first, second in pairs:
         if first + second > budget or ((first or second) and not 0 < first < second):
             raise ValueError(f"confidence: {first:,} and {second:,} FLOPs do not share {budget:,}")

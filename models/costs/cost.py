@@ -28,17 +28,13 @@ class Cost:
         """What an arch costs."""
         return int(self.rule.batch(self.space.indices(arch)[None])[0])
 
-    def whole(self, value: float) -> int:
-        """A budget in ``unit`` as the most whole numbers within it."""
-        return int(value * self.scale)
-
     def value(self, whole: float) -> float:
         """Whole numbers in ``unit``."""
         return whole / self.scale
 
     def written(self, whole: float) -> str:
-        """For people: ``3,250,048 FLOPs``, ``12.403 ms``."""
-        return f"{self.value(whole):,.{0 if self.scale == 1 else 3}f} {self.unit}"
+        """For people, exactly: ``3,250,048 FLOPs``, ``12.403 ms``."""
+        return f"{self.value(whole):,.15g} {self.unit}"
 
     def even(self, count: int) -> list[float]:
         """Budgets, evenly spaced from the least to the most."""

@@ -24,13 +24,10 @@ from torch import Tensor, nn
 
 from models.costs.cost import Cost
 from models.costs.flops import flops_cost
-from models.generator.policy import LOGIT_BOUND
+from models.generator.policy import FREQUENCIES, HIDDEN, LOGIT_BOUND, choices_of_kinds
 from models.generator.tail import tail_of
 from models.space.relaxed import Relaxed
 from models.space.search_space import SearchSpace
-
-HIDDEN = 64
-FREQUENCIES = 16
 
 
 def one_numpy_thread() -> AbstractContextManager[Any]:
@@ -52,9 +49,7 @@ class ArchitectureGenerator(nn.Module):
         self.space = space
         self.cost = flops_cost(space) if cost is None else cost
         assert self.cost.space is space, "a cost is of one space"
-        kinds: dict[str, int] = {}
-        for decision in space.decisions:
-            kinds[decision.kind] = max(kinds.get(decision.kind, 0), len(decision.choices))
+        kinds = choices_of_kinds(space)
         self.encode = nn.Linear(FREQUENCIES, HIDDEN)
         self.cell = nn.LSTMCell(HIDDEN, HIDDEN)
         self.heads = nn.ModuleDict({kind: nn.Linear(HIDDEN, n) for kind, n in kinds.items()})

@@ -15,8 +15,36 @@ from models.costs.cost import Cost
 from models.generator.tail import tail_of
 from models.space.search_space import SearchSpace
 
+HIDDEN, FREQUENCIES = 64, 16
 LOGIT_BOUND = 6.0
 """Logits are squashed into +-6, so that no choice ever becomes unreachable (ENAS does the same)."""
+
+
+def choices_of_kinds(space: SearchSpace) -> dict[str, int]:
+    """The most choices that a decision of each kind has."""
+    kinds: dict[str, int] = {}
+    for decision in space.decisions:
+        kinds[decision.kind] = max(kinds.get(decision.kind, 0), len(decision.choices))
+    return kinds
+
+
+def generator_shapes(space: SearchSpace) -> dict[str, tuple[int, ...]]:
+    """Of the weights of a space's generator, by name."""
+    gates = 4 * HIDDEN
+    shapes: dict[str, tuple[int, ...]] = {
+        "encode.weight": (HIDDEN, FREQUENCIES),
+        "encode.bias": (HIDDEN,),
+        "cell.weight_ih": (gates, HIDDEN),
+        "cell.weight_hh": (gates, HIDDEN),
+        "cell.bias_ih": (gates,),
+        "cell.bias_hh": (gates,),
+        "start": (HIDDEN,),
+    }
+    for kind, count in choices_of_kinds(space).items():
+        shapes[f"heads.{kind}.weight"] = (count, HIDDEN)
+        shapes[f"heads.{kind}.bias"] = (count,)
+        shapes[f"embeddings.{kind}.weight"] = (HIDDEN, count)
+    return shapes
 
 
 def budget_features(position: np.ndarray, count: int) -> np.ndarray:

@@ -211,16 +211,19 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return _in_bands(image, _high_bytes)
+        return _in_bands(image, lambda band: _high_bytes(background, band))
     if image.has_transparency_data:
         return _in_bands(image, lambda band: _on(background, band))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _high_bytes(image: Image.Image) -> Image.Image:
+def _high_bytes(background: tuple[int, int, int], image: Image.Image) -> Image.Image:
     # As Pillow does for 16-bit colour; its own conversion of 16-bit greyscale clips.
-    high = (np.asarray(image) >> 8).astype(np.uint8)
-    return Image.fromarray(high).convert("RGB")
+    values = np.asarray(image)
+    high = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if "transparency" in image.info:
+        high[values == image.info["transparency"]] = background
+    return Image.fromarray(high)
 
 
 def _on(background: tuple[int, int, int], image: Image.Image) -> Image.Image:

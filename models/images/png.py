@@ -26,6 +26,7 @@ _EXIF, _TEXTS = b"eXIf", (b"zTXt", b"tEXt", b"iTXt")
 _RAW_EXIF, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
 _TEXT_BYTES = 200_000
 
+_GREY, _RGB = 0, 2
 _HEAD = struct.Struct(">I4s")
 _SIZE = struct.Struct(">II")
 
@@ -64,8 +65,31 @@ def read_png_header(data: bytes) -> ImageHeader:
 
 def png_alone(data: bytes) -> bytes:
     """The file without what stands beside the picture. No pixel depends on it."""
-    kept = (data[start:end] for kind, start, end in _chunks(data) if kind in _PICTURE)
-    return b"".join((SIGNATURE, *kept))
+    kept = [SIGNATURE]
+    depth = colours = 0
+    for kind, start, end in _chunks(data):
+        if kind == b"IHDR":
+            depth, colours = data[start + 16], {_GREY: 1, _RGB: 3}.get(data[start + 17], 0)
+        if kind == b"tRNS" and colours:
+            kept.append(_transparent(struct.unpack_from(f">{colours}H", data, start + 8), depth))
+        elif kind in _PICTURE:
+            kept.append(data[start:end])
+    return b"".join(kept)
+
+
+def _transparent(colour: tuple[int, ...], depth: int) -> bytes:
+    """The chunk that says which colour is transparent, in 8 bits, as Pillow compares it.
+
+    But for 16-bit greyscale, which Pillow keeps. Of 16-bit RGB it has the high bytes alone: what
+    has the same is transparent, too.
+    """
+    if depth <= 8:
+        most = 2**depth - 1  # which the standard masks by
+        colour = tuple((value & most) * 255 // most for value in colour)
+    elif depth == 16 and len(colour) == 3:
+        colour = tuple(value >> 8 for value in colour)
+    body = b"tRNS" + struct.pack(f">{len(colour)}H", *colour)
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -37,8 +37,8 @@ _REDUCING_GAP = 3.0
 """Pillow's: a large photo is first averaged down to so many times the target. Much faster."""
 
 
-_Mean = Annotated[float, Field(allow_inf_nan=False)]
-_Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -53,7 +53,7 @@ class Preprocess:
 
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Deviation, _Deviation, _Deviation]
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    crop_ratio: Annotated[float, Field(ge=0.01, le=1)] | None = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     background: tuple[_Byte, _Byte, _Byte] = WHITE
 

@@ -27,8 +27,6 @@ def read_arch(space: SearchSpace, text: str) -> Arch:
         document = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the arch is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError("an arch is a JSON object, like the one describe prints")
     return space.arch_from_json(document)
 
 

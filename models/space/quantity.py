@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import ArgumentTypeError
 from decimal import ROUND_DOWN, Context, Decimal
 
 MAX_LENGTH = 40
@@ -16,6 +17,8 @@ _POWERS = {"": 0, "K": 3, "M": 6, "G": 9}
 _EXACT = Context(prec=2 * MAX_LENGTH, rounding=ROUND_DOWN)
 # No network has as many; it keeps integers small.
 _CEILING = 10**18
+# Of a number on a command line: hours, seconds and milliseconds can be added up and multiplied.
+_MOST = 1e9
 
 
 def parse_flops(text: str) -> int:
@@ -36,6 +39,19 @@ def parse_number(text: str) -> Decimal:
         raise ValueError(f"{text[:MAX_LENGTH]!r} is not a number")
     number, exponent = match.groups()
     return Decimal(number).scaleb(int(exponent or 0), _EXACT)
+
+
+def positive(text: str) -> float:
+    """A number on a command line, for ``type=`` of argparse, which names the option."""
+    try:
+        value = float(parse_number(text))
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= _MOST:
+        raise ArgumentTypeError(
+            f"{text[:MAX_LENGTH]!r} is not a number above 0 and up to {_MOST:g}; write e.g. 2.5"
+        )
+    return value
 
 
 def _match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

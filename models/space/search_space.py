@@ -149,8 +149,10 @@ class SearchSpace:
                 del entry[length.get(kind, 0) :]
         return document
 
-    def arch_from_json(self, document: Mapping[str, object]) -> Arch:
+    def arch_from_json(self, document: object) -> Arch:
         """The reverse; ValueError for anything that is not an arch of this space."""
+        if not isinstance(document, Mapping):
+            raise ValueError("an arch is a JSON object, like the one describe prints")
         choices: dict[str, Choice] = {}
         kinds = {decision.kind for decision in self.decisions}
         for kind, value in document.items():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 import csv
+import io
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from models.bundle.disk import refused
@@ -43,9 +45,9 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 class AbstractTable(abc.ABC):
-    """Use it as a context. ``done``: the names of the photos that it has already."""
+    """Use it as a context. ``done``: the photos that it has already, with their errors, if any."""
 
-    done: frozenset[str] = frozenset()
+    done: Mapping[str, str | None] = MappingProxyType({})
 
     @abc.abstractmethod
     def write(self, row: Row) -> None:
@@ -76,13 +78,12 @@ class CsvTable(AbstractTable):
                 self._file.truncate(whole)
             except OSError as error:
                 raise ValueError(refused(path, error)) from None
-        self._csv = csv.writer(self._file, lineterminator="\n")
         if not whole:
-            self._csv.writerow(COLUMNS)
+            self._file.write(_line(COLUMNS))
 
     def write(self, row: Row) -> None:
         try:
-            self._csv.writerow(asdict(row).values())
+            self._file.write(_line(asdict(row).values()))
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -118,10 +119,12 @@ class ParquetTable(AbstractTable):
         try:
             path.mkdir(parents=True, exist_ok=True)
             parts = sorted(path.glob("part-*.parquet"))
-            tables = [pq.read_table(part, columns=COLUMNS[:3]).to_pylist() for part in parts]
+            read = [*COLUMNS[:3], "error"]
+            tables = [pq.read_table(part, columns=read).to_pylist() for part in parts]
         except (OSError, pa.ArrowException) as error:
             raise ValueError(refused(path, error)) from None
-        self._next = 1 + max((int(part.stem.partition("-")[2]) for part in parts), default=-1)
+        numbers = (part.stem.removeprefix("part-") for part in parts)
+        self._next = 1 + max((int(one) for one in numbers if one.isdecimal()), default=-1)
         rows = [row for table in tables for row in table]
         self.done = _checked(path, rows, model, budget)
 
@@ -158,10 +161,17 @@ def open_table(csv: Path | None, parquet: Path | None, model: str, budget: str) 
     return CsvTable(csv, model, budget)
 
 
-def _read_csv(path: Path, model: str, budget: str) -> tuple[frozenset[str], int]:
-    """The names of the photos in a file that may be there, and how many bytes of it are whole."""
+def _line(cells: Iterable[object]) -> str:
+    """Of a CSV file, that ends in a line feed. A writer of those leaves carriage returns bare."""
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _read_csv(path: Path, model: str, budget: str) -> tuple[Mapping[str, str | None], int]:
+    """What a file that may be there has done, and how many bytes of it are whole."""
     if not path.exists():
-        return frozenset(), 0
+        return {}, 0
     whole, record = 0, ""
     rows: list[dict[str, Any]] = []
     try:
@@ -187,7 +197,7 @@ def _read_csv(path: Path, model: str, budget: str) -> tuple[frozenset[str], int]
 
 def _checked(
     path: Path, rows: Iterable[Mapping[str, Any]], model: str, budget: str
-) -> frozenset[str]:
+) -> Mapping[str, str | None]:
     for row in rows:
         found = (row["model"], row["budget"])
         if found != (model, budget):
@@ -195,4 +205,4 @@ def _checked(
                 f"{path} has rows of {found[0]} within {found[1]}, and these would be of {model} "
                 f"within {budget}; choose another place"
             )
-    return frozenset(row["photo"] for row in rows)
+    return {row["photo"]: row["error"] or None for row in rows}

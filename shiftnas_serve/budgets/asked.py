@@ -27,9 +27,13 @@ def parse_budgets(texts: Mapping[str, str | float | None]) -> dict[str, float]:
             )
         if text is None:
             continue
-        text = text if isinstance(text, str) else repr(float(text))
+        header = _KINDS[name].header
+        try:
+            text = text if isinstance(text, str) else repr(float(text))
+        except (TypeError, ValueError, OverflowError) as error:
+            detail = f"{header}: {error}; send e.g. {_KINDS[name].example}"
+            raise Problem(400, detail) from None
         if len(text) > MAX_LENGTH:  # nothing so long is remembered
-            header = _KINDS[name].header
             raise Problem(400, f"{header}: longer than {MAX_LENGTH} characters")
         asked[name] = _PARSERS[name](text)
     return asked

@@ -31,11 +31,11 @@ class Confidence(AbstractBudgetKind):
 
     def parse(self, text: str) -> float:
         """Above 0 and below 1: no answer is surer."""
-        value = parse_number(text, self.header, self.example)
+        value = float(parse_number(text, self.header, self.example))
         if not 0 < value < 1:
             given = f"{self.header}: {text.strip()}"
             raise BadBudget(f"{given} is not above 0 and below 1; send e.g. {self.example}")
-        return float(value)
+        return value
 
     def both(self, one: float, other: float) -> float:
         """Neither binds more than the other: BadBudget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from shiftnas_serve.budgets.base import (
@@ -48,10 +49,11 @@ class LatencyBudget(AbstractBudgetKind):
         """
         smallest_ms = moment.latency.least_ms(moment.min_flops)
         if value < smallest_ms:
+            enough_ms = math.ceil(1000 * smallest_ms) / 1000
             raise OutOfRange(
-                f"{self.header}: {value:g} ms is less than the {smallest_ms:.2f} ms that this "
+                f"{self.header}: {value:g} ms is less than the {enough_ms:g} ms that this "
                 "server needs for the smallest subnet; ask for more time",
-                {"min_latency_ms": round(smallest_ms, 3)},
+                {"min_latency_ms": enough_ms},
             )
         left_ms = value - moment.elapsed_ms - moment.latency.after_ms
         most = moment.latency.flops_inferred_within(left_ms)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import models.bundle.folder
+from models.__main__ import describe_bundle
 from models.bundle.disk import advice
 from models.bundle.disk import refused as refused_write
 from models.bundle.files import describe, halved
@@ -77,6 +78,21 @@ def refused(folder, words):
         (lambda d: d["files"].update({"template.onnx": {}}), "template.onnx.sha256 is missing"),
         (lambda d: d["preprocess"].update(mean=[1]), "mean"),
         (lambda d: d["answers"][0].update(budget_flops=5), "exceed"),
+        (lambda d: d["answers"][3].update(budget_flops=math.nan), r"answers\[3\].*finite"),
+        (lambda d: d["answers"][-1].update(budget_flops=math.inf), "finite"),
+        (lambda d: d["frontier"][0].update(budget_flops=math.nan), "finite"),
+        (
+            lambda d: d["frontier"][0].update(held_out_accuracy=5.0),
+            "held_out_accuracy.*equal to 1",
+        ),
+        (lambda d: d["frontier"][0].update(test_accuracy=math.nan), "test_accuracy"),
+        (lambda d: d["flops"]["groups"].insert(0, -5), r"flops.groups\[0\] is -5"),
+        (lambda d: d["preprocess"].update(std=[1e-300] * 3), r"preprocess.std\[0\] is 1e-300"),
+        (lambda d: d["preprocess"].update(crop_ratio=1e-310), "crop_ratio"),
+        (lambda d: d.update(name="../evil"), "name '../evil' cannot be a folder's"),
+        (lambda d: d.update(name=".."), "cannot be a folder's"),
+        (lambda d: d.update(name="a\nb"), "cannot be a folder's"),
+        (lambda d: d["labels"].insert(0, "a\nb"), r"label 'a\\nb' has a line break"),
         (lambda d: d["answers"].pop(0), "begin at their smallest"),
         (lambda d: d["frontier"][0].update(id="x"), "not that of its arch"),
         (lambda d: d["frontier"][0]["arch"].update(depth="deep"), "must be numbers"),
@@ -120,6 +136,22 @@ def test_weights_of_the_wrong_shape_or_name_are_named(folder):
     save_file({**weights, "extra": np.zeros(3, np.float32)}, file)
     rehash(folder, file.name)
     refused(folder, "has extra")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: g.pop("cell.weight_ih"), "generator.safetensors lacks cell.weight_ih"),
+        (lambda g: g.update({"start": g["start"][:3]}), r"start is float32 \(3,\)"),
+        (lambda g: g.update(more=g["start"]), "generator.safetensors has more"),
+    ],
+)
+def test_a_generator_of_other_names_or_shapes_is_named(folder, change, words):
+    arrays = load_file(folder / "generator.safetensors")
+    change(arrays)
+    save_file(arrays, folder / "generator.safetensors")
+    rehash(folder, "generator.safetensors")
+    refused(folder, words)
 
 
 def test_what_is_no_bundle_says_so(tmp_path, folder):
@@ -351,6 +383,10 @@ def test_a_bundle_begins_at_its_smallest_answer(tmp_path):
     assert bundle.min_flops == flops > space.min_flops
     with pytest.raises(ValueError, match="below the smallest subnet"):
         bundle.answer(flops - 1)
+    told = describe_bundle(bundle)
+    assert told["flops"] == {"min": flops, "max": flops}
+    assert told["smallest"] == told["largest"]
+    assert told["params"]["min"] == bundle.space.params(space.largest)
 
 
 def test_the_card_is_read_and_decides_no_version(tmp_path):
@@ -433,7 +469,11 @@ def test_a_bundle_without_confidence_says_what_to_do(original):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["temperatures"][0].update(temperature=0), "more than 0"),
+        (
+            lambda c: c["temperatures"][0].update(temperature=0),
+            r"\[0\].temperature is 0",
+        ),
+        (lambda c: c["temperatures"][0].update(temperature=1e-320), "equal to 0.001"),
         (lambda c: c["temperatures"].reverse(), "temperatures must ascend"),
         (lambda c: c["temperatures"].clear(), "must be there"),
         (lambda c: c["pairs"].reverse(), "pairs must ascend"),

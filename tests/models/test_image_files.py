@@ -110,6 +110,25 @@ def test_a_palette_and_its_transparency_are_of_the_picture():
     assert kept == palette.convert("RGB").getpixel((39, 39))
 
 
+@pytest.mark.parametrize(
+    ("bits", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)]
+)
+def test_the_transparent_colour_of_a_png_is_found_in_every_depth(bits, colour):
+    """Pillow compares what the file says, in bits of its own, with 8 of a sample."""
+    channels = {0: 1, 2: 3}[colour]
+    values = {1: (0, 1), 16: (0x0164, 0x6401)}.get(bits, (1, 2))
+    for clear, solid in (values, values[::-1]):
+        row = "".join(f"{one:0{bits}b}" * channels for one in (clear, solid)).ljust(8, "0")
+        pixels = int(row, 2).to_bytes(len(row) // 8, "big")
+        header = struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        data += chunk(b"tRNS", struct.pack(">H", clear) * channels)
+        data += chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND")
+        seen = decode_image(data, background=(9, 8, 7))
+        shade = solid >> 8 if bits == 16 else solid * 255 // (2**bits - 1)
+        assert [seen.getpixel((x, 0)) for x in (0, 1)] == [(9, 8, 7), (shade,) * 3]
+
+
 def test_a_png_has_one_header_and_it_comes_first(opened):
     """Pillow would take the last."""
     large = chunk(b"IHDR", struct.pack(">IIBBBBB", 5000, 5000, 8, 0, 0, 0, 0))

@@ -351,6 +351,8 @@ def test_wrong_archs_are_refused_by_name(name):
     document = space.arch_to_json(space.largest)
     with pytest.raises(ValueError, match="has no 'colour'"):
         space.arch_from_json(document | {"colour": 1})
+    with pytest.raises(ValueError, match="JSON object"):
+        space.arch_from_json("x")
     with pytest.raises(ValueError, match="must be numbers"):
         space.arch_from_json(document | {chosen.kind: "wide"})
     with pytest.raises(ValueError, match="must be numbers"):

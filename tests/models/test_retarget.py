@@ -1,15 +1,21 @@
 """Bundles that also answer budgets of a measured cost."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import models.__main__
+import trainer.run
 from models.__main__ import main
+from models.bundle.costs import cost_answers
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
 from models.retarget import retarget
+from models.spaces import get_space
 from tests.bundles import make_bundle, say_trained_alone
 from tests.models.test_costs import made_up_table
 from tests.pictures import write_photos
@@ -44,6 +50,22 @@ def test_answers_keep_milliseconds_and_flops_are_answered_as_before(source, made
         assert bundle.answer(budget) == before.answer(budget)
     assert bundle.version != before.version
     assert "latency_ms" in bundle.provenance
+
+
+def test_a_budget_of_what_an_answer_costs_is_answered_by_it():
+    """Of every nanosecond, whatever its floats are; and the least that is told is no less."""
+    space = get_space("nano-cnn")
+    made_up = made_up_table(space)
+    for fixed in (0.125014, 0.125015, 0.125016, 0.125017):  # int(0.125014 * 1e6) is 125013
+        table = replace(made_up, fixed=fixed)
+        known = cost_answers(space, table, [space.smallest, space.largest])
+        for whole, arch in known.answers:
+            assert known.answer(known.cost.value(whole)) == arch
+        assert known.answer(math.inf) == space.largest
+        least = known.cost.value(known.min)
+        assert known.cost.written(known.min) == f"{least} ms"
+        with pytest.raises(ValueError, match=f"of {least - 1e-9:.15g} ms is .* at {least} ms"):
+            known.answer(least - 1e-9)
 
 
 def test_without_images_the_answers_that_a_bundle_stores_stay(source, made):
@@ -103,6 +125,22 @@ def test_the_command_and_what_it_refuses(source, tmp_path, capsys):
     )
     assert "of cifar-cnn" in refused("retarget", source, "--table", another, "--out", out)
     assert "exists" in refused("retarget", source, "--table", table, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", "0", "-1", "many"])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (models.__main__, ["generate", "bundle", "--ms"]),
+        (models.__main__, ["measure", "bundle", "--out", "table", "--minutes"]),
+        (trainer.run, ["--hours"]),
+    ],
+)
+def test_numbers_that_are_not_above_0_are_refused_by_their_option(command, words, text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*words, text])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {words[-1]}: {text!r} is not a number above 0" in last
 
 
 def test_answers_that_were_changed_are_refused(made, tmp_path):

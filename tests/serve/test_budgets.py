@@ -133,6 +133,18 @@ def test_a_bound_is_one_that_some_subnet_keeps(kind, bundle: Bundle):
 
 
 @every_kind
+def test_the_least_that_a_kind_tells_is_allowed(kind, bundle: Bundle):
+    table = LatencyTable(((bundle.min_flops, 1.0001234),))
+    now = Moment(bundle.min_flops, bundle.max_flops, table, knows_confidence=False)
+    with pytest.raises(OutOfRange) as refused:
+        kind.flops_bound(VALUES[0], now)
+    for name, least in refused.value.extra["allowed"].items():
+        if name.startswith("min"):
+            assert f"{least}" in str(refused.value)
+            assert kind.flops_bound(least, now) >= bundle.min_flops
+
+
+@every_kind
 def test_only_a_kind_that_degrades_depends_on_the_moment(kind, bundle: Bundle):
     value = VALUES[-1]
     busy = moment(bundle, elapsed_ms=1e12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import resource
@@ -34,6 +35,8 @@ def test_a_folder_with_broken_files(bundle, bundle_folder, tmp_path, capsys):
     rows = rows_of(out)
     assert "7 photos in" in said
     assert "1 broken" in said
+    assert main(command) == 1  # a scheduler that starts it again must not take it for clean
+    assert "7 of 7 are done already, 1 of them broken" in capsys.readouterr().err
     assert f"broken: {photos}/not, a photo.jpg: " in said
     assert [row["photo"] for row in rows] == sorted(map(str, photos.rglob("*.*")))
     with load(bundle_folder, prebuild=False) as engine:
@@ -67,15 +70,16 @@ def test_it_goes_on_where_it_was_stopped(bundle_folder, tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", 4)
     strange = photos / 'two\n"lines".png'
     strange.write_bytes(encoded(picture()))
+    (photos / "one\rand two.png").write_bytes(encoded(picture()))
     out = tmp_path / "out.csv"
     command = [str(photos), "--bundle", str(bundle_folder), "--csv", str(out)]
     assert main(command) == 0
-    whole = out.read_text()
+    whole = out.read_bytes().decode()
     for cut in (len(whole) - 30, whole.index("two\n") + 5, whole.index("\n") + 1):
-        out.write_text(whole[:cut])
+        out.write_bytes(whole[:cut].encode())
         assert main(command) == 0
         assert sorted(map(str, rows_of(out))) == sorted(
-            str(row) for row in csv.DictReader(whole.splitlines(keepends=True))
+            str(row) for row in csv.DictReader(io.StringIO(whole, newline=""))
         )
     assert "are done already" in capsys.readouterr().err
 
@@ -246,7 +250,8 @@ def test_parquet_in_and_out(bundle_folder, tmp_path, monkeypatch, capsys):
     assert first[-1]["error"] == "there is no image in this row"
     # what was not finished is done again, and nothing twice
     (out / "part-00001.parquet").unlink()
-    assert main(command) == 0
+    pq.write_table(pq.read_table(out / "part-00000.parquet")[:0], out / "part-mine.parquet")
+    assert main(command) == 1  # of the row that is still there
     again = pq.read_table(out).to_pylist()
     assert sorted(row["photo"] for row in again) == [row["photo"] for row in first]
 

@@ -160,6 +160,27 @@ def test_nobody_there_and_no_photo(tmp_path):
     assert len(asked_s) == 2
 
 
+@pytest.mark.parametrize("error", [httpx.UnsupportedProtocol, httpx.LocalProtocolError])
+def test_a_mistake_in_a_request_is_not_sent_again(error):
+    transport, asked_s = scripted(error("what is wrong"))
+    with (
+        Client("http://there", key=KEY, transport=transport) as client,
+        pytest.raises(error, match="what is wrong"),
+    ):
+        client.classify(b"photo")
+    assert len(asked_s) == 1
+
+
+def test_budgets_in_any_script_reach_the_server():
+    transport, asked_s = scripted(refusal(400))
+    with (
+        Client("http://there", key=KEY, transport=transport) as client,
+        pytest.raises(Problem, match="later"),
+    ):
+        client.classify(b"photo", flops="\uff14M")
+    assert len(asked_s) == 1
+
+
 def test_a_retry_after_is_a_number_or_a_date():
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert 50 < retry_after_s(soon) <= 60

@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.__main__ import main as models_main
 from models.bundle.folder import Bundle
-from shiftnas_serve.export import main
+from shiftnas_serve.export import main, write_triton
 from tests.contract.process import PNG
 from tests.pictures import encoded
 
@@ -216,6 +216,10 @@ def test_a_repository_for_triton_is_what_its_protobuf_says(
         ]
         labels = (folder / name / config.output[0].label_filename).read_text().splitlines()
         assert labels == list(bundle.labels)
+    quoted, archs = replace(bundle, name='so-called "net"'), [bundle.answer(bundle.min_flops)]
+    (name,) = write_triton(quoted, archs, tmp_path / "quoted")
+    text = (tmp_path / "quoted" / name / "config.pbtxt").read_text()
+    assert text_format.Parse(text, ModelConfig()).name == name
     assert main(asked) == 2
     assert "is there already" in capsys.readouterr().err
     one = [*asked[:-3], "onnx", "--out", str(tmp_path / "one.onnx")]

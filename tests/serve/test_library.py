@@ -44,7 +44,8 @@ def test_every_form_of_an_image_gets_the_same_answer(engine: Engine, png: bytes,
     path.write_bytes(png)
     photo = Image.open(path)
     forms = [png, path, str(path), photo, np.asarray(photo.convert("RGB"))]
-    first, *others = [engine.classify(form, flops="1M") for form in forms]
+    forms += [bytearray(png), memoryview(png)]
+    first, *others = [engine.classify(form, flops="1M", top_k=np.int64(2)) for form in forms]
     assert first.subnet.flops <= 1_000_000
     for other in others:
         assert other.subnet is first.subnet
@@ -95,7 +96,7 @@ def test_an_image_of_pillow_that_is_damaged_or_says_not_enough_is_refused(engine
             engine.classify(Image.new(mode, (9, 9)))
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 1.5])
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, True])
 def test_a_number_of_predictions_that_is_none_is_refused(engine: Engine, png: bytes, top_k):
     with pytest.raises(ValueError, match=f"top_k is {top_k}"):
         engine.classify(png, top_k=top_k)
@@ -157,12 +158,43 @@ def test_crowds_of_threads_and_of_tasks_get_each_their_own(engine: Engine, bundl
     "given",
     [
         *("nowhere.png", np.zeros((4, 4)), np.zeros((2, 2, 3)), np.zeros((0, 9, 3), np.uint8)),
-        *(Image.new("RGB", (0, 10)), Image.new("RGBA", (10, 0))),
+        *(Image.new("RGB", (0, 10)), Image.new("RGBA", (10, 0)), None, "nowhere\0"),
     ],
 )
 def test_what_is_no_image_is_one_line(engine: Engine, given):
-    with pytest.raises(ValueError, match=r"nowhere|uint8|must have pixels, not (0 x 10|10 x 0)$"):
+    says = r"nowhere|uint8|must have pixels, not (0 x 10|10 x 0)$|None is not an image"
+    with pytest.raises(ValueError, match=says):
         engine.classify(given)
+
+
+@pytest.mark.parametrize("one", ["photo.png", b"photo", Path("photo.png"), picture()])
+def test_one_image_is_not_several(engine: Engine, one):
+    with pytest.raises(ValueError, match="takes several images: give a list"):
+        engine.classify_batch(one)
+
+
+@pytest.mark.parametrize(
+    ("asked", "header"),
+    [
+        ({"flops": 10**400}, "FLOPs-Budget"),
+        ({"flops": b"4M"}, "FLOPs-Budget"),
+        ({"latency_ms": [1]}, "Latency-Budget"),
+        ({"confidence": "0." + 20 * "9"}, "Confidence"),
+        ({"confidence": "1e-400"}, "Confidence"),
+    ],
+)
+def test_a_budget_that_is_no_number_in_range_is_named(engine: Engine, png: bytes, asked, header):
+    with pytest.raises(Problem, match=f"^{header}: ") as refused:
+        engine.classify(png, **asked)
+    assert refused.value.status == 400
+
+
+def test_a_closed_engine_reloads_nothing(own: Engine, monkeypatch):
+    own.close()
+    monkeypatch.setattr(library, "load_model", lambda *_, **__: 1 // 0)
+    with pytest.raises(Problem, match="is closed") as refused:
+        own.reload()
+    assert refused.value.status == 503
 
 
 @pytest.mark.parametrize(

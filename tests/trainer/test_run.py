@@ -50,6 +50,7 @@ def test_mistakes_are_one_line(tmp_path, finished, capsys):
         (["--data", str(tmp_path / "none")], "does not exist"),
         (["--out", str(finished)], "resume it with"),
         (["--resume", str(tmp_path)], "holds no run"),
+        (["--set", "bundle_name=a/b", "--dry-run"], "name 'a/b' cannot be a folder's"),
     ]
     for arguments, words in cases:
         assert main(arguments) == 2, arguments

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from models.bundle.manifest import check_label
 from models.images.header import ImageError
 from models.images.image import sniff_format
 from models.images.preprocess import Preprocess
@@ -224,6 +225,8 @@ def _passed_over(names: list[str]) -> tuple[str, ...]:
 def _check(found: Source, source: str) -> None:
     if len(found.train) == 0 or (found.test is not None and len(found.test) == 0):
         raise ValueError(f"no images in {source}")
+    for label in found.classes:
+        check_label(label)
     if len(np.unique(found.train.labels)) < 2:
         only = found.classes[int(found.train.labels[0])]
         raise ValueError(

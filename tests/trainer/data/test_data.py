@@ -232,6 +232,7 @@ ONE_CLASS_MORE = {"train/cat": 3, "train/dog": 3, "test/cow": 1}
         (lambda at: write_folder(at, ONE_CLASS_MORE), ["cow", "training images do not have"]),
         (lambda at: write_parquet(at / "x.parquet", [], []), ["no images"]),
         (lambda at: write_folder(at, {"cat": 5}), ["one class only (cat)"]),
+        (lambda at: write_folder(at, {"cat": 5, "d\nog": 5}), [r"'d\nog' has a line break"]),
         (lambda at: few(at / "x.parquet"), ["3 training images for 4 classes"]),
         (lambda at: strange(at / "x.parquet"), ["no column named label", "picture, kind"]),
     ],

@@ -88,10 +88,6 @@ def test_hours_become_epochs():
         assert (enough.epochs, enough.training_hours) == (60, 0.0)
         with pytest.raises(ValueError, match="give at least"):
             within_hours(recipe, 0.01)
-        with pytest.raises(ValueError, match="above 0"):
-            within_hours(recipe, float("nan"))
-        with pytest.raises(ValueError, match="above 0"):
-            within_hours(recipe, float("inf"))
 
 
 @pytest.mark.usefixtures("without_plots")
