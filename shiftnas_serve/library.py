@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+from PIL import Image
 
 from models.images.header import ImageError, ImageHeader
 from models.images.image import Photo, read_header, size_of
