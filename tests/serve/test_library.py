@@ -19,7 +19,8 @@ from PIL import Image
 import shiftnas_serve
 from models.bundle.folder import Bundle
 from models.images.preprocess import Preprocess
-from shiftnas_serve import Engine, Problem, library
+from shiftnas_serve import Engine, Problem
+from shiftnas_serve.engine import reload
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.planning.planner import Planner
 from shiftnas_serve.scheduling import runners
@@ -191,7 +192,7 @@ def test_a_budget_that_is_no_number_in_range_is_named(engine: Engine, png: bytes
 
 def test_a_closed_engine_reloads_nothing(own: Engine, monkeypatch):
     own.close()
-    monkeypatch.setattr(library, "load_model", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(reload, "load_model", lambda *_, **__: 1 // 0)
     with pytest.raises(Problem, match="is closed") as refused:
         own.reload()
     assert refused.value.status == 503
@@ -422,7 +423,7 @@ def test_a_reload_changes_versions_between_two_answers(
 
 
 def test_a_reload_that_fails_as_nobody_foresaw_is_a_problem_too(own: Engine, monkeypatch):
-    monkeypatch.setattr(library, "load_model", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(reload, "load_model", lambda *_, **__: 1 // 0)
     with pytest.raises(Problem, match="ZeroDivisionError") as refused:
         own.reload()
     assert refused.value.status == 500
