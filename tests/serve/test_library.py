@@ -19,7 +19,7 @@ from PIL import Image
 import shiftnas_serve
 from models.bundle.folder import Bundle
 from models.images.preprocess import Preprocess
-from shiftnas_serve import Engine, Problem
+from shiftnas_serve import Engine, Problem, library
 from shiftnas_serve.engine import reload
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.planning.planner import Planner
