@@ -33,10 +33,10 @@ from shiftnas_serve.budgets.asked import parse_budgets
 from shiftnas_serve.engine.model import Model, load_model
 from shiftnas_serve.engine.reload import Reloaded, load_beside, release_memory
 from shiftnas_serve.engine.result import Result
-from shiftnas_serve.problem import CLIENT_GONE, Problem, late
+from shiftnas_serve.problem import Problem, late
 from shiftnas_serve.scheduling.backlog import Backlog
 from shiftnas_serve.scheduling.decoders import THREADS, Decoders, prepare
-from shiftnas_serve.scheduling.pending import Pending, place_of
+from shiftnas_serve.scheduling.pending import Pending, end_wait, place_of
 from shiftnas_serve.scheduling.room import Room
 from shiftnas_serve.scheduling.runners import Runners
 from shiftnas_serve.scheduling.work import decode_work, is_small
@@ -242,7 +242,7 @@ class Engine:
         watch: list[asyncio.Task[None]] = []
         soon_s = min(_WATCH_AFTER_S, max(last_s - time.monotonic(), 0.0))
         timer = loop.call_later(
-            soon_s, lambda: watch.append(loop.create_task(_end_wait(one, last_s, gone)))
+            soon_s, lambda: watch.append(loop.create_task(end_wait(one, last_s, gone)))
         )
         try:
             result = await future
@@ -374,28 +374,6 @@ def _end(backlog: Backlog, runners: Runners, decoders: Decoders) -> None:
     for thread in (*runners.threads, *decoders.threads):
         if thread is not threading.current_thread():
             thread.join(max(end_s - time.monotonic(), 0.0))
-
-
-async def _end_wait(
-    one: Pending, last_s: float, gone: Callable[[], Awaitable[None]] | None
-) -> None:
-    """Give an answer that does not come a Problem; or its first, if it waits for a second."""
-    try:
-        async with asyncio.timeout(max(last_s - time.monotonic(), 0.0)):
-            if gone is None:
-                await asyncio.Event().wait()
-            else:
-                await gone()
-    except TimeoutError:
-        problem = late("no answer came in time")
-    else:
-        problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
-    if one.future.done():
-        return
-    if problem.status == CLIENT_GONE or one.first is None:
-        one.future.set_exception(problem)
-    else:
-        one.future.set_result(one.first)
 
 
 __all__ = ["Engine", "Problem", "load"]

@@ -167,7 +167,9 @@ class AbstractExperiment(ABC):
         setup = self._checked(self._own(data=data))
         results = [row for row in self.results() if seeds is None or row.get("seed") in seeds]
         if self.trains and not results:
-            raise ValueError(f"{self.folder} has no such runs yet; run them first, without --table")
+            raise ValueError(
+                f"{self.folder} does not hold such runs yet; run them first, without --table"
+            )
         try:
             return self.table(setup, results)
         except LookupError as error:

@@ -169,7 +169,10 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def _read_csv(path: Path, model: str, budget: str) -> tuple[Mapping[str, str | None], int]:
-    """What a file that may be there has done, and how many bytes of it are whole."""
+    """The photos in a file, with their errors, and how many bytes of it are whole lines.
+
+    Nothing, where the file is not there.
+    """
     if not path.exists():
         return {}, 0
     whole, record = 0, ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from models.images.image import Photo
 from shiftnas_serve.engine.model import Model
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.planning.planner import Plan
-from shiftnas_serve.problem import Problem
+from shiftnas_serve.problem import CLIENT_GONE, Problem, late
 from shiftnas_serve.scheduling.work import Work
 
 
@@ -97,3 +98,23 @@ def finish(some: Iterable[Outcome]) -> None:
 def _settle(some: list[Pending]) -> None:
     for one in some:
         one.settle()
+
+
+async def end_wait(one: Pending, last_s: float, gone: Callable[[], Awaitable[None]] | None) -> None:
+    """Give an answer that does not come a Problem; or its first, if it waits for a second."""
+    try:
+        async with asyncio.timeout(max(last_s - time.monotonic(), 0.0)):
+            if gone is None:
+                await asyncio.Event().wait()
+            else:
+                await gone()
+    except TimeoutError:
+        problem = late("no answer came in time")
+    else:
+        problem = Problem(CLIENT_GONE, "the client went away before its answer was there")
+    if one.future.done():
+        return
+    if problem.status == CLIENT_GONE or one.first is None:
+        one.future.set_exception(problem)
+    else:
+        one.future.set_result(one.first)

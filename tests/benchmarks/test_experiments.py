@@ -197,7 +197,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path, capsys):
     assert "lacks 'archs', which ranking needs: its logs are of" in capsys.readouterr().err
     (tmp_path / "results.jsonl").unlink()
     assert main(["sufficiency", "--table", "--out", str(tmp_path)]) == 2
-    assert "has no such runs yet" in capsys.readouterr().err
+    assert "does not hold such runs yet" in capsys.readouterr().err
     (tmp_path / "setup.json").write_text('{"sca', encoding="utf-8")
     assert main(["shift", "--table", "--out", str(tmp_path)]) == 2
     assert "setup.json is not a JSON object" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_answers_keep_milliseconds_and_flops_are_answered_as_before(source, made
 
 
 def test_a_budget_of_what_an_answer_costs_is_answered_by_it():
-    """Of every nanosecond, whatever its floats are; and the least that is told is no less."""
+    """However a cost in nanoseconds is rounded as a float. What is below the least is refused."""
     space = get_space("nano-cnn")
     made_up = made_up_table(space)
     for fixed in (0.125014, 0.125015, 0.125016, 0.125017):  # int(0.125014 * 1e6) is 125013
