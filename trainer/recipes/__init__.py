@@ -11,6 +11,7 @@ RECIPES: dict[str, str] = {
     "photos": "trainer.recipes.photos:photos",
     "imagenet-mobile": "trainer.recipes.imagenet_mobile:imagenet_mobile",
     "cifar10-cnn": "trainer.recipes.cifar10_cnn:cifar10_cnn",
+    "cifar10-vit": "trainer.recipes.cifar10_vit:cifar10_vit",
     "vit-tiny": "trainer.recipes.vit:vit_tiny",
     "vit-small": "trainer.recipes.vit:vit_small",
     "vit-base": "trainer.recipes.vit:vit_base",
