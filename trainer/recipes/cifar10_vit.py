@@ -31,7 +31,9 @@ def cifar10_vit() -> Recipe:
         distillation=Distillation(
             teacher="models/zoo/cifar10-cnn", weight=0.7, temperature=2.0, views=8
         ),
-        generator=GeneratorOptions(resource_batch=32, masked_every=64, pretrain_steps=1000, served_share=0.8),
+        generator=GeneratorOptions(
+            resource_batch=32, masked_every=64, pretrain_steps=1000, served_share=0.8
+        ),
         augment=Augment(alternate_flips=True),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.247, 0.2435, 0.2616),
