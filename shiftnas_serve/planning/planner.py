@@ -30,20 +30,17 @@ _REMEMBERED = 4096
 _LATENCY_STEPS = 64
 # How fast the estimate of what a build takes follows what is seen.
 _STEP = 0.3
-# Where two bounds are equal, it is not the latency budget that made the subnet smaller.
-_IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
 
 
 class _Bound(NamedTuple):
     """FLOPs that budgets leave; ``inf``: no bound.
 
     ``alone``: for one subnet; a latency budget that has time for the largest does not bound it.
-    ``both``: for two together. ``degraded``: whether a latency budget makes ``alone`` so little.
+    ``both``: for two together.
     """
 
     alone: float
     both: float
-    degraded: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -144,7 +141,7 @@ class Planner:
         bound = self._bound(asked, 0.0)
         if not self._is_known(asked, bound):
             return None
-        if bound.degraded and not self._is_known({}, self._bound(_lasting(asked), 0.0)):
+        if may_degrade(asked) and not self._is_known(asked, self._bound(_lasting(asked), 0.0)):
             return None
         return self._plan(asked, bound)
 
@@ -155,12 +152,12 @@ class Planner:
         return self._in_time(asked, bound.alone) is not None
 
     def _plan(self, asked: Mapping[str, float], bound: _Bound) -> Plan:
-        subnet, second = some = self._subnets(asked, bound)
-        degraded = bound.degraded
-        if degraded:  # unless the same would answer with all the time there is
-            lasting = _lasting(asked)
-            degraded = some != self._subnets(lasting, self._bound(lasting, 0.0))
-        return Plan(subnet, asked, degraded, may_degrade(asked), asked.get(Confidence.name), second)
+        subnet, second = self._subnets(asked, bound)
+        degraded = shrinks = may_degrade(asked)
+        if degraded:  # if with all the time there is a larger one would have the last word
+            first, last = self._subnets(asked, self._bound(_lasting(asked), 0.0))
+            degraded = (second or subnet).flops < (last or first).flops
+        return Plan(subnet, asked, degraded, shrinks, asked.get(Confidence.name), second)
 
     def _subnets(self, asked: Mapping[str, float], bound: _Bound) -> tuple[Subnet, Subnet | None]:
         """Who answers, and who does where that is not sure."""
@@ -229,10 +226,9 @@ class Planner:
         knows = self._bundle.confidence is not None
         moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms, knows)
         alone = both = math.inf
-        degraded = False
         if "flops" not in asked and self._default is not None:
             alone = both = self._default
-        for kind in _IN_TURN:
+        for kind in BUDGET_KINDS:
             if kind.name in asked:
                 limit = kind.flops_bound(asked[kind.name], moment)
                 # The second of two is not begun where it might be late.
@@ -241,9 +237,8 @@ class Planner:
                     limit = self._bounds[max(bisect_right(self._bounds, limit) - 1, 0)]
                     if limit >= self._max_flops:
                         continue  # there is time for the largest
-                if limit < alone:
-                    alone, degraded = limit, kind.degrades
-        return _Bound(alone, both, degraded)
+                alone = min(alone, limit)
+        return _Bound(alone, both)
 
     def _largest(self, subnet: Subnet, ms: float) -> Subnet:
         most = self.latency.flops_inferred_within(ms / MARGIN)
@@ -288,9 +283,8 @@ class Planner:
 
 def _lasting(asked: Mapping[str, float]) -> dict[str, float]:
     """Without the budgets that depend on the moment."""
-    return {
-        kind.name: asked[kind.name] for kind in _IN_TURN if kind.name in asked and not kind.degrades
-    }
+    gone = {kind.name for kind in BUDGET_KINDS if kind.degrades}
+    return {name: value for name, value in asked.items() if name not in gone}
 
 
 def latency_bounds(bundle: Bundle) -> list[float]:

@@ -176,7 +176,7 @@ def test_any_kind_that_degrades_does_it_and_any_deadline_counts(bundle: Bundle, 
     kinds = (*BUDGET_KINDS, Soon())
     monkeypatch.setattr(budgets, "BUDGET_KINDS", kinds)
     monkeypatch.setattr(budgets, "_DEGRADING", {"latency_ms", "soon"})
-    monkeypatch.setattr(planning, "_IN_TURN", kinds)
+    monkeypatch.setattr(planning, "BUDGET_KINDS", kinds)
     plan = planner(bundle).plan({"soon": 2.0}, 0)
     assert plan.shrinks
     assert plan.degraded
