@@ -40,6 +40,15 @@ def test_a_temperature_makes_probabilities_true(scale):
     assert scores.right[easy].mean() == pytest.approx(0.99, abs=0.01)
 
 
+@pytest.mark.parametrize("images", [30, 1_000])
+def test_a_subnet_that_has_all_images_right_is_not_sure_of_everything(images):
+    """That nothing was wrong of n shows no more than about 1 in n."""
+    labels = np.arange(images) % 4
+    logits = np.random.default_rng(0).normal(size=(images, 4)) + 7 * np.eye(4)[labels]
+    unsure = 1 - Scores.fitted(logits, labels).confidence.mean()
+    assert 0.5 / images < unsure < 1.5 / images
+
+
 @pytest.fixture(scope="module")
 def scores():
     """A small subnet, a hardly better one that costs four times as much, and a good one."""
