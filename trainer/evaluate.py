@@ -28,10 +28,10 @@ import numpy as np
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, check_threads, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out, status_of
 from trainer.data.reading import read_source, title_of
-from trainer.data.run_data import parts_of_run
 from trainer.engine.log import Record
+from trainer.engine.trained_on import parts_of_run
 from trainer.pairs import Curve, curve, drawn_budgets
 from trainer.report.answers import write_plot
 from trainer.scores import confused
@@ -55,7 +55,7 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     source = read_source(str(options.data))
     rows, data = source.train if source.test is None else source.test, source.name
     if options.run is not None:
-        _, rows, _ = parts_of_run(source, options.run)
+        rows = parts_of_run(source, options.run).test
         data = f"{source.name}, test images"
     elif source.test is None and title_of(source) == bundle.provenance.get("data"):
         print(
@@ -197,8 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = evaluate_bundle(options)
         if options.plot is not None:
             write_plot(options.plot, done.bundle, done.measured, done.curves)
-        for image in done.broken:
-            print(f"left out {image}", file=sys.stderr)
+        say_left_out(done.broken)
         if not options.json:
             print(table(done))
             return

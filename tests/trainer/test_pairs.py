@@ -13,6 +13,7 @@ from tests.bundles import make_bundle
 from trainer.confidence import main
 from trainer.evaluate import main as evaluate
 from trainer.pairs import LOSES_AT_MOST, SHOWN_AT, Curve, curve, fit_confidence
+from trainer.recipes.config import get_recipe, with_settings
 from trainer.scores import Scores, fit_temperature
 
 IMAGES = 4_000
@@ -146,6 +147,23 @@ def test_the_command_fits_a_bundle_and_evaluate_draws_it(bundle, photos, tmp_pat
         assert drawn.size[0] > 500
     curves = json.loads(capsys.readouterr().out)["confidence"]
     assert len(curves) == len({after.confidence.pair(b) for b in (after.max_flops, 1e18)} - {None})
+
+
+def test_a_run_that_skips_broken_images_fits_without_them(bundle, photos, tmp_path, capsys):
+    own, run = tmp_path / "own", tmp_path / "run"
+    for part in ("train", "test"):
+        shutil.copytree(photos, own / part)
+    for image in (own / "train" / "class 0").iterdir():
+        image.write_bytes(b"no image")
+    run.mkdir()
+    words = [str(bundle), "--data", str(own), "--run", str(run), "--json", "--budgets", "2"]
+    for skip, status in (("false", 2), ("true", 0)):
+        recipe = with_settings(get_recipe("digits"), ["held_out_images=30", f"skip_broken={skip}"])
+        (run / "recipe.json").write_text(recipe.model_dump_json())
+        assert main(words) == status
+    out, err = capsys.readouterr()
+    assert json.loads(out)["confidence"]["images"] == 30 - err.count("left out ")
+    assert "left out " in err
 
 
 def test_a_pair_that_a_bundle_cannot_answer_leaves_it_as_it_was(bundle):

@@ -41,8 +41,8 @@ class BatchProbe(Probe):
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
     them that run one after another. recompute: as in ``AbstractNet``. compute: multiply-adds spent
     by asking, on the images of all ranks (``trainer.engine.horizon``). fixed: held-out images in
-    their order, the same on every rank. options: by which compute is counted. frozen: statistics by which
-    BatchNorm normalizes instead.
+    their order, the same on every rank. options: by which compute is counted. frozen: statistics
+    by which BatchNorm normalizes instead.
     """
 
     net: AbstractNet
