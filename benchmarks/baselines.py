@@ -30,6 +30,7 @@ from benchmarks.parts.timing import Timing, machine, time_in_turn
 from models.bundle.folder import load_bundle
 from models.extras import require
 from models.onnx import OPSET
+from models.outputs import plot_file
 from shiftnas_serve.runtimes import build_runtime
 
 PUBLIC: Sequence[tuple[str, int]] = (
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     try:
         require("train", "timm", "onnxscript")

@@ -30,6 +30,7 @@ from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.extras import require
+from models.outputs import plot_file
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import (
     RUNTIMES,
@@ -126,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="count the processor's time of all threads, not what others on the machine take",
     )
-    made.add_argument("--plot", type=Path, help="write a plot to this file")
+    made.add_argument("--plot", type=plot_file, help="write a plot to this file")
     made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
 
