@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 from trainer.dry_run.measure import dry_run
@@ -21,14 +22,14 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
 
     Raises ValueError if not one epoch fits.
     """
-    print("trying some steps, to know what an epoch takes", file=sys.stderr)
+    print(f"trying {STEPS} steps or so, to know what an epoch takes", file=sys.stderr)
     epoch_s = dry_run(recipe, steps=STEPS).epoch_s
     epochs = int(hours * 3600 * OF_TRAINING / epoch_s)
     if epochs < 1:
-        needed = epoch_s / OF_TRAINING / 3600
+        least = math.ceil(epoch_s / OF_TRAINING / 3600 * 1000) / 1000
         raise ValueError(
-            f"--hours is {hours:g}, and one epoch takes {epoch_s / 60:.0f} minutes here: give at "
-            f"least {needed:.1f}, or fewer photos"
+            f"--hours is {hours:g}, and one epoch takes {epoch_s / 60:.2f} minutes here: give at "
+            f"least {least:g}, or fewer photos"
         )
     each = f"epochs of about {epoch_s / 60:.1f} minutes"
     most = recipe.most_epochs or MOST_EPOCHS

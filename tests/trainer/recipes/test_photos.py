@@ -90,8 +90,9 @@ def test_hours_become_epochs():
         assert said.startswith("training ends with 60 epochs of about 1.7 minutes, which are en")
         fewer, _ = within_hours(recipe.replace(most_epochs=30), 100.0)
         assert (fewer.epochs, fewer.most_epochs) == (30, 30)
-        with pytest.raises(ValueError, match="give at least"):
-            within_hours(recipe, 0.01)
+        with pytest.raises(ValueError, match=r"takes 1\.67 minutes here: give at least 0\.039,"):
+            within_hours(recipe, 0.038)
+        assert within_hours(recipe, 0.039)[0].epochs == 1
 
 
 @pytest.mark.usefixtures("without_plots")
