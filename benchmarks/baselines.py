@@ -11,7 +11,6 @@ time that a line through their points, in logarithms, gives for its FLOPs.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.latency_vs_flops import evenly_spaced
 from benchmarks.parts.timing import Timing, machine, time_in_turn
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.onnx import OPSET
 from shiftnas_serve.runtimes import build_runtime
@@ -131,13 +131,10 @@ def beside(family: Sequence[tuple[int, float]], flops: int) -> float:
     return float(np.exp(slope * np.log(flops) + offset))
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON. Exit status: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.baselines", __doc__, json=False)
     parser.add_argument("--bundle", type=Path, default=IMAGENET_MOBILE)
     parser.add_argument("--points", type=int, default=6, help="subnets of ours, at even budgets")
     parser.add_argument(
@@ -150,14 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
     options = parser.parse_args(arguments)
-    try:
-        require("train", "timm", "onnxscript")
-        asked = [one.partition(":") for one in options.public or ()]
-        chosen = [(name, int(side or 224)) for name, _, side in asked] or list(PUBLIC)
-        ours = our_networks(options.bundle, options.points)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    require("train", "timm", "onnxscript")
+    asked = [one.partition(":") for one in options.public or ()]
+    chosen = [(name, int(side or 224)) for name, _, side in asked] or list(PUBLIC)
+    ours = our_networks(options.bundle, options.points)
     networks = sorted(
         [*ours, *(public_network(*one) for one in chosen)], key=lambda network: network.flops
     )

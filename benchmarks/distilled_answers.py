@@ -11,7 +11,6 @@ network moves by at most ``MAY_MOVE``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from benchmarks.parts.nearest import (
     read_photos,
 )
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.interval import Z
 from models.space.arch import Arch
 
@@ -92,11 +92,10 @@ def with_interval(difference: np.ndarray) -> tuple[float, float, float]:
     return float(mean), float(mean - spread), float(mean + spread)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.distilled_answers", __doc__, json=False)
     parser.add_argument("before", type=Path, help="a bundle")
     parser.add_argument("after", type=Path, help="that of a run which distilled it")
     parser.add_argument(

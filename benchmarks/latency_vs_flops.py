@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import (
@@ -108,11 +109,7 @@ def add_what_runs(made: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency_vs_flops",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser("benchmarks.latency_vs_flops", __doc__)
     made.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     made.add_argument("--points", type=int, default=16, help="budgets, evenly spaced")
     made.add_argument("--rounds", type=int, default=200, help="counted calls of each subnet")
@@ -127,7 +124,6 @@ def parser() -> argparse.ArgumentParser:
         help="count the processor's time of all threads, not what others on the machine take",
     )
     made.add_argument("--plot", type=Path, help="write a plot to this file")
-    made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
 
 
@@ -155,28 +151,21 @@ def asked_lines(
     return found, list(dict.fromkeys(passed))
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
     options = parser().parse_args(arguments)
-    try:
-        if options.plot is not None:
-            require("bench", "matplotlib")
-        if min(options.points - 1, options.rounds, *options.batch, *options.threads) < 1:
-            raise ValueError(
-                "--points takes at least 2; --rounds, --batch and --threads at least 1"
-            )
-        bundle = load_bundle(options.bundle)
-        lines, passed = asked_lines(options)
-        archs = evenly_spaced(bundle, options.points)
-        at = {line.precision: bundle.at(graph_precision(line.precision)) for line, _ in lines}
-        calls = [
-            line.call(runtime, at[line.precision], arch)
-            for line, runtime in lines
-            for arch in archs
-        ]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.plot is not None:
+        require("bench", "matplotlib")
+    if min(options.points - 1, options.rounds, *options.batch, *options.threads) < 1:
+        raise ValueError("--points takes at least 2; --rounds, --batch and --threads at least 1")
+    bundle = load_bundle(options.bundle)
+    lines, passed = asked_lines(options)
+    archs = evenly_spaced(bundle, options.points)
+    at = {line.precision: bundle.at(graph_precision(line.precision)) for line, _ in lines}
+    calls = [
+        line.call(runtime, at[line.precision], arch) for line, runtime in lines for arch in archs
+    ]
     clock = time.process_time if options.cpu_time else time.perf_counter
     all_timings = time_in_turn(calls, rounds=options.rounds, clock=clock)
     flops = [bundle.space.flops(arch) for arch in archs]

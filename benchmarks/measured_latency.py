@@ -30,6 +30,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.costs import CostAnswers
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.costs.table import read_table
 from models.measure.measure import measure as measure_table
 from models.measure.timing import Setup, level, subnet_call, time_in_turn
@@ -377,13 +378,10 @@ def plot(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
     plot_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.measured_latency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.measured_latency", __doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="labelled images, with a test set")
     parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
@@ -401,18 +399,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--step", choices=STEPS, help="do this step alone")
     parser.add_argument("--plot", type=Path, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    try:
-        told = work(options)
-        if not options.json:
-            show(told, options.threads)
-        print(json.dumps(told))
-        if options.plot is not None:
-            plot(options.plot, told, options.threads)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    told = work(options)
+    if not options.json:
+        show(told, options.threads)
+    print(json.dumps(told))
+    if options.plot is not None:
+        plot(options.plot, told, options.threads)
     return 0
 
 

@@ -27,8 +27,9 @@ import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
+from models.command import status_of
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, check_threads, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads
 from trainer.data.reading import read_source, title_of
 from trainer.data.run_data import parts_of_run
 from trainer.engine.log import Record

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.parts.step_costs import Costs, Variants, step_costs
 from benchmarks.parts.timing import machine
+from models.command import command_parser
 from trainer.data.reading import full_path
 from trainer.engine.disk import write_whole
 from trainer.job import RECIPE_NAME, asked_recipe
@@ -165,11 +166,7 @@ def print_accuracies(options: argparse.Namespace, table: Table) -> None:
 
 def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """What all comparisons of variants ask."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(f"benchmarks.{name}", description, json=False)
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", help="training images, as trainer.run reads them")
