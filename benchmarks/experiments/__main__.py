@@ -7,7 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -60,7 +59,7 @@ def _asked(
         setup = kept_setup(folder)
         names = {recipe().name: name for name, recipe in SCALES.items()}
         scale = scale or names.get(str(setup.get("scale")))
-        epochs = cast("int | None", setup.get("epochs")) if epochs is None else epochs
+        epochs = setup.get("epochs") if epochs is None else epochs
     base = based(SCALES[scale or "nano"](), options.data, epochs)
     return make(options.name, base, folder, list(range(options.seeds or 8)), options.only)
 
