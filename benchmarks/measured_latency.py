@@ -25,6 +25,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.parts.kept import refuse_other
 from benchmarks.parts.load import Connections, Sample, http_request, serving
 from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
@@ -240,13 +241,8 @@ def work(options: argparse.Namespace) -> dict[str, object]:
     made = out / "settings.json"
     if not any(out.iterdir()):
         _write(made, settings)
-    kept_settings = json.loads(made.read_text()) if made.exists() else {}  # older ones do not say
-    for name, value in kept_settings.items():
-        if settings[name] != value:
-            raise ValueError(
-                f"{out} is of {name} {value}, and {settings[name]} is asked for: name another "
-                "folder (--out)"
-            )
+    if made.exists():  # older ones do not say
+        refuse_other(out, settings | json.loads(made.read_text()), settings)
     steps = [options.step] if options.step else STEPS
     told: dict[str, object] = {
         "benchmark": "measured_latency",

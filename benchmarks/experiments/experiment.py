@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
+from benchmarks.parts.kept import refuse_other
 from benchmarks.parts.lines import Row, add_line, read_lines
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
@@ -185,14 +186,8 @@ class AbstractExperiment(ABC):
     def _checked(self, own: Row) -> Row:
         """The folder's setup. Raises ValueError for one of other runs."""
         setup = kept_setup(self.folder)
-        for name, value in own.items():
-            if name == "experiment" and name not in setup:  # of an older commit
-                continue
-            if setup.get(name) != value:
-                raise ValueError(
-                    f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
-                    f"{name} {value}: name another folder (--out)"
-                )
+        # one of an older commit does not name its experiment
+        refuse_other(self.folder, {"experiment": self.name, **setup}, own)
         return setup
 
     def results(self) -> list[Row]:
