@@ -31,6 +31,7 @@ from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.onnx import OPSET
 from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 PUBLIC: Sequence[tuple[str, int]] = (
     *(("tf_efficientnet_lite0", side) for side in (96, 128, 160, 192, 224)),
@@ -40,7 +41,6 @@ PUBLIC: Sequence[tuple[str, int]] = (
     ("vit_tiny_patch16_224", 224),
 )
 """Names of timm and the sides of their images. The first is the family of imagenet-mobile."""
-IMAGENET_MOBILE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def beside(family: Sequence[tuple[int, float]], flops: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON. Exit status: 0, or 2 for a mistake of the user's."""
     parser = command_parser("benchmarks.baselines", __doc__, json=False)
-    parser.add_argument("--bundle", type=Path, default=IMAGENET_MOBILE)
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--points", type=int, default=6, help="subnets of ours, at even budgets")
     parser.add_argument(
         "--public",

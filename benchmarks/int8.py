@@ -20,28 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.parts.timing import machine
+from benchmarks.parts.timing import machine, noise, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import AbstractRuntime, AbstractSession, build_runtime
 
 
-def noise(bundle: Bundle, arch: Arch, batch: int) -> np.ndarray:
-    """Images: what is in them does not change how long they take."""
-    side = bundle.space.resolution(arch)
-    return np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
-
-
 def cpu_ms(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Medians of calls in turn: this thread's processor time, without what others take."""
-    times = np.zeros((rounds + 2, len(calls)))
-    for turn in times:
-        for place, call in enumerate(calls):
-            start = time.thread_time()
-            call()
-            turn[place] = time.thread_time() - start
-    return (1000 * np.median(times[2:], axis=0)).tolist()
+    timings = time_in_turn(calls, rounds=rounds, clock=time.thread_time)
+    return [timing.median_ms for timing in timings]
 
 
 @dataclass(frozen=True)

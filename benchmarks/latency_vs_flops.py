@@ -27,7 +27,7 @@ from typing import get_args
 import numpy as np
 
 from benchmarks.parts.bundles import CIFAR10_CNN
-from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_turn
+from benchmarks.parts.timing import Timing, machine, noise, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
 from models.extras import require
@@ -59,10 +59,8 @@ class Line:
 
     def call(self, runtime: AbstractRuntime, bundle: Bundle, arch: Arch) -> Callable[[], object]:
         """A call that runs one batch of noise through a subnet."""
-        session, side = runtime.build(bundle, arch), bundle.space.resolution(arch)
-        images = np.random.default_rng(0).normal(size=(self.batch, 3, side, side))
-        noise = images.astype(np.float32)
-        return lambda: session.run(noise)
+        session, images = runtime.build(bundle, arch), noise(bundle, arch, self.batch)
+        return lambda: session.run(images)
 
 
 def evenly_spaced(bundle: Bundle, points: int) -> list[Arch]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from benchmarks.parts.timing import machine
+from benchmarks.parts.timing import machine, noise
 from models.bundle.folder import load_bundle
 from models.command import command_parser, tells_mistakes
 from models.onnx.graph_template import INPUT
@@ -69,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bundle = load_bundle(options.bundle)
     refuse_unquantizable(bundle)
     arch = bundle.answer(bundle.max_flops)
-    side = bundle.space.resolution(arch)
-    images = np.random.default_rng(0).normal(size=(options.images, 3, side, side))
-    images = images.astype(np.float32)
+    images = noise(bundle, arch, options.images)
     model = bundle.build_onnx(arch)
     ours = quantize(model, observed_ranges(model, [images]))
     with tempfile.TemporaryDirectory() as name:
