@@ -31,7 +31,7 @@ from benchmarks.parts.nearest import (
 )
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
-from models.interval import Z
+from models.interval import paired
 from models.space.arch import Arch
 
 ANSWERS = 13
@@ -88,8 +88,8 @@ def compare(
 
 def with_interval(difference: np.ndarray) -> tuple[float, float, float]:
     """Mean of differences of the same photos, and its 95 % interval."""
-    mean, spread = difference.mean(), Z * difference.std(ddof=1) / np.sqrt(len(difference))
-    return float(mean), float(mean - spread), float(mean + spread)
+    mean, half = paired(difference)
+    return mean, mean - half, mean + half
 
 
 @tells_mistakes

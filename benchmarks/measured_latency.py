@@ -33,6 +33,7 @@ from models.bundle.costs import CostAnswers
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
 from models.costs.table import read_table
+from models.interval import paired
 from models.measure.measure import measure as measure_table
 from models.measure.timing import Setup, level, subnet_call, time_in_turn
 from models.retarget import retarget
@@ -105,12 +106,12 @@ def accuracies(
         }
         for name in flavours:
             mine = right[name][answered[name][place]]
-            difference = mine.astype(float) - theirs
+            gain, half = paired(mine.astype(float) - theirs)
             line[name] = {
                 "flops": bundle.space.flops(answered[name][place]),
                 "accuracy": float(mine.mean()),
-                "gain": float(difference.mean()),
-                "gain_95": float(1.96 * difference.std() / np.sqrt(len(difference))),
+                "gain": gain,
+                "gain_95": half,
             }
         lines.append(line)
     return {"rows": lines, "mean": _mean_gains(base, by_flops, answered, right)}
@@ -132,8 +133,8 @@ def _mean_gains(
             ],
             axis=0,
         )
-        half = 1.96 * each.std() / np.sqrt(len(each))
-        means[name] = {"gain": float(each.mean()), "gain_95": float(half)}
+        gain, half = paired(each)
+        means[name] = {"gain": gain, "gain_95": half}
     return means
 
 
