@@ -30,6 +30,7 @@ from models.bundle.folder import load_bundle
 from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.onnx import OPSET
+from models.outputs import plot_file
 from shiftnas_serve.runtimes import build_runtime
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     require("train", "timm", "onnxscript")
     asked = [one.partition(":") for one in options.public or ()]

@@ -43,6 +43,7 @@ from models.converters.efficientnet_lite import (
 )
 from models.interval import interval
 from models.onnx.template import export_template
+from models.outputs import plot_file
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics
@@ -204,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--taught", default="", metavar="TEXT", help="photos that --bundle learned on, for the card"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the answers into this file")
+    parser.add_argument(
+        "--plot", type=plot_file, metavar="FILE", help="plot the answers into this file"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     if bool(options.taught) != (options.bundle is not None):

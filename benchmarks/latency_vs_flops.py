@@ -31,6 +31,7 @@ from benchmarks.parts.timing import Timing, machine, noise, rank_correlation, ti
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
 from models.extras import require
+from models.outputs import plot_file
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import (
     RUNTIMES,
@@ -121,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="count the processor's time of all threads, not what others on the machine take",
     )
-    made.add_argument("--plot", type=Path, help="write a plot to this file")
+    made.add_argument("--plot", type=plot_file, help="write a plot to this file")
     return made
 
 

@@ -36,6 +36,7 @@ from models.costs.table import read_table
 from models.interval import paired
 from models.measure.measure import measure as measure_table
 from models.measure.timing import Setup, level, subnet_call, time_in_turn
+from models.outputs import plot_file
 from models.retarget import retarget
 from models.space.arch import Arch
 from models.space.quantity import positive
@@ -395,7 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure BatchNorm on so many images; 0 does not",
     )
     parser.add_argument("--step", choices=STEPS, help="do this step alone")
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     told = work(options)
     if not options.json:

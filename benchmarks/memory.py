@@ -24,6 +24,7 @@ from benchmarks.parts.processes import memory_bytes
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
+from models.outputs import plot_file
 from models.space.arch import Arch
 from shiftnas_serve.engine.reload import release_memory
 from shiftnas_serve.engine.sessions import Sessions
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--subnets", type=int, default=500)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     with chosen_bundle(options) as folder:
         empty = pss_bytes()

@@ -19,6 +19,7 @@ from PIL import Image
 import shiftnas_serve
 from models.command import command_parser, tells_mistakes
 from models.extras import require
+from models.outputs import plot_file
 from shiftnas_serve.engine.result import Result
 from shiftnas_serve.settings import DEFAULT_BUNDLE
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("photo", type=Path)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, metavar="FLOPS")
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     try:
         if options.plot is not None:

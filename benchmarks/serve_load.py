@@ -33,6 +33,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
+from models.outputs import plot_file
 from models.space.arch import Arch
 from models.space.quantity import positive
 from shiftnas_serve.engine.sessions import Sessions
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     with chosen_bundle(options) as folder:
         bundle = load_bundle(folder)

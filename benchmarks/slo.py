@@ -48,6 +48,7 @@ from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
 from models.command import command_parser, tells_mistakes
+from models.outputs import plot_file
 from models.space.quantity import positive
 
 
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
         folder = bundle_folder(options, stack)

@@ -26,6 +26,7 @@ from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, load_bundle
 from models.command import command_parser, tells_mistakes
+from models.outputs import plot_file
 
 _PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 _PROBE_EVERY_S = 0.01
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write a plot to this file")
+    parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})

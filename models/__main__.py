@@ -73,7 +73,8 @@ FLOPs budgets are answered as before. An answer to milliseconds never takes more
 def describe(options: argparse.Namespace) -> dict[str, object]:
     """Tell what a space or a bundle is, or one of its archs."""
     name = options.space
-    if name not in SPACES and os.path.isdir(name):  # noqa: PTH112 (Path's raises for some names)
+    is_path = os.sep in name or os.path.isdir(name)  # noqa: PTH112 (Path's raises for some names)
+    if name not in SPACES and is_path:
         if options.relative_position:
             raise ValueError("--relative-position is for a space; a bundle has its own")
         bundle = load_bundle(Path(name))

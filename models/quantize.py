@@ -23,6 +23,7 @@ from models.images.photos import Photos, find_photos, read_photos
 from models.onnx.graph_template import INPUT, OUTPUT
 from models.onnx.int8 import quantized_values
 from models.onnx.ort import onnxruntime, session_options
+from models.outputs import refuse_unwritable
 from models.space.arch import Arch
 
 CALIBRATION_IMAGES = 256
@@ -87,9 +88,10 @@ def quantize_bundle(
 
 
 def refuse_out(source: Path, out: Path) -> None:
-    """Raises ValueError for a place that something else has."""
+    """Raises ValueError for a place that something else has, or where no folder can be made."""
     if out.exists() and out.resolve() != source.resolve():
         raise ValueError(f"{out} exists; give another place, or the bundle's own")
+    refuse_unwritable(out)
 
 
 def sides(bundle: Bundle) -> set[int]:

@@ -27,7 +27,8 @@ from trainer.data.run_data import evaluation_batches, read_splits
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.state import frozen_of, in_words
+from trainer.engine.state import frozen_of
+from trainer.engine.trained_on import in_words, is_same, skipped_broken, words_of
 from trainer.evaluation import accuracy, answers, calibrated
 from trainer.job import RECIPE_NAME
 from trainer.recipes.config import read_recipe
@@ -65,7 +66,8 @@ def open_supernet(path: Path, data: str) -> Supernet:
     """From the folder of a run or of a bundle, and the data that it was trained on.
 
     Raises ValueError for anything else, for what trained a few archs alone, and for data of other
-    classes or in another order; of a run also for another number of images.
+    classes, in another order or of another number of images. Broken images are left out if its run
+    left them out.
     """
     # (Path.is_file raises for some names)
     if os.path.isfile(path / RECIPE_NAME):  # noqa: PTH113
@@ -85,10 +87,9 @@ def _of_run(path: Path, data: str) -> Supernet:
     weights = served_weights(state)
     here = in_words(splits)
     its = state.get("trained_on", here)  # older checkpoints do not say it
-    if its != here or any(
-        weights[w.name].shape != w.shape_at(space.largest) for w in space.weights
-    ):
-        _refuse(data, here, path, its if its != here else "other classes")
+    fits = is_same(its, here, counts=not recipe.skip_broken)
+    if not fits or any(weights[w.name].shape != w.shape_at(space.largest) for w in space.weights):
+        _refuse(data, here, path, "other classes" if fits else its)
     if (path / "bundle" / MANIFEST).is_file():  # a checkpoint does not have all names
         _check_labels(load_bundle(path / "bundle").labels, splits, path, data)
     net.load_state_dict(weights)
@@ -112,6 +113,7 @@ def _of_bundle(path: Path, data: str) -> Supernet:
     seed = made.get("seed")
     seed = seed if isinstance(seed, int) else 0
     share, count = _held_out(made)
+    skip_broken = skipped_broken(bundle)
     splits = load_splits(
         data,
         held_out_share=share,
@@ -119,8 +121,12 @@ def _of_bundle(path: Path, data: str) -> Supernet:
         seed=seed,
         resolution=space.resolution(space.largest),
         preprocess=bundle.preprocess,
+        skip_broken=skip_broken,
     )
     _check_labels(bundle.labels, splits, path, data)
+    here, its = in_words(splits), words_of(bundle)
+    if its is not None and not is_same(its, here, counts=not skip_broken):
+        _refuse(data, here, path, its)
     net = build_net(space)
     net.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in bundle.weights.items()})
     preprocess = bundle.preprocess

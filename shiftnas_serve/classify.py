@@ -126,18 +126,20 @@ def run(options: argparse.Namespace) -> int:
             left = (photo for photo in every if photo.name not in table.done)
             say = partial(row_of, engine, name, budget or "none", texts)
             total = sum(source.count for source in found)
+            before = sum(name in table.done for source in found for name in source.names())
             # Closed before the engine: its threads wait for answers.
             with closing(in_order(say, left)) as rows:
-                return _write(rows, table, total)
+                return _write(rows, table, before, total)
 
 
-def _write(rows: Iterable[Row], table: AbstractTable, total: int) -> int:
+def _write(rows: Iterable[Row], table: AbstractTable, before: int, total: int) -> int:
+    """Where ``before`` of them are in the table already: how many of its photos are broken."""
     broken: list[Row] = []
     started_s = said_s = time.monotonic()
-    count, before, shows = 0, len(table.done), sys.stderr.isatty()
+    count, shows = 0, sys.stderr.isatty()
     earlier = sum(error is not None for error in table.done.values())
-    if before:
-        told = f", {earlier:,} of them broken" if earlier else ""
+    if table.done:
+        told = f"; broken rows of the table: {earlier:,}" if earlier else ""
         print(f"{before:,} of {total:,} are done already{told}", file=sys.stderr)
     for row in rows:
         table.write(row)

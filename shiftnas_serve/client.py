@@ -15,6 +15,8 @@ import asyncio
 import random
 import re
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ _MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # an address,
 _FIRST_WAIT_S = 0.1
 _LEAST_S = 0.001
 _LATE = "no whole answer came in time"
+_PIECE_BYTES = 65_536
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 _TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 
@@ -65,8 +68,9 @@ class Client:
     ) -> None:
         """``url``: with the prefix that the server has, if any. ``key``: an API key.
 
-        ``timeout_s``: of one call, with all its ``retries``; httpx.TimeoutException then. (Headers
-        of an answer that come in drops are not cut short.) ``transport``: of httpx.
+        ``timeout_s``: of one call, with all its ``retries``; httpx.TimeoutException then. (A server
+        that stops reading is waited for up to twice as long, and headers of an answer that come in
+        drops are not cut short.) ``transport``: of httpx.
         """
         self._timeout_s, self._retries = timeout_s, retries
         self._http = httpx.Client(transport=transport, **_options(url, key, timeout_s))
@@ -105,8 +109,12 @@ class Client:
     def _ask(self, method: str, path: str, **named: Any) -> httpx.Response:
         tries = _Tries(self._timeout_s, self._retries)
         while True:
+            request = self._http.build_request(method, path, timeout=tries.left_s(), **named)
+            if request.content:
+                request.stream = _Upload(request, tries)
             try:
-                with self._http.stream(method, path, timeout=tries.left_s(), **named) as answer:
+                answer = self._http.send(request, stream=True)
+                with closing(answer):
                     content = b"".join(map(tries.in_time, answer.iter_bytes()))
                 answer.headers.pop("content-encoding", None)  # (it is decoded)
                 given = httpx.Response(answer.status_code, headers=answer.headers, content=content)
@@ -174,6 +182,19 @@ class AsyncClient:
             await asyncio.sleep(tries.wait_s(given))
 
 
+class _Upload(httpx.SyncByteStream):
+    """The content of a request, in pieces: httpx's time is of each operation of a socket alone."""
+
+    def __init__(self, request: httpx.Request, tries: _Tries) -> None:
+        self._content, self._tries = request.content, tries
+        self._timeouts = request.extensions["timeout"]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._content), _PIECE_BYTES):
+            yield self._tries.in_time(self._content[start : start + _PIECE_BYTES])
+        self._timeouts["read"] = self._tries.left_s()  # for the answer
+
+
 class _Tries:
     """Of one call."""
 
@@ -186,7 +207,7 @@ class _Tries:
         return max(self._end_s - time.monotonic(), _LEAST_S)
 
     def in_time(self, piece: bytes) -> bytes:
-        """Of an answer, which may come in drops. Raises httpx.ReadTimeout where it is too late."""
+        """Of what comes or goes in drops. Raises httpx.ReadTimeout where it is too late."""
         if time.monotonic() > self._end_s:
             raise httpx.ReadTimeout(_LATE)
         return piece

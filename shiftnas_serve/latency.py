@@ -28,6 +28,9 @@ _STEP = 0.05
 # One slow answer (a busy machine) must not make every prediction absurd.
 _CORRECTION_RANGE = (0.5, 4.0)
 _OVERHEAD_RANGE = 10.0
+# How many times as long as a smaller one a subnet may take for each of its FLOPs. Nothing that was
+# measured took more than 1.4 times as long.
+_STEEPEST = 2.0
 
 
 class LatencyTable(msgspec.Struct, frozen=True):
@@ -35,7 +38,7 @@ class LatencyTable(msgspec.Struct, frozen=True):
 
     ``overhead_ms`` is what an answer costs beside decoding, waiting and inference. ``correction``
     multiplies the measured milliseconds, ``more_overhead_ms`` adds to the overhead: both follow
-    what is observed.
+    what is observed. What was measured itself is lowered where an answer shows that it is wrong.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -96,18 +99,38 @@ class LatencyTable(msgspec.Struct, frozen=True):
         last_flops, last_ms = self.points[-1]
         return last_flops * ms / last_ms  # as infer_ms goes on beyond what was measured
 
+    def bounded(self, flops: float, ms: float) -> LatencyTable:
+        """The table where so many FLOPs take ``ms``, which is no longer than was believed.
+
+        Nothing takes longer than goes with that: a smaller subnet no longer, a larger one not much
+        longer for each of its FLOPs. Other work can make measurements many times too slow, those of
+        large subnets most; and what is believed too slow is never chosen, so nobody would see it.
+        """
+        known = {
+            more: min(known_ms, ms * (_STEEPEST * more / flops if more > flops else 1.0))
+            for more, known_ms in self.points
+        }
+        points = tuple(sorted({**known, flops: ms}.items()))
+        return msgspec.structs.replace(self, points=points)
+
     def observed(self, flops: float, infer_ms: float, *, images: int = 1) -> LatencyTable:
         """The table, a step closer to what an image took.
 
         ``images``: how many took so long each. The more time an observation covers, the more it
-        counts: a machine that is slow is so for a while, whatever runs on it.
+        counts: a machine that is slow is so for a while, whatever runs on it. None becomes much
+        faster than it was when it was measured: where one seems so, the measurement was wrong.
         """
-        expected = self.infer_ms(flops) / self.correction
-        target = infer_ms / max(expected, 1e-6)
+        table, expected = self, self.infer_ms(flops) / self.correction
         low, high = _CORRECTION_RANGE
+        alone_ms = max(infer_ms * images, 1e-6)  # it takes no longer than the whole batch
+        if alone_ms < low * expected:
+            # What is slow for a moment does not say how fast it would have been else.
+            expected = alone_ms / min(self.correction, 1.0)
+            table = self.bounded(flops, expected)
         step = 1 - math.exp(-infer_ms * images / _MEMORY_MS)
-        moved = self.correction + step * (min(max(target, low), high) - self.correction)
-        return LatencyTable(self.points, self.overhead_ms, moved, self.more_overhead_ms)
+        target = min(max(infer_ms / max(expected, 1e-6), low), high)
+        moved = self.correction + step * (target - self.correction)
+        return msgspec.structs.replace(table, correction=moved)
 
     def answered(self, overhead_ms: float) -> LatencyTable:
         """The table, a step closer to what an answer cost beside decoding, waiting, inference."""
@@ -115,7 +138,7 @@ class LatencyTable(msgspec.Struct, frozen=True):
         seen_ms = min(max(overhead_ms, 0.0), _OVERHEAD_RANGE * self.overhead_ms)
         more_ms = seen_ms - self.overhead_ms
         more_ms = self.more_overhead_ms + _STEP * (more_ms - self.more_overhead_ms)
-        return LatencyTable(self.points, self.overhead_ms, self.correction, more_ms)
+        return msgspec.structs.replace(self, more_overhead_ms=more_ms)
 
 
 def measure_ms(

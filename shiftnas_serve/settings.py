@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -217,12 +218,20 @@ def as_environment(settings: Settings) -> dict[str, str]:
 
 
 def _read(config: Path) -> dict[str, object]:
+    def once(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{config}: {twice!r} stands several times; leave one of them")
+
     try:
-        document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
+        text = config.read_bytes()
+        document = msgspec.json.decode(text, type=dict[str, object])
     except OSError as error:
         raise ValueError(f"cannot read {config}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{config} must be a JSON object of settings: {error}") from None
+    json.loads(text, object_pairs_hook=once)  # (of those that stand twice it takes the last)
     for name in document:
         _check(name, f"{config}: no setting {name!r}", repr)
     return document

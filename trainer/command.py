@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from models.command import command_parser
@@ -37,3 +39,9 @@ def check_threads(threads: int) -> None:
     """Raises ValueError for a --threads that no runtime takes."""
     if threads < 0:
         raise ValueError(f"--threads is {threads}: give 1 or more, or 0 for as many as it takes")
+
+
+def say_left_out(broken: Iterable[str]) -> None:
+    """Name images that could not be decoded, each with its reason, once."""
+    for image in dict.fromkeys(broken):
+        print(f"left out {image}", file=sys.stderr)

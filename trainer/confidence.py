@@ -20,34 +20,37 @@ from models.bundle.folder import add_confidence, load_bundle
 from models.bundle.manifest import confidence_entry
 from models.command import status_of
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, check_threads
+from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out
 from trainer.data.reading import read_source
-from trainer.data.run_data import parts_of_run, refuse_parts
+from trainer.data.run_data import refuse_parts
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
-from trainer.intervals import LEAST_IMAGES
+from trainer.engine.trained_on import parts_of_run
+from trainer.intervals import refuse_few
 from trainer.pairs import fit_confidence
 from trainer.served import labels_in, measure, some_answers
 
 
-def held_out(source: Source, run: Path | None) -> tuple[Rows, str]:
-    """The images to fit on, and what they are. Raises ValueError where they may be others'."""
+def held_out(source: Source, run: Path | None) -> tuple[Rows, str, bool]:
+    """The images to fit on, what they are, and whether broken ones are left out, as a run does.
+
+    Raises ValueError where they may be others'.
+    """
     if run is not None:
-        rows, _, name = parts_of_run(source, run)
-        return rows, name
+        its = parts_of_run(source, run)
+        return its.held_out, its.held_out_name, its.skip_broken
     refuse_parts(source, "to take")
-    return source.train, source.name
+    return source.train, source.name, False
 
 
 def fit(options: argparse.Namespace) -> Record:
     """What the command does. Raises ValueError for a user's mistake."""
     bundle = load_bundle(options.bundle)
     source = read_source(str(options.data))
-    rows, name = held_out(source, options.run)
+    rows, name, skip_broken = held_out(source, options.run)
     if options.rows != ":":
         rows, name = rows.slice(options.rows), f"{name}, rows {options.rows}"
-    if len(rows) < LEAST_IMAGES:
-        raise ValueError(f"{len(rows)} images are too few: give {LEAST_IMAGES} or more")
+    refuse_few(len(rows))
     answers = [(float(bundle.space.flops(arch)), arch) for arch in bundle.archs()]
     if options.budgets is not None:
         answers = some_answers(bundle, options.budgets)
@@ -56,15 +59,18 @@ def fit(options: argparse.Namespace) -> Record:
         def track(pieces: range) -> Iterable[int]:
             return progress.track(pieces, f"{len(rows):,} images", len(pieces))
 
-        measured, _, _ = measure(
+        measured, read, broken = measure(
             bundle,
             answers,
             rows,
             labels_in(bundle, source.classes, rows),
             threads=options.threads,
+            skip_broken=skip_broken,
             fit=True,
             track=track,
         )
+    refuse_few(len(read))
+    say_left_out(broken)
     scores = {bundle.space.flops(one.arch): one.scores for one in measured}
     confidence = fit_confidence(scores, name)
     version = add_confidence(options.bundle, confidence)

@@ -29,10 +29,11 @@ from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
 from models.command import status_of
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, check_threads
+from models.outputs import plot_file
+from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out
 from trainer.data.reading import read_source, title_of
-from trainer.data.run_data import parts_of_run
 from trainer.engine.log import Record
+from trainer.engine.trained_on import parts_of_run
 from trainer.pairs import Curve, curve, drawn_budgets
 from trainer.report.answers import write_plot
 from trainer.scores import confused
@@ -56,7 +57,7 @@ def evaluate_bundle(options: argparse.Namespace) -> Evaluated:
     source = read_source(str(options.data))
     rows, data = source.train if source.test is None else source.test, source.name
     if options.run is not None:
-        _, rows, _ = parts_of_run(source, options.run)
+        rows = parts_of_run(source, options.run).test
         data = f"{source.name}, test images"
     elif source.test is None and title_of(source) == bundle.provenance.get("data"):
         print(
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="precision in which subnets compute (default: fp32)",
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="plot accuracy by FLOPs into this file"
+        "--plot", type=plot_file, metavar="FILE", help="plot accuracy by FLOPs into this file"
     )
     options = parser.parse_args(arguments)
 
@@ -196,30 +197,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--budgets is {options.budgets}: give 2 or more")
         check_threads(options.threads)
         done = evaluate_bundle(options)
+        say_left_out(done.broken)
+        print(json.dumps(as_document(done, options)) if options.json else table(done), flush=True)
         if options.plot is not None:
             write_plot(options.plot, done.bundle, done.measured, done.curves)
-        for image in done.broken:
-            print(f"left out {image}", file=sys.stderr)
-        if not options.json:
-            print(table(done))
-            return
-        accuracy, flops = mean_over_budgets(done)
-        result: Record = {
-            "bundle": str(options.bundle),
-            "version": done.bundle.version,
-            "precision": done.bundle.precision,
-            "data": done.data,
-            "against": None if options.against is None else str(options.against),
-            "broken": done.broken,
-            "mean_accuracy": accuracy,
-            "mean_flops": flops,
-            "mean_of_answers": len(done.measured),
-            "answers": [as_record(done.bundle, one) for one in done.measured],
-            "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
-        }
-        print(json.dumps(result))
 
     return status_of(work)
+
+
+def as_document(done: Evaluated, options: argparse.Namespace) -> Record:
+    """The answers for JSON."""
+    accuracy, flops = mean_over_budgets(done)
+    return {
+        "bundle": str(options.bundle),
+        "version": done.bundle.version,
+        "precision": done.bundle.precision,
+        "data": done.data,
+        "against": None if options.against is None else str(options.against),
+        "broken": done.broken,
+        "mean_accuracy": accuracy,
+        "mean_flops": flops,
+        "mean_of_answers": len(done.measured),
+        "answers": [as_record(done.bundle, one) for one in done.measured],
+        "confidence": json.loads(json.dumps([one.to_json() for one in done.curves])),
+    }
 
 
 if __name__ == "__main__":

@@ -212,6 +212,7 @@ def finish(recipe: Recipe, splits: Splits, folder: Path, ranks: Ranks = ALONE) -
             "val_images": len(splits.held_out),
             "held_out": {"share": recipe.held_out_share, "images": recipe.held_out_images},
             "test_images": len(splits.test),
+            "trained_on": state.get("trained_on"),
             "epochs": recipe.epochs,
             "start": recipe.start or None,
             "weights": described_weights(state),

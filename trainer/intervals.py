@@ -8,6 +8,12 @@ LEAST_IMAGES = 25
 """On fewer held-out images the interval of an accuracy is wider than 20 points to either side."""
 
 
+def refuse_few(count: int) -> None:
+    """Raises ValueError where so many images tell too little."""
+    if count < LEAST_IMAGES:
+        raise ValueError(f"{count} images are too few: give {LEAST_IMAGES} or more")
+
+
 def is_better(right: np.ndarray, other_right: np.ndarray) -> bool:
     """Whether one subnet is better than another, beyond chance.
 

@@ -199,11 +199,7 @@ def find_job(options: argparse.Namespace, world_size: int = 1) -> Job:
         recipe = asked_recipe(options)
         _check_length(options, recipe)
         folder, resume = options.out or free_folder(Path("runs"), recipe.name), False
-        if (folder / RECIPE_NAME).exists():
-            raise ValueError(
-                f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
-                "name another"
-            )
+        refuse_run_in(folder)
     recipe = recipe.replace(data=full_path(options.data or recipe.data))
     _check_resolution(recipe)
     if recipe.bundle_name:
@@ -283,6 +279,15 @@ def check_device(device: str, processes: int) -> None:
         raise ValueError(
             f"device is {device}; the run needs GPUs on this machine: {needed}, it has {gpus}; set "
             "device=cpu, or start fewer processes (torchrun --nproc-per-node gpu)"
+        )
+
+
+def refuse_run_in(folder: Path) -> None:
+    """Raises ValueError for a folder in which no run can begin."""
+    if (folder / RECIPE_NAME).exists():
+        raise ValueError(
+            f"{folder} holds a run; resume it with --resume {shlex.quote(str(folder))}, or "
+            "name another"
         )
 
 

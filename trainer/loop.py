@@ -119,7 +119,7 @@ def train(
                         held_out = data.held_out.batch(*divmod(turn, len(data.held_out)))
                     probe = probe_of(state, held_out, schedule, recipe, data.decisions, ranks)
                     drops = sampler.update(probe, state.rng)
-                    state.compute += probe.compute * ranks.world_size
+                    state.compute += probe.compute
                     check_finite("loss on held-out images", drops, state.step, recipe)
                 state.keep_weights()
                 monitor.groups(drops)

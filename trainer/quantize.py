@@ -37,28 +37,31 @@ from models.quantize import (
     sides,
 )
 from models.space.arch import Arch
-from trainer.command import bundle_parser
+from trainer.command import bundle_parser, say_left_out
 from trainer.data.reading import read_source
-from trainer.data.run_data import parts_of_run, refuse_parts
+from trainer.data.run_data import refuse_parts
 from trainer.data.sources import Rows, Source
 from trainer.engine.log import Record
-from trainer.intervals import LEAST_IMAGES
+from trainer.engine.trained_on import parts_of_run
+from trainer.intervals import LEAST_IMAGES, refuse_few
 from trainer.pairs import fit_confidence
 from trainer.scores import Scores
 from trainer.served import labels_in, measure
 
 
-def parts(source: Source, run: Path | None) -> tuple[tuple[Rows, str], tuple[Rows, str]]:
+def parts(source: Source, run: Path | None) -> tuple[tuple[Rows, str], tuple[Rows, str], bool]:
     """What calibrates and what measures, each with what it is.
 
-    Raises ValueError where that may be images that were trained on.
+    And whether broken images are left out, as a run does. Raises ValueError where that may be
+    images that were trained on.
     """
     if run is not None:
-        held_out, test, name = parts_of_run(source, run)
-        return (held_out, name), (test, f"{source.name}, test images")
+        its = parts_of_run(source, run)
+        tests = its.test, f"{source.name}, test images"
+        return (its.held_out, its.held_out_name), tests, its.skip_broken
     refuse_parts(source, "calibrate")
     each = [(source.train.slice(rows), f"{source.name}, rows {rows}") for rows in ("0::2", "1::2")]
-    return each[0], each[1]
+    return each[0], each[1], False
 
 
 def quantize(options: argparse.Namespace) -> Record:
@@ -67,14 +70,14 @@ def quantize(options: argparse.Namespace) -> Record:
     bundle = load_bundle(options.bundle)
     refuse_unquantizable(bundle)
     source = read_source(str(options.data))
-    (calibrating, calibrated_on), (others, measured_on) = parts(source, options.run)
-    least = min(len(calibrating), len(others))
-    if least < LEAST_IMAGES:
-        raise ValueError(f"{least} images are too few: give {LEAST_IMAGES} or more")
+    (calibrating, calibrated_on), (others, measured_on), skip_broken = parts(source, options.run)
+    refuse_few(min(len(calibrating), len(others)))
     for rows in (calibrating, others):
         labels_in(bundle, source.classes, rows)  # a class that the bundle lacks ends it here
     some = np.unique(np.linspace(0, len(calibrating) - 1, options.images).astype(np.int64))
-    photos = decoded(bundle, calibrating.take(some))
+    broken: list[str] = []
+    photos = decoded(bundle, calibrating.take(some), broken if skip_broken else None)
+    refuse_few(len(photos))
     frontier = list(dict.fromkeys(row.arch for row in bundle.frontier))
     with Progress() as progress:
 
@@ -88,7 +91,11 @@ def quantize(options: argparse.Namespace) -> Record:
             def track(pieces: range) -> Iterable[int]:
                 return progress.track(pieces, told, len(pieces))
 
-            found, _, _ = measure(which, answers, rows, labels, fit=fit, track=track)
+            found, read, left_out = measure(
+                which, answers, rows, labels, skip_broken=skip_broken, fit=fit, track=track
+            )
+            refuse_few(len(read))
+            broken.extend(left_out)
             return [one.scores for one in found]
 
         progress.message(f"{len(photos)} images calibrate {len(bundle.answerable())} subnets")
@@ -96,16 +103,19 @@ def quantize(options: argparse.Namespace) -> Record:
             calibrated(bundle, photos), calibrated_on, len(photos), measured_on, len(others), {}
         )
         quantized = replace(bundle, int8=int8).at("int8")
-        both = zip(
-            measured(bundle, frontier, others), measured(quantized, frontier, others), strict=True
-        )
-        rows = [Int8Row.of(fp32.first, own.first, own.labels) for fp32, own in both]
-        ids = map(bundle.space.arch_id, frontier)
-        int8 = replace(int8, rows=dict(zip(ids, rows, strict=True)))
+        fp32 = measured(bundle, frontier, others)
+        small = measured(quantized, frontier, others)
+        rows = [
+            Int8Row.of(one.first, own.first, own.labels)
+            for one, own in zip(fp32, small, strict=True)
+        ]
+        ids, images = map(bundle.space.arch_id, frontier), len(small[0].labels)
+        int8 = replace(int8, images=images, rows=dict(zip(ids, rows, strict=True)))
         if bundle.confidence is not None:
             sure = measured(quantized, bundle.archs(), calibrating, fit=True)
             scores = dict(zip(map(bundle.space.flops, bundle.archs()), sure, strict=True))
             int8 = replace(int8, confidence=fit_confidence(scores, calibrated_on))
+    say_left_out(broken)
     save_with_int8(options.bundle, options.out, int8)
     return {
         "bundle": str(options.out),
@@ -115,10 +125,11 @@ def quantize(options: argparse.Namespace) -> Record:
     }
 
 
-def decoded(bundle: Bundle, rows: Rows) -> Photos:
+def decoded(bundle: Bundle, rows: Rows, broken: list[str] | None = None) -> Photos:
     """Images at every resolution that answers read, as the server decodes them.
 
-    Raises ValueError naming a broken one.
+    ``broken`` gets those that cannot be decoded, each with its reason; without it the first of them
+    raises ValueError.
     """
     largest = bundle.space.resolution(bundle.space.largest)
     photos: list[Image.Image | np.ndarray] = []
@@ -126,7 +137,10 @@ def decoded(bundle: Bundle, rows: Rows) -> Photos:
         try:
             photos.append(bundle.preprocess.decode(rows.read(index), largest))
         except (ImageError, OSError) as error:
-            raise ValueError(f"{rows.where(index)}: {error}") from error
+            reason = f"{rows.where(index)}: {error}"
+            if broken is None:
+                raise ValueError(reason) from error
+            broken.append(reason)
     pixels = {
         side: np.stack([bundle.preprocess.pixels(photo, side) for photo in photos])
         for side in sides(bundle)

@@ -19,6 +19,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -30,14 +31,15 @@ from trainer.data.run_data import read_splits
 from trainer.dry_run.hours import within_hours
 from trainer.dry_run.report import print_dry_run
 from trainer.engine.checkpoint import has_checkpoint, kept_state, kept_step
+from trainer.engine.claim import claimed
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt, Stopped
 from trainer.engine.log import Record, set_aside
 from trainer.engine.memory import keep_freed_memory
-from trainer.engine.state import in_words, refuse_other_data
 from trainer.engine.teacher import open_teacher
+from trainer.engine.trained_on import in_words, refuse_other_data
 from trainer.finish import finish
-from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job
+from trainer.job import RECIPE_NAME, asked_recipe, build_parser, find_job, refuse_run_in
 from trainer.loop import train
 from trainer.ranks import Ended, Ranks, ranks_here
 from trainer.recipes.config import listing
@@ -80,8 +82,12 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
             if options.dry_run:
                 return print_dry_run(recipe, options.dry_run_batch, as_json=options.json)
             print(f"reading {recipe.data}", file=sys.stderr)
-            with ranks.connected(recipe.device):
+            with ranks.connected(recipe.device), ExitStack() as held:
                 with ranks.together():
+                    if ranks.is_first:
+                        held.enter_context(claimed(folder))
+                        if options.resume is None:  # another may have begun one here meanwhile
+                            refuse_run_in(folder)
                     splits = read_splits(recipe)
                     open_teacher(recipe, splits.labels)  # one of other classes ends here
                     kept = kept_state(folder) if job.resume else None
@@ -90,7 +96,6 @@ def run(options: argparse.Namespace, ranks: Ranks) -> int:
                     del kept
                     if ranks.is_first:
                         started = folder
-                        folder.mkdir(parents=True, exist_ok=True)
                         document = recipe.model_dump_json(indent=2)
                         write_whole(folder / RECIPE_NAME, document + "\n")
                         if not job.resume:

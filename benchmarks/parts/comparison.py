@@ -68,7 +68,7 @@ def recipe_of(options: argparse.Namespace, variants: Variants) -> Recipe:
             key = setting.partition("=")[0]
             if key == "seed":
                 why = "seeds are --seeds"
-            elif key in ("compute", "training_hours"):
+            elif key in ("compute", "training_hours", "most_epochs"):
                 why = "runs are as long as epochs say"
             elif key == "epochs" and option == "--variant":
                 why = "epochs follow from what a step costs and from --set epochs=N"

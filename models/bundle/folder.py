@@ -272,7 +272,11 @@ def load_bundle(path: Path | str) -> Bundle:
 def _checked(path: Path) -> Bundle:
     manifest = path / MANIFEST
     if not manifest.is_file():
-        raise ValueError(f"{path} is not a bundle: it has no {MANIFEST}")
+        missing = f"it has no {MANIFEST}" if path.is_dir() else "there is no such folder"
+        raise ValueError(
+            f"{path} is not a bundle: {missing}; give a folder that a training wrote, such as "
+            "runs/NAME/bundle"
+        )
     try:
         text = manifest.read_text(encoding="utf-8")
         document = json.loads(text)

@@ -8,7 +8,6 @@ images they are measured for each arch that is answered. The bundle's provenance
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from models.images.preprocess import Preprocess
 from models.nets import build_net
 from models.nets.calibration import calibrate
 from models.onnx.template import export_template
+from models.outputs import refuse_unwritable
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import SharedStatistics, Statistics
@@ -124,9 +124,7 @@ def refuse_out(out: Path) -> None:
     """Raise ValueError unless a new folder can be made there."""
     if out.exists():
         raise ValueError(f"{out} exists; give another place, or remove it first")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ValueError(f"{out} cannot be made: {above} is not a folder that can be written")
+    refuse_unwritable(out)
 
 
 def fit_generator(

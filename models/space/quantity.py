@@ -36,7 +36,7 @@ def parse_number(text: str) -> Decimal:
     """A number that is not negative, maybe with an exponent. Raises ValueError."""
     match = _match(_PLAIN, text)
     if match is None:
-        raise ValueError(f"{text[:MAX_LENGTH]!r} is not a number")
+        raise ValueError(f"{text[:MAX_LENGTH]!r} is not a number, 0 or more")
     number, exponent = match.groups()
     return Decimal(number).scaleb(int(exponent or 0), _EXACT)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,16 +13,20 @@ from typing import Any
 
 from models.bundle.disk import reason
 from models.extras import require
+from models.images.files import visible_files
 from models.images.photos import find_photos
 
 _ROWS = 64
+_PARQUET = ".parquet"
+_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
 class Photo:
     r"""An image by its name. ``source``: a file's path, or its content; None: there is none.
 
-    What is not UTF-8 in the name of a file stands in its photo's name as ``\xff``.
+    What is not UTF-8 in the name of a file stands in its photo's name as ``\xff``. A name in which
+    something stands so has each of its own backslashes twice: no two files have the same.
     """
 
     name: str
@@ -30,9 +35,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class Source:
-    """Some photos, as many as ``count``; they are read when they are asked for."""
+    """Some photos, as many as ``count``, and their names; they are read when they are asked for."""
 
     count: int
+    names: Callable[[], Iterator[str]]
     photos: Callable[[], Iterator[Photo]]
 
 
@@ -40,17 +46,22 @@ def sources(paths: Sequence[Path], column: str = "image") -> list[Source]:
     """What the paths hold: a folder all below it, a parquet file its ``column``.
 
     A photo of a parquet file has the name ``FILE#ROW``. How many images of a folder have a format
-    that is not read stands on standard error. Raises ValueError naming what is not there.
+    that is not read stands on standard error, and how many parquet files it has. Raises ValueError
+    naming what is not there.
     """
     return [_source(path, column) for path in paths]
 
 
 def _source(path: Path, column: str) -> Source:
     if path.is_dir():
+        tables = sum(name.endswith(_PARQUET) for name in visible_files(path))
+        if tables:
+            told = "parquet files are left out; name those that hold photos themselves"
+            _say(f"{path}: {tables:,} {told}")
         return _files(find_photos(path, _say))
     if not path.is_file():
         raise ValueError(f"there is no {path}; give photos, folders or parquet files")
-    return _parquet(path, column) if path.suffix == ".parquet" else _files([path])
+    return _parquet(path, column) if path.suffix == _PARQUET else _files([path])
 
 
 def _say(line: str) -> None:
@@ -58,7 +69,11 @@ def _say(line: str) -> None:
 
 
 def _files(files: Sequence[Path]) -> Source:
-    return Source(len(files), lambda: (Photo(_name(file), str(file)) for file in files))
+    return Source(
+        len(files),
+        lambda: map(_name, files),
+        lambda: (Photo(_name(file), str(file)) for file in files),
+    )
 
 
 def _parquet(path: Path, column: str) -> Source:
@@ -67,15 +82,17 @@ def _parquet(path: Path, column: str) -> Source:
     if column not in names:
         raise ValueError(f"{path} has no column {column!r}; --column names one of {names}")
 
+    def rows() -> Iterator[str]:
+        return (f"{_name(path)}#{row}" for row in range(count))
+
     def photos() -> Iterator[Photo]:
-        row = 0
+        row = rows()
         with _opened(path) as file:
             for batch in file.iter_batches(_ROWS, columns=[column]):
                 for cell in batch.column(0).to_pylist():
-                    yield Photo(f"{_name(path)}#{row}", _content(cell))
-                    row += 1
+                    yield Photo(next(row), _content(cell))
 
-    return Source(count, photos)
+    return Source(count, rows, photos)
 
 
 @contextmanager
@@ -95,7 +112,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _name(file: Path) -> str:
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
+    raw = os.fsencode(file)
+    name = raw.decode("utf-8", "backslashreplace")
+    if _ESCAPED.search(name):
+        name = raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return name
 
 
 def _content(cell: Any) -> bytes | None:

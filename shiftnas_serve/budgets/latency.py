@@ -35,7 +35,7 @@ class LatencyBudget(AbstractBudgetKind):
         """Milliseconds."""
         value = float(min(parse_number(text, self.header, self.example), _CEILING_MS))
         if value == 0:
-            raise BadBudget(f"{self.header}: must be more than 0 ms; send e.g. {self.example}")
+            raise BadBudget(f"{self.header}: {text!r} is not above 0 ms; send e.g. {self.example}")
         return value
 
     def deadline_s(self, value: float, received_s: float) -> float:

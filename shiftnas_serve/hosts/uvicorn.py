@@ -66,7 +66,7 @@ def serve(settings: Settings) -> int:
     if settings.processes > 1:
         os.environ |= as_environment(settings)
         config = _config(f"{__name__}:process_app", settings, factory=True)
-        supervisor = Supervisor(config, [listener])
+        supervisor = Supervisor(config, [listener], settings.drain_s)
         supervisor.run()
         return 2 if any(one.exitcode == STARTUP_FAILURE for one in supervisor.processes) else 0
     process = Process(settings)
@@ -131,7 +131,10 @@ class Supervisor(Multiprocess):
     cannot start.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], drain_s: float = 0.0
+    ) -> None:
+        self._drain_s = drain_s
         self._tied = tied_to_terminal()  # (then all signals are uvicorn's)
         self._served = False
         super().__init__(config, sockets)
@@ -144,6 +147,15 @@ class Supervisor(Multiprocess):
             self._served = True
             self.config.app = f"{__name__}:later_app"
         super().keep_subprocess_alive()
+
+    def join_all(self) -> None:
+        """Once they take nothing new, nor does the port: who comes then is to ask another."""
+        end_s = time.monotonic() + self._drain_s
+        for one in self.processes:
+            one.process.join(max(end_s - time.monotonic(), 0.0))
+        for listener in self.sockets:
+            listener.close()
+        super().join_all()
 
     def handle_hup(self) -> None:
         """Each process reloads, unless the terminal has gone."""

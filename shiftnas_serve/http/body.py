@@ -86,11 +86,12 @@ async def read_body(scope: Scope, receive: Receive, share: Share, settings: Sett
     Raises Problem: 408 slow, 413 long, 415 compressed, 429 no room, 499 the client went away.
     """
     headers = scope["state"]["headers"]
-    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if coding != "identity":
+    codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    if any(coding.strip().lower() != b"identity" for coding in codings):
+        shown = b", ".join(codings).decode("latin-1")
         raise Problem(
             415,
-            f"Content-Encoding: {coding!r:.40} is not read; send the body as it is (images are "
+            f"Content-Encoding: {shown!r:.40} is not read; send the body as it is (images are "
             "compressed already)",
             headers={"Accept-Encoding": "identity"},
         )

@@ -24,6 +24,7 @@ from uvicorn.server import ServerState
 
 from shiftnas_serve.http.answers import problem_response
 from shiftnas_serve.http.context import request_id
+from shiftnas_serve.http.head import check_head
 from shiftnas_serve.problem import Problem, busy
 
 MAX_HEAD_BYTES = 65_536
@@ -299,6 +300,7 @@ class HttpConnection(asyncio.Protocol):
             raise busy(f"{MAX_PIPELINED} requests wait on this connection")
         self._unread_bytes = 0
         version = parser.get_http_version()
+        check_head(version, self._headers)
         keep_alive = version != "1.0" and parser.should_keep_alive()
         exchange = Exchange(self, self._scope(version), keep_alive=keep_alive)
         self._exchanges.append(exchange)

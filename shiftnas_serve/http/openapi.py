@@ -113,6 +113,7 @@ def openapi_document(bundle: Bundle) -> Json:
             "version": bundle.version,
             "description": f"{bundle.name}: one supernet, any FLOPs budget a request names.",
         },
+        "servers": [{"url": "."}],  # beside this document, under any prefix
         "paths": {
             "/classify": {"post": classify, "put": classify},
             "/subnets/{id}": {"get": subnet},

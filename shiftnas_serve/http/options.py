@@ -51,7 +51,8 @@ def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
     """Every budget that a request's headers name, by the name of its kind.
 
     Of one that is repeated, the smallest. Raises Problem 400 for garbage, for one that may stand
-    only once, and for a header that looks like one of them; 431 for too many headers.
+    only once, for one that is to come behind the body, and for a header that looks like one of
+    them; 431 for too many headers.
     """
     if len(headers) > _MAX_HEADERS:
         raise Problem(431, f"{len(headers)} header fields; {_MAX_HEADERS} are allowed")
@@ -60,6 +61,8 @@ def read_budgets(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, float]:
         kind = _KINDS.get(name)
         if kind is not None:
             add_budgets(asked, {kind.name: value.decode("latin-1")})
+        elif name == b"trailer":
+            _check_trailer(value)
         else:
             _check(name[:64])
     return asked
@@ -69,6 +72,14 @@ def add_budgets(asked: dict[str, float], texts: Mapping[str, str]) -> None:
     """More of them, by the name of their kind. Raises Problem 400."""
     for name, value in parse_budgets(texts).items():
         asked[name] = _KINDS_BY_NAME[name].both(value, asked[name]) if name in asked else value
+
+
+def _check_trailer(value: bytes) -> None:
+    """Refuse a budget that is to come behind the body, when its subnet is chosen."""
+    for name in value.lower().split(b","):
+        kind = _KINDS.get(name.strip())
+        if kind is not None:
+            raise Problem(400, f"{kind.header} is not read behind a body; send it as a header")
 
 
 @lru_cache(1000)

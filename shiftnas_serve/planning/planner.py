@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,8 +30,17 @@ _REMEMBERED = 4096
 _LATENCY_STEPS = 64
 # How fast the estimate of what a build takes follows what is seen.
 _STEP = 0.3
-# Where two bounds are equal, it is not the latency budget that made the subnet smaller.
-_IN_TURN = sorted(BUDGET_KINDS, key=lambda kind: kind.degrades)
+
+
+class _Bound(NamedTuple):
+    """FLOPs that budgets leave; ``inf``: no bound.
+
+    ``alone``: for one subnet; a latency budget that has time for the largest does not bound it.
+    ``both``: for two together.
+    """
+
+    alone: float
+    both: float
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -121,30 +131,45 @@ class Planner:
 
     def plan(self, asked: Mapping[str, float], elapsed_ms: float) -> Plan:
         """The largest subnet that keeps every budget. Raises OutOfRange when none does."""
-        return self._plan(asked, *self._bound(asked, elapsed_ms))
+        return self._plan(asked, self._bound(asked, elapsed_ms))
 
     def quick_plan(self, asked: Mapping[str, float]) -> Plan | None:
         """The plan of this moment, if it is a look-up; else the generator takes milliseconds.
 
         Raises OutOfRange as ``plan`` does.
         """
-        bound, degraded = self._bound(asked, 0.0)
-        known = self._bundle.answers or min(bound, self._max_flops) in self._answers
-        if not known and self._in_time(asked, bound) is None:
+        bound = self._bound(asked, 0.0)
+        if not self._is_known(asked, bound):
             return None
-        return self._plan(asked, bound, degraded)
+        if may_degrade(asked) and not self._is_known(asked, self._bound(_lasting(asked), 0.0)):
+            return None
+        return self._plan(asked, bound)
 
-    def _plan(self, asked: Mapping[str, float], bound: float, degraded: bool) -> Plan:
-        wish = asked.get(Confidence.name)
-        pair = None if wish is None else self._bundle.pair(bound)
-        if pair is None:
-            largest = self._in_time(asked, bound) or self._answer(min(bound, self._max_flops))
-            subnet, second = largest, None
-        else:
+    def _is_known(self, asked: Mapping[str, float], bound: _Bound) -> bool:
+        """Whether its subnets are found without the generator."""
+        if self._bundle.answers or min(bound.alone, self._max_flops) in self._answers:
+            return True
+        return self._in_time(asked, bound.alone) is not None
+
+    def _plan(self, asked: Mapping[str, float], bound: _Bound) -> Plan:
+        subnet, second = self._subnets(asked, bound)
+        degraded = shrinks = may_degrade(asked)
+        if degraded:  # if with all the time there is a larger one would have the last word
+            first, last = self._subnets(asked, self._bound(_lasting(asked), 0.0))
+            degraded = (second or subnet).flops < (last or first).flops
+        return Plan(subnet, asked, degraded, shrinks, asked.get(Confidence.name), second)
+
+    def _subnets(self, asked: Mapping[str, float], bound: _Bound) -> tuple[Subnet, Subnet | None]:
+        """Who answers, and who does where that is not sure."""
+        pair = self._bundle.pair(bound.both) if Confidence.name in asked else None
+        if pair is not None:
             subnet, second = map(self._subnet, pair)
-        spent = subnet.flops + (0 if second is None else second.flops)
-        assert spent <= bound, "an answer is never over budget"
-        return Plan(subnet, asked, degraded, may_degrade(asked), wish, second)
+            assert subnet.flops + second.flops <= bound.both, "an answer is never over budget"
+            return subnet, second
+        found = self._in_time(asked, bound.alone)
+        found = found or self._answer(min(bound.alone, self._max_flops))
+        assert found.flops <= bound.alone, "an answer is never over budget"
+        return found, None
 
     def within(self, subnet: Subnet, ms: float, *, alone: bool = False) -> Subnet:
         """The largest up to ``subnet`` that is predicted to take at most ``ms``; else the smallest.
@@ -197,23 +222,23 @@ class Planner:
         timed = [one.value for one in self._choices] if self._knows_ms or not stored else ()
         return list(dict.fromkeys((*stored, *timed)))
 
-    def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> tuple[float, bool]:
-        """FLOPs (``inf``: no bound), and whether it is a latency budget that makes them so few."""
+    def _bound(self, asked: Mapping[str, float], elapsed_ms: float) -> _Bound:
         knows = self._bundle.confidence is not None
         moment = Moment(self._min_flops, self._max_flops, self.latency, elapsed_ms, knows)
-        bound, degraded = math.inf, False
+        alone = both = math.inf
         if "flops" not in asked and self._default is not None:
-            bound = min(bound, self._default)
-        for kind in _IN_TURN:
+            alone = both = self._default
+        for kind in BUDGET_KINDS:
             if kind.name in asked:
                 limit = kind.flops_bound(asked[kind.name], moment)
+                # The second of two is not begun where it might be late.
+                both = min(both, limit / MARGIN if kind.degrades else limit)
                 if kind.degrades:
                     limit = self._bounds[max(bisect_right(self._bounds, limit) - 1, 0)]
                     if limit >= self._max_flops:
                         continue  # there is time for the largest
-                if limit < bound:
-                    bound, degraded = limit, kind.degrades
-        return bound, degraded
+                alone = min(alone, limit)
+        return _Bound(alone, both)
 
     def _largest(self, subnet: Subnet, ms: float) -> Subnet:
         most = self.latency.flops_inferred_within(ms / MARGIN)
@@ -254,6 +279,12 @@ class Planner:
                 _, forgotten = self._by_id.popitem(last=False)
                 del self._of_arch[forgotten.value]
         return found
+
+
+def _lasting(asked: Mapping[str, float]) -> dict[str, float]:
+    """Without the budgets that depend on the moment."""
+    gone = {kind.name for kind in BUDGET_KINDS if kind.degrades}
+    return {name: value for name, value in asked.items() if name not in gone}
 
 
 def latency_bounds(bundle: Bundle) -> list[float]:

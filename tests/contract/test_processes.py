@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -308,6 +309,8 @@ def test_sigterm_stops_both_and_answers_what_they_have(two: Server, png):
         time.sleep(0.3)
         two.process.send_signal(signal.SIGTERM)
         time.sleep(1)
+        with pytest.raises(ConnectionRefusedError):  # rather than to hang
+            wait_for(lambda: socket.create_connection(("127.0.0.1", two.port), 5).close())
         go.set()
         assert [one.result().status_code for one in asked] == [200] * 8
     assert two.process.wait(40) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -89,6 +90,8 @@ def test_request_ids_come_back_or_are_made(client, png):
 
 def test_openapi_names_every_body_budget_and_error(client):
     document = client.get("/openapi.json").json()
+    (server,) = document["servers"]
+    assert urljoin("http://there/prefix/openapi.json", server["url"]) == "http://there/prefix/"
     operation = document["paths"]["/classify"]["post"]
     bodies = set(operation["requestBody"]["content"])
     assert {"image/jpeg", "multipart/form-data", "application/json"} <= bodies

@@ -126,6 +126,11 @@ def test_a_reader_that_stops_early_gets_no_traceback():
     process.stderr.close()
 
 
+def test_a_bundle_that_is_not_there_is_not_called_a_space(capsys):
+    assert main(["describe", "runs/none/bundle"]) == 2
+    assert "runs/none/bundle is not a bundle: there is no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("given", [["vit-tiny", "--arch", '{"a":' * 100_000], ["x" * 300]])
 def test_what_no_arch_and_no_folder_can_be_is_one_line(capsys, given):
     assert main(["describe", *given]) == 2

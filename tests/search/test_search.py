@@ -218,6 +218,31 @@ def test_data_of_other_classes_is_refused(trained_run, tmp_path, capsys):
         open_supernet(run, str(few))
 
 
+def test_a_bundle_whose_run_skipped_broken_images_is_searched_without_them(tmp_path):
+    photos = write_folder(tmp_path / "photos", {f"class {name}": 15 for name in range(10)})
+    next((photos / "class 3").iterdir()).write_bytes(b"no image")
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    with pytest.raises(ValueError, match="remove it, or train with skip_broken=true"):
+        open_supernet(bundle, str(photos))
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["provenance"]["trained_with"] = {"recipe": {"skip_broken": True}}
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    open_supernet(bundle, str(photos))
+
+
+def test_a_bundle_is_not_searched_on_one_image_more_than_trained(tmp_path):
+    """Its cut would hold out images that have trained."""
+    photos = write_folder(tmp_path / "photos", {f"class {name}": 15 for name in range(10)})
+    bundle = make_bundle("nano-cnn", tmp_path / "bundle")
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["provenance"] |= {"train_images": 110, "val_images": 10}
+    (bundle / "bundle.json").write_text(json.dumps(document))
+    open_supernet(bundle, str(photos))
+    shutil.copy(next((photos / "class 3").iterdir()), photos / "class 3" / "more.png")
+    with pytest.raises(ValueError, match=r"was trained on 110 \+ 10 images of 10 classes"):
+        open_supernet(bundle, str(photos))
+
+
 def test_what_trained_one_arch_alone_is_not_searched(trained_run, tmp_path):
     run, bundle = tmp_path / "run", make_bundle("nano-cnn", tmp_path / "bundle")
     say_trained_alone(bundle, SPACE.smallest)

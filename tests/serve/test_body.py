@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope
 
 from shiftnas_serve.http import body as bodies
 from shiftnas_serve.http.body import decode_base64, read_body, read_image
+from shiftnas_serve.http.options import read_budgets
 from shiftnas_serve.problem import CLIENT_GONE, Problem
 from shiftnas_serve.scheduling.room import Room, Share
 from shiftnas_serve.settings import Settings
@@ -98,6 +99,23 @@ def test_what_is_refused_for_its_length_or_coding_takes_no_room_and_is_not_read(
             read(pieces, share, **headers)
         assert refused.value.status == wanted
         assert room.size_bytes == 0
+
+
+def test_every_coding_that_is_named_counts_in_any_letters():
+    scope, receive = request([b"photo"], content_encoding="Identity")
+    with Room(9, 10**6).share() as share:
+        assert asyncio.run(read_body(scope, receive, share, LIMITS)) == b"photo"
+        scope["headers"].append((b"content-encoding", b"gzip"))
+        with pytest.raises(Problem, match="gzip") as refused:
+            asyncio.run(read_body(scope, receive, share, LIMITS))
+    assert refused.value.status == 415
+
+
+@pytest.mark.parametrize("named", [b"FLOPs-Budget", b"x, latency-budget ,y"])
+def test_a_budget_that_is_to_come_behind_the_body_is_refused(named):
+    with pytest.raises(Problem, match="behind a body"):
+        read_budgets([(b"trailer", named)])
+    assert read_budgets([(b"trailer", b"Expires"), (b"flops-budget", b"4M")]) == {"flops": 4e6}
 
 
 def test_a_body_of_one_piece_is_not_copied():

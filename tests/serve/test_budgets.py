@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_a_kind_says_what_it_is(kind):
     assert kind.parse(kind.example) > 0
     assert not vars(kind)  # stateless
     for text in ("", "much", "-1", "1e999999", "nan", "inf"):
-        with pytest.raises(BadBudget, match=kind.header):
+        with pytest.raises(BadBudget, match=f"{kind.header}: {re.escape(repr(text))} is not"):
             kind.parse(text)
 
 
@@ -176,7 +177,7 @@ def test_any_kind_that_degrades_does_it_and_any_deadline_counts(bundle: Bundle, 
     kinds = (*BUDGET_KINDS, Soon())
     monkeypatch.setattr(budgets, "BUDGET_KINDS", kinds)
     monkeypatch.setattr(budgets, "_DEGRADING", {"latency_ms", "soon"})
-    monkeypatch.setattr(planning, "_IN_TURN", kinds)
+    monkeypatch.setattr(planning, "BUDGET_KINDS", kinds)
     plan = planner(bundle).plan({"soon": 2.0}, 0)
     assert plan.shrinks
     assert plan.degraded
@@ -233,6 +234,32 @@ def test_a_bundle_whose_largest_answer_is_no_step_still_answers_it(bundle: Bundl
     most = 0.97 * bundle.max_flops
     plans.latency = LatencyTable(((bundle.min_flops, 1.0), (most, 10.0)))
     assert plans.plan({"latency_ms": 20}, 0).subnet.flops == bundle.max_flops
+
+
+@pytest.mark.parametrize("default", [None, 0.6])
+def test_only_what_a_latency_budget_made_smaller_is_degraded(bundle: Bundle, default):
+    """Its bound may be below that of another budget, and the subnet be the same."""
+    low, high = bundle.min_flops, bundle.max_flops
+    plans = planner(bundle, None if default is None else default * high)
+    seen = set()
+    for flops in (None, *np.linspace(low, high, 7)):
+        other = {} if flops is None else {"flops": float(flops)}
+        for latency_ms in np.linspace(2.1, 12.0, 25):
+            asked = other | {"latency_ms": float(latency_ms)}
+            plan = plans.plan(asked, 0.0)
+            assert plan.degraded == (plan.subnet is not plans.plan(other, 0.0).subnet)
+            seen.add(plan.degraded)
+    assert seen == {True, False}
+
+
+def test_to_tell_whether_it_is_degraded_no_generator_is_asked_on_the_way(vit: Bundle):
+    vit = replace(vit, answers=())
+    plans = planner(vit)
+    flops = 0.9 * vit.max_flops + 0.5
+    asked = {"flops": flops, "latency_ms": 4.0}
+    assert plans.quick_plan(asked) is None
+    plans.plan({"flops": flops}, 0.0)
+    assert plans.quick_plan(asked).degraded
 
 
 def test_the_tighter_of_two_budgets_binds(bundle: Bundle):
@@ -310,13 +337,50 @@ def test_latency_follows_what_is_observed():
 )
 def test_no_observation_makes_a_prediction_absurd(observations, images):
     table = LatencyTable(((1e6, 1.0), (2e6, 2.0)), overhead_ms=1.0)
+    least_ms = 1.0
     for flops, infer_ms, overhead_ms in observations:
         table = table.observed(flops, infer_ms, images=images).answered(overhead_ms)
-        assert 0.5 <= table.infer_ms(1e6) <= 4.0
+        least_ms = min(least_ms, infer_ms * images)
+        assert 0.5 * least_ms <= table.infer_ms(1e6) <= 4.0
         assert 0.0 <= table.after_ms <= 10.0
+        assert list(table.points) == sorted(table.points, key=lambda point: point[1])
     for _ in range(3000):
         table = table.observed(2e6, 2.0).answered(1.0)
-    assert table.answer_ms(1e6) == pytest.approx(2.0, rel=0.01)
+    if least_ms >= 1.0:
+        assert table.answer_ms(1e6) == pytest.approx(2.0, rel=0.01)
+
+
+# What a small and larger subnets take, and what was measured beside other work.
+TRUE = LatencyTable(((1e6, 3.0), (2e6, 7.0), (5e6, 21.0)))
+MEASURED = ((1e6, 3.5), (2e6, 200.0), (5e6, 500.0))
+
+
+def test_what_was_measured_too_slow_is_set_right_by_what_is_answered():
+    table = LatencyTable(MEASURED)
+    for flops in (5e6, 1e6, 2e6, 5e6, 1e6):
+        table = table.observed(flops, TRUE.infer_ms(flops))
+    for flops in (1e6, 2e6, 3e6, 5e6):
+        right = TRUE.infer_ms(flops)
+        assert 0.98 * right <= table.infer_ms(flops) <= 1.3 * right
+
+
+@pytest.mark.parametrize("smallest_ms", [3.5, 90.0])
+def test_what_is_believed_too_slow_to_be_chosen_is_chosen_nevertheless(smallest_ms):
+    """Only latency budgets come: what takes long by the table would never be seen."""
+    table = LatencyTable.of([(1e6, smallest_ms), *MEASURED[1:]]).bounded(1e6, smallest_ms)
+    for _ in range(40):
+        flops = min(max(table.flops_inferred_within(60.0), 1e6), 5e6)
+        table = table.observed(flops, TRUE.infer_ms(flops))
+    assert flops == 5e6
+    assert table.infer_ms(5e6) == pytest.approx(21.0, rel=0.3)
+
+
+def test_a_batch_that_takes_as_long_as_one_image_says_nothing_of_one():
+    table = LatencyTable(((1e6, 1.0), (2e6, 2.0)))
+    for _ in range(100):
+        table = table.observed(2e6, 2.0 / 16, images=16)
+    assert table.points == ((1e6, 1.0), (2e6, 2.0))
+    assert table.correction >= 0.5
 
 
 def test_one_image_that_took_long_counts_as_long_as_it_took():

@@ -36,7 +36,9 @@ def test_a_folder_with_broken_files(bundle, bundle_folder, tmp_path, capsys):
     assert "7 photos in" in said
     assert "1 broken" in said
     assert main(command) == 1  # a scheduler that starts it again must not take it for clean
-    assert "7 of 7 are done already, 1 of them broken" in capsys.readouterr().err
+    assert "7 of 7 are done already; broken rows of the table: 1" in capsys.readouterr().err
+    assert main([rows[0]["photo"], *command[1:]]) == 1
+    assert "1 of 1 are done already; broken" in capsys.readouterr().err
     assert f"broken: {photos}/not, a photo.jpg: " in said
     assert [row["photo"] for row in rows] == sorted(map(str, photos.rglob("*.*")))
     with load(bundle_folder, prebuild=False) as engine:
@@ -64,6 +66,27 @@ def test_images_of_other_formats_in_a_folder_are_told_of(tmp_path, capsys):
     assert sources([photos])[0].count == found.count
     said = capsys.readouterr().err
     assert said == f"{photos}: 3 images are left out (.gif, .heic); convert them first\n"
+
+
+def test_parquet_files_in_a_folder_are_told_of(tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", 3)
+    for name in ("a.parquet", "deep/b.parquet"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"table")
+    assert sources([photos])[0].count == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"{photos}: 2 parquet files are left out; name those")
+
+
+def test_names_that_are_not_utf_8_stay_apart(tmp_path):
+    given = [b"a\xff.png", rb"a\xff.png", rb"a\\xff.png", b"a\\\xff.png", rb"a\b.png", b"a.png"]
+    for name in given:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"image")
+    (found,) = sources([tmp_path])
+    names = [photo.name for photo in found.photos()]
+    assert names == list(found.names())
+    assert len(set(names)) == len(given)
+    assert {f"{tmp_path}/{one}" for one in (r"a\xff.png", r"a\b.png", "a.png")} < set(names)
 
 
 def test_it_goes_on_where_it_was_stopped(bundle_folder, tmp_path, capsys):

@@ -237,6 +237,39 @@ def test_an_answer_that_comes_in_drops_is_not_waited_for_longer(monkeypatch):
         asyncio.run(ask())
 
 
+class Slow(httpx.BaseTransport):
+    """A server that takes a second to read each piece, and notes what it has read."""
+
+    def __init__(self, now_s: list[float]) -> None:
+        self._now_s, self.pieces, self.read_s = now_s, list[bytes](), 0.0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["content-length"] == "1000000"
+        assert "transfer-encoding" not in request.headers
+        self.pieces = []
+        for piece in request.stream:
+            self._now_s[0] += 1
+            self.pieces.append(piece)
+        self.read_s = request.extensions["timeout"]["read"]
+        return httpx.Response(200, json=ANSWER)
+
+
+@pytest.mark.parametrize(("timeout_s", "in_time"), [(17.5, True), (5.5, False)])
+def test_an_upload_takes_no_more_than_the_time_of_its_call(monkeypatch, timeout_s, in_time):
+    now_s, photo = [0.0], bytes(range(250)) * 4000
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: now_s[0])
+    transport = Slow(now_s)
+    with Client("http://there", transport=transport, timeout_s=timeout_s) as client:
+        if in_time:
+            assert client.classify(photo).label == "cat"
+            assert b"".join(transport.pieces) == photo
+            assert transport.read_s == timeout_s - len(transport.pieces)
+        else:
+            with pytest.raises(httpx.TimeoutException, match="in time"):
+                client.classify(photo)
+            assert now_s[0] == 6.0
+
+
 def test_the_time_is_of_a_call_with_all_its_tries():
     """Each gets what is left of it."""
     given_s = []

@@ -19,7 +19,7 @@ from models.bundle.confidence import Confidence
 from models.bundle.folder import Bundle, load_bundle
 from shiftnas_serve.classify import main
 from shiftnas_serve.engine.result import Result, Timing
-from shiftnas_serve.latency import LatencyTable
+from shiftnas_serve.latency import MARGIN, LatencyTable
 from shiftnas_serve.planning.planner import Plan, Planner
 from shiftnas_serve.problem import Problem
 from shiftnas_serve.scheduling.backlog import Backlog
@@ -73,6 +73,25 @@ def test_without_confidence_nothing_is_shared(sure: Bundle):
     for asked in ({}, {"flops": 2.0 * sure.max_flops}):
         assert planner.plan(asked, 0.0).second is None
         assert planner.plan(asked, 0.0).subnet.flops == sure.max_flops
+
+
+def test_a_pair_shares_the_time_that_there_is_or_the_largest_in_time_answers(sure: Bundle):
+    planner, seen = Planner(sure, None, FAST), set()
+    no_hurry = planner.plan(WISH, 0.0).second
+    least_ms, largest_ms = map(FAST.answer_ms, (sure.min_flops, sure.max_flops))
+    for latency_ms in np.linspace(1.001 * least_ms, 2 * largest_ms, 200):
+        asked = {"latency_ms": float(latency_ms)}
+        one, plan = planner.plan(asked, 0.0), planner.plan(WISH | asked, 0.0)
+        seen.add(plan.second is None)
+        last = plan.second or plan.subnet
+        assert plan.degraded == (last.flops < no_hurry.flops)
+        if plan.second is None:
+            assert plan.subnet is one.subnet
+        else:
+            both_ms = planner.cost_ms(plan.subnet) + planner.cost_ms(plan.second)
+            assert MARGIN * (both_ms - 0.02) + FAST.after_ms <= latency_ms
+    assert seen == {True, False}
+    assert planner.plan(WISH | {"latency_ms": 1e6}, 0.0).second is no_hurry
 
 
 @pytest.fixture(scope="module")

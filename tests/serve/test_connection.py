@@ -123,9 +123,12 @@ async def turns(count: int = 5) -> None:
         (b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 100),
         (b"GET / HTTP/1.1\r\na: ", b"b" * 1000),
         (b"GET /", b"a" * 1000),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n" * 100),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: ", b"b" * 1000),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;", b"b" * 1000),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"a: b\r\n" * 100,
+        ),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: ", b"b" * 1000),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3;", b"b" * 1000),
     ],
 )
 def test_headers_and_trailers_without_end_are_refused(start, more):
@@ -147,7 +150,7 @@ def test_headers_in_one_piece_are_counted_without_their_body():
         size = MAX_HEAD_BYTES - 100
         for extra, status in ((0, 200), (200, 431)):
             made, wire = connect()
-            head = b"POST / HTTP/1.1\r\na: %s\r\nContent-Length: 90000\r\n\r\n"
+            head = b"POST / HTTP/1.1\r\nHost: x\r\na: %s\r\nContent-Length: 90000\r\n\r\n"
             made.data_received(head % (b"b" * (size + extra)) + bytes(90_000))
             await turns()
             assert wire.status == status
@@ -167,10 +170,10 @@ def test_what_follows_a_chunked_body_becomes_no_header():
 
     async def test() -> None:
         made, wire = connect(app)
-        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         made.data_received(head + b"1\r\na\r\n0\r\nauthorization: Bearer x\r\n\r\n")
         await turns()
-        assert seen == [[(b"transfer-encoding", b"chunked")]]
+        assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
         made.data_received(GET)
         await turns()
         assert wire.sent.count(b"200 OK") == 2
@@ -326,7 +329,7 @@ def statuses(wire: Wire) -> list[int]:
     [
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\na: ",
-        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
     ],
 )
 @pytest.mark.parametrize("ends", [True, False])
@@ -353,7 +356,9 @@ def test_a_refusal_waits_for_the_answers_before_it(second, ends):
 def test_what_is_wrong_in_a_body_is_the_answer_to_its_request():
     async def test() -> None:
         made, wire = connect(echo)
-        made.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+        made.data_received(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+        )
         await turns()
         assert statuses(wire) == [400]
         assert wire.closed
@@ -445,7 +450,14 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_belongs_to_the_request(offe
     async def test() -> None:
         made, wire = connect(echo)
         data = (
-            POST % 3 + b"one" + b"PUT / HTTP/1.1\r\n" + offer + framed + POST % 5 + b"three" + GET
+            POST % 3
+            + b"one"
+            + b"PUT / HTTP/1.1\r\nHost: x\r\n"
+            + offer
+            + framed
+            + POST % 5
+            + b"three"
+            + GET
         )
         for at in range(0, len(data), size):
             made.data_received(data[at : at + size])
@@ -573,11 +585,42 @@ def test_http_1_0_gets_no_100_continue(version, sent):
 
         made, wire = connect(app)
         head = (POST % 2).replace(b"1.1", version)
-        made.data_received(head.replace(b"Host: x", b"Expect: 100-continue"))
+        made.data_received(head.replace(b"Host: x", b"Host: x\r\nExpect: 100-continue"))
         await turns()
         made.data_received(b"ab")
         await turns()
         assert (b"100 Continue" in wire.sent) == sent
         assert b"200 OK" in wire.sent
+
+    run(test)
+
+
+BODY = b"\r\n\r\n1\r\na\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: x\r\nhost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\n\r\n", 200),
+        (b"GET http://x/ HTTP/1.1\r\nHost:\r\n\r\n", 200),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked" + BODY, 200),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked" + BODY, 400),
+        (
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n"
+            b"Transfer-Encoding: chunked" + BODY,
+            400,
+        ),
+    ],
+)
+def test_a_head_that_others_may_understand_differently_is_refused(sent, status):
+    async def test() -> None:
+        made, wire = connect(echo)
+        made.data_received(sent)
+        await turns()
+        assert statuses(wire) == [status]
+        made.connection_lost(None)
 
     run(test)

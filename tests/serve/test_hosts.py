@@ -41,6 +41,25 @@ def test_hangups_during_a_reload_are_one_more_reload(monkeypatch, processes):
     assert [asyncio.run(hang_up(times)) for times in (1, 5)] == [2, 2]
 
 
+def test_the_port_of_several_is_closed_once_they_take_nothing_new():
+    """And not when the last of them has ended what is in flight."""
+    supervisor = object.__new__(host_uvicorn.Supervisor)
+    listener, given_s = host_uvicorn.listen("127.0.0.1", 0), []
+
+    def ends_later(limit_s: float | None = None) -> None:
+        if limit_s is not None:
+            given_s.append(limit_s)
+            assert listener.fileno() >= 0
+        else:
+            assert listener.fileno() < 0
+
+    one = SimpleNamespace(process=SimpleNamespace(join=ends_later), join=ends_later)
+    supervisor.sockets, supervisor.processes, supervisor._drain_s = [listener], [one], 3.0
+    supervisor.join_all()
+    (limit_s,) = given_s
+    assert 2.0 < limit_s <= 3.0
+
+
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_a_worker_of_litserve_knows_how_many_there_are(gpus, monkeypatch):
     """A reload reaches one of them only, so it is refused where there are several."""

@@ -9,12 +9,14 @@ import shiftnas_serve
 from models.bundle.folder import load_bundle
 from models.retarget import retarget
 from shiftnas_serve.budgets import OutOfRange
+from shiftnas_serve.engine import model
 from shiftnas_serve.engine.model import measure_latency
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.http.about import describe_budgets
 from shiftnas_serve.latency import MARGIN, LatencyTable
 from shiftnas_serve.planning.planner import Planner
 from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.settings import EngineSettings
 from tests.bundles import make_bundle
 from tests.models.test_costs import made_up_table
 
@@ -114,6 +116,27 @@ def test_the_factor_is_measured_when_a_bundle_is_loaded(timed):
     factors = {points[timed.space.flops(a)] / ms.cost.value(whole) for whole, a in ms.answers}
     assert max(factors) == pytest.approx(min(factors))
     assert len(points) == len(ms.answers)
+
+
+def test_beside_other_work_the_shortest_of_what_was_measured_counts(timed, monkeypatch):
+    """A small subnet finds a free moment; a large one seems many times as slow as it is."""
+    sessions = Sessions(timed, build_runtime("onnxruntime", "cpu", 1, None), 10**8, [])
+    for least in (1.0, 3.0):
+        taken_ms = iter([least, 400.0, 500.0, 600.0, 900.0])
+        monkeypatch.setattr(model, "measure_ms", lambda *_, taken_ms=taken_ms, **__: next(taken_ms))
+        assert measure_latency(timed, sessions, min)[0][1] == pytest.approx(least)
+
+
+def test_a_bundle_that_is_loaded_beside_another_predicts_no_absurd_milliseconds(monkeypatch):
+    zoo = Path(model.__file__).resolve().parents[2] / "models" / "zoo" / "cifar10-cnn"
+    settings = EngineSettings(bundle=zoo)
+    for busy, slowest_ms in ((True, 2 * 14_855_680 / 3_250_048), (False, 1500.0)):
+        taken_ms = iter([1.0, 2.0, 500.0, 900.0, 1500.0])
+        monkeypatch.setattr(model, "measure_ms", lambda *_, taken_ms=taken_ms, **__: next(taken_ms))
+        loaded = model.load_model(zoo, settings, busy=busy)
+        table, bundle = loaded.planner.latency, loaded.bundle
+        assert table.infer_ms(bundle.min_flops) == 1.0
+        assert table.infer_ms(bundle.max_flops) == pytest.approx(slowest_ms, rel=0.01)
 
 
 def test_the_server_answers_milliseconds_by_it(folders, timed):

@@ -77,6 +77,9 @@ def test_settings_are_layered_and_misspellings_get_a_hint(tmp_path):
     config.write_text('{"prot": 1}')
     with pytest.raises(ValueError, match="did you mean 'port'"):
         load_settings({}, config=config, environment={})
+    config.write_text('{"port": 9001, "workers": 2, "port": 9002}')
+    with pytest.raises(ValueError, match="'port' stands several times"):
+        load_settings({}, config=config, environment={})
     config.write_text('{"port":' * 100_000)
     with pytest.raises(ValueError, match="must be a JSON object of settings"):
         load_settings({}, config=config, environment={})

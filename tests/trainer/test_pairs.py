@@ -13,6 +13,7 @@ from tests.bundles import make_bundle
 from trainer.confidence import main
 from trainer.evaluate import main as evaluate
 from trainer.pairs import LOSES_AT_MOST, SHOWN_AT, Curve, curve, fit_confidence
+from trainer.recipes.config import get_recipe, with_settings
 from trainer.scores import Scores, fit_temperature
 
 IMAGES = 4_000
@@ -38,6 +39,15 @@ def test_a_temperature_makes_probabilities_true(scale):
     assert scores.confidence.mean() == pytest.approx(scores.accuracy, abs=0.01)
     easy = scores.confidence > 0.9
     assert scores.right[easy].mean() == pytest.approx(0.99, abs=0.01)
+
+
+@pytest.mark.parametrize("images", [30, 1_000])
+def test_a_subnet_that_has_all_images_right_is_not_sure_of_everything(images):
+    """That nothing was wrong of n shows no more than about 1 in n."""
+    labels = np.arange(images) % 4
+    logits = np.random.default_rng(0).normal(size=(images, 4)) + 7 * np.eye(4)[labels]
+    unsure = 1 - Scores.fitted(logits, labels).confidence.mean()
+    assert 0.5 / images < unsure < 1.5 / images
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +147,23 @@ def test_the_command_fits_a_bundle_and_evaluate_draws_it(bundle, photos, tmp_pat
         assert drawn.size[0] > 500
     curves = json.loads(capsys.readouterr().out)["confidence"]
     assert len(curves) == len({after.confidence.pair(b) for b in (after.max_flops, 1e18)} - {None})
+
+
+def test_a_run_that_skips_broken_images_fits_without_them(bundle, photos, tmp_path, capsys):
+    own, run = tmp_path / "own", tmp_path / "run"
+    for part in ("train", "test"):
+        shutil.copytree(photos, own / part)
+    for image in (own / "train" / "class 0").iterdir():
+        image.write_bytes(b"no image")
+    run.mkdir()
+    words = [str(bundle), "--data", str(own), "--run", str(run), "--json", "--budgets", "2"]
+    for skip, status in (("false", 2), ("true", 0)):
+        recipe = with_settings(get_recipe("digits"), ["held_out_images=30", f"skip_broken={skip}"])
+        (run / "recipe.json").write_text(recipe.model_dump_json())
+        assert main(words) == status
+    out, err = capsys.readouterr()
+    assert json.loads(out)["confidence"]["images"] == 30 - err.count("left out ")
+    assert "left out " in err
 
 
 def test_a_pair_that_a_bundle_cannot_answer_leaves_it_as_it_was(bundle):

@@ -101,6 +101,28 @@ def test_classes_that_a_bundle_lacks_are_told_before_anything_is_calibrated(
     assert said.endswith("has no class 'dog'; name the folders as its labels\n")
 
 
+def test_a_run_that_skips_broken_images_leaves_them_out_of_all_that_is_counted(
+    bundle, photos, tmp_path, capsys
+):
+    both, run = tmp_path / "both", tmp_path / "run"
+    for part in ("train", "test"):
+        shutil.copytree(photos, both / part)
+        (both / part / "class 0" / "00.png").write_bytes(b"no image")
+    run.mkdir()
+    chosen = ["held_out_images=50", "skip_broken=true"]
+    recipe = with_settings(get_recipe("digits"), chosen)
+    (run / "recipe.json").write_text(recipe.model_dump_json())
+    words = [str(bundle), "--data", str(both), "--run", str(run), "--out", str(tmp_path / "out")]
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    told, held_out = json.loads(out)["int8"], 50 - err.count("train/class 0/00.png")
+    assert (told["calibration_images"], told["images"]) == (held_out, 59)
+    assert err.count("left out ") == err.count("00.png")
+    made = load_bundle(tmp_path / "out").at("int8")
+    assert made.confidence is not None
+    assert made.confidence.images == held_out
+
+
 def test_with_a_run_its_held_out_images_calibrate_and_test_images_measure(
     bundle, photos, tmp_path, capsys
 ):

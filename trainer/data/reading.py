@@ -114,6 +114,7 @@ def load_splits(
         memory=_memory_line(rows, kept_names, resolution),
         broken=tuple(broken),
         test_rows=test,
+        fingerprint=found.fingerprint,
     )
 
 

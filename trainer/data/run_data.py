@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from torch import Tensor
 
@@ -13,12 +12,11 @@ from models.images.preprocess import Preprocess
 from models.interval import interval
 from models.spaces import get_space
 from trainer.data.batches import Batches
-from trainer.data.reading import cut, load_splits
-from trainer.data.sources import Rows, Source
+from trainer.data.reading import load_splits
+from trainer.data.sources import Source
 from trainer.data.splits import AbstractSplit, Splits
 from trainer.intervals import LEAST_IMAGES
 from trainer.ranks import ALONE, Ranks
-from trainer.recipes.config import read_recipe
 from trainer.recipes.recipe import Recipe
 
 EVALUATION_BATCH = 500
@@ -79,13 +77,6 @@ def read_splits(recipe: Recipe) -> Splits:
             "more images"
         )
     return splits
-
-
-def parts_of_run(source: Source, run: Path) -> tuple[Rows, Rows, str]:
-    """What a run held out of a data set, what it tests on, and what to call the former."""
-    recipe = read_recipe(run / "recipe.json")
-    _, held_out, test = cut(source, recipe.held_out_share, recipe.seed, recipe.held_out_images)
-    return held_out, test, f"{source.name}, held out by {recipe.name} with seed {recipe.seed}"
 
 
 def refuse_parts(source: Source, purpose: str) -> None:

@@ -6,7 +6,9 @@ testing; decoding and splitting are the same for all of them.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +121,13 @@ class Source:
     train: Rows
     test: Rows | None
     passed_over: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides how it is cut: its classes and the label of each training image."""
+        about = json.dumps([self.classes, self.test is None])
+        labels = self.train.labels.astype("<i8").tobytes()
+        return hashlib.sha256(about.encode() + labels).hexdigest()[:12]
 
 
 def read_groups(

@@ -163,7 +163,9 @@ class EncodedImages(AbstractSplit):
                 except (ImageError, OSError) as error:
                     message = f"{self.rows.where(index)}: {error}"
                     if not self.skip_broken:
-                        advice = "remove it, or set skip_broken=true to leave such images out"
+                        advice = (
+                            "remove it, or train with skip_broken=true to leave such images out"
+                        )
                         raise ValueError(f"{message}; {advice}") from error
                     broken.append(message)
             else:
@@ -253,7 +255,7 @@ class Splits:
     figure. has_own_test: its publisher made the test split. passed_over: what lies there and is not
     used, a line each. memory: one line on what is kept in memory. broken: images left out, each
     with its reason, found when decoding what is in memory. test_rows: the test images as they are
-    stored, for what is served.
+    stored, for what is served. fingerprint: of the source (``Source.fingerprint``).
     """
 
     train: AbstractSplit
@@ -267,6 +269,7 @@ class Splits:
     memory: str = ""
     broken: tuple[str, ...] = ()
     test_rows: Rows | None = None
+    fingerprint: str = ""
 
     def __str__(self) -> str:
         """One line: what was understood."""

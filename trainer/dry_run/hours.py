@@ -17,7 +17,7 @@ machine that others use as well, where steps take a fifth longer than when they 
 
 
 def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
-    """The recipe with as many epochs as fit, and a line that says so.
+    """The recipe that ends by the clock, or after MOST_EPOCHS, and a line that says so.
 
     Raises ValueError if not one epoch fits.
     """
@@ -31,8 +31,11 @@ def within_hours(recipe: Recipe, hours: float) -> tuple[Recipe, str]:
             f"least {needed:.1f}, or fewer photos"
         )
     each = f"epochs of about {epoch_s / 60:.1f} minutes"
-    if epochs > MOST_EPOCHS:
-        return recipe.replace(epochs=MOST_EPOCHS), f"{MOST_EPOCHS} {each} are enough"
-    timed = recipe.replace(epochs=epochs, training_hours=hours * OF_TRAINING)
-    ends = f"training ends after {60 * hours * OF_TRAINING:.0f} minutes"
-    return timed, f"{ends} (--hours {hours:g}), in about {epochs} {each}"
+    most = recipe.most_epochs or MOST_EPOCHS
+    timed = recipe.replace(
+        epochs=min(epochs, most), most_epochs=most, training_hours=hours * OF_TRAINING
+    )
+    clock = f"after {60 * hours * OF_TRAINING:.0f} minutes (--hours {hours:g})"
+    if epochs > most:
+        return timed, f"training ends with {most} {each}, which are enough, or {clock}"
+    return timed, f"training ends {clock}, in about {epochs} {each}"

@@ -7,6 +7,7 @@ and nothing is written. A batch that would not fit is cut; what it costs whole i
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -144,6 +145,7 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
     optimizer = (value for each in state.optimizer.state.values() for value in each.values())
     parameters = bytes_of(state.net.parameters())
     epoch_s = plan.steps_per_epoch * step_s + update_s
+    most_s = recipe.most_epochs * epoch_s or math.inf
     step_flops = share * means.masked + (1 - share) * means.sliced
     return DryRun(
         recipe=recipe,
@@ -162,7 +164,7 @@ def dry_run(recipe: Recipe, images: int | None = None, *, steps: int = 0) -> Dry
             "activations": dearest.image_bytes * at_once,
         },
         epoch_s=epoch_s,
-        total_s=3600 * recipe.training_hours or plan.epochs * epoch_s,
+        total_s=min(3600 * recipe.training_hours or plan.epochs * epoch_s, most_s),
         training_flops=FORWARD_AND_BACKWARD * plan.steps * recipe.batch_size * step_flops,
     )
 

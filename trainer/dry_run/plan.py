@@ -67,5 +67,5 @@ def plan_of(recipe: Recipe) -> Plan:
         steps=total,
         masked_steps=-(-total // recipe.generator.masked_every),
         warm_up_steps=warm_up,
-        updates=recipe.updates(total),
+        updates=recipe.updates(total) if sampler.learns else 0,
     )

@@ -40,15 +40,20 @@ class Horizon:
     """``steps``: of the run; with a ``budget`` what is foreseen as it begins.
 
     budget: what the run may spend, in multiply-adds or in seconds; 0 for all of its steps.
+    most_steps: after which it ends even if not all is spent; 0 for no bound.
     """
 
     steps: int
     steps_per_epoch: int
     budget: float = 0.0
+    most_steps: int = 0
 
     def position(self, step: int, spent: float) -> float:
         """Where schedules stand before a step, 0 to ``steps``: as if all steps cost the same."""
-        return step if not self.budget else self.steps * min(spent / self.budget, 1.0)
+        if not self.budget:
+            return step
+        of_most = step / self.most_steps if self.most_steps else 0.0
+        return self.steps * min(max(spent / self.budget, of_most), 1.0)
 
     def foreseen(self, step: int, spent: float) -> int:
         """Steps of the run, if those to come cost what those so far did."""
@@ -56,16 +61,20 @@ class Horizon:
 
     def is_over(self, step: int, spent: float) -> bool:
         """Whether there is no step left."""
-        return step >= self.steps if not self.budget else spent >= self.budget
+        if not self.budget:
+            return step >= self.steps
+        return spent >= self.budget or 0 < self.most_steps <= step
 
 
 def horizon_of(recipe: Recipe, sampler: AbstractSampler, steps_per_epoch: int) -> Horizon:
-    """Of a run of the recipe's epochs, or of its hours or compute where one is not 0."""
+    """Of a run of the recipe's epochs, or of its hours or compute where one is not 0; bounded."""
     steps = recipe.epochs * steps_per_epoch
     if recipe.compute:
         step_flops = masked_and_sliced_flops(recipe, sampler)
         steps = math.ceil(recipe.compute / (FORWARD_AND_BACKWARD * recipe.batch_size * step_flops))
-    return Horizon(steps, steps_per_epoch, recipe.compute or 3600 * recipe.training_hours)
+    most = recipe.most_epochs * steps_per_epoch
+    budget = recipe.compute or 3600 * recipe.training_hours
+    return Horizon(min(steps, most or steps), steps_per_epoch, budget, most)
 
 
 @dataclass(frozen=True)

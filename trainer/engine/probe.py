@@ -40,9 +40,9 @@ class BatchProbe(Probe):
     BatchNorm normalizes by the batch in both, and nothing is updated by asking. images, labels:
     this rank's; losses and gradients are those of the batch of all ranks. accumulate: parts of
     them that run one after another. recompute: as in ``AbstractNet``. compute: multiply-adds spent
-    by asking, on this rank's images (``trainer.engine.horizon``). fixed: held-out images in their
-    order, the same on every rank. options: by which compute is counted. frozen: statistics by which
-    BatchNorm normalizes instead.
+    by asking, on the images of all ranks (``trainer.engine.horizon``). fixed: held-out images in
+    their order, the same on every rank. options: by which compute is counted. frozen: statistics
+    by which BatchNorm normalizes instead.
     """
 
     net: AbstractNet
@@ -74,7 +74,7 @@ class BatchProbe(Probe):
 
     def loss(self, arch: Arch | Relaxed, *, before: bool) -> Tensor:
         """Cross-entropy of a subnet with the weights of now, or of the update before."""
-        self._count(arch, len(self.images), trains=torch.is_grad_enabled())
+        self._count(arch, self._of_all(self.images), trains=torch.is_grad_enabled())
         run = self._loss
         if self.accumulate > 1:
             # keeps nothing of a part, and runs it again for its gradients
@@ -126,6 +126,10 @@ class BatchProbe(Probe):
         mean = torch.stack(others).mean(0)
         return [float(gradient @ mean) for gradient in own]
 
+    def _of_all(self, images: Tensor) -> int:
+        """How many images the ranks have, of which these are this rank's."""
+        return len(images) * self.ranks.world_size
+
     def _count(self, arch: Arch | Relaxed, images: int, *, trains: bool) -> None:
         space, options = self.net.space, self.options
         if trains:
@@ -140,7 +144,7 @@ class BatchProbe(Probe):
         loss = self._loss(arch, False, images, labels)
         parameters = list(self.net.parameters())
         found = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        self._count(arch, len(images), trains=True)
+        self._count(arch, self._of_all(images), trains=True)
         return self.ranks.average(torch.cat([gradient.flatten() for gradient in found]))
 
     def _loss(self, arch: Arch | Relaxed, before: bool, images: Tensor, labels: Tensor) -> Tensor:

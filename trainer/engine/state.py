@@ -29,6 +29,7 @@ from trainer.engine.optim import (
 )
 from trainer.engine.teacher import Teacher, open_teacher
 from trainer.engine.teacher_memory import TeacherMemory, memory_of
+from trainer.engine.trained_on import in_words, refuse_other_data
 from trainer.recipes.recipe import Recipe
 from trainer.samplers import AbstractSampler, build_sampler
 
@@ -185,24 +186,6 @@ class TrainingState:
         if self.memory is not None:
             self.memory.load_state(state.get("memory"))
         self.frozen = frozen_of(state, device)
-
-
-def refuse_other_data(checkpoint: State, here: str) -> None:
-    """Raises ValueError unless a checkpoint is of the data that is ``here``, in words."""
-    trained_on = checkpoint.get("trained_on", here)
-    if trained_on != here:
-        raise ValueError(
-            f"the checkpoint was trained on {trained_on}, the data here is {here}; name the same "
-            "with --data, or start a new run with --out"
-        )
-
-
-def in_words(splits: Splits) -> str:
-    """What tells the data of a run from other data."""
-    return (
-        f"{len(splits.train):,} + {len(splits.held_out):,} images of {len(splits.labels)} "
-        f"classes ({splits.labels[0]} to {splits.labels[-1]})"
-    )
 
 
 def statistics_to_tensors(shared: SharedStatistics) -> State:

@@ -43,6 +43,8 @@ class Recipe(Settings):
     training_hours: AtLeastZero = 0.0
     """Hours of training by the clock, in place of epochs; 0 is as long as those take. Schedules
     follow the time that has gone, so that two such runs are not the same."""
+    most_epochs: CountOrZero = 0
+    """Epochs after which training ends at the latest; 0 is no bound."""
     batch_size: Count
     """Images of a step, of all processes together."""
     start: str = ""

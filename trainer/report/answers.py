@@ -76,6 +76,7 @@ def write_plot(
 ) -> None:
     """Write the ``frontier``. Raises ValueError where that cannot be."""
     with writing(file, then=""), matplotlib.style.context(plots.STYLE):
+        file.parent.mkdir(parents=True, exist_ok=True)
         frontier(bundle, measured, curves).savefig(file, metadata={"Software": None})
 
 

@@ -40,6 +40,7 @@ def test_a_plan_counts_what_training_does(tmp_path, monkeypatch):
     shifts = [r["loss_drops"] for r in records if r["kind"] == "groups"]
     assert plan.steps == start["total_steps"]
     assert plan.updates == sum(drops is not None for drops in shifts) > 0
+    assert plan_of(with_settings(get_recipe("digits"), ["sampler=uniform-budget"])).updates == 0
     assert plan.masked_steps == len(range(0, plan.steps, 3))
     assert plan.steps_per_epoch * 256 <= plan.train_images < (plan.steps_per_epoch + 1) * 256
 

@@ -76,6 +76,21 @@ def test_a_horizon_is_of_steps_or_of_a_budget():
     assert compute.foreseen(30, 500) == 60, "half of the budget, so as many steps again"
 
 
+def test_a_budget_can_have_a_bound_of_epochs():
+    """A run ends with what comes first, and its schedules with it."""
+    recipe = get_recipe("digits").replace(epochs=20, training_hours=0.5, most_epochs=10)
+    horizon = horizon_of(recipe, build_sampler("uniform-arch", SPACE, SamplerOptions()), 10)
+    assert horizon.steps == 100
+    assert horizon.position(50, 100.0) == 50, "a fast machine"
+    assert horizon.position(50, 1350.0) == 75, "a slow one"
+    assert horizon.position(200, 1800.0) == 100
+    assert horizon.is_over(100, 100.0)
+    assert horizon.is_over(50, 1800.0)
+    assert not horizon.is_over(99, 1799.0)
+    by_steps = recipe.replace(training_hours=0.0)
+    assert horizon_of(by_steps, build_sampler("sandwich", SPACE, SamplerOptions()), 10).steps == 100
+
+
 @pytest.mark.parametrize("name", ["uniform-budget", "sandwich", "uniform-arch"])
 def test_the_steps_of_a_compute_budget_are_foreseen(name):
     recipe = get_recipe("digits").replace(sampler=name, compute=1e10)

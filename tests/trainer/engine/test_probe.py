@@ -16,6 +16,7 @@ from tests.one_hot import relax
 from trainer.data.batches import Batch
 from trainer.engine.probe import BatchProbe
 from trainer.evaluation import gradient_norm
+from trainer.ranks import Ranks
 
 SPACES = {
     "relative": vit_space(
@@ -111,3 +112,31 @@ def test_levels_and_sufficiency_are_with_the_statistics_that_do_not_move():
     norm = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
     found = gradient_norm(net, arch, batch, "cpu", frozen)
     assert found == pytest.approx(float(norm), rel=1e-4)
+
+
+class TwoAlike(Ranks):
+    """Two ranks with the same images, of which this process is one."""
+
+    def average(self, tensor):
+        return tensor
+
+
+def test_images_that_all_ranks_have_alike_are_counted_once():
+    space = SPACES["two-sizes"]
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6) % 5
+    probe = BatchProbe(
+        build_net(space).train(),
+        ArchitectureGenerator(space),
+        {},
+        images,
+        labels,
+        noise=torch.Generator(),
+        temperature=1.0,
+        ranks=TwoAlike(0, 2),
+        fixed=[Batch(0, 0, images, labels)],
+    )
+    probe.level(space.largest)
+    assert probe.compute == 6 * space.max_flops
+    with torch.no_grad():
+        probe.loss(space.largest, before=False)
+    assert probe.compute == (6 + 2 * 6) * space.max_flops, "of a batch each has images of its own"

@@ -84,8 +84,12 @@ def test_hours_become_epochs():
         assert made.epochs == 25
         assert made.training_hours == 0.72
         assert said.startswith("training ends after 43 minutes (--hours 1), in about 25 epochs")
-        enough, _ = within_hours(recipe, 100.0)
-        assert (enough.epochs, enough.training_hours) == (60, 0.0)
+        assert made.most_epochs == 60, "where the machine turns out to be faster"
+        enough, said = within_hours(recipe, 100.0)
+        assert (enough.epochs, enough.most_epochs, enough.training_hours) == (60, 60, 72.0)
+        assert said.startswith("training ends with 60 epochs of about 1.7 minutes, which are en")
+        fewer, _ = within_hours(recipe.replace(most_epochs=30), 100.0)
+        assert (fewer.epochs, fewer.most_epochs) == (30, 30)
         with pytest.raises(ValueError, match="give at least"):
             within_hours(recipe, 0.01)
 
