@@ -13,7 +13,6 @@ probability of the class moves. Prints a table and a JSON line.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from benchmarks.latency_vs_flops import add_what_runs, asked_lines, evenly_spaced
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.images.photos import Photos
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import AbstractRuntime, build_runtime, graph_precision
@@ -72,32 +72,25 @@ def answers(runtime: AbstractRuntime, bundle: Bundle, arch: Arch, photos: Photos
     return np.concatenate(said)
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.agreement",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.agreement", __doc__, json=False)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", required=True, help="images with labels")
     parser.add_argument("--points", type=int, default=4, help="budgets, evenly spaced (default: 4)")
     add_what_runs(parser)
     options = parser.parse_args(arguments)
     options.batch = options.threads = [1]
-    try:
-        if options.points < 2:
-            raise ValueError(f"--points is {options.points}: give 2 or more")
-        fp32 = load_bundle(options.bundle)
-        lines, passed = asked_lines(options)
-        at = {line.precision: fp32.at(graph_precision(line.precision)) for line, _ in lines}
-        source = read_source(options.data)
-        images = source.train if source.test is None else source.test
-        labels = labels_in(fp32, source.classes, images)
-        photos = decoded(fp32, images)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.points < 2:
+        raise ValueError(f"--points is {options.points}: give 2 or more")
+    fp32 = load_bundle(options.bundle)
+    lines, passed = asked_lines(options)
+    at = {line.precision: fp32.at(graph_precision(line.precision)) for line, _ in lines}
+    source = read_source(options.data)
+    images = source.train if source.test is None else source.test
+    labels = labels_in(fp32, source.classes, images)
+    photos = decoded(fp32, images)
     about = f"{len(photos):,} images of {source.name}"
     print(f"{fp32.name}, {machine()['cpu']}, {about}; logits beside ONNX Runtime's in fp32,")
     print("and beside its own in the same graph: largest difference, mean, same class, surer by")

@@ -9,7 +9,6 @@ live, and the plain argmax of the generator. Times are of one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.generator.answer import answer_within
 from models.space.search_space import SearchSpace
 
@@ -74,23 +74,15 @@ def measure(bundle: Bundle, budgets: np.ndarray) -> dict[str, float | int]:
     }
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.answers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.answers", __doc__)
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--budgets", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    try:
-        bundle = load_bundle(options.bundle)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    bundle = load_bundle(options.bundle)
     rng = np.random.default_rng(options.seed)
     budgets = rng.uniform(bundle.min_flops, bundle.max_flops, options.budgets)
     result = measure(bundle, budgets)

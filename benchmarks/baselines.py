@@ -11,7 +11,6 @@ time that a line through their points, in logarithms, gives for its FLOPs.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -28,10 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.latency_vs_flops import evenly_spaced
 from benchmarks.parts.timing import Timing, machine, time_in_turn
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.onnx import OPSET
 from models.outputs import plot_file
 from shiftnas_serve.runtimes import build_runtime
+from shiftnas_serve.settings import DEFAULT_BUNDLE
 
 PUBLIC: Sequence[tuple[str, int]] = (
     *(("tf_efficientnet_lite0", side) for side in (96, 128, 160, 192, 224)),
@@ -41,7 +42,6 @@ PUBLIC: Sequence[tuple[str, int]] = (
     ("vit_tiny_patch16_224", 224),
 )
 """Names of timm and the sides of their images. The first is the family of imagenet-mobile."""
-IMAGENET_MOBILE = Path(__file__).resolve().parents[1] / "models" / "zoo" / "imagenet-mobile"
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,11 @@ def beside(family: Sequence[tuple[int, float]], flops: int) -> float:
     return float(np.exp(slope * np.log(flops) + offset))
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON. Exit status: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.baselines",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--bundle", type=Path, default=IMAGENET_MOBILE)
+    parser = command_parser("benchmarks.baselines", __doc__, json=False)
+    parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--points", type=int, default=6, help="subnets of ours, at even budgets")
     parser.add_argument(
         "--public",
@@ -151,14 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
     options = parser.parse_args(arguments)
-    try:
-        require("train", "timm", "onnxscript")
-        asked = [one.partition(":") for one in options.public or ()]
-        chosen = [(name, int(side or 224)) for name, _, side in asked] or list(PUBLIC)
-        ours = our_networks(options.bundle, options.points)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    require("train", "timm", "onnxscript")
+    asked = [one.partition(":") for one in options.public or ()]
+    chosen = [(name, int(side or 224)) for name, _, side in asked] or list(PUBLIC)
+    ours = our_networks(options.bundle, options.points)
     networks = sorted(
         [*ours, *(public_network(*one) for one in chosen)], key=lambda network: network.flops
     )

@@ -11,7 +11,6 @@ in the system's cache: this measures decoding and augmentation, not the disk.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -28,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.parts.timing import machine
+from models.command import command_parser, tells_mistakes
 from trainer.data.batches import Batch, Batches
 from trainer.data.reading import InMemory, load_splits
 from trainer.recipes.settings import Augment
@@ -140,13 +140,10 @@ def measure(
     return found
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data_loading",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.data_loading", __doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -154,7 +151,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--batches", type=int, default=8, help="batches for each configuration and round"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:

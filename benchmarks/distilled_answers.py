@@ -11,7 +11,6 @@ network moves by at most ``MAY_MOVE``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,8 @@ from benchmarks.parts.nearest import (
     read_photos,
 )
 from models.bundle.folder import Bundle, load_bundle
-from models.interval import Z
+from models.command import command_parser, tells_mistakes
+from models.interval import paired
 from models.space.arch import Arch
 
 ANSWERS = 13
@@ -88,15 +88,14 @@ def compare(
 
 def with_interval(difference: np.ndarray) -> tuple[float, float, float]:
     """Mean of differences of the same photos, and its 95 % interval."""
-    mean, spread = difference.mean(), Z * difference.std(ddof=1) / np.sqrt(len(difference))
-    return float(mean), float(mean - spread), float(mean + spread)
+    mean, half = paired(difference)
+    return mean, mean - half, mean + half
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.distilled_answers", __doc__, json=False)
     parser.add_argument("before", type=Path, help="a bundle")
     parser.add_argument("after", type=Path, help="that of a run which distilled it")
     parser.add_argument(

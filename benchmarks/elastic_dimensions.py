@@ -11,7 +11,6 @@ are measured anew on some of the others (``benchmarks.imagenet_mobile`` cuts the
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 from benchmarks.parts.nearest import Photos, divergence, read_photos
 from models.bundle.folder import load_bundle
 from models.bundle.value import unpack_shared
+from models.command import command_parser, tells_mistakes
 from models.converters.checkpoint import read_checkpoint
 from models.converters.efficientnet_lite import (
     PREPROCESS,
@@ -122,11 +122,10 @@ def arch_of(space: SearchSpace, choices: dict[str, int]) -> Arch:
     return space.arch(dict(space.largest) | {"resolution": RESOLUTION} | choices)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.elastic_dimensions", __doc__, json=False)
     parser.add_argument(
         "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
     )

@@ -35,6 +35,7 @@ from benchmarks.parts.processes import alive, command_line, process_tree
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 
 _CONCURRENCY = 8
 _RECOVERS_WITHIN_S = 60.0
@@ -154,20 +155,16 @@ async def stop(server: Server, request: bytes, *, drains: bool) -> dict[str, Any
     }
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.faults", __doc__)
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--kills", type=int, default=5, help="faults of each kind")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--drain-s", type=float, default=1.0, help="drain_s of the server")
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
@@ -179,18 +176,14 @@ def main(arguments: list[str] | None = None) -> int:
     command += ["--processes", str(options.processes)]
     command += ["--drain-s", str(options.drain_s)]
     rows: list[dict[str, Any]] = []
-    try:
-        bundle = load_bundle(options.bundle)
-        request = http_request("/classify", photo(32, 0), {"Content-Type": "image/jpeg"})
-        with serving(command, "/readyz", options.server_core) as server:
-            for _ in range(options.kills):
-                for kind, (pids, number) in kinds.items():
-                    found = asyncio.run(fault(server, request, pids, number))
-                    rows.append({"kind": kind, **found})
-            stopped = asyncio.run(stop(server, request, drains=options.drain_s > 0))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    bundle = load_bundle(options.bundle)
+    request = http_request("/classify", photo(32, 0), {"Content-Type": "image/jpeg"})
+    with serving(command, "/readyz", options.server_core) as server:
+        for _ in range(options.kills):
+            for kind, (pids, number) in kinds.items():
+                found = asyncio.run(fault(server, request, pids, number))
+                rows.append({"kind": kind, **found})
+        stopped = asyncio.run(stop(server, request, drains=options.drain_s > 0))
     if not options.json:
         print_table(options, rows, stopped, list(kinds))
     about = {"benchmark": "faults", "bundle": bundle.name, "processes": options.processes}

@@ -12,7 +12,6 @@ there (a driver, a library, a second GPU) is named. The exit status is 1 if a st
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ import torch
 
 from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.timing import machine
+from models.command import command_parser, tells_mistakes
 from shiftnas_serve.runtimes import RUNTIMES
 from shiftnas_serve.runtimes.auto import no_driver
 
@@ -199,28 +199,23 @@ def report(outcomes: Sequence[Outcome], *, rehearse: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 1 if a step failed; 2 without a GPU, unless it is a rehearsal."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.gpu_check", __doc__, json=False)
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder of the report")
     parser.add_argument("--rehearse", action="store_true", help="run a small form of it on the CPU")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="do these steps only")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():
         reason = no_driver() or "torch sees no CUDA device"
-        print(f"error: {reason}; --rehearse runs the same on the CPU", file=sys.stderr)
-        return 2
+        raise ValueError(f"{reason}; --rehearse runs the same on the CPU")
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = steps(options.out, rehearse=options.rehearse)
     unknown = set(options.only or ()) - {step.name for step in chosen}
     if unknown:
         names = ", ".join(step.name for step in chosen)
-        print(f"error: --only {' '.join(sorted(unknown))}: there are: {names}", file=sys.stderr)
-        return 2
+        raise ValueError(f"--only {' '.join(sorted(unknown))}: there are: {names}")
     outcomes: list[Outcome] = []
     for step in chosen:
         if options.only and step.name not in options.only:

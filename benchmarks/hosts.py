@@ -30,6 +30,7 @@ from benchmarks.parts.processes import memory_bytes, process_tree, processor_s
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import figures, photo, zipf_budgets
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from models.space.quantity import positive
 from shiftnas_serve.hosts import HOSTS
 
@@ -133,13 +134,10 @@ def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
         )
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.hosts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.hosts", __doc__)
     add_bundle_options(parser)
     parser.add_argument("--hosts", nargs="+", choices=list(HOSTS), default=list(HOSTS))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
@@ -149,30 +147,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
     seen: dict[tuple[str, int], list[dict[str, float]]] = {}
-    try:
-        with chosen_bundle(options) as folder:
-            bundle = load_bundle(folder)
-            jpeg = {"Content-Type": "image/jpeg"}
-            requests = [
-                http_request(
-                    "/classify", photo(32, options.seed), {**jpeg, "FLOPs-Budget": str(int(one))}
-                )
-                for one in zipf_budgets(bundle, options.budgets, _STREAM, options.seed)
-            ]
-            for _ in range(options.rounds):
-                for host in options.hosts:
-                    for processes in options.processes:
-                        one = measure(host, processes, folder, requests, options)
-                        print(host, processes, json.dumps(one), file=sys.stderr)
-                        seen.setdefault((host, processes), []).append(one)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with chosen_bundle(options) as folder:
+        bundle = load_bundle(folder)
+        jpeg = {"Content-Type": "image/jpeg"}
+        requests = [
+            http_request(
+                "/classify", photo(32, options.seed), {**jpeg, "FLOPs-Budget": str(int(one))}
+            )
+            for one in zipf_budgets(bundle, options.budgets, _STREAM, options.seed)
+        ]
+        for _ in range(options.rounds):
+            for host in options.hosts:
+                for processes in options.processes:
+                    one = measure(host, processes, folder, requests, options)
+                    print(host, processes, json.dumps(one), file=sys.stderr)
+                    seen.setdefault((host, processes), []).append(one)
     rows: list[dict[str, Any]] = [
         {"host": host, "asked": processes}
         | {key: statistics.median(one[key] for one in found) for key in found[0]}

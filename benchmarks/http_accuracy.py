@@ -9,12 +9,11 @@ with the table's test accuracy and its 95 % interval for so many images.
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,6 +22,8 @@ from benchmarks.parts.bundles import CIFAR10_CNN
 from benchmarks.parts.load import serving
 from benchmarks.parts.timing import machine
 from models.bundle.folder import FrontierRow, load_bundle
+from models.command import command_parser, tells_mistakes
+from models.interval import interval
 from trainer.data.reading import read_source
 
 
@@ -53,54 +54,50 @@ def send(url: str, images: list[tuple[bytes, int]], row: FrontierRow) -> tuple[f
     return sum(right for right, _ in answers) / len(answers), max(flops for _, flops in answers)
 
 
+def compared(row: FrontierRow, accuracy: float, flops: int, images: int) -> dict[str, Any]:
+    """What was measured over HTTP, beside the table's with the interval of so many images."""
+    expected = row.test_accuracy or 0.0
+    low, high = interval(expected, images)
+    return {
+        "budget_flops": int(row.budget_flops),
+        "served_flops": flops,
+        "http_accuracy": round(accuracy, 4),
+        "table_accuracy": round(expected, 4),
+        "interval_95": (round(low, 4), round(high, 4)),
+        "within": low <= accuracy <= high,
+    }
+
+
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.http_accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.http_accuracy", __doc__)
     parser.add_argument("--data", required=True, help="the data set the bundle was trained on")
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--budgets", type=int, default=4, help="rows of the table, evenly spaced")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    rows: list[dict[str, float | int | bool]] = []
-    try:
-        bundle = load_bundle(options.bundle)
-        images = encoded_test_images(options.data, options.images, options.seed)
-        count = min(options.budgets, len(bundle.frontier))
-        places = np.linspace(0, len(bundle.frontier) - 1, count).round().astype(int)
-        command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
-        with serving(command, "/readyz", None) as server:
-            for place in places.tolist():
-                row = bundle.frontier[place]
-                accuracy, flops = send(f"http://127.0.0.1:{server.port}", images, row)
-                expected = row.test_accuracy or 0.0
-                margin = 1.96 * math.sqrt(expected * (1 - expected) / len(images))
-                rows.append(
-                    {
-                        "budget_flops": int(row.budget_flops),
-                        "served_flops": flops,
-                        "http_accuracy": round(accuracy, 4),
-                        "table_accuracy": round(expected, 4),
-                        "interval_95": round(margin, 4),
-                        "within": abs(accuracy - expected) <= margin,
-                    }
-                )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows: list[dict[str, Any]] = []
+    bundle = load_bundle(options.bundle)
+    images = encoded_test_images(options.data, options.images, options.seed)
+    count = min(options.budgets, len(bundle.frontier))
+    places = np.linspace(0, len(bundle.frontier) - 1, count).round().astype(int)
+    command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
+    with serving(command, "/readyz", None) as server:
+        for place in places.tolist():
+            row = bundle.frontier[place]
+            sent = send(f"http://127.0.0.1:{server.port}", images, row)
+            rows.append(compared(row, *sent, len(images)))
     if not options.json:
         print(f"{bundle.name}: {len(images)} test images over HTTP (seed {options.seed})")
-        print("budget MFLOPs   served   over HTTP %   table %   95 % of so many   within")
+        print("budget MFLOPs   served   over HTTP %   table %   95 % of so many    within")
         for one in rows:
+            low, high = one["interval_95"]
             print(
                 f"{one['budget_flops'] / 1e6:13.2f} {one['served_flops'] / 1e6:8.2f}   "
                 f"{100 * one['http_accuracy']:11.2f}   {100 * one['table_accuracy']:7.2f}   "
-                f"{100 * one['interval_95']:13.2f}   {'yes' if one['within'] else 'NO':>6}"
+                f"{100 * low:6.2f} to {100 * high:6.2f}   {'yes' if one['within'] else 'NO':>6}"
             )
     about = {"benchmark": "http_accuracy", "bundle": bundle.name, "version": bundle.version}
     print(json.dumps({**about, "images": len(images), "rows": rows, "machine": machine()}))

@@ -16,7 +16,6 @@ among those that the public weights were trained on, so all figures are relative
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from models.bundle.confidence import Confidence
 from models.bundle.files import halved
 from models.bundle.folder import Bundle, FrontierRow, load_bundle, save_bundle
 from models.bundle.value import unpack_shared
+from models.command import command_parser, tells_mistakes
 from models.converters.checkpoint import read_checkpoint
 from models.converters.deployment import GENERATOR_STEPS, fit_generator
 from models.converters.efficientnet_lite import (
@@ -182,11 +182,10 @@ def write(
     return load_bundle(path)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.imagenet_mobile", __doc__, json=False)
     parser.add_argument(
         "--photos", type=Path, required=True, help="labelled photos, classes in ImageNet's order"
     )

@@ -11,7 +11,6 @@ counts little. How right they are is the bundle's table, from images that
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -21,27 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.parts.timing import machine
+from benchmarks.parts.timing import machine, noise, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.space.arch import Arch
 from shiftnas_serve.runtimes import AbstractRuntime, AbstractSession, build_runtime
 
 
-def noise(bundle: Bundle, arch: Arch, batch: int) -> np.ndarray:
-    """Images: what is in them does not change how long they take."""
-    side = bundle.space.resolution(arch)
-    return np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
-
-
 def cpu_ms(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Medians of calls in turn: this thread's processor time, without what others take."""
-    times = np.zeros((rounds + 2, len(calls)))
-    for turn in times:
-        for place, call in enumerate(calls):
-            start = time.thread_time()
-            call()
-            turn[place] = time.thread_time() - start
-    return (1000 * np.median(times[2:], axis=0)).tolist()
+    timings = time_in_turn(calls, rounds=rounds, clock=time.thread_time)
+    return [timing.median_ms for timing in timings]
 
 
 @dataclass(frozen=True)
@@ -96,26 +85,19 @@ def line_of(row: Row) -> str:
     )
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.int8",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.int8", __doc__, json=False)
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
         "--points", type=int, default=5, help="answers of the frontier (default: 5)"
     )
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args(arguments)
-    try:
-        bundle = load_bundle(options.bundle)
-        both = (bundle, bundle.at("int8"))
-        runtime = build_runtime("onnxruntime", "cpu", 1, precision="int8")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    bundle = load_bundle(options.bundle)
+    both = (bundle, bundle.at("int8"))
+    runtime = build_runtime("onnxruntime", "cpu", 1, precision="int8")
     archs = list(dict.fromkeys(row.arch for row in bundle.frontier))
     some = np.unique(np.linspace(0, len(archs) - 1, options.points).astype(int))
     known = bundle.int8

@@ -27,8 +27,9 @@ from typing import get_args
 import numpy as np
 
 from benchmarks.parts.bundles import CIFAR10_CNN
-from benchmarks.parts.timing import Timing, machine, rank_correlation, time_in_turn
+from benchmarks.parts.timing import Timing, machine, noise, rank_correlation, time_in_turn
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.outputs import plot_file
 from models.space.arch import Arch
@@ -59,10 +60,8 @@ class Line:
 
     def call(self, runtime: AbstractRuntime, bundle: Bundle, arch: Arch) -> Callable[[], object]:
         """A call that runs one batch of noise through a subnet."""
-        session, side = runtime.build(bundle, arch), bundle.space.resolution(arch)
-        images = np.random.default_rng(0).normal(size=(self.batch, 3, side, side))
-        noise = images.astype(np.float32)
-        return lambda: session.run(noise)
+        session, images = runtime.build(bundle, arch), noise(bundle, arch, self.batch)
+        return lambda: session.run(images)
 
 
 def evenly_spaced(bundle: Bundle, points: int) -> list[Arch]:
@@ -109,11 +108,7 @@ def add_what_runs(made: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency_vs_flops",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command_parser("benchmarks.latency_vs_flops", __doc__)
     made.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     made.add_argument("--points", type=int, default=16, help="budgets, evenly spaced")
     made.add_argument("--rounds", type=int, default=200, help="counted calls of each subnet")
@@ -128,7 +123,6 @@ def parser() -> argparse.ArgumentParser:
         help="count the processor's time of all threads, not what others on the machine take",
     )
     made.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    made.add_argument("--json", action="store_true", help="print the JSON line only")
     return made
 
 
@@ -156,28 +150,21 @@ def asked_lines(
     return found, list(dict.fromkeys(passed))
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
     options = parser().parse_args(arguments)
-    try:
-        if options.plot is not None:
-            require("bench", "matplotlib")
-        if min(options.points - 1, options.rounds, *options.batch, *options.threads) < 1:
-            raise ValueError(
-                "--points takes at least 2; --rounds, --batch and --threads at least 1"
-            )
-        bundle = load_bundle(options.bundle)
-        lines, passed = asked_lines(options)
-        archs = evenly_spaced(bundle, options.points)
-        at = {line.precision: bundle.at(graph_precision(line.precision)) for line, _ in lines}
-        calls = [
-            line.call(runtime, at[line.precision], arch)
-            for line, runtime in lines
-            for arch in archs
-        ]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.plot is not None:
+        require("bench", "matplotlib")
+    if min(options.points - 1, options.rounds, *options.batch, *options.threads) < 1:
+        raise ValueError("--points takes at least 2; --rounds, --batch and --threads at least 1")
+    bundle = load_bundle(options.bundle)
+    lines, passed = asked_lines(options)
+    archs = evenly_spaced(bundle, options.points)
+    at = {line.precision: bundle.at(graph_precision(line.precision)) for line, _ in lines}
+    calls = [
+        line.call(runtime, at[line.precision], arch) for line, runtime in lines for arch in archs
+    ]
     clock = time.process_time if options.cpu_time else time.perf_counter
     all_timings = time_in_turn(calls, rounds=options.rounds, clock=clock)
     flops = [bundle.space.flops(arch) for arch in archs]

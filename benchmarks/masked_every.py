@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from benchmarks.parts.comparison import build_parser, compare
 from benchmarks.parts.step_costs import Costs, Trial, Variants
+from models.command import tells_mistakes
 from trainer.recipes.config import with_settings
 from trainer.recipes.recipe import Recipe
 
@@ -47,17 +48,14 @@ def masked_costs(recipe: Recipe, variants: Variants) -> Costs:
     return costs
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = build_parser("masked_every", __doc__)
     parser.add_argument("--every", nargs="+", type=int, default=[1, 2, 4, 8, 16], metavar="M")
     options = parser.parse_args(arguments)
     variants = {f"m={m}": [f"generator.masked_every={m}"] for m in options.every}
-    try:
-        compare("masked_every", options, variants, masked_costs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    compare("masked_every", options, variants, masked_costs)
     return 0
 
 

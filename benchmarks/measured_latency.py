@@ -25,12 +25,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.parts.kept import refuse_other
 from benchmarks.parts.load import Connections, Sample, http_request, serving
 from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.costs import CostAnswers
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.costs.table import read_table
+from models.interval import paired
 from models.measure.measure import measure as measure_table
 from models.measure.timing import Setup, level, subnet_call, time_in_turn
 from models.outputs import plot_file
@@ -104,12 +107,12 @@ def accuracies(
         }
         for name in flavours:
             mine = right[name][answered[name][place]]
-            difference = mine.astype(float) - theirs
+            gain, half = paired(mine.astype(float) - theirs)
             line[name] = {
                 "flops": bundle.space.flops(answered[name][place]),
                 "accuracy": float(mine.mean()),
-                "gain": float(difference.mean()),
-                "gain_95": float(1.96 * difference.std() / np.sqrt(len(difference))),
+                "gain": gain,
+                "gain_95": half,
             }
         lines.append(line)
     return {"rows": lines, "mean": _mean_gains(base, by_flops, answered, right)}
@@ -131,8 +134,8 @@ def _mean_gains(
             ],
             axis=0,
         )
-        half = 1.96 * each.std() / np.sqrt(len(each))
-        means[name] = {"gain": float(each.mean()), "gain_95": float(half)}
+        gain, half = paired(each)
+        means[name] = {"gain": gain, "gain_95": half}
     return means
 
 
@@ -240,13 +243,8 @@ def work(options: argparse.Namespace) -> dict[str, object]:
     made = out / "settings.json"
     if not any(out.iterdir()):
         _write(made, settings)
-    kept_settings = json.loads(made.read_text()) if made.exists() else {}  # older ones do not say
-    for name, value in kept_settings.items():
-        if settings[name] != value:
-            raise ValueError(
-                f"{out} is of {name} {value}, and {settings[name]} is asked for: name another "
-                "folder (--out)"
-            )
+    if made.exists():  # older ones do not say
+        refuse_other(out, settings | json.loads(made.read_text()), settings)
     steps = [options.step] if options.step else STEPS
     told: dict[str, object] = {
         "benchmark": "measured_latency",
@@ -378,13 +376,10 @@ def plot(path: Path, told: dict[str, object], threads: Sequence[int]) -> None:
     plot_panels(path, f"{told['bundle']}: what the same milliseconds buy", [panels])
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.measured_latency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.measured_latency", __doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="labelled images, with a test set")
     parser.add_argument("--out", type=Path, required=True, help="a folder for what is found")
@@ -402,18 +397,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--step", choices=STEPS, help="do this step alone")
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    try:
-        told = work(options)
-        if not options.json:
-            show(told, options.threads)
-        print(json.dumps(told))
-        if options.plot is not None:
-            plot(options.plot, told, options.threads)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    told = work(options)
+    if not options.json:
+        show(told, options.threads)
+    print(json.dumps(told))
+    if options.plot is not None:
+        plot(options.plot, told, options.threads)
     return 0
 
 

@@ -10,7 +10,6 @@ evicted.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -24,6 +23,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.processes import memory_bytes
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.outputs import plot_file
 from models.space.arch import Arch
 from shiftnas_serve.engine.reload import release_memory
@@ -131,27 +131,19 @@ def plot(
     plot_panels(path, f"{bundle.name}: memory", [panels])
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.memory", __doc__)
     add_bundle_options(parser)
     parser.add_argument("--subnets", type=int, default=500)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    try:
-        with chosen_bundle(options) as folder:
-            empty = pss_bytes()
-            bundle = load_bundle(folder)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with chosen_bundle(options) as folder:
+        empty = pss_bytes()
+        bundle = load_bundle(folder)
     bundle_mb = (pss_bytes() - empty) / 1e6
     archs = some_archs(bundle, options.subnets, options.seed)
     supernet_mb = sum(weight.nbytes for weight in bundle.weights.values()) / 1e6

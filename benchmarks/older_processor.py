@@ -11,7 +11,6 @@ far logits are apart, and JSON as the last line.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from benchmarks.parts.timing import machine
+from benchmarks.parts.timing import machine, noise
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from models.onnx.graph_template import INPUT
 from models.onnx.int8 import quantize
 from models.quantize import observed_ranges, refuse_unquantizable
@@ -56,29 +56,20 @@ class _Images(CalibrationDataReader):
         return self._left.pop() if self._left else {}
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.older_processor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.older_processor", __doc__, json=False)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--emulator", required=True, help="a user-mode QEMU for x86-64")
     parser.add_argument("--cpu", default="Haswell", help="that it emulates (default: Haswell)")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime")
     options = parser.parse_args(arguments)
-    try:
-        bundle = load_bundle(options.bundle)
-        refuse_unquantizable(bundle)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    bundle = load_bundle(options.bundle)
+    refuse_unquantizable(bundle)
     arch = bundle.answer(bundle.max_flops)
-    side = bundle.space.resolution(arch)
-    images = np.random.default_rng(0).normal(size=(options.images, 3, side, side))
-    images = images.astype(np.float32)
+    images = noise(bundle, arch, options.images)
     model = bundle.build_onnx(arch)
     ours = quantize(model, observed_ranges(model, [images]))
     with tempfile.TemporaryDirectory() as name:

@@ -10,7 +10,6 @@ server while nobody asks anything.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import json
@@ -26,6 +25,7 @@ from benchmarks.parts.load import Connections, Server, http_request, serving
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 
@@ -102,13 +102,10 @@ def idle_share(server: Server, seconds: float) -> float:
     return (server.processor_s() - used) / (time.perf_counter() - start)
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overhead",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.overhead", __doc__)
     add_bundle_options(parser)
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--idle-seconds", type=float, default=10.0)
@@ -116,7 +113,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     photos = {
         "small": photo(options.photo_side, options.seed),
@@ -124,20 +120,16 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
-    try:
-        with chosen_bundle(options) as folder:
-            bundle = load_bundle(folder)
-            engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
-            command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
-            with serving(command, "/readyz", options.server_core) as server:
-                found = {
-                    name: in_turn(bundle, engine, server, data, options.rounds)
-                    for name, data in photos.items()
-                }
-                idle = idle_share(server, options.idle_seconds)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with chosen_bundle(options) as folder:
+        bundle = load_bundle(folder)
+        engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
+        command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
+        with serving(command, "/readyz", options.server_core) as server:
+            found = {
+                name: in_turn(bundle, engine, server, data, options.rounds)
+                for name, data in photos.items()
+            }
+            idle = idle_share(server, options.idle_seconds)
     if not options.json:
         print(f"{bundle.name}, largest subnet, one request at a time, {options.rounds} rounds")
         print(

@@ -9,7 +9,6 @@ beside its answers.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 import shiftnas_serve
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.outputs import plot_file
 from shiftnas_serve.engine.result import Result
@@ -59,13 +59,10 @@ def plot(path: Path, photo: Path, results: Sequence[Result]) -> None:
     figure.savefig(path, dpi=150)
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.photo_at_budgets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.photo_at_budgets", __doc__, json=False)
     parser.add_argument("photo", type=Path)
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, metavar="FLOPS")
@@ -76,9 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             require("bench", "matplotlib")
         with shiftnas_serve.load(options.bundle, prebuild=False) as engine:
             results = [usual(engine, options.photo, budget) for budget in options.budgets]
-    except (ValueError, shiftnas_serve.Problem) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except shiftnas_serve.Problem as problem:
+        raise ValueError(str(problem)) from None
     print("| budget | MFLOPs | ms | classes |\n|--:|--:|--:|---|")
     rows = []
     for budget, result in zip(options.budgets, results, strict=True):

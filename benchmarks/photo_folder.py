@@ -9,7 +9,6 @@ Test photos are those of the data set's own test split, or ``--test`` others of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.command import command_parser, tells_mistakes
 from models.images.image import sniff_format
 from trainer.data.reading import read_source
 from trainer.data.sources import Rows
@@ -34,11 +34,10 @@ def write(rows: Rows, names: Sequence[str], folder: Path) -> int:
     return len(rows)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.photo_folder", __doc__, json=False)
     parser.add_argument("data", help="labelled photos, as trainer.run reads them")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--classes", type=int, help="take so many classes, evenly (default: all)")

@@ -9,7 +9,6 @@ that subnet alone (``distillation.weight=1``) reports how often it says the same
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from models.converters.progress import Progress
 from trainer.data.reading import read_source
 from trainer.served import measure
@@ -28,11 +28,10 @@ TEST = 100
 """Photos that train nothing: few, since what counts is measured elsewhere."""
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The last line is JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("benchmarks.photos_to_teach", __doc__, json=False)
     parser.add_argument("bundle", type=Path, help="whose classes and answers the photos get")
     parser.add_argument(
         "--data", nargs="+", required=True, help="photos, as trainer.run reads them"

@@ -6,7 +6,6 @@
 images are grouped by subnet, each group runs once.
 """
 
-import argparse
 import base64
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from fastapi import Request
 
 from benchmarks.parts.bundles import CIFAR10_CNN
 from models.bundle.folder import load_bundle
+from models.command import command_parser, tells_mistakes
 from shiftnas_serve.engine.sessions import Sessions
 from shiftnas_serve.runtimes import build_runtime
 
@@ -71,17 +71,15 @@ class GroupedApi(litserve.LitAPI):
         return {"index": int(np.argmax(output)), "logits": output.tolist()}
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.plain_litserve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.plain_litserve", __doc__, json=False)
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-batch", type=int, default=8)
     options = parser.parse_args(arguments)
+    load_bundle(options.bundle)  # what is wrong with it is told here, and not by a worker
     api = GroupedApi(options.bundle, options.max_batch)
     server = litserve.LitServer(api, accelerator="cpu")
     server.run(host="127.0.0.1", port=options.port, log_level="error", generate_client_file=False)

@@ -12,7 +12,6 @@ time would be perfect.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from models.command import command_parser, tells_mistakes
 from trainer.engine.log import number, read_log
 from trainer.engine.provenance import provenance
 
@@ -57,7 +57,8 @@ def train_for(ranks: int, arguments: Sequence[str], records: int) -> tuple[float
                 if run.poll() is not None:
                     assert run.stderr is not None
                     said = [x for x in run.stderr.read().splitlines() if "error:" in x]
-                    raise ValueError(said[0] if said else "training ended; ask for fewer --records")
+                    why = said[0] if said else "training ended; ask for fewer --records"
+                    raise ValueError(why.removeprefix("error: "))
                 time.sleep(0.02)
                 steps = steps_in(folder)
                 if steps and (not marks or steps[-1][0] > marks[-1][0]):
@@ -85,13 +86,10 @@ def processor_s(pid: int) -> float:
     return sum(t.user + t.system for t in times)
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 2 a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ranks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.ranks", __doc__, json=False)
     parser.add_argument("--ranks", type=int, default=2, help="processes to compare with one")
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--data")
@@ -108,18 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for setting in (*settings, *options.set):
         chosen += ["--set", setting]
     measured: dict[int, list[tuple[float, float]]] = {1: [], options.ranks: []}
-    try:
-        for turn in range(options.rounds):
-            for ranks, found in measured.items():
-                found.append(train_for(ranks, chosen, options.records))
-                print(
-                    f"round {turn + 1}, processes: {ranks}: {found[-1][0]:.0f} images/s, "
-                    f"{1000 * found[-1][1]:.1f} ms of processor time a step",
-                    file=sys.stderr,
-                )
-    except ValueError as error:
-        print(f"error: {str(error).removeprefix('error: ')}", file=sys.stderr)
-        return 2
+    for turn in range(options.rounds):
+        for ranks, found in measured.items():
+            found.append(train_for(ranks, chosen, options.records))
+            print(
+                f"round {turn + 1}, processes: {ranks}: {found[-1][0]:.0f} images/s, "
+                f"{1000 * found[-1][1]:.1f} ms of processor time a step",
+                file=sys.stderr,
+            )
     pairs = list(zip(measured[1], measured[options.ranks], strict=True))
     result = {
         "recipe": options.recipe,

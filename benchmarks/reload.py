@@ -11,7 +11,6 @@ processes' memory before the first and after each.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -33,6 +32,7 @@ from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import load_bundle
 from models.bundle.manifest import version_of
+from models.command import command_parser, tells_mistakes
 
 _CONCURRENCY = 4
 _QUIET_S = 3.0
@@ -102,33 +102,25 @@ async def reload_under_load(
     return rows, {"statuses": dict(statuses), "mixed": mixed, **after}
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.reload",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.reload", __doc__)
     parser.add_argument("--bundle", type=Path, default=CIFAR10_CNN)
     parser.add_argument("--reloads", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--server-core", type=int, default=None)
     parser.add_argument("--load-core", type=int, default=None)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
     os.environ["SHIFTNAS_ADMIN_KEYS"] = _KEY
     command = ["-m", "shiftnas_serve", "--bundle", str(options.bundle)]
     command += ["--workers", str(options.workers)]
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            bundles = [options.bundle, relabelled(options.bundle, Path(name) / "copy")]
-            with serving(command, "/readyz", options.server_core) as server:
-                rows, total = asyncio.run(reload_under_load(server, bundles, options.reloads))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as name:
+        bundles = [options.bundle, relabelled(options.bundle, Path(name) / "copy")]
+        with serving(command, "/readyz", options.server_core) as server:
+            rows, total = asyncio.run(reload_under_load(server, bundles, options.reloads))
     if not options.json:
         print(f"{_CONCURRENCY} requests at once; milliseconds p50 / p99; memory as PSS")
         print("took, s   before          during          after           memory, MB")

@@ -32,6 +32,7 @@ from benchmarks.parts.load import Sample, Server, closed_loop, http_request, ser
 from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.outputs import plot_file
 from models.space.arch import Arch
 from models.space.quantity import positive
@@ -97,13 +98,10 @@ def figures(samples: list[Sample], seconds: float) -> dict[str, float]:
     return {"per_s": len(good) / seconds, "p50_ms": p50, "p99_ms": p99, "failed": failed}
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serve_load",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.serve_load", __doc__)
     add_bundle_options(parser)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 32])
@@ -128,15 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
-    try:
-        with chosen_bundle(options) as folder:
-            bundle = load_bundle(folder)
-            rows = measure(bundle, folder, options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with chosen_bundle(options) as folder:
+        bundle = load_bundle(folder)
+        rows = measure(bundle, folder, options)
     if not options.json:
         print_tables(bundle, rows, options.rounds)
     if options.plot is not None:

@@ -47,6 +47,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, FrontierRow, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.outputs import plot_file
 from models.space.quantity import positive
 
@@ -153,13 +154,10 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.slo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.slo", __doc__)
     parser.add_argument(
         "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
     )
@@ -196,16 +194,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
-        try:
-            folder = bundle_folder(options, stack)
-            bundle = load_bundle(folder)
-            found = measure(bundle, folder, accuracy_of(bundle), options)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        folder = bundle_folder(options, stack)
+        bundle = load_bundle(folder)
+        found = measure(bundle, folder, accuracy_of(bundle), options)
     if not options.json:
         print_table(bundle, found)
     if options.plot is not None:

@@ -12,7 +12,6 @@ noise and ``--http-ms`` for each request, also on a machine that slows down now 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -29,6 +28,7 @@ from benchmarks.parts.load import arrivals
 from benchmarks.parts.timing import machine
 from benchmarks.slo import accuracy_of, bundle_folder, expected_accuracy, fixed_rows
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.space.arch import Arch
 from models.space.quantity import positive
 from shiftnas_serve.engine.model import Model, measure_latency
@@ -153,13 +153,10 @@ def simulate(
     return Outcome(in_time / total, right / total, shed / total)
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.slo_virtual",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.slo_virtual", __doc__)
     parser.add_argument(
         "--bundle", type=Path, help="a bundle's folder (default: the one in the repository)"
     )
@@ -183,15 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--unsteady", action="store_true", help="let the machine's speed vary by up to 1.6 times"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
-        try:
-            bundle = load_bundle(bundle_folder(options, stack))
-            accuracy = accuracy_of(bundle)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        bundle = load_bundle(bundle_folder(options, stack))
+        accuracy = accuracy_of(bundle)
         if options.latency_ms is None:
             engine = Sessions(bundle, build_runtime("onnxruntime", "cpu", 1), 10**12)
             points = measure_latency(bundle, engine)

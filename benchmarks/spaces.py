@@ -11,7 +11,6 @@ those of the extracted network. The exit status is 1 if anything differs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.parts.timing import machine
+from models.command import command_parser, tells_mistakes
 from models.nets import build_net
 from models.space.arch import Arch
 from models.space.describe import describe_arch, read_arch
@@ -107,21 +107,16 @@ def _spaced(text: str | None) -> str:
     return text if text.endswith("M") else f"{int(text):,}"
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.spaces",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.spaces", __doc__)
     parser.add_argument("--archs", type=int, default=4, help="random archs of each space")
     parser.add_argument("--space", choices=sorted(SPACES), help="measure this space only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     if options.archs < 0:
-        print("error: --archs takes 0 or more", file=sys.stderr)
-        return 2
+        raise ValueError("--archs takes 0 or more")
     names = sorted(SPACES) if options.space is None else [options.space]
     start = time.monotonic()
     if not options.json:

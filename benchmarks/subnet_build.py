@@ -17,7 +17,6 @@ torch does. Processor time stands beside time: on a machine with other work only
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from benchmarks.parts.timing import machine, time_in_turn
 from benchmarks.parts.untrained import write_untrained
 from models.bundle.disk import reason
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.nets.deployed import deployed_net
 from models.onnx.graph import cut_graph_apart, graph_weights
 from models.onnx.ort import onnxruntime
@@ -239,13 +239,10 @@ def show(row: dict[str, Any]) -> None:
     print(f"  against the dynamo exporter's session: {over or 'it gave none'}\n")
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.subnet_build",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.subnet_build", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--space", nargs="+", default=["vit-tiny", "vit-tiny-rpe"])
     which.add_argument("--bundle", type=Path)
@@ -253,33 +250,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--exports", type=int, default=3, help="subnets that torch exports, too")
     parser.add_argument("--rounds", type=int, default=20, help="counted runs of each session")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = []
-    try:
-        if not 1 <= options.exports <= options.budgets or options.rounds < 1:
-            raise ValueError("--rounds takes at least 1; --exports 1 up to --budgets")
-        export(torch.nn.Flatten(), 8, dynamo=True)  # imports what the first export would
-        for space in [None] if options.bundle else options.space:
-            with tempfile.TemporaryDirectory() as folder:
-                path = options.bundle or Path(folder) / "bundle"
-                if space is not None:
-                    print(f"writing an untrained bundle of {space}", file=sys.stderr)
-                    write_untrained(space, path, options.seed)
-                row = measure(
-                    load_bundle(path),
-                    budgets=options.budgets,
-                    exports=options.exports,
-                    rounds=options.rounds,
-                    seed=options.seed,
-                )
-            rows.append(row)
-            if not options.json:
-                show(row)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not 1 <= options.exports <= options.budgets or options.rounds < 1:
+        raise ValueError("--rounds takes at least 1; --exports 1 up to --budgets")
+    export(torch.nn.Flatten(), 8, dynamo=True)  # imports what the first export would
+    for space in [None] if options.bundle else options.space:
+        with tempfile.TemporaryDirectory() as folder:
+            path = options.bundle or Path(folder) / "bundle"
+            if space is not None:
+                print(f"writing an untrained bundle of {space}", file=sys.stderr)
+                write_untrained(space, path, options.seed)
+            row = measure(
+                load_bundle(path),
+                budgets=options.budgets,
+                exports=options.exports,
+                rounds=options.rounds,
+                seed=options.seed,
+            )
+        rows.append(row)
+        if not options.json:
+            show(row)
     about = {"benchmark": "subnet_build", "seed": options.seed, "exports": options.exports}
     about |= {"rounds": options.rounds, "rows": rows}
     versions = {"torch": torch.__version__}

@@ -20,7 +20,6 @@ The reference for ViTs is torchvision's VisionTransformer at the sizes of timm's
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -34,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.parts.timing import machine
+from models.command import command_parser, tells_mistakes
 from models.generator.answer import answer_within
 from models.generator.report import policy_of
 from models.nets import build_net
@@ -248,13 +248,10 @@ def targets(taken: Mapping[str, np.ndarray], recipe: Recipe, arch: Arch) -> list
     return found
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.train_step", __doc__, json=False)
     parser.add_argument("--space", choices=list(SPACES), default="cifar-cnn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, help="images of a step")
@@ -272,8 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("error: no CUDA device is available; leave --device out", file=sys.stderr)
-        return 2
+        raise ValueError("no CUDA device is available; leave --device out")
     torch.set_num_threads(options.threads)
     name, batch = SPACES[options.space]
     recipe = get_recipe(name).replace(

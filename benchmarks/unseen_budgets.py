@@ -10,7 +10,6 @@ same once more. What the first answer took beyond the second is the price of bei
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -26,6 +25,7 @@ from benchmarks.parts.plot import Panel, plot_panels
 from benchmarks.parts.timing import machine
 from benchmarks.serve_load import photo
 from models.bundle.folder import Bundle, load_bundle
+from models.command import command_parser, tells_mistakes
 from models.outputs import plot_file
 
 _PROBE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -74,13 +74,10 @@ def plot(path: Path, title: str, seen_ms: dict[str, np.ndarray]) -> None:
     plot_panels(path, title, [[panel]])
 
 
+@tells_mistakes
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.unseen_budgets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.unseen_budgets", __doc__)
     add_bundle_options(parser)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--photo-side", type=int, default=32, help="pixels a side of the photo")
@@ -88,21 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--load-core", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=plot_file, help="write a plot to this file")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     if options.load_core is not None:
         os.sched_setaffinity(0, {options.load_core})
-    try:
-        with chosen_bundle(options) as folder:
-            bundle = load_bundle(folder)
-            requests = requests_of(bundle, options.count, options.photo_side, options.seed)
-            command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
-            with serving(command, "/readyz", options.server_core) as server:
-                first, probes = one_by_one(server.port, requests)
-                second, third = (one_by_one(server.port, requests)[0] for _ in range(2))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with chosen_bundle(options) as folder:
+        bundle = load_bundle(folder)
+        requests = requests_of(bundle, options.count, options.photo_side, options.seed)
+        command = ["-m", "shiftnas_serve", "--bundle", str(folder)]
+        with serving(command, "/readyz", options.server_core) as server:
+            first, probes = one_by_one(server.port, requests)
+            second, third = (one_by_one(server.port, requests)[0] for _ in range(2))
     unseen = np.array([sample.latency_ms for sample in first])
     # The better of two: what else the machine did is no part of the price.
     seen = np.minimum(*(np.array([s.latency_ms for s in some]) for some in (second, third)))

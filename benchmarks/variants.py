@@ -15,8 +15,10 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.parts.comparison import build_parser, compare
+from models.command import tells_mistakes
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = build_parser("variants", __doc__)
@@ -24,11 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--variant", action="append", required=True, metavar="[NAME] KEY=VALUE ...", dest="variants"
     )
     options = parser.parse_args(arguments)
-    try:
-        compare("variants", options, named(options.variants))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    compare("variants", options, named(options.variants))
     return 0
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.manifest import confidence_entry, int8_entry
 from models.bundle.value import Precision
+from models.command import command_parser, status_of
 from models.converters import CONVERTERS
 from models.costs.table import read_table
 from models.extras import require
@@ -234,12 +234,7 @@ def retarget(options: argparse.Namespace) -> dict[str, object]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m models",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--version", action="version", version=PRODUCT)
+    made = command_parser("models", _DESCRIPTION, json=False)
     commands = made.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser(
         "describe", help="tell a space's or a bundle's FLOPs, parameters, decisions, labels"
@@ -382,18 +377,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 for a mistake of the user's, 130 when stopped by Ctrl-C."""
     options = parser().parse_args(arguments)
-    try:
-        print(json.dumps(options.run(options), indent=2), flush=True)
-    except BrokenPipeError:  # as in `... | head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return status_of(lambda: print(json.dumps(options.run(options), indent=2)))
 
 
 if __name__ == "__main__":

@@ -19,17 +19,19 @@ from pathlib import Path
 
 import torch
 
+from models.command import command_parser, tells_mistakes
 from models.space.quantity import parse_flops
 from search.evolutionary import evolutionary_search
 from search.log import TriedArchs
 from search.random_search import random_search
 from search.supernet import Supernet, open_supernet
-from trainer.command import check_threads, command_parser, status_of
+from trainer.command import check_threads
 
 SEARCHES = {"random": random_search, "evolutionary": evolutionary_search}
 """Name -> search."""
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 a mistake of the user's, 130 when stopped by Ctrl-C."""
     parser = command_parser("search", __doc__)
@@ -46,18 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="file that keeps the archs that were tried, to go on from"
     )
     options = parser.parse_args(arguments)
-
-    def work() -> None:
-        if options.evaluations < 1:
-            raise ValueError(f"--evaluations is {options.evaluations}; try 1 or more")
-        check_threads(options.threads)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        budget = parse_flops(options.flops)
-        result = compared(open_supernet(options.supernet, options.data), budget, options)
-        print(json.dumps(result) if options.json else in_words(result))
-
-    return status_of(work)
+    if options.evaluations < 1:
+        raise ValueError(f"--evaluations is {options.evaluations}; try 1 or more")
+    check_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    budget = parse_flops(options.flops)
+    result = compared(open_supernet(options.supernet, options.data), budget, options)
+    print(json.dumps(result) if options.json else in_words(result))
+    return 0
 
 
 def compared(

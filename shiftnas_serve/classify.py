@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from models import PRODUCT
+from models.command import command_parser, status_of
 from shiftnas_serve.batch.photos import Photo, sources
 from shiftnas_serve.batch.tables import AbstractTable, Row, open_table
 from shiftnas_serve.budgets.asked import parse_budgets
@@ -43,12 +43,7 @@ _NAMED = 10
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m shiftnas_serve.classify",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--version", action="version", version=PRODUCT)
+    made = command_parser("shiftnas_serve.classify", _DESCRIPTION, json=False)
     made.add_argument(
         "photos",
         nargs="+",
@@ -88,17 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0; 1 photos of the table could not be read; 2 a user's mistake; 130 Ctrl-C."""
     options = parser().parse_args(arguments)
     configure_log("warning", "text")
-    try:
-        return 1 if run(options) else 0
-    except (ValueError, Problem) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # as in `... | head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return status_of(
+        lambda: 1 if run(options) else 0,
+        stopped="stopped; the same command goes on from here",
+        mistakes=(ValueError, Problem),
+    )
 
 
 def run(options: argparse.Namespace) -> int:

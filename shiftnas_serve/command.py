@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from models import PRODUCT
+from models.command import command_parser, tells_mistakes
 from shiftnas_serve.hosts import serve
 from shiftnas_serve.runtimes import AUTO, RUNTIMES
 from shiftnas_serve.settings import PREFIX, Settings, load_settings
@@ -27,13 +26,8 @@ Every setting can also stand in a JSON file (--config) or in the environment
 
 def parser() -> argparse.ArgumentParser:
     """The options are the fields of ``Settings``, with their descriptions and defaults."""
-    made = argparse.ArgumentParser(
-        prog="python -m shiftnas_serve",
-        usage="python -m shiftnas_serve [--SETTING VALUE] ...",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--version", action="version", version=PRODUCT)
+    made = command_parser("shiftnas_serve", _DESCRIPTION, json=False)
+    made.usage = "python -m shiftnas_serve [--SETTING VALUE] ..."
     made.add_argument("--config", type=Path, help="JSON file of settings")
     for name, field in Settings.model_fields.items():
         allowed = _allowed(name, field.annotation)
@@ -65,12 +59,9 @@ def _allowed(name: str, annotation: object) -> Sequence[str]:
     return listed.get(name, get_args(annotation) if get_origin(annotation) is Literal else ())
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 stopped in order, 2 a mistake of the user's."""
     options = vars(parser().parse_args(arguments))
     config = options.pop("config")
-    try:
-        return serve(load_settings(options, config=config))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return serve(load_settings(options, config=config))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from models import PRODUCT
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
+from models.command import command_parser, tells_mistakes
 from models.extras import require
 from models.onnx import OPSET
 from models.onnx.graph_template import INPUT, OUTPUT
@@ -118,12 +118,7 @@ def write_triton(bundle: Bundle, archs: Sequence[Arch], folder: Path) -> list[st
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m shiftnas_serve.export",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("--version", action="version", version=PRODUCT)
+    made = command_parser("shiftnas_serve.export", _DESCRIPTION)
     made.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     which = made.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -143,43 +138,39 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--out", type=Path, required=True, help="the file to write; for triton a new folder"
     )
-    made.add_argument("--json", action="store_true", help="print what was written as JSON")
     return made
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for a mistake of the user's."""
     options = parser().parse_args(arguments)
+    if options.precision != "fp32" and options.format not in ("onnx", TRITON):
+        raise ValueError(
+            f"--format {options.format} is written in fp32; leave --precision out, or give "
+            "--format onnx"
+        )
+    bundle = load_bundle(options.bundle).at(options.precision)
+    if options.arch is not None:
+        archs = [read_arch(bundle.space, options.arch)]
+    else:
+        archs = [bundle.answer(parse_flops(budget)) for budget in options.flops]
     try:
-        if options.precision != "fp32" and options.format not in ("onnx", TRITON):
+        if options.format == TRITON:
+            names = write_triton(bundle, archs, options.out)
+            told = {"out": str(options.out), "format": TRITON, "models": names}
+            print(json.dumps(told) if options.json else f"{options.out}: {', '.join(names)}")
+            return 0
+        if len(archs) > 1:
             raise ValueError(
-                f"--format {options.format} is written in fp32; leave --precision out, or give "
-                "--format onnx"
+                f"--flops {' '.join(options.flops)}: --format {options.format} writes one "
+                "subnet; give one budget, or --format triton"
             )
-        bundle = load_bundle(options.bundle).at(options.precision)
-        if options.arch is not None:
-            archs = [read_arch(bundle.space, options.arch)]
-        else:
-            archs = [bundle.answer(parse_flops(budget)) for budget in options.flops]
-        try:
-            if options.format == TRITON:
-                names = write_triton(bundle, archs, options.out)
-                told = {"out": str(options.out), "format": TRITON, "models": names}
-                print(json.dumps(told) if options.json else f"{options.out}: {', '.join(names)}")
-                return 0
-            if len(archs) > 1:
-                raise ValueError(
-                    f"--flops {' '.join(options.flops)}: --format {options.format} writes one "
-                    "subnet; give one budget, or --format triton"
-                )
-            (arch,) = archs
-            data = FORMATS[options.format](bundle, arch)
-            options.out.write_bytes(data)
-        except OSError as error:
-            raise ValueError(f"cannot write {options.out}: {error.strerror}") from None
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        (arch,) = archs
+        data = FORMATS[options.format](bundle, arch)
+        options.out.write_bytes(data)
+    except OSError as error:
+        raise ValueError(f"cannot write {options.out}: {error.strerror}") from None
     described = bundle.describe(arch)
     if options.json:
         files = {"out": str(options.out), "format": options.format, "size_bytes": len(data)}

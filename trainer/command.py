@@ -1,29 +1,17 @@
-"""What the commands on a bundle or a run have in common: options, and mistakes in one line."""
+"""Options that the commands on a bundle and labelled images have in common."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from models import PRODUCT
-
-
-def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """Of ``python -m MODULE``, with its text as it is written, --version and --json."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    return parser
+from models.command import command_parser
 
 
 def bundle_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The same, of a bundle and labelled images."""
+    """``command_parser``, of a bundle and labelled images."""
     parser = command_parser(module, description)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument(
@@ -57,20 +45,3 @@ def say_left_out(broken: Iterable[str]) -> None:
     """Name images that could not be decoded, each with its reason, once."""
     for image in dict.fromkeys(broken):
         print(f"left out {image}", file=sys.stderr)
-
-
-def status_of(work: Callable[[], None], *, stopped: str = "stopped") -> int:
-    """Do it; the exit status: 0, 2 for a mistake of the user's, 130 for Ctrl-C (``stopped``)."""
-    try:
-        work()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return 130
-    return 0

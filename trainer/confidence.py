@@ -18,8 +18,9 @@ from pathlib import Path
 
 from models.bundle.folder import add_confidence, load_bundle
 from models.bundle.manifest import confidence_entry
+from models.command import status_of
 from models.converters.progress import Progress
-from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out
 from trainer.data.reading import read_source
 from trainer.data.run_data import refuse_parts
 from trainer.data.sources import Rows, Source

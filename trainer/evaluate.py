@@ -27,9 +27,10 @@ import numpy as np
 
 from models.bundle.folder import Bundle, load_bundle
 from models.bundle.value import Precision
+from models.command import status_of
 from models.converters.progress import Progress
 from models.outputs import plot_file
-from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out, status_of
+from trainer.command import add_measuring, bundle_parser, check_threads, say_left_out
 from trainer.data.reading import read_source, title_of
 from trainer.engine.log import Record
 from trainer.engine.trained_on import parts_of_run

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models import PRODUCT
 from models.bundle.manifest import check_name
+from models.command import command_parser
 from models.space.describe import read_arch
 from models.space.quantity import positive
 from models.spaces import get_space
@@ -58,12 +58,7 @@ class Job:
 
 def build_parser(description: str) -> argparse.ArgumentParser:
     """Its options; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.run",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=PRODUCT)
+    parser = command_parser("trainer.run", description)
     parser.add_argument(
         "--recipe",
         metavar="NAME or FILE",
@@ -111,7 +106,6 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         metavar="N",
         help="batch size of the dry run (default: what fits)",
     )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     return parser
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from models.bundle.folder import Bundle, load_bundle, save_with_int8
 from models.bundle.int8 import Int8, Int8Row
 from models.bundle.manifest import int8_entry
+from models.command import status_of
 from models.converters.progress import Progress
 from models.images.header import ImageError
 from models.images.photos import Photos
@@ -36,7 +37,7 @@ from models.quantize import (
     sides,
 )
 from models.space.arch import Arch
-from trainer.command import bundle_parser, say_left_out, status_of
+from trainer.command import bundle_parser, say_left_out
 from trainer.data.reading import read_source
 from trainer.data.run_data import refuse_parts
 from trainer.data.sources import Rows, Source

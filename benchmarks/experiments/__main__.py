@@ -7,7 +7,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -20,16 +19,14 @@ from benchmarks.experiments.experiment import (
     kept_setup,
 )
 from benchmarks.experiments.scales import SCALES
+from models.command import command_parser, tells_mistakes
 from trainer.engine.interrupt import Stopped
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 a mistake of the user's, 128 + n stopped by a signal."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments",
-        description=package.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("benchmarks.experiments", package.__doc__, json=False)
     parser.add_argument("name", choices=EXPERIMENTS)
     add_arguments(parser, list(SCALES))
     options = parser.parse_args(arguments)
@@ -43,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             experiment.run()
         seeds = None if options.seeds is None else experiment.seeds
         print(experiment.table_of(seeds, data=options.data is not None))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Stopped as stopped:
         print(f"{stopped}; give the same command to go on", file=sys.stderr)
         return 128 + stopped.signal
@@ -65,7 +59,7 @@ def _asked(
         setup = kept_setup(folder)
         names = {recipe().name: name for name, recipe in SCALES.items()}
         scale = scale or names.get(str(setup.get("scale")))
-        epochs = cast("int | None", setup.get("epochs")) if epochs is None else epochs
+        epochs = setup.get("epochs") if epochs is None else epochs
     base = based(SCALES[scale or "nano"](), options.data, epochs)
     return make(options.name, base, folder, list(range(options.seeds or 8)), options.only)
 

@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.experiments.experiment import RESULTS_NAME, SETUP_NAME, kept_setup
-from benchmarks.parts.lines import read_lines
-from trainer.engine.log import Record
+from benchmarks.parts.lines import Row, read_lines
 from trainer.samplers.scored.regret import lower_hull
 
 OWN = ("scale", "epochs", "data")
 """What two experiments have to share."""
 
 
-def alone_curve(ranking: Path, setup: Record) -> Callable[[float], float] | None:
+def alone_curve(ranking: Path, setup: Row) -> Callable[[float], float] | None:
     """FLOPs -> test loss of an arch that trains alone; None where that is not known.
 
     ranking: the folder of the experiment of that name, whose runs have to be as long and on the

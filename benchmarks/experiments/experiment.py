@@ -15,7 +15,8 @@ from typing import ClassVar
 
 from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
-from benchmarks.parts.lines import add_line, read_lines
+from benchmarks.parts.kept import refuse_other
+from benchmarks.parts.lines import Row, add_line, read_lines
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
@@ -23,7 +24,6 @@ from trainer.data.splits import Splits
 from trainer.engine.checkpoint import State, has_checkpoint, load_checkpoint, save_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt
-from trainer.engine.log import Record
 from trainer.engine.provenance import provenance
 from trainer.loop import train
 from trainer.recipes.recipe import Recipe
@@ -71,24 +71,24 @@ class AbstractExperiment(ABC):
         file = self.folder.parent / name
         return cached_splits(file, base.data, base.resolution, base.held_out_share, seed)
 
-    @abstractmethod
-    def setup(self) -> Record:
+    def setup(self) -> Row:
         """What all runs share, made once and kept in ``setup.json``."""
+        return {}
 
-    @abstractmethod
-    def cases(self, setup: Record) -> Iterator[Case]:
+    def cases(self, setup: Row) -> Iterator[Case]:
         """All runs, in an order in which the first few already say something."""
+        yield from ()
 
-    def names(self, setup: Record) -> list[str]:
+    def names(self, setup: Row) -> list[str]:
         """Of all cases, before anything is trained."""
         return [case.name for case in self.cases(setup)]
 
-    @abstractmethod
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
         """What is measured of a run, whose generator this is."""
+        raise AssertionError("runs of this experiment are not measured at their end")
 
     @abstractmethod
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         """What the results say."""
 
     def run(self) -> None:
@@ -127,11 +127,11 @@ class AbstractExperiment(ABC):
         """The checkpoint that a run begins at; None where it begins untrained."""
         return None
 
-    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Record:
+    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Row:
         """More for the line of a run that has ended, while its checkpoint is there."""
         return {}
 
-    def run_case(self, case: Case, setup: Record, interrupt: Interrupt) -> Record:
+    def run_case(self, case: Case, setup: Row, interrupt: Interrupt) -> Row:
         """Train, measure, and tell what the line of the results has."""
         folder = self.folder / f"{case.name}-{case.recipe.seed}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class AbstractExperiment(ABC):
         generator = ArchitectureGenerator(self.space)
         generator.load_state_dict(state["generator"])
         archs = list(case.archs) or self.archs(setup, generator)
-        row: Record = {
+        row: Row = {
             "steps": int(state["step"]),
             "compute": int(state["compute"]),
             "cpu_s": None if resume else round(cpu_s, 2),
@@ -178,31 +178,25 @@ class AbstractExperiment(ABC):
                 "experiment or of an older commit; name another folder (--out)"
             ) from error
 
-    def _own(self, *, data: bool) -> Record:
+    def _own(self, *, data: bool) -> Row:
         """What tells the runs of a folder from others."""
-        own: Record = {"experiment": self.name, "scale": self.base.name, "epochs": self.base.epochs}
+        own: Row = {"experiment": self.name, "scale": self.base.name, "epochs": self.base.epochs}
         return own | ({"data": fingerprint(self.splits(0))} if self.trains and data else {})
 
-    def _checked(self, own: Record) -> Record:
+    def _checked(self, own: Row) -> Row:
         """The folder's setup. Raises ValueError for one of other runs."""
         setup = kept_setup(self.folder)
-        for name, value in own.items():
-            if name == "experiment" and name not in setup:  # of an older commit
-                continue
-            if setup.get(name) != value:
-                raise ValueError(
-                    f"{self.folder} holds runs of {name} {setup.get(name)}, and these would be of "
-                    f"{name} {value}: name another folder (--out)"
-                )
+        # one of an older commit does not name its experiment
+        refuse_other(self.folder, {"experiment": self.name, **setup}, own)
         return setup
 
-    def results(self) -> list[Record]:
+    def results(self) -> list[Row]:
         """What was measured so far."""
         path = self.folder / RESULTS_NAME
         return read_lines(path) if path.is_file() else []
 
 
-def kept_setup(folder: Path) -> Record:
+def kept_setup(folder: Path) -> Row:
     """What ``setup`` made. Raises ValueError before the first run."""
     path = folder / SETUP_NAME
     if not path.is_file():

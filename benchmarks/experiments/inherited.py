@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 from safetensors.torch import load_file, save_file
 
@@ -18,11 +17,11 @@ from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import alone
 from benchmarks.experiments.paired import in_words
 from benchmarks.experiments.table import by_case
+from benchmarks.parts.lines import Row
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import State, load_checkpoint
-from trainer.engine.log import Record
 from trainer.engine.state import fresh_state
 from trainer.evaluation import answers
 
@@ -36,10 +35,7 @@ WEIGHTS_NAME = "supernet.safetensors"
 class Inherited(AbstractExperiment):
     """The archs of a seed are in the line of its supernet."""
 
-    def setup(self) -> Record:
-        return {}
-
-    def cases(self, setup: Record) -> Iterator[Case]:
+    def cases(self, setup: Row) -> Iterator[Case]:
         for seed in self.seeds:
             supernet = self.base.replace(name="supernet", seed=seed)
             yield Case("supernet", supernet)
@@ -49,10 +45,9 @@ class Inherited(AbstractExperiment):
                     f"the supernet of seed {seed} has not been trained, whose archs these are; add "
                     "supernet to --only"
                 )
-            documents = trained[seed]["archs"]
             epochs = max(1, round(TUNED_EPOCHS * self.base.epochs))
             rate = TUNED_RATE * self.base.optimizer.learning_rate
-            for size, document in enumerate(cast("list[dict[str, object]]", documents)):
+            for size, document in enumerate(trained[seed]["archs"]):
                 arch = self.space.arch_from_json(document)
                 single = alone(self.base, arch).replace(seed=seed)
                 yield Case(f"retrained-{size}", single.replace(name="retrained"), (arch,))
@@ -60,7 +55,7 @@ class Inherited(AbstractExperiment):
                 tuned = single.replace(name="tuned", epochs=epochs, optimizer=optimizer)
                 yield Case(f"tuned-{size}", tuned, (arch,))
 
-    def names(self, setup: Record) -> list[str]:
+    def names(self, setup: Row) -> list[str]:
         trained = [f"{way}-{size}" for way in ("retrained", "tuned") for size in range(len(SIZES))]
         return ["supernet", *trained]
 
@@ -72,7 +67,7 @@ class Inherited(AbstractExperiment):
         state.net.load_state_dict(load_file(self._weights(case.recipe.seed)))
         return state.to_checkpoint()
 
-    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Record:
+    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Row:
         if case.name != "supernet":
             return {}
         weights = served_weights(load_checkpoint(folder))
@@ -83,11 +78,11 @@ class Inherited(AbstractExperiment):
     def _weights(self, seed: int) -> Path:
         return self.folder / f"supernet-{seed}" / WEIGHTS_NAME
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
         low, high = self.space.min_flops, self.space.max_flops
         return answers(generator, [low + size * (high - low) for size in SIZES])
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         found = by_case(results)
         lines = [
             "| MFLOPs | seeds | inherited, % | fine-tuned | trained alone |",
@@ -102,12 +97,13 @@ class Inherited(AbstractExperiment):
             )
             if not seeds:
                 continue
-            rows = [_row(supernets[seed], size) for seed in seeds]
+            rows = [supernets[seed]["rows"][size] for seed in seeds]
             cells = []
             for how in ("tuned", "retrained"):
                 runs = (found[f"{how}-{size}"][seed] for seed in seeds)
                 gains = [
-                    _right(_row(run, 0)) - _right(row) for run, row in zip(runs, rows, strict=True)
+                    _right(run["rows"][0]) - _right(row)
+                    for run, row in zip(runs, rows, strict=True)
                 ]
                 cells.append(in_words(gains, 1))
             flops = statistics.mean(row["flops"] for row in rows) / 1e6
@@ -116,9 +112,5 @@ class Inherited(AbstractExperiment):
         return "\n".join(lines)
 
 
-def _row(run: Record, place: int) -> dict[str, float]:
-    return cast("list[dict[str, float]]", run["rows"])[place]
-
-
-def _right(row: dict[str, float]) -> float:
+def _right(row: Row) -> float:
     return 100 * row["test_accuracy"]

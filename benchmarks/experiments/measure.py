@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.parts.lines import Row
 from models.nets import build_net
 from models.nets.elastic import AbstractNet
 from models.nets.normalize import TensorStatistics
@@ -19,7 +20,6 @@ from trainer.data.run_data import batches_of, calibration_images, evaluation_bat
 from trainer.data.splits import Splits
 from trainer.engine.average import served_weights
 from trainer.engine.checkpoint import load_checkpoint
-from trainer.engine.log import Record
 from trainer.evaluation import calibrated
 from trainer.recipes.recipe import Recipe
 
@@ -43,19 +43,19 @@ def loss_and_accuracy(
     return loss / seen, right / seen
 
 
-def measured(recipe: Recipe, splits: Splits, folder: Path, archs: Sequence[Arch]) -> list[Record]:
+def measured(recipe: Recipe, splits: Splits, folder: Path, archs: Sequence[Arch]) -> list[Row]:
     """A row for each arch with the weights that the run in ``folder`` serves."""
     net = build_net(get_space(recipe.space, len(splits.labels)))
     net.load_state_dict(served_weights(load_checkpoint(folder)))
     return [score(net, arch, recipe, splits) for arch in archs]
 
 
-def score(net: AbstractNet, arch: Arch, recipe: Recipe, splits: Splits) -> Record:
+def score(net: AbstractNet, arch: Arch, recipe: Recipe, splits: Splits) -> Row:
     """One arch, with statistics measured on training images."""
     train = batches_of(recipe, splits, splits.train, train=True)
     images = calibration_images(train, CALIBRATION_BATCHES)
     statistics = calibrated(net, arch, images, recipe.device)
-    row: Record = {"flops": net.space.flops(arch)}
+    row: Row = {"flops": net.space.flops(arch)}
     for name, part in (("held_out", splits.held_out), ("test", splits.test)):
         data = evaluation_batches(part, recipe.mean, recipe.std, recipe.device)
         loss, accuracy = loss_and_accuracy(net, arch, statistics, data)

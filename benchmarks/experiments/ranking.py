@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from scipy.stats import kendalltau, spearmanr
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import alone
 from benchmarks.experiments.table import by_case
+from benchmarks.parts.lines import Row
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
-from trainer.engine.log import Record
 from trainer.samplers.candidates.base import arch_between
 
 ARCHS = 25
@@ -32,7 +31,7 @@ FLOPS = "FLOPs alone"
 class Ranking(AbstractExperiment):
     """Archs are spread evenly over the range of FLOPs, random within each step."""
 
-    def setup(self) -> Record:
+    def setup(self) -> Row:
         rng = torch.Generator().manual_seed(0)
         edges = np.linspace(self.space.min_flops, self.space.max_flops, ARCHS + 1)
         found = [
@@ -40,7 +39,7 @@ class Ranking(AbstractExperiment):
         ]
         return {"archs": json.loads(json.dumps([self.space.arch_to_json(a) for a in found]))}
 
-    def cases(self, setup: Record) -> Iterator[Case]:
+    def cases(self, setup: Row) -> Iterator[Case]:
         for seed in self.seeds:
             for name in SUPERNETS:
                 recipe = self.base.replace(name=name, sampler=name, seed=seed)
@@ -48,14 +47,13 @@ class Ranking(AbstractExperiment):
             for place, arch in enumerate(self._archs(setup)):
                 yield Case(f"alone-{place}", alone(self.base, arch).replace(seed=seed), (arch,))
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
         return self._archs(setup)
 
-    def _archs(self, setup: Record) -> list[Arch]:
-        documents = cast("list[dict[str, object]]", setup["archs"])
-        return [self.space.arch_from_json(document) for document in documents]
+    def _archs(self, setup: Row) -> list[Arch]:
+        return [self.space.arch_from_json(document) for document in setup["archs"]]
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         found = by_case(results)
         lines = [
             "| supernet | seed | archs | Kendall's tau | Spearman's rho |",
@@ -82,5 +80,5 @@ class Ranking(AbstractExperiment):
         return "\n".join(lines)
 
 
-def _right(run: Record, place: int) -> float:
-    return cast("list[dict[str, float]]", run["rows"])[place]["test_accuracy"]
+def _right(run: Row, place: int) -> float:
+    return run["rows"][place]["test_accuracy"]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.experiments.experiment import AbstractExperiment, Case
+from benchmarks.experiments.experiment import AbstractExperiment
 from benchmarks.experiments.ladder import taught_generator
 from benchmarks.experiments.uniform_archs import uniform_flops
+from benchmarks.parts.lines import Row
 from benchmarks.parts.timing import machine
 from models.generator.answer import answer_within
-from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets, policy_of
 from models.space.arch import Arch
 from models.spaces import get_space
-from trainer.engine.log import Record
 
 SPACES = ("nano-cnn", "cifar-cnn", "cifar-vit")
 BUDGETS = 7
@@ -35,22 +33,16 @@ class Rejection(AbstractExperiment):
 
     trains = False
 
-    def setup(self) -> Record:
-        return cast("Record", {"machine": machine(), **{n: _measure(n) for n in SPACES}})
+    def setup(self) -> Row:
+        return {"machine": machine(), **{n: _measure(n) for n in SPACES}}
 
-    def cases(self, setup: Record) -> Iterator[Case]:
-        yield from ()
-
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
-        raise AssertionError("nothing is trained")
-
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         lines = [
             "| space | budget, share of the range | generator, ms | rejection, ms | times |",
             "|---|--:|--:|--:|--:|",
         ]
         for space in SPACES:
-            for row in cast("dict[str, list[dict[str, float]]]", setup)[space]:
+            for row in setup[space]:
                 fits = row["fits"]
                 waits = row["draw_ms"] / max(fits, 1 / ARCHS)
                 more = "" if fits else "> "

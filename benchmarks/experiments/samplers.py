@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,13 @@ from benchmarks.experiments.alone import alone_curve
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, part_times
 from benchmarks.experiments.table import paired_table
+from benchmarks.parts.lines import Row
 from benchmarks.parts.timing import machine
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD, masked_and_sliced_flops
-from trainer.engine.log import Record
 from trainer.evaluation import answers
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.settings import SamplerOptions
@@ -53,16 +53,14 @@ OVERHEADS = ("step_flops", "pass_flops", "forward_weight")
 class Samplers(AbstractExperiment):
     """Stage B of the evidence: archs are the generator's, as in any run."""
 
-    def setup(self) -> Record:
+    def setup(self) -> Row:
         archs = ladder(self.space, RUNGS)
         taken = part_times(self.base, archs, self.splits(0))
         flops = [self.space.flops(arch) for arch in archs]
-        return cast(
-            "Record", {"flops": flops, **taken, **overheads(flops, taken), "machine": machine()}
-        )
+        return {"flops": flops, **taken, **overheads(flops, taken), "machine": machine()}
 
-    def cases(self, setup: Record) -> Iterator[Case]:
-        fitted = {name: cast("float", setup[name]) for name in OVERHEADS}
+    def cases(self, setup: Row) -> Iterator[Case]:
+        fitted = {name: setup[name] for name in OVERHEADS}
         for seed, account, name in product(self.seeds, ACCOUNTS, SAMPLERS):
             recipe = recipe_of(self.base, name, fitted if account == "time" else {})
             yield Case(
@@ -80,10 +78,10 @@ class Samplers(AbstractExperiment):
             FORWARD_AND_BACKWARD * base.batch_size * steps * masked_and_sliced_flops(base, sampler)
         )
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
         return answers(generator, even_budgets(self.space, RUNGS))
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         alone = alone_curve(self.folder.parent / "ranking", setup)
         table = paired_table(results, ACCOUNTS, SAMPLERS, lambda of: f"uniform/{of}", alone)
         if alone is None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.table import by_case, paired_table
+from benchmarks.parts.lines import Row
 from models.generator.network import ArchitectureGenerator
 from models.generator.report import even_budgets
 from models.space.arch import Arch
-from trainer.engine.log import Record, read_log
+from trainer.engine.log import read_log
 from trainer.evaluation import answers
 
 EPOCHS = "epochs"
@@ -26,10 +27,7 @@ class AbstractSettings(AbstractExperiment):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Name -> settings; the first one is what the others are compared with."""
 
-    def setup(self) -> Record:
-        return {}
-
-    def cases(self, setup: Record) -> Iterator[Case]:
+    def cases(self, setup: Row) -> Iterator[Case]:
         for seed, (name, settings) in product(self.seeds, self.variants.items()):
             changes = dict(settings)
             options = {"learning_rate": 0.05, **changes.pop("sampler_options", {})}
@@ -42,7 +40,7 @@ class AbstractSettings(AbstractExperiment):
             )
             yield Case(f"{name}/{EPOCHS}", recipe)
 
-    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Record:
+    def kept(self, case: Case, folder: Path, archs: list[Arch]) -> Row:
         """B at the end of each quarter of the run, and where it stays after the last update."""
         updates = [r for r in read_log(folder / "log.jsonl") if r["kind"] == "groups"]
         quarters = (
@@ -52,10 +50,10 @@ class AbstractSettings(AbstractExperiment):
         )
         return {"probabilities": [record["probabilities"] for record in quarters]}
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
         return answers(generator, even_budgets(self.space, 8))
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         first = next(iter(self.variants))
         return paired_table(results, (EPOCHS,), self.variants, lambda _: f"{first}/{EPOCHS}")
 
@@ -83,7 +81,7 @@ class Shift(AbstractSettings):
         "shift, as printed": {"sampler_options": {"as_printed": True}},
     }
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         head = " | ".join(str(place) for place in range(1, self.base.sampler_options.groups + 1))
         lines = [
             super().table(setup, results),

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import cast
 
 import numpy as np
 
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.ladder import ladder, step_times
 from benchmarks.experiments.table import paired_table
+from benchmarks.parts.lines import Row
 from benchmarks.parts.timing import machine
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from trainer.data.run_data import batches_of
 from trainer.engine.horizon import FORWARD_AND_BACKWARD
-from trainer.engine.log import Record
 from trainer.recipes.recipe import Recipe
 from trainer.samplers.fixed.static_tilt import tilted
 
@@ -51,18 +50,14 @@ ACCOUNTS = ("multiply-adds", "time", "steps")
 class StaticTilts(AbstractExperiment):
     """Stage A of the evidence."""
 
-    def setup(self) -> Record:
+    def setup(self) -> Row:
         archs = ladder(self.space, RUNGS)
         documents = [self.space.arch_to_json(arch) for arch in archs]
         flops = [self.space.flops(arch) for arch in archs]
         step_ms = step_times(self.base, archs, self.splits(0))
-        return cast(
-            "Record",
-            {"ladder": documents, "flops": flops, "step_ms": step_ms, "machine": machine()},
-        )
+        return {"ladder": documents, "flops": flops, "step_ms": step_ms, "machine": machine()}
 
-    def cases(self, setup: Record) -> Iterator[Case]:
-        documents = cast("list[object]", setup["ladder"])
+    def cases(self, setup: Row) -> Iterator[Case]:
         # equal steps last: they are what others report, and decide nothing here
         few, more = list(DISTRIBUTIONS)[:FIRST], list(DISTRIBUTIONS)[FIRST:]
         for accounts, names in (
@@ -74,13 +69,13 @@ class StaticTilts(AbstractExperiment):
                 if name == "uniform" and account != ACCOUNTS[0]:
                     continue  # the same run by every account
                 compute = self.compute_of(setup, name, account)
-                recipe = recipe_of(self.base, documents, name, compute=compute)
+                recipe = recipe_of(self.base, setup["ladder"], name, compute=compute)
                 yield Case(f"{name}/{account}", recipe.replace(seed=seed))
 
-    def compute_of(self, setup: Record, name: str, account: str) -> float:
+    def compute_of(self, setup: Row, name: str, account: str) -> float:
         """Multiply-adds that a distribution may spend to be uniform's equal by an account."""
-        flops = np.array(cast("list[float]", setup["flops"]))
-        times = np.array(cast("list[float]", setup["step_ms"]))
+        flops = np.array(setup["flops"])
+        times = np.array(setup["step_ms"])
         train = batches_of(self.base, self.splits(0), self.splits(0).train, train=True)
         steps = self.base.epochs * len(train)
         a_step = FORWARD_AND_BACKWARD * self.base.batch_size
@@ -94,11 +89,10 @@ class StaticTilts(AbstractExperiment):
         allowed = steps if account == "steps" else steps * float(times.mean())
         return a_step * allowed / float(np.trapezoid(spent, dx=0.01))
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
-        documents = cast("list[dict[str, object]]", setup["ladder"])
-        return [self.space.arch_from_json(document) for document in documents]
+    def archs(self, setup: Row, generator: ArchitectureGenerator) -> list[Arch]:
+        return [self.space.arch_from_json(document) for document in setup["ladder"]]
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         return paired_table(results, ACCOUNTS, DISTRIBUTIONS, lambda _: "uniform/multiply-adds")
 
 

@@ -13,7 +13,6 @@ import copy
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import cast
 
 import numpy as np
 import torch
@@ -23,14 +22,13 @@ from torch import Tensor
 
 from benchmarks.experiments.experiment import AbstractExperiment, Case
 from benchmarks.experiments.measure import loss_and_accuracy
-from models.generator.network import ArchitectureGenerator
+from benchmarks.parts.lines import Row
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from models.space.relaxed import Relaxed
 from trainer.data.run_data import RunData, run_data
 from trainer.engine.horizon import horizon_of
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.log import Record
 from trainer.engine.optim import Schedule, build_optimizer, schedule_at, set_learning_rate
 from trainer.engine.probe import LEVEL_IMAGES, BatchProbe, probe_of
 from trainer.engine.seeds import seed_step
@@ -60,25 +58,19 @@ OLDER_NAMES = {"loss drop (Eq. 4)": "loss drop"}
 class Sufficiency(AbstractExperiment):
     """A case is a seed; its line has the scores and the variations of all moments."""
 
-    def setup(self) -> Record:
-        return {}
-
-    def cases(self, setup: Record) -> Iterator[Case]:
+    def cases(self, setup: Row) -> Iterator[Case]:
         for seed in self.seeds:
             # a sampler that keeps the weights of the update before; B is never moved
             yield Case("uniform", self.base.replace(name="uniform", sampler="shift", seed=seed))
 
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
-        raise AssertionError("measured while it trains")
-
-    def run_case(self, case: Case, setup: Record, interrupt: Interrupt) -> Record:
+    def run_case(self, case: Case, setup: Row, interrupt: Interrupt) -> Row:
         recipe, splits = case.recipe, self.splits(case.recipe.seed)
         state, data = fresh_state(recipe, splits), run_data(recipe, splits)
         steps = horizon_of(recipe, state.sampler, len(data.train)).steps
         moments = {round(share * steps): share for share in MOMENTS}
         pretrain_generator(state, recipe, lambda step: None)
         stream = data.train.stream(0, 0)
-        found: list[Record] = []
+        found: list[Row] = []
         while len(found) < len(moments):
             if interrupt.signal is not None:
                 raise Stopped(interrupt.signal)
@@ -93,9 +85,7 @@ class Sufficiency(AbstractExperiment):
                 )
         return {"moments": found}
 
-    def _moment(
-        self, state: TrainingState, data: RunData, case: Case, schedule: Schedule
-    ) -> Record:
+    def _moment(self, state: TrainingState, data: RunData, case: Case, schedule: Schedule) -> Row:
         """Scores of subnets over the whole range, and what they learn when they train alone."""
         rng = np.random.default_rng(case.recipe.seed)
         space = state.generator.space
@@ -134,7 +124,7 @@ class Sufficiency(AbstractExperiment):
         count = max(1, round(ALONE_SHARE * len(data.train)))
         seen = [(batch.images, batch.labels) for batch in islice(data.train.stream(0, 0), count)]
         gained = [self._gained(state, data, case, schedule, arch, seen) for arch in archs]
-        return {"scores": cast("Record", scores), "gained": gained}
+        return {"scores": scores, "gained": gained}
 
     def _gained(
         self,
@@ -160,12 +150,12 @@ class Sufficiency(AbstractExperiment):
                 optimizer.step()
         return losses[0] - losses[1]
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         lines = [
             "| score | " + " | ".join(f"at {100 * share:.0f} %" for share in MOMENTS) + " |",
             "|---|" + "--:|" * len(MOMENTS),
         ]
-        runs = [cast("list[Record]", run["moments"]) for run in results]
+        runs = [run["moments"] for run in results]
         for name in SCORES:  # of which older logs have fewer
             own = [run for run in runs if all(name in _scores(moment) for moment in run)]
             if not own:
@@ -198,11 +188,9 @@ def _drops(probe: BatchProbe, relaxed: Relaxed, budget: Tensor) -> tuple[float, 
     return losses[0] - losses[1], slopes[0] - slopes[1], mixed[0] - mixed[1]
 
 
-def _scores(moment: Record) -> dict[str, list[float]]:
-    scores = cast("dict[str, list[float]]", moment["scores"])
-    return {OLDER_NAMES.get(name, name): values for name, values in scores.items()}
+def _scores(moment: Row) -> dict[str, list[float]]:
+    return {OLDER_NAMES.get(name, name): values for name, values in moment["scores"].items()}
 
 
-def _tau(moment: Record, name: str) -> float:
-    gained = cast("list[float]", moment["gained"])
-    return float(kendalltau(_scores(moment)[name], gained).statistic)
+def _tau(moment: Row, name: str) -> float:
+    return float(kendalltau(_scores(moment)[name], moment["gained"]).statistic)

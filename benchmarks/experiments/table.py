@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
 
 from benchmarks.experiments.paired import in_words
-from trainer.engine.log import Record
+from benchmarks.parts.lines import Row
 
 HEAD = (
     "| same | name | seeds | steps | 10^12 multiply-adds | held-out loss: difference | test loss "
@@ -17,16 +16,16 @@ HEAD = (
 )
 
 
-def by_case(results: Iterable[Record]) -> dict[str, dict[int, Record]]:
+def by_case(results: Iterable[Row]) -> dict[str, dict[int, Row]]:
     """Name of a case -> seed -> its record."""
-    found: dict[str, dict[int, Record]] = defaultdict(dict)
+    found: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in results:
-        found[str(row["case"])][cast("int", row["seed"])] = row
+        found[str(row["case"])][row["seed"]] = row
     return found
 
 
 def paired_table(
-    results: Iterable[Record],
+    results: Iterable[Row],
     accounts: Sequence[str],
     names: Iterable[str],
     base: Callable[[str], str],
@@ -59,22 +58,21 @@ def paired_table(
     return "\n".join(lines)
 
 
-def mean_of(run: Record, name: str) -> float:
+def mean_of(run: Row, name: str) -> float:
     """Of a record's rows."""
-    return statistics.mean(row[name] for row in cast("list[dict[str, float]]", run["rows"]))
+    return statistics.mean(row[name] for row in run["rows"])
 
 
-def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
+def _cells(runs: Sequence[Row], base: Sequence[Row]) -> str:
     def gains(name: str, scale: float, digits: int) -> str:
         pairs = zip(runs, base, strict=True)
         return in_words([scale * (mean_of(a, name) - mean_of(b, name)) for a, b in pairs], digits)
 
     def end(place: int) -> float:
-        rows = [cast("list[dict[str, float]]", run["rows"])[place] for run in runs]
-        return statistics.mean(100 * row["test_accuracy"] for row in rows)
+        return statistics.mean(100 * run["rows"][place]["test_accuracy"] for run in runs)
 
-    steps = statistics.mean(cast("int", run["steps"]) for run in runs)
-    spent = statistics.mean(cast("int", run["compute"]) for run in runs) / 1e12
+    steps = statistics.mean(run["steps"] for run in runs)
+    spent = statistics.mean(run["compute"] for run in runs) / 1e12
     loss = statistics.mean(mean_of(run, "test_loss") for run in runs)
     right = statistics.mean(100 * mean_of(run, "test_accuracy") for run in runs)
     return (
@@ -84,12 +82,9 @@ def _cells(runs: Sequence[Record], base: Sequence[Record]) -> str:
     )
 
 
-def _regret_cells(
-    runs: Sequence[Record], base: Sequence[Record], alone: Callable[[float], float]
-) -> str:
-    def worst(run: Record) -> float:
-        rows = cast("list[dict[str, float]]", run["rows"])
-        return max(row["test_loss"] - alone(row["flops"]) for row in rows)
+def _regret_cells(runs: Sequence[Row], base: Sequence[Row], alone: Callable[[float], float]) -> str:
+    def worst(run: Row) -> float:
+        return max(row["test_loss"] - alone(row["flops"]) for row in run["rows"])
 
     gains = [worst(a) - worst(b) for a, b in zip(runs, base, strict=True)]
     return f"{statistics.mean(map(worst, runs)):.3f} | {in_words(gains, 3)}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,13 +20,13 @@ from benchmarks.experiments.experiment import Case
 from benchmarks.experiments.measure import CALIBRATION_BATCHES, loss_and_accuracy
 from benchmarks.experiments.paired import in_words
 from benchmarks.experiments.static_tilts import RUNGS, StaticTilts, recipe_of
+from benchmarks.parts.lines import Row
 from models.nets.elastic import AbstractNet
 from models.nets.resolution import at_resolution
 from models.space.arch import Arch
 from trainer.data.run_data import RunData, calibration_images, run_data
 from trainer.engine.horizon import horizon_of
 from trainer.engine.interrupt import Interrupt, Stopped
-from trainer.engine.log import Record
 from trainer.engine.optim import build_optimizer, schedule_at, set_learning_rate
 from trainer.engine.seeds import seed_step
 from trainer.engine.state import TrainingState, fresh_state
@@ -45,22 +44,20 @@ ACCOUNTS = ("steps", "time")
 class Transfer(StaticTilts):
     """A case is a seed, on the ladder and with the step times of ``static-tilts``."""
 
-    def cases(self, setup: Record) -> Iterator[Case]:
-        documents = cast("list[object]", setup["ladder"])
+    def cases(self, setup: Row) -> Iterator[Case]:
         compute = self.compute_of(setup, "uniform", "steps")
         for seed in self.seeds:
-            recipe = recipe_of(self.base, documents, "uniform", compute=compute)
+            recipe = recipe_of(self.base, setup["ladder"], "uniform", compute=compute)
             yield Case("uniform", recipe.replace(seed=seed))
 
-    def run_case(self, case: Case, setup: Record, interrupt: Interrupt) -> Record:
+    def run_case(self, case: Case, setup: Row, interrupt: Interrupt) -> Row:
         recipe, splits = case.recipe, self.splits(case.recipe.seed)
-        documents = cast("list[dict[str, object]]", setup["ladder"])
-        archs = [self.space.arch_from_json(document) for document in documents]
-        times = np.array(cast("list[float]", setup["step_ms"]))
+        archs = [self.space.arch_from_json(document) for document in setup["ladder"]]
+        times = np.array(setup["step_ms"])
         state, data = fresh_state(recipe, splits), run_data(recipe, splits)
         horizon = horizon_of(recipe, state.sampler, len(data.train))
         stream = data.train.stream(0, 0)
-        moments: list[Record] = []
+        moments: list[Row] = []
         while len(moments) < len(MOMENTS):
             if interrupt.signal is not None:
                 raise Stopped(interrupt.signal)
@@ -75,10 +72,9 @@ class Transfer(StaticTilts):
                 moments.append({"share": share, **trial.outcome(interrupt)})
         return {"moments": moments}
 
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         """Nats taken off each arch's loss: by all in turn, and by each alone beyond that."""
-        flops = cast("list[float]", setup["flops"])
-        heads = [f"{f / 1e6:.2f}" for f in flops]
+        heads = [f"{f / 1e6:.2f}" for f in setup["flops"]]
         lines = [
             f"| same | trained, MFLOPs | steps | {' | '.join(heads)} | mean |",
             "|---|--:|--:|" + "--:|" * (RUNGS + 1),
@@ -111,9 +107,9 @@ class _Trial:
         self.steps = max(len(archs), round(SHARE * len(data.train)))
         self.images = calibration_images(data.train, CALIBRATION_BATCHES)
 
-    def outcome(self, interrupt: Interrupt) -> Record:
+    def outcome(self, interrupt: Interrupt) -> Row:
         """Held-out loss of every arch at the moment, and after each way of training on."""
-        ways: list[Record] = []
+        ways: list[Row] = []
         for account in ACCOUNTS:
             for place in (None, *range(len(self.archs))):
                 if interrupt.signal is not None:
@@ -130,7 +126,7 @@ class _Trial:
                 ways.append(
                     {"account": account, "arch": place, "steps": steps, "losses": self._losses(net)}
                 )
-        return {"before": cast("Record", self._losses(self.state.net)), "ways": ways}
+        return {"before": self._losses(self.state.net), "ways": ways}
 
     def _trained(self, place: int | None, steps: int) -> AbstractNet:
         """A copy of the net, trained on with one arch, or with all in turn."""
@@ -165,13 +161,13 @@ class _Trial:
 
 
 def _mean_over_moments(
-    run: Record, account: str, way: str, heads: Sequence[str]
+    run: Row, account: str, way: str, heads: Sequence[str]
 ) -> tuple[float, np.ndarray]:
     """Steps, and nats taken off the loss of each arch: of one alone, beyond all in turn."""
     place = None if way == ALL else heads.index(way)
     steps: list[int] = []
     gained: list[np.ndarray] = []
-    for moment in cast("list[dict[str, Any]]", run["moments"]):
+    for moment in run["moments"]:
         found = {(way["account"], way["arch"]): way for way in moment["ways"]}
         base = found["steps", None]
         here = base if place is None else found[account, place]

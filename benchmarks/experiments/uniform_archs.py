@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
-
 import numpy as np
 
-from benchmarks.experiments.experiment import AbstractExperiment, Case
-from models.generator.network import ArchitectureGenerator
-from models.space.arch import Arch
+from benchmarks.experiments.experiment import AbstractExperiment
+from benchmarks.parts.lines import Row
 from models.space.search_space import SearchSpace
 from models.spaces import get_space
-from trainer.engine.log import Record
 
 SPACES = ("nano-cnn", "cifar-cnn", "cifar-vit", "vit-tiny", "attentivenas")
 ARCHS, BINS = 100_000, 20
@@ -24,22 +19,16 @@ class UniformArchs(AbstractExperiment):
 
     trains = False
 
-    def setup(self) -> Record:
-        return cast("Record", {name: _histogram(get_space(name)) for name in SPACES})
+    def setup(self) -> Row:
+        return {name: _histogram(get_space(name)) for name in SPACES}
 
-    def cases(self, setup: Record) -> Iterator[Case]:
-        yield from ()
-
-    def archs(self, setup: Record, generator: ArchitectureGenerator) -> list[Arch]:
-        raise AssertionError("nothing is trained")
-
-    def table(self, setup: Record, results: list[Record]) -> str:
+    def table(self, setup: Row, results: list[Row]) -> str:
         lines = [
             "| space | smallest to largest | in the middle half, % | outer fifths, % | skew |",
             "|---|---|--:|--:|--:|",
         ]
         for name in SPACES:
-            found = cast("dict[str, list[float]]", setup[name])
+            found = setup[name]
             counts = np.array(found["counts"])
             share = 100 * counts / counts.sum()
             top = counts.max()

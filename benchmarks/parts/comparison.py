@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.parts.kept import refuse_other
 from benchmarks.parts.step_costs import Costs, Variants, step_costs
 from benchmarks.parts.timing import machine
+from models.command import command_parser
 from trainer.data.reading import full_path
 from trainer.engine.disk import write_whole
 from trainer.job import RECIPE_NAME, asked_recipe
@@ -85,14 +87,8 @@ def _set(settings: Sequence[str]) -> list[str]:
     return [part for setting in settings for part in ("--set", setting)]
 
 
-def refuse_other(kept: Path, its: Recipe, asked: Recipe) -> None:
-    """Raises ValueError unless what is kept was made with the recipe that is asked for."""
-    for key in setting_keys():
-        if value_of(its, key) != value_of(asked, key):
-            raise ValueError(
-                f"{kept} is of {key}={value_of(its, key)}, and {value_of(asked, key)} is asked "
-                "for: name another folder (--out)"
-            )
+def _settings(recipe: Recipe) -> dict[str, object]:
+    return {key: value_of(recipe, key) for key in setting_keys()}
 
 
 def run_all(
@@ -113,7 +109,8 @@ def run_all(
     for folder, (name, last) in runs.items():
         if any((folder / kept).is_file() for kept in (RECIPE_NAME, FRONTIER_NAME)):
             its = read_recipe(folder / RECIPE_NAME)
-            refuse_other(folder, its, with_settings(recipes[name], last))
+            asked = with_settings(recipes[name], last)
+            refuse_other(folder, _settings(its), _settings(asked))
     for folder, (name, last) in runs.items():
         if (folder / FRONTIER_NAME).is_file():
             continue
@@ -165,11 +162,7 @@ def print_accuracies(options: argparse.Namespace, table: Table) -> None:
 
 def build_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """What all comparisons of variants ask."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(f"benchmarks.{name}", description, json=False)
     parser.add_argument("--recipe", default="digits")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", help="training images, as trainer.run reads them")
@@ -220,7 +213,7 @@ def measure(
             "(--out)"
         )
     for name, its in document.get("recipes", {}).items():  # older files have none
-        refuse_other(kept, recipe_from_json(its), recipes[name])
+        refuse_other(kept, _settings(recipe_from_json(its)), _settings(recipes[name]))
     for name, own in document["step_ms"].items():
         print(
             f"{name:16} {statistics.median(own):7.2f} ms of processor time a step "

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+"""What a line holds."""
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+
+def read_lines(path: Path) -> list[Row]:
     """All lines.
 
     A last line that was cut off is left out, which is said on stderr. Raises ValueError naming any
@@ -18,7 +21,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     *lines, torn = path.read_bytes().split(b"\n")
     if torn:
         print(f"{path}: its last line was cut off, and is left out", file=sys.stderr)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from models.bundle.folder import Bundle
 from models.measure.machine import processor
+from models.space.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ def time_in_turn(
     ]
 
 
+def noise(bundle: Bundle, arch: Arch, batch: int) -> np.ndarray:
+    """Images of a subnet's size: what is in them does not change how long they take."""
+    side = bundle.space.resolution(arch)
+    return np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's: 1 when y rises wherever x does (ties are not expected)."""
     x_ranks, y_ranks = (np.argsort(np.argsort(values)).astype(float) for values in (x, y))
@@ -50,21 +59,12 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def machine() -> dict[str, str]:
     """What a figure was measured on, to stand beside it."""
-    runtime = next(
-        name for name in ("onnxruntime-gpu", "onnxruntime") if _installed(name) is not None
-    )
-    return {
+    about = {
         "cpu": processor() or platform.machine(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
-        "onnxruntime": f"{version(runtime)}",
     }
-
-
-def _installed(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    for name in ("onnxruntime", "onnxruntime-gpu"):  # whichever of the builds is there
+        with suppress(PackageNotFoundError):
+            about["onnxruntime"] = version(name)
+    return about

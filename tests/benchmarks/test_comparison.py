@@ -60,9 +60,9 @@ def test_a_folder_goes_on_with_its_own_variants_alone(tmp_path, trained, capsys)
 
     other = [*arguments[:-1], "both ema=0.5"]
     for changed, told in (
-        (other, "costs.json is of drop_path=0.1, and 0.0 is asked for: name another folder"),
-        ([*arguments, "--set", "epochs=9"], "is of epochs=8, and 9 is asked for"),
-        ([*arguments, "--data", "elsewhere"], "is of data=digits, and elsewhere is asked for"),
+        (other, "costs.json is of drop_path 0.1, and 0.0 is asked for: name another folder"),
+        ([*arguments, "--set", "epochs=9"], "is of epochs 8, and 9 is asked for"),
+        ([*arguments, "--data", "elsewhere"], "is of data digits, and elsewhere is asked for"),
         ([*arguments, "--recipe", "cifar10-cnn"], "and cifar10-cnn is asked for"),
         ([*arguments[:-4], *variants[2:], *variants[:2]], "is of plain, both, in this order"),
     ):
@@ -74,7 +74,7 @@ def test_a_folder_goes_on_with_its_own_variants_alone(tmp_path, trained, capsys)
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(other) == 2
-    assert "both-0 is of drop_path=0.1, and 0.0 is asked for" in capsys.readouterr().err
+    assert "both-0 is of drop_path 0.1, and 0.0 is asked for" in capsys.readouterr().err
     assert len(trained) == 5
 
 

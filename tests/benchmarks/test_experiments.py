@@ -126,7 +126,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
 
     assert main([*arguments, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
-    assert "holds runs of epochs 2, and these would be of epochs 3: name another folder" in said
+    assert "is of epochs 2, and 3 is asked for: name another folder" in said
     assert main([*arguments, "--epochs", "0"]) == 2
     assert "a run has 1 or more" in capsys.readouterr().err
     trained = []
@@ -172,8 +172,8 @@ def test_a_table_is_of_the_runs_that_are_asked_for(tmp_path, capsys):
         (["--only", "6 groups"], "--table is of all runs; leave out --only"),
         (["--seeds", "0"], "--seeds is 0; give 1 or more"),
         (["--data", str(tmp_path / "nowhere")], "nowhere does not exist"),
-        (["--scale", "digits"], "holds runs of scale nano, and these would be of scale digits"),
-        (["--epochs", "9"], "holds runs of epochs 4, and these would be of epochs 9"),
+        (["--scale", "digits"], "is of scale nano, and digits is asked for"),
+        (["--epochs", "9"], "is of epochs 4, and 9 is asked for"),
     ):
         assert main(["groups", "--table", "--out", folder, *given]) == 2
         assert told in capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path, capsys):
     shutil.copytree(PAGES / "shift", tmp_path, dirs_exist_ok=True)
     for name in ("samplers", "inherited", "ranking", "rejection"):
         assert main([name, "--table", "--out", str(tmp_path)]) == 2
-        assert "holds runs of experiment shift, and these would be of" in capsys.readouterr().err
+        assert "is of experiment shift, and" in capsys.readouterr().err
     setup = json.loads((tmp_path / "setup.json").read_text(encoding="utf-8"))
     del setup["experiment"]  # as older commits wrote it
     (tmp_path / "setup.json").write_text(json.dumps(setup), encoding="utf-8")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from models.interval import interval
+from models.interval import Z, interval
 from trainer.engine.log import JsonValue, Record, number
 from trainer.report.html import encoded, page
 from trainer.report.plots import Plot
@@ -162,7 +162,7 @@ def remarks(runs: Sequence[RunRecord]) -> list[str]:
         accuracies = number(small, "test_accuracy"), number(large, "test_accuracy")
         lost, images = accuracies[0] - accuracies[1], run.images("test_accuracy")
         error = sum(a * (1 - a) / images for a in accuracies) ** 0.5 if images else 0.0
-        if lost > max(0.005, 1.96 * error):
+        if lost > max(0.005, Z * error):
             lines.append(
                 f"The subnet at {format_flops(number(large, 'budget_flops'))} is "
                 f"{100 * lost:.1f} points worse on test images than the one at "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import matplotlib.style
 
-from trainer.command import command_parser, status_of
+from models.command import command_parser, tells_mistakes
 from trainer.engine.disk import writing
 from trainer.report import plots
 from trainer.report.page import report_page, report_text, summary, tables
@@ -45,6 +45,7 @@ def write_report(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
     return [folder / name for name in (*texts, *(f"{plot.name}.png" for plot in made))]
 
 
+@tells_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Answers the exit status: 2 for a user's mistake."""
     parser = command_parser("trainer.report", __doc__)
@@ -55,22 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder to write to (default: RUN/report; several runs are then only printed)",
     )
     options = parser.parse_args(arguments)
-
-    def work() -> None:
-        runs = read_runs(options.runs)
-        folder = options.out or (None if runs[1:] else options.runs[0] / "report")
-        files: list[Path] = [] if folder is None else write_report(runs, folder)
-        if options.json:
-            found = [{**summary(run), "frontier": run.frontier} for run in runs]
-            print(json.dumps({"files": [str(file) for file in files], "runs": found}))
-            return
-        for _, head, rows in tables(runs):
-            if rows:
-                print("\n".join(markdown_table(head, rows)), end="\n\n")
-        for file in files:
-            print(file)
-
-    return status_of(work)
+    runs = read_runs(options.runs)
+    folder = options.out or (None if runs[1:] else options.runs[0] / "report")
+    files: list[Path] = [] if folder is None else write_report(runs, folder)
+    if options.json:
+        found = [{**summary(run), "frontier": run.frontier} for run in runs]
+        print(json.dumps({"files": [str(file) for file in files], "runs": found}))
+        return 0
+    for _, head, rows in tables(runs):
+        if rows:
+            print("\n".join(markdown_table(head, rows)), end="\n\n")
+    for file in files:
+        print(file)
+    return 0
 
 
 if __name__ == "__main__":
