@@ -66,6 +66,9 @@ FORMATS: dict[str, Callable[[Bundle, Arch], bytes]] = {
     "torch": export_torch,
 }
 
+_SUFFIXES = {".onnx": "onnx", ".pt2": "torch", ".engine": "tensorrt", ".plan": "tensorrt"}
+"""Of files that people call so: the format."""
+
 TRITON = "triton"
 _TRITON_BATCH = 32
 _TRITON_CONFIG = """\
@@ -149,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(
             f"--format {options.format} is written in fp32; leave --precision out, or give "
             "--format onnx"
+        )
+    named = _SUFFIXES.get(options.out.suffix, options.format)
+    if options.format in FORMATS and named != options.format:
+        raise ValueError(
+            f"--out {options.out} is named like --format {named}, and --format is "
+            f"{options.format}: change one of them"
         )
     bundle = load_bundle(options.bundle).at(options.precision)
     if options.arch is not None:

@@ -44,6 +44,13 @@ def test_the_help_names_the_opset_that_is_written(bundle: Bundle, capsys):
     assert f"opset {written.version}:" in capsys.readouterr().out
 
 
+def test_a_file_named_like_another_format_is_not_written(bundle_folder, tmp_path, capsys):
+    out = tmp_path / "subnet.pt2"
+    assert main([str(bundle_folder), "--flops", "1G", "--out", str(out)]) == 2
+    assert "is named like --format torch, and --format is onnx" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def metadata_of(data: bytes) -> dict:
     told = {one.key: one.value for one in onnx.load_model_from_string(data).metadata_props}
     return {key: text if key == "id" else json.loads(text) for key, text in told.items()}
