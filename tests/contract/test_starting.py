@@ -111,8 +111,10 @@ MOMENTS = ("_multiarray_umath", "onnxruntime")
 """Libraries whose loading tells how far a start has come."""
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [*((signal.SIGTERM, moment) for moment in MOMENTS), (signal.SIGINT, MOMENTS[-1])],
+)
 def test_a_server_that_starts_can_be_stopped(bundle_folder, number, moment):
     server = launch(bundle_folder)
     try:
