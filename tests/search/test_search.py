@@ -75,12 +75,6 @@ def test_evolution_finds_more_than_chance():
     assert sum(best["evolutionary"]) > sum(best["random"])
 
 
-def test_evolution_tries_what_it_is_given_first():
-    tried = TriedArchs(SPACE, kernels, None, {})
-    SEARCHES["evolutionary"](SPACE, BUDGET, tried, 10, rng(), first=SPACE.smallest)
-    assert next(iter(tried.scores)) == SPACE.smallest
-
-
 @every_search
 def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not(name, tmp_path):
     class Stop(Exception):
