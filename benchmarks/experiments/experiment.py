@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
-from benchmarks.parts.lines import add_line, read_lines
+from benchmarks.parts.lines import read_lines
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
@@ -23,7 +23,7 @@ from trainer.data.splits import Splits
 from trainer.engine.checkpoint import State, has_checkpoint, load_checkpoint, save_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt
-from trainer.engine.log import Record
+from trainer.engine.log import Record, add_line
 from trainer.engine.provenance import provenance
 from trainer.loop import train
 from trainer.recipes.recipe import Recipe

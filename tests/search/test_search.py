@@ -122,7 +122,7 @@ def test_a_file_that_is_something_else_is_named_and_stays(tmp_path):
     for text, said in (
         ("words", r"is of another search \(words\)"),
         ("words\nmore", "is of another search"),
-        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not an arch that was tried"),
+        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not a JSON object"),
         (f"{head}\n{{}}\n", r"line 2, is not an arch that was tried"),
     ):
         file.write_text(text)
