@@ -204,7 +204,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     # loaded by name: describing a space needs no runtime
     measuring = importlib.import_module("models.measure.measure")
     setup = importlib.import_module("models.measure.timing").Setup(
-        options.device, options.runtime, options.batch, options.threads
+        options.device, options.batch, options.threads
     )
     bundle = load_bundle(options.bundle)
     table = measuring.measure(bundle, setup, options.out, minutes=options.minutes)
@@ -267,7 +267,6 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     one.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    one.add_argument("--runtime", default="onnxruntime", help="onnxruntime (the only one)")
     one.add_argument(
         "--batch", type=int, default=1, help="images that a subnet gets at once (default: 1)"
     )

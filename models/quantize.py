@@ -8,7 +8,7 @@ and measures accuracies and confidence too.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +51,6 @@ def quantize_bundle(
     data: Path,
     *,
     images: int = CALIBRATION_IMAGES,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> dict[str, object]:
     """Write the bundle at ``source`` with int8 to ``out``, which may be the same; tells of it.
 
@@ -67,14 +66,14 @@ def quantize_bundle(
         find_photos(data), bundle.preprocess, sides(bundle), at_most=2 * images, least=2 * _LEAST
     )
     half = len(photos) // 2
-    say(f"{half} photos calibrate {len(bundle.answerable())} subnets")
+    print(f"{half} photos calibrate {len(bundle.answerable())} subnets", file=sys.stderr)
     ranges = calibrated(bundle, part(photos, slice(half)))
     name = data.resolve().name
     int8 = Int8(ranges, name, half, f"{name}, other photos", len(photos) - half, {})
     quantized = replace(bundle, int8=int8).at("int8")
     others = part(photos, slice(half, None))
     archs = dict.fromkeys(row.arch for row in bundle.frontier)
-    say(f"{len(others)} others are answered by {len(archs)} in both precisions")
+    print(f"{len(others)} others are answered by {len(archs)} in both precisions", file=sys.stderr)
     rows = {
         bundle.space.arch_id(arch): Int8Row.of(
             answered(bundle, arch, others), answered(quantized, arch, others)

@@ -20,16 +20,13 @@ def evolutionary_search(
     score: Callable[[Arch], float],
     evaluations: int,
     rng: torch.Generator,
-    first: Arch | None = None,
 ) -> Arch:
     """The best arch within the budget after ``evaluations`` of them.
 
     A third of them are random; then the ten best so far are mutated and crossed in turn, and what
-    keeps the budget is tried. ``first``: tried before all others, such as the generator's answer.
+    keeps the budget is tried.
     """
-    population = [] if first is None else [first]
-    population += distinct_archs(space, budget_flops, max(evaluations // 3, 2), rng)
-    population = list(dict.fromkeys(population))[:evaluations]
+    population = distinct_archs(space, budget_flops, max(evaluations // 3, 2), rng)[:evaluations]
     tried = {arch: score(arch) for arch in population}
     misses = 0
     while len(tried) < evaluations and misses < 20 * evaluations:

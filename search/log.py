@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
+from trainer.engine.log import add_line, json_lines
 
 
 class TriedArchs:
@@ -20,7 +22,7 @@ class TriedArchs:
 
     score: held-out accuracy of an arch, in 0..1. settings: what the scores depend on; a file of
     others, or with a line that is not one of these, is refused with ValueError. A last line that
-    was cut off is dropped.
+    was cut off is left out.
     """
 
     def __init__(
@@ -41,23 +43,19 @@ class TriedArchs:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(first, encoding="utf-8")
             return
-        whole, end, torn = text.rpartition("\n")
-        if whole.partition("\n")[0] != first.rstrip("\n"):
+        if not text.startswith(first):
             raise ValueError(
                 f"{file} is of another search ({text.partition(chr(10))[0]:.200}); name another "
                 "--out"
             )
-        for number, line in enumerate(whole.splitlines()[1:], start=2):
+        for number, row, _ in islice(json_lines(file), 1, None):
             try:
-                row = json.loads(line)
                 self.scores[space.arch_from_json(row["arch"])] = float(row["accuracy"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{file}, line {number}, is not an arch that was tried ({error!r}); name "
                     "another --out"
                 ) from None
-        if torn:  # a line that was cut off as it was written
-            file.write_text(whole + end, encoding="utf-8")
 
     def __call__(self, arch: Arch) -> float:
         """Held-out accuracy."""
@@ -70,6 +68,5 @@ class TriedArchs:
                 "arch": self._space.arch_to_json(arch),
             }
             if self._file is not None:
-                with self._file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                add_line(self._file, row)
         return self.scores[arch]

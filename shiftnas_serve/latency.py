@@ -144,7 +144,6 @@ class LatencyTable(msgspec.Struct, frozen=True):
 def measure_ms(
     run: Callable[[], object],
     seconds: float = 0.1,
-    least: int = 5,
     pick: Callable[[Sequence[float]], float] = statistics.median,
 ) -> float:
     """Median milliseconds of ``run()``, or another ``pick``, after two calls that do not count."""
@@ -152,7 +151,7 @@ def measure_ms(
         run()
     samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < least or (time.perf_counter() < end and len(samples) < 200):
+    while len(samples) < 5 or (time.perf_counter() < end and len(samples) < 200):
         start = time.perf_counter()
         run()
         samples.append((time.perf_counter() - start) * 1000)

@@ -38,12 +38,16 @@ ENTRY_POINTS = {
     "trainer.report": ["--json", "--out"],
     "trainer.evaluate": ["--data", "--json", "--plot"],
     "trainer.confidence": ["--data", "--run", "--json"],
+    "trainer.quantize": ["--data", "--run", "--out", "--json"],
     "search": ["random", "evolutionary"],
     "shiftnas_serve": ["--bundle", "--port", "--config"],
     "shiftnas_serve.classify": ["--flops", "--csv", "--parquet", "--bundle"],
     "shiftnas_serve.export": ["--flops", "--arch", "--format", "--out", "--json"],
+    "benchmarks.experiments": [],
     **{f"benchmarks.{name}": [] for name in BENCHMARKS},
 }
+WORDS = ("describe", "generate", "measure", "extract", "quantize", "retarget", "convert")
+"""Of ``models``: each with options of its own."""
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,21 +65,21 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 ASK_ALL = """
 import contextlib, importlib, io, json, sys
 
-def ask(module, option):
+def ask(command, option):
+    module, *words = command.split()
     is_package = hasattr(importlib.import_module(module), "__path__")
     name = COMMANDS.get(module) or (f"{module}.__main__" if is_package else module)
     main, out, err = importlib.import_module(name).main, io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = main([option])
+            status = main([*words, option])
         except SystemExit as exit:
             status = exit.code
     return status, out.getvalue(), err.getvalue()
 
 COMMANDS = {"shiftnas_serve": "shiftnas_serve.command"}
-modules = sys.argv[1:]
 options = ("--help", "--no-such-option", "--version")
-print(json.dumps({o: {module: ask(module, o) for module in modules} for o in options}))
+print(json.dumps({o: {command: ask(command, o) for command in sys.argv[1:]} for o in options}))
 """
 
 
@@ -85,18 +89,14 @@ def ask_all() -> dict[str, dict[str, tuple[int, str, str]]]:
 
     In one process, since most import torch.
     """
-    ended = run(sys.executable, "-c", ASK_ALL, *ENTRY_POINTS)
+    commands = (*ENTRY_POINTS, *(f"models {word}" for word in WORDS))
+    ended = run(sys.executable, "-c", ASK_ALL, *commands)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
 
-@cache
-def help_of(module: str, *words: str) -> str:
-    if words or module not in ENTRY_POINTS:
-        ended = run(sys.executable, "-m", module, *words, "--help")
-        status, out, err = ended.returncode, ended.stdout, ended.stderr
-    else:
-        status, out, err = ask_all()["--help"][module]
+def help_of(*command: str) -> str:
+    status, out, err = ask_all()["--help"][" ".join(command)]
     assert status == 0, err
     return out
 
@@ -163,6 +163,7 @@ def test_every_benchmark_is_listed():
         assert f"benchmarks.{name}" in listed, name
 
 
+@cache
 def make_targets() -> set[str]:
     ended = run("make", "--no-print-directory", "help")
     assert ended.returncode == 0, ended.stderr

@@ -16,7 +16,7 @@ from typing import ClassVar
 from benchmarks.experiments.images import cache_name, cached_splits, fingerprint
 from benchmarks.experiments.measure import measured
 from benchmarks.parts.kept import refuse_other
-from benchmarks.parts.lines import Row, add_line, read_lines
+from benchmarks.parts.lines import Row, read_lines
 from models.generator.network import ArchitectureGenerator
 from models.space.arch import Arch
 from models.spaces import get_space
@@ -24,6 +24,7 @@ from trainer.data.splits import Splits
 from trainer.engine.checkpoint import State, has_checkpoint, load_checkpoint, save_checkpoint
 from trainer.engine.disk import write_whole
 from trainer.engine.interrupt import Interrupt
+from trainer.engine.log import add_line
 from trainer.engine.provenance import provenance
 from trainer.loop import train
 from trainer.recipes.recipe import Recipe

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from trainer.engine.log import json_lines
 
 Row = dict[str, Any]
 """What a line holds."""
@@ -18,24 +18,7 @@ def read_lines(path: Path) -> list[Row]:
     A last line that was cut off is left out, which is said on stderr. Raises ValueError naming any
     other line that is not an object.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
+    found = [*json_lines(path)]
+    if path.stat().st_size > (found[-1][2] if found else 0):
         print(f"{path}: its last line was cut off, and is left out", file=sys.stderr)
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}, is not a JSON object; mend or remove it")
-        rows.append(row)
-    return rows
-
-
-def add_line(path: Path, row: Mapping[str, object]) -> None:
-    """Add a line, in place of a last one that was cut off."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
+    return [row for _, row, _ in found]

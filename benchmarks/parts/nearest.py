@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.parts.lines import add_line, read_lines
+from benchmarks.parts.lines import read_lines
 from models.bundle.files import halved
 from models.bundle.folder import Bundle
 from models.converters.efficientnet_lite import PREPROCESS
 from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from trainer.data.reading import read_source
+from trainer.engine.log import add_line
 from trainer.finish import resolutions_alone
 
 CHOSEN = ("resolution", "depth")

@@ -115,9 +115,7 @@ def save_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise ValueError(f"{path} exists and is not a bundle (no {MANIFEST}); choose another place")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with _made(path) as partial:
         partial.mkdir(parents=True)
         assert not half or all(np.array_equal(a, weights[k]) for k, a in halved(weights).items())
         save_file(contiguous(weights, np.float16 if half else np.float32), partial / SUPERNET)
@@ -154,12 +152,6 @@ def save_bundle(
         _write_manifest(partial / MANIFEST, manifest)
         if card:
             (partial / CARD).write_text(card, encoding="utf-8")
-        load_bundle(partial)
-        swap(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(refused(path, error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_with_cost(
@@ -202,22 +194,29 @@ def save_with_int8(source: Path, path: Path, int8: Int8) -> None:
 
 
 @contextmanager
-def _changed_copy(source: Path, path: Path) -> Iterator[tuple[Path, Manifest]]:
-    """A copy of a bundle to change, with its manifest; then it is checked and put at ``path``.
+def _made(path: Path) -> Iterator[Path]:
+    """Where to write a bundle, which is then checked and put at ``path``.
 
     Raises ValueError if it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(source, partial)
-        yield partial, read_manifest((partial / MANIFEST).read_text(encoding="utf-8"))
+        yield partial
         load_bundle(partial)
         swap(partial, path)
     except (OSError, SafetensorError) as error:
         raise ValueError(refused(path, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _changed_copy(source: Path, path: Path) -> Iterator[tuple[Path, Manifest]]:
+    """A copy of a bundle to change, with its manifest; it becomes ``path`` as by ``_made``."""
+    with _made(path) as partial:
+        shutil.copytree(source, partial)
+        yield partial, read_manifest((partial / MANIFEST).read_text(encoding="utf-8"))
 
 
 def _say(partial: Path, said: Manifest, changed: Sequence[str]) -> None:

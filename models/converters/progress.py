@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Progress:
     """Shows on stderr what is being done and how much of it is left. A context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console if console is not None else Console(stderr=True)
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),

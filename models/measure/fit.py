@@ -120,14 +120,14 @@ def _solve(
     return float(fixed * factors_of[0]), expected * factors_of[1:]
 
 
-def _not_negative(design: np.ndarray, wanted: np.ndarray, rounds: int = 500) -> np.ndarray:
+def _not_negative(design: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Least squares with factors that are not negative: coordinate descent, from zero."""
     size = np.linalg.norm(design, axis=0)
     used = np.flatnonzero(size)  # a space without attention has no products
     unit = design[:, used] / size[used]
     gram, aim = unit.T @ unit, unit.T @ wanted
     found = np.zeros(len(used))
-    for _ in range(rounds):
+    for _ in range(500):
         for k in range(len(found)):
             found[k] = max(0.0, found[k] + aim[k] - gram[k] @ found)
     factors = np.zeros(design.shape[1])

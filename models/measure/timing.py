@@ -25,17 +25,14 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What subnets are timed on: ``batch`` images a call, ``threads`` of the runtime."""
+    """What subnets are timed on: ``batch`` images a call, ``threads`` of ONNX Runtime."""
 
     device: str = "cpu"
-    runtime: str = "onnxruntime"
     batch: int = 1
     threads: int = 1
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be measured here."""
-        if self.runtime != "onnxruntime":
-            raise ValueError(f"--runtime: {self.runtime!r} is not one of: onnxruntime")
         if self.device not in PROVIDERS:
             raise ValueError(f"--device: {self.device!r} is not one of: {', '.join(PROVIDERS)}")
         if min(self.batch, self.threads) < 1:

@@ -81,30 +81,18 @@ class Whole(AbstractView):
         return size(self._arch)
 
 
-class Sliced(AbstractView):
+class Sliced(Whole):
     """A subnet inside the supernet: prefixes of its parameters, fewer blocks."""
 
     def __init__(self, space: SearchSpace, arch: Arch) -> None:
-        self._arch = arch
+        super().__init__(arch)
         self._slices = weight_slices(space, arch)
 
     def weight(self, parameter: Tensor, weight: Weight) -> Tensor:
         return parameter[self._slices[weight.name]]
 
-    def total(self, x: Tensor, size: Size, axis: int) -> Tensor:
-        return x.sum(axis, keepdim=True)
-
     def present(self, block: Block | None) -> bool:
         return block is None or block.present(self._arch)
-
-    def gate(self, residual: Tensor, block: Block | None) -> Tensor:
-        return residual
-
-    def holds(self, size: Size) -> bool:
-        return bool(size(self._arch))
-
-    def active(self, size: Size) -> int:
-        return size(self._arch)
 
 
 class Masked(AbstractView):

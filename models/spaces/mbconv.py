@@ -91,9 +91,9 @@ class MBConvLayout:
 Widths = tuple[int, ...]
 
 
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of ``divisor`` nearest to ``value``, at least one."""
-    return max(divisor, int(value + divisor / 2) // divisor * divisor)
+def make_divisible(value: float) -> int:
+    """The multiple of 8 nearest to ``value``, at least 8."""
+    return max(8, int(value + 4) // 8 * 8)
 
 
 def _expanded(inside: Size, ratio: str) -> Size:

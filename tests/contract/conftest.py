@@ -13,7 +13,7 @@ from models.bundle.folder import Bundle, load_bundle
 from tests.contract.hosts import Host, host_parameters
 from tests.contract.process import Server, serving
 
-API_KEYS = ("first-key", "second-key")
+API_KEYS = ("first-key", "schlüssel-Ω")
 ADMIN_KEY = "admin-key"
 
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import httpx
+
+from benchmarks.parts.processes import process_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG = {"Content-Type": "image/png"}
@@ -54,7 +56,7 @@ class Server:
 
     def pids(self) -> set[int]:
         """Of itself and of all that it started and that still runs."""
-        return tree(self.process.pid)
+        return set(process_tree(self.process.pid))
 
     def ready(self, path: str = "/readyz") -> bool:
         try:
@@ -138,35 +140,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def tree(root: int) -> set[int]:
-    """``root`` and its descendants, without those that have ended."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := stat(int(entry.name))) and fields[0] != "Z":
-            parents[int(entry.name)] = int(fields[1])
-    found = {root} & parents.keys()
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
-def stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; none where there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def kill(pids: set[int], number: int = signal.SIGKILL) -> None:
+def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def cpu_s(pids: set[int]) -> float:
-    """Processor time, in seconds. Unlike the clock's it does not depend on who else is busy."""
-    return sum(int(x) for pid in pids for x in stat(pid)[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
 def forget_peak(pids: set[int]) -> int:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from benchmarks.parts.processes import alive, command_line, process_tree
 from models.bundle.folder import load_bundle
 from tests.contract import spoil
 from tests.contract.process import (
@@ -30,7 +31,6 @@ from tests.contract.process import (
     kill,
     launch,
     serving,
-    tree,
     wait_for,
 )
 from tests.pictures import encoded
@@ -38,8 +38,7 @@ from tests.pictures import encoded
 
 def gone(pids: set[int]) -> bool:
     """Whether none of these processes is left (one that waits to be buried counts as gone)."""
-    states = [Path(f"/proc/{pid}/status") for pid in pids]
-    return not any(path.exists() and "State:\tZ" not in path.read_text() for path in states)
+    return not pids & alive().keys()
 
 
 def test_sigterm_drains_answers_what_is_in_flight_and_stops_everything(bundle_folder, png):
@@ -221,12 +220,12 @@ def test_a_server_ends_with_its_terminal(bundle_folder, processes):
 
     try:
         wait_for(ready, 60)
-        everything = tree(process.pid)
+        everything = set(process_tree(process.pid))
         os.close(reads)
         assert process.wait(40) == 0
         wait_for(lambda: gone(everything))
     finally:
-        kill(tree(process.pid))
+        kill(process_tree(process.pid))
         process.wait(20)
 
 
@@ -241,15 +240,8 @@ def two(bundle_folder: Path) -> Iterator[Server]:
 
 def children(server: Server) -> set[int]:
     """Of the processes that listen beside the one that was started."""
-    found = set()
-    for pid in server.pids() - {server.process.pid}:
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:
-            continue
-        if "resource_tracker" not in command:
-            found.add(pid)
-    return found
+    others = server.pids() - {server.process.pid}
+    return {pid for pid in others if (line := command_line(pid)) and "resource_tracker" not in line}
 
 
 def test_a_kill_of_one_of_two_loses_only_what_it_had_and_is_made_good(two: Server, png):

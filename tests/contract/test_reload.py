@@ -93,6 +93,7 @@ def test_the_same_again_is_said_to_be_unchanged(keyed: Server):
         (lambda folder: (folder / "supernet.safetensors").write_bytes(b"abc"), "supernet"),
         (spoil.unknown_operator, "Nonsense"),
         (spoil.weights(float("nan")), "not a number"),
+        (spoil.weights(float("inf")), "not a number"),
         (lambda folder: (folder / "bundle.json").write_text("[" * 100_000), "not JSON"),
         (lambda folder: folder.rename(folder.parent / "gone"), "no bundle"),
     ],

@@ -23,7 +23,7 @@ from models.space.arch import Arch
 from models.space.search_space import SearchSpace
 from models.space.weights import Statistics, fold_norms, slice_weights
 from models.spaces import get_space
-from tests.bundles import template_of
+from tests.bundles import RECORDED, template_of
 
 FAST = ["nano-cnn", "nano-vit"]
 
@@ -200,6 +200,13 @@ def test_a_template_with_a_compiled_engine_is_refused():
     model.graph.node.append(node)
     with pytest.raises(ValueError, match="EPContext"):
         Template.parse(model.SerializeToString())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_recorded_templates_are_what_is_exported(name):
+    """If not, and the exporter meant to change: ``python -m tests.bundles``."""
+    assert export_template(get_space(name, 10)) == template_of(name)
 
 
 @pytest.mark.slow

@@ -91,7 +91,6 @@ def test_a_measurement_that_was_stopped_goes_on(bundle, tmp_path):
     ("wrong", "says"),
     [
         (["--device", "tpu"], "'tpu' is not one of: cpu, cuda"),
-        (["--runtime", "torch"], "not one of: onnxruntime"),
         (["--threads", "0"], "at least 1"),
     ],
 )

@@ -54,11 +54,11 @@ def kernels(arch):
 @every_search
 def test_what_is_found_is_the_best_of_what_was_tried_and_within_the_budget(name):
     tried = TriedArchs(SPACE, kernels, None, {})
-    found = SEARCHES[name](SPACE, BUDGET, tried, 40, rng())
-    assert len(tried.scores) <= 40
+    found = SEARCHES[name](SPACE, BUDGET, tried, 16, rng())
+    assert len(tried.scores) <= 16
     assert all(SPACE.flops(arch) <= BUDGET for arch in tried.scores)
     assert kernels(found) == max(tried.scores.values())
-    assert found == SEARCHES[name](SPACE, BUDGET, kernels, 40, rng())
+    assert found == SEARCHES[name](SPACE, BUDGET, kernels, 16, rng())
 
 
 def test_evolution_finds_more_than_chance():
@@ -69,16 +69,10 @@ def test_evolution_finds_more_than_chance():
         return -float(abs(space.indices(arch) - wanted).sum())
 
     best = {
-        name: [near(search(space, 1e7, near, 60, rng(seed))) for seed in range(4)]
+        name: [near(search(space, 1e7, near, 40, rng(seed))) for seed in range(3)]
         for name, search in SEARCHES.items()
     }
     assert sum(best["evolutionary"]) > sum(best["random"])
-
-
-def test_evolution_tries_what_it_is_given_first():
-    tried = TriedArchs(SPACE, kernels, None, {})
-    SEARCHES["evolutionary"](SPACE, BUDGET, tried, 10, rng(), first=SPACE.smallest)
-    assert next(iter(tried.scores)) == SPACE.smallest
 
 
 @every_search
@@ -95,12 +89,12 @@ def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not(name, tmp_p
         return kernels(arch)
 
     file, settings = tmp_path / "tried.jsonl", {"flops": BUDGET}
-    whole = SEARCHES[name](SPACE, BUDGET, kernels, 30, rng())
+    whole = SEARCHES[name](SPACE, BUDGET, kernels, 16, rng())
     with pytest.raises(Stop):
-        SEARCHES[name](SPACE, BUDGET, TriedArchs(SPACE, stops, file, settings), 30, rng())
+        SEARCHES[name](SPACE, BUDGET, TriedArchs(SPACE, stops, file, settings), 16, rng())
     again = TriedArchs(SPACE, stops, file, settings)
     assert len(again.scores) == 11
-    assert SEARCHES[name](SPACE, BUDGET, again, 30, rng()) == whole
+    assert SEARCHES[name](SPACE, BUDGET, again, 16, rng()) == whole
     assert len(set(asked)) == len(asked) - 1  # the one at which it stopped
     with pytest.raises(ValueError, match="another search"):
         TriedArchs(SPACE, kernels, file, {"flops": 1})
@@ -128,7 +122,7 @@ def test_a_file_that_is_something_else_is_named_and_stays(tmp_path):
     for text, said in (
         ("words", r"is of another search \(words\)"),
         ("words\nmore", "is of another search"),
-        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not an arch that was tried"),
+        (f"{head}\n{row}\nwords\n{row}\n", r"line 3, is not a JSON object"),
         (f"{head}\n{{}}\n", r"line 2, is not an arch that was tried"),
     ):
         file.write_text(text)

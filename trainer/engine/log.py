@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trainer.engine.disk import writing
 
@@ -79,6 +79,33 @@ def set_aside(path: Path) -> None:
         )
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """Of each line of a file: its number, its object, and the offset in bytes of its end.
+
+    What follows the last line feed was being written when its program ended; it is left out. Raises
+    ValueError naming a line that is not an object.
+    """
+    *lines, _ = path.read_bytes().split(b"\n")
+    end = 0
+    for number, line in enumerate(lines, start=1):
+        end += len(line) + 1
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}, line {number}, is not a JSON object; mend or remove it")
+        yield number, found, end
+
+
+def add_line(path: Path, row: Mapping[str, object]) -> None:
+    """Add a line to such a file, in place of a last one that was cut off."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
 def read_log(path: Path) -> list[Record]:
     """All records. A last line that was torn when the run was killed is left out.
 
@@ -107,19 +134,10 @@ def _parse(path: Path) -> list[tuple[Record, int]]:
     """Records, each with the offset in bytes of its end."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the folder of a training run")
-    lines = path.read_bytes().split(b"\n")
-    # What follows the last line feed is empty, or it was being written when the run died.
-    lines.pop()
     records: list[tuple[Record, int]] = []
-    end = 0
-    for number, line in enumerate(lines, start=1):
-        end += len(line) + 1
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise ValueError(f'{path}, line {number} is not a record like {{"kind": "step", ...}}')
+    for number, record, end in json_lines(path):
+        if not isinstance(record.get("kind"), str):
+            raise ValueError(f'{path}, line {number}, is not a record like {{"kind": "step", ...}}')
         records.append((record, end))
     return records
 

@@ -28,8 +28,8 @@ class Display:
     """Shows the progress of a run. A context manager; `update` may be called every step.
 
     title: what is being trained. console: what it writes to; by default stderr, so that stdout
-    stays free for JSON. refresh_s: seconds between redraws of a live screen. line_every_s: seconds
-    between lines where there is no terminal. clock: monotonic seconds.
+    stays free for JSON. line_every_s: seconds between lines where there is no terminal. clock:
+    monotonic seconds.
 
     It is redrawn inside `update`, at most once per interval: no thread competes with the training
     for a core, and in between a call costs microseconds.
@@ -40,7 +40,6 @@ class Display:
         title: str,
         *,
         console: Console | None = None,
-        refresh_s: float = 0.5,
         line_every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,7 +51,7 @@ class Display:
             self._live = Live(
                 console=self._console, auto_refresh=False, redirect_stdout=sys.stdout.isatty()
             )
-        self._interval_s = refresh_s if self._live is not None else line_every_s
+        self._interval_s = 0.5 if self._live is not None else line_every_s
         self._clock = clock
         self._phase: str | None = None
         self._first = (0, 0.0)
