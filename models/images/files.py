@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from heapq import heappop, heappush
 from pathlib import Path
 
 from PIL import Image
@@ -29,29 +30,42 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == _NO_FILES
 
 
-def visible_files(folder: Path) -> list[str]:
-    """Names below a folder, however deep, with "/" between their parts; sorted.
+def visible_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Names below a folder, however deep, with "/" between their parts; and links left out; sorted.
 
     An empty folder is its name and "/". What begins with "." is left out, at any depth. Links are
-    followed, but a file that is found without a link, or by another one, is not found again: a link
-    to a folder above adds nothing.
+    followed, but a file with one of the suffixes that is found without a link, or by another one,
+    is not found again: such a link is left out, as is one to a folder above, or to one found.
     """
     found: list[str] = []
-    seen: set[str] = set()  # real paths: of every folder, and of the files that links lead to
-    folders, links = deque([(os.fspath(folder), "")]), deque[tuple[str, str]]()
+    left_out: list[str] = []
+    seen: set[str] = set()  # real paths of folders
+    linked: set[str] = set()  # and of the files that links lead to
+    folders = deque([("", os.fspath(folder))])
+    links: list[tuple[str, str]] = []  # the first by name is read, wherever the disk has it
+
+    def is_read(name: str) -> bool:
+        return name.lower().endswith(suffixes) and not is_hidden(name.rpartition("/")[2])
+
     while folders or links:
         is_link = not folders
-        path, name = (links if is_link else folders).popleft()
+        name, path = heappop(links) if is_link else folders.popleft()
         real = os.path.realpath(path)
-        if real in seen:
-            continue
         if not os.path.isdir(real):  # noqa: PTH112 - of a million files strings are quicker
-            if not os.path.exists(real) or os.path.dirname(real) not in seen:  # noqa: PTH110, PTH120
-                seen.add(real)
-                found.append(name)
+            # A store of hidden files, or of files without a suffix, is read by the links into it.
+            is_found = is_read(real) and os.path.dirname(real) in seen and os.path.exists(real)  # noqa: PTH110, PTH120
+            if is_read(name) and (real in linked or is_found):
+                left_out.append(name)
+                continue
+            if is_read(name):
+                linked.add(real)
+            found.append(name)
             continue
-        if is_link and any(other.startswith(real.rstrip("/") + "/") for other in seen):
-            continue  # a folder above
+        if real in seen or (
+            is_link and any(other.startswith(real.rstrip("/") + "/") for other in seen)
+        ):  # the latter is a folder above
+            left_out.append(name)
+            continue
         seen.add(real)
         is_empty = True
         with os.scandir(path) as entries:
@@ -61,11 +75,11 @@ def visible_files(folder: Path) -> list[str]:
                 is_empty = False
                 below = f"{name}/{entry.name}" if name else entry.name
                 if entry.is_symlink():
-                    links.append((entry.path, below))
+                    heappush(links, (below, entry.path))
                 elif entry.is_dir():
-                    folders.append((entry.path, below))
+                    folders.append((below, entry.path))
                 elif entry.is_file():
-                    found.append(below)
+                    (left_out if f"{real}/{entry.name}" in linked else found).append(below)
         if is_empty:
             found.append(f"{name}/")
-    return sorted(found)
+    return sorted(found), sorted(left_out)

@@ -41,7 +41,7 @@ def find_photos(folder: Path, on_left_out: Callable[[str], None] = lambda _: Non
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one with JPEG, PNG or WebP images in it")
-    names = visible_files(folder)
+    names, _ = visible_files(folder, SUFFIXES)
     found = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
     rest = (Path(name).suffix.lower() for name in names if not name.lower().endswith(SUFFIXES))
     others = [suffix for suffix in rest if is_other_image(suffix)]

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from models.images.files import SUFFIXES
-from trainer.data.layout import Files, by_split, class_name, place_of_images, printable
+from trainer.data.layout import (
+    Files,
+    also_passed_over,
+    by_split,
+    class_name,
+    place_of_images,
+    printable,
+)
 from trainer.data.sources import AbstractImages, Classes, Rows, Source, read_groups
 
 
@@ -47,7 +54,9 @@ def read_image_folder(path: Path, files: Files, passed_over: Sequence[str]) -> S
     if beside:
         lines.append(f"{len(beside):,} images are not in a folder of a class, like {beside[0]}")
     if not inside:
-        raise ValueError(f"no images in {path}: it needs one folder of images per class")
+        raise ValueError(
+            f"no images in {path}: it needs one folder of images per class{also_passed_over(lines)}"
+        )
     places = {folder: place_of_images(folder.split("/")) for folder in inside}
     groups = by_split(path, [places[folder][0] for folder in inside], list(inside))
     _check_empty(path, files, {place for place in places.values() if place[1]})

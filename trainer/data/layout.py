@@ -34,7 +34,8 @@ _WORD = re.compile(rf"({'|'.join(sorted(_SPLIT_OF, reverse=True))})(?:{'|'.join(
 class Files:
     """The files below a folder, as names with "/" between their parts.
 
-    other: images of kinds that are not read. empty: folders.
+    other: images of kinds that are not read. empty: folders. links: those left out, since what they
+    lead to is found elsewhere.
     """
 
     images: list[str] = field(default_factory=list)
@@ -42,13 +43,16 @@ class Files:
     tars: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
 
 def find_files(folder: Path) -> Files:
     """What a folder holds, without hidden files, each real file once."""
     found = Files()
     kinds = {**dict.fromkeys(SUFFIXES, found.images), ".parquet": found.parquet, ".tar": found.tars}
-    for name in visible_files(folder):
+    names, links = visible_files(folder, tuple(kinds))
+    found.links.extend(links)
+    for name in names:
         suffix = PurePosixPath(name).suffix.lower()
         if name.endswith("/"):
             found.empty.append(name[:-1])
@@ -132,6 +136,11 @@ def is_text(name: str) -> bool:
 def printable(name: str) -> str:
     """A file's name, with bytes that are not UTF-8 written in hexadecimal."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def also_passed_over(lines: Sequence[str]) -> str:
+    """For the end of an error: what else lies there and is not used."""
+    return f"; passed over: {'; '.join(lines)}" if lines else ""
 
 
 def _says_nothing_else(name: str) -> bool:

@@ -14,7 +14,15 @@ from models.images.image import sniff_format
 from models.images.preprocess import Preprocess
 from trainer.data.batch_workers import local_processes
 from trainer.data.folders import read_image_folder
-from trainer.data.layout import Files, by_split, find_files, printable, split_of, split_of_shard
+from trainer.data.layout import (
+    Files,
+    also_passed_over,
+    by_split,
+    find_files,
+    printable,
+    split_of,
+    split_of_shard,
+)
 from trainer.data.parquet import read_parquet
 from trainer.data.sources import Classes, Rows, Source, read_digits, read_groups
 from trainer.data.splits import (
@@ -125,10 +133,7 @@ def cut(
 
     Raises ValueError for more held-out images than there are.
     """
-    train, test = found.train, found.test
-    if test is None:
-        kept, held = stratified_holdout(train.labels, _TEST_SHARE, _TEST_SEED)
-        train, test = train.take(kept), train.take(held)
+    train, test = cut_test(found)
     if not 0 <= held_out_images <= len(train) - len(found.classes):
         raise ValueError(
             f"held_out_images is {held_out_images}, of {len(train)} training images: give fewer, "
@@ -136,6 +141,14 @@ def cut(
         )
     kept, held = stratified_holdout(train.labels, held_out_share, seed, count=held_out_images)
     return train.take(kept), train.take(held), test
+
+
+def cut_test(found: Source) -> tuple[Rows, Rows]:
+    """What trains or is held out, and what tests: a share of the former where no such split is."""
+    if found.test is not None:
+        return found.train, found.test
+    kept, held = stratified_holdout(found.train.labels, _TEST_SHARE, _TEST_SEED)
+    return found.train.take(kept), found.train.take(held)
 
 
 def read_source(source: str) -> Source:
@@ -163,7 +176,7 @@ def read_source(source: str) -> Source:
     unread = [*files.other, *(files.images if shards else ())]
     unread += files.tars if files.parquet else []
     if not shards:
-        return read_image_folder(root, files, _passed_over(unread))
+        return read_image_folder(root, files, _passed_over(unread, files.links))
     groups = by_split(root, [split_of_shard(name) for name in shards], shards)
     if path.is_file():  # whatever its name says, it is all there is
         groups = {"train": shards}
@@ -184,7 +197,7 @@ def read_source(source: str) -> Source:
         found.classes,
         found.train,
         found.test,
-        (*_passed_over(unread), *found.passed_over),
+        (*_passed_over(unread, files.links), *found.passed_over),
     )
 
 
@@ -217,10 +230,16 @@ def find_data(source: str) -> Path:
     )
 
 
-def _passed_over(names: list[str]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    return (f"{len(names):,} files of kinds that are not read here, like {printable(names[0])}",)
+def _passed_over(unread: list[str], links: list[str]) -> tuple[str, ...]:
+    kinds = {
+        "files of kinds that are not read here": unread,
+        "links to what is found elsewhere in it": links,
+    }
+    return tuple(
+        f"{len(names):,} {what}, like {printable(names[0])}"
+        for what, names in kinds.items()
+        if names
+    )
 
 
 def _check(found: Source, source: str) -> None:
@@ -232,7 +251,7 @@ def _check(found: Source, source: str) -> None:
         only = found.classes[int(found.train.labels[0])]
         raise ValueError(
             f"{source} has one class only ({only}): there is nothing to tell apart; if classes are "
-            f"folders of {only}, give that one"
+            f"folders of {only}, give that one{also_passed_over(found.passed_over)}"
         )
     if len(found.train) < len(found.classes):
         raise ValueError(

@@ -234,6 +234,45 @@ def test_each_real_file_is_found_once(tmp_path):
     source = read(root)
     assert source.classes == ("cat", "cow", "dog")
     assert len(source.train) == 8
+    assert source.passed_over == ("4 links to what is found elsewhere in it, like a_dog",)
+
+
+def test_links_into_what_is_not_read_itself_are_followed(tmp_path):
+    """As in the cache of Hugging Face, whose files have no suffix, and in hidden stores."""
+    cache = tmp_path / "datasets--me--x"
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    blob = write_parquet(cache / "blobs" / "0123", map(encoded_image, range(6)), [0, 1] * 3)
+    (cache / "snapshots" / "abc" / "train.parquet").symlink_to(blob)
+    assert shades(read(cache).train) == list(range(6))
+
+    root = write_folder(tmp_path / "photos", {"cat": 3, "dog/.store": 3, "store": 2})
+    for number in range(3):
+        (root / "dog" / f"a{number}.png").symlink_to(root / "dog" / ".store" / f"{number}.png")
+    (root / "cat" / "0.png").rename(root / "cat" / ".0")
+    (root / "cat" / "first.png").symlink_to(root / "cat" / ".0")
+    (root / "elk").symlink_to(root / "dog" / ".store")
+    (root / "store" / "1.png").rename(root / "store" / "1")
+    for name in ("note.txt", "1.png", "1_again.png"):
+        (root / "store" / name).symlink_to(root / "store" / "1")
+    source = read(root)
+    assert source.classes == ("cat", "dog", "store")
+    assert shades(source.train) == list(range(8)), "each once"
+    assert source.passed_over == ("4 links to what is found elsewhere in it, like elk/0.png",)
+
+
+@pytest.mark.parametrize("pool", ["all/", ""])
+def test_classes_that_are_links_to_a_pool_are_named(pool, tmp_path):
+    root = write_folder(tmp_path, {pool or ".": 4} if pool else {"x": 4})
+    if not pool:
+        for file in (root / "x").iterdir():
+            file.rename(root / file.name)
+        (root / "x").rmdir()
+    for number in range(4):
+        link = root / ("cat", "dog")[number % 2] / f"{number}.png"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(root / pool / f"{number}.png")
+    with pytest.raises(ValueError, match="4 links to what is found elsewhere in it, like cat/0"):
+        load(root)
 
 
 def test_images_that_are_not_read_are_counted_and_one_is_shown(tmp_path):
