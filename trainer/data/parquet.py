@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+_IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _GROUPS_KEPT = 4
 
@@ -24,9 +26,10 @@ _GROUPS_KEPT = 4
 def read_parquet(files: Sequence[Path], classes: Classes | None) -> tuple[Classes, Rows | int]:
     """One split of a data set, in parquet files with images as Hugging Face stores them.
 
-    Columns: an image (a struct with `bytes`, or plain bytes) and an integer label, named
-    `label`, `labels` or `fine_label`; class names come from the file's features. Other columns are
-    ignored. No image is read yet. classes: of the training images, None if these are those.
+    Columns: an image (a struct with `bytes`, or plain bytes), named `image` or `img` where there
+    are several such columns, and an integer label, named `label`, `labels` or `fine_label`; class
+    names come from the file's features. Other columns are ignored, as are files without rows. No
+    image is read yet. classes: of the training images, None if these are those.
     Answers the classes and the images; or how many there are, if they are not for training and
     have no labels, or negative ones, which is how unpublished labels are written.
     Raises ValueError naming the file and what is wrong with it.
@@ -35,25 +38,29 @@ def read_parquet(files: Sequence[Path], classes: Classes | None) -> tuple[Classe
     import pyarrow.parquet
     from datasets import ClassLabel, Features
 
+    kept: list[Path] = []  # those with rows
     labels: list[np.ndarray | None] = []
     groups: list[tuple[int, int, int]] = []
     names: Classes | None = None
     image_column = ""
-    for number, file in enumerate(files):
+    for file in files:
         try:
             with pyarrow.parquet.ParquetFile(file) as opened:
                 schema, metadata = opened.schema_arrow, opened.metadata
+                if not metadata.num_rows:
+                    continue
                 found, label_column = _columns(file, schema, needs_label=classes is None)
                 table = None if label_column is None else opened.read(columns=[label_column])
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{file} is not a readable parquet file: {_line(error)}") from error
-        if number and found != image_column:
-            raise ValueError(f"{file} calls its images {found!r}, {files[0]} does not")
+        if kept and found != image_column:
+            raise ValueError(f"{file} calls its images {found!r}, {kept[0]} does not")
         image_column = found
         groups += [
-            (number, group, metadata.row_group(group).num_rows)
+            (len(kept), group, metadata.row_group(group).num_rows)
             for group in range(metadata.num_row_groups)
         ]
+        kept.append(file)
         column = None if table is None else table.column(label_column)
         if column is None or (classes is not None and column.null_count == len(column)):
             labels.append(None)
@@ -62,21 +69,21 @@ def read_parquet(files: Sequence[Path], classes: Classes | None) -> tuple[Classe
         label_feature = Features.from_arrow_schema(schema)[label_column]
         if isinstance(label_feature, ClassLabel):
             if names is not None and names != tuple(label_feature.names):
-                raise ValueError(f"{file} has other class names than {files[0]}")
+                raise ValueError(f"{file} has other class names than {kept[0]}")
             names = tuple(label_feature.names)
     images = ParquetImages(
-        files, image_column, np.array(groups, dtype=np.int64).reshape(len(groups), 3)
+        kept, image_column, np.array(groups, dtype=np.int64).reshape(len(groups), 3)
     )
     known = [part for part in labels if part is not None]
     if classes is not None and all(part.max(initial=-1) < 0 for part in known):
         return classes, len(images)
     if len(known) < len(labels):
-        raise ValueError(f"{files[labels.index(None)]} has no labels, other files have some")
-    joined = np.concatenate(known)
+        raise ValueError(f"{kept[labels.index(None)]} has no labels, other files have some")
+    joined = np.concatenate([np.empty(0, dtype=np.int64), *known])
     checked = check_labels(joined, names or classes, images)
     if classes is not None and checked != classes[: len(checked)]:
         raise ValueError(
-            f"{files[0]} has other classes than the training images: "
+            f"{kept[0]} has other classes than the training images: "
             f"{_few(checked)} against {_few(classes)}"
         )
     return checked, Rows.of(images, joined)
@@ -139,10 +146,17 @@ class ArrowImages(AbstractImages):
     """
 
     def __init__(self, files: Sequence[Path], column: str, groups: np.ndarray) -> None:
-        """Arguments as for ParquetImages. Raises ValueError if the copy cannot be written."""
+        """Arguments as for ParquetImages.
+
+        Raises ValueError if the copy cannot be written, or is not of these images.
+        """
         self._files, self._column, self._groups = list(files), column, groups
         self._data = _arrow_copy(files, column)
-        assert len(self._data) == groups[:, 2].sum()
+        if len(self._data) != groups[:, 2].sum():
+            raise ValueError(
+                f"the copy of {files[0]} and the like has {len(self._data):,} images, they have "
+                f"{groups[:, 2].sum():,}: remove {self._data.cache_files[0]['filename']}"
+            )
 
     def __len__(self) -> int:
         return len(self._data)
@@ -162,15 +176,18 @@ def _arrow_copy(files: Sequence[Path], column: str) -> Dataset:
     try:
         data = load_dataset(
             "parquet",
-            data_files=[str(file) for file in files],
+            data_files=[glob.escape(str(file)) for file in files],  # else a pattern
             columns=[column],
             split="train",
         )
     except (DatasetGenerationError, OSError) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno:  # of the system: no room, not allowed
+            advice = "set HF_DATASETS_CACHE to a folder with as much room as they take"
+        else:
+            advice = "write the files anew, all alike, or set data_in_memory=always"
         raise ValueError(
-            f"datasets cannot write its copy of {files[0]} and the like ({_line(cause)}): set "
-            "HF_DATASETS_CACHE to a folder with as much room as they take"
+            f"datasets cannot write its copy of {files[0]} and the like ({_line(cause)}): {advice}"
         ) from error
     assert isinstance(data, Dataset)
     return data
@@ -192,6 +209,14 @@ def _columns(file: Path, schema: pyarrow.Schema, *, needs_label: bool) -> tuple[
         )
     ]
     labels = [name for name in _LABEL_COLUMNS if name in schema.names]
+    if len(images) > 1:
+        named = [name for name in _IMAGE_COLUMNS if name in images]
+        if not named:
+            raise ValueError(
+                f"{file} has {len(images)} columns of bytes ({_few(images)}): "
+                "call the one with the images image, or leave the others out"
+            )
+        images = named
     if not images or (needs_label and not labels):
         missing = "no image column" if not images else "no column named label"
         raise ValueError(
