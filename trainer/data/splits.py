@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -75,10 +74,15 @@ class AbstractSplit(ABC):
 
 @dataclass(frozen=True)
 class LabelledImages(AbstractSplit):
-    """In memory. images: uint8, (N, 3, H, W), RGB. labels: int64, (N,), from 0."""
+    """In memory. images: uint8, (N, 3, H, W), RGB. labels: int64, (N,), from 0.
+
+    broken: bool, (N,), which are not what is stored there but the next one, which takes the place
+    of a broken one; None: none are.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    broken: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8
@@ -99,12 +103,16 @@ class LabelledImages(AbstractSplit):
 
     def take(self, indices: torch.Tensor) -> LabelledImages:
         """The images at `indices` (int64), copied."""
-        return LabelledImages(self.images[indices], self.labels[indices])
+        broken = None if self.broken is None else self.broken[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], broken)
 
     def fetch(
         self, rows: np.ndarray, crops: RandomCrops | None = None, *, fill: bool = True
     ) -> Fetched:
         chosen = torch.from_numpy(rows)
+        if self.broken is not None and not fill:
+            assert crops is None
+            chosen = chosen[~self.broken[chosen]]
         images = self.images[chosen]
         if crops is not None:
             for place, seed in enumerate(crops.seeds):
@@ -156,18 +164,12 @@ class EncodedImages(AbstractSplit):
             attempts = _LONGEST_BROKEN_STRETCH if fill else 1
             for candidate in range(row, row + attempts):
                 index = candidate % len(self)
-                try:
-                    images.append(self._decode(index, crops, place))
+                made = self._decode(index, crops, place)
+                if not isinstance(made, str):
+                    images.append(made)
                     labels.append(int(self.rows.labels[index]))
                     break
-                except (ImageError, OSError) as error:
-                    message = f"{self.rows.where(index)}: {error}"
-                    if not self.skip_broken:
-                        advice = (
-                            "remove it, or train with skip_broken=true to leave such images out"
-                        )
-                        raise ValueError(f"{message}; {advice}") from error
-                    broken.append(message)
+                broken.append(made)
             else:
                 if fill:
                     raise ValueError(f"{attempts} broken images in a row, the last is {broken[-1]}")
@@ -178,6 +180,7 @@ class EncodedImages(AbstractSplit):
     def decoded(self) -> tuple[LabelledImages, tuple[str, ...]]:
         """All of them in memory, decoded by a pool of threads; and the broken ones.
 
+        The next one takes the place of a broken one, as in ``fetch``: rows mean the same.
         Raises ValueError naming the first image that is broken, if those are not skipped, or if all
         of them are; and where the memory of this machine does not take them.
         """
@@ -190,26 +193,53 @@ class EncodedImages(AbstractSplit):
                 f"{installed / 1e9:.1f} GB: set data_in_memory=auto"
             )
         images = torch.empty(count, 3, side, side, dtype=torch.uint8)
-        labels = torch.empty(count, dtype=torch.int64)
-        broken: list[str] = []
-        at = 0
-        chunks = [np.arange(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+        broken: dict[int, str] = {}
+
+        def decode(chunk: range) -> dict[int, str]:
+            reasons = {}
+            for row in chunk:
+                made = self._decode(row)
+                if isinstance(made, str):
+                    reasons[row] = made
+                else:
+                    images[row] = made
+            return reasons
+
+        chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         pool = ThreadPoolExecutor(cores())
         try:
             # map() raises in the order of the rows, so the same broken image is named every time.
-            for part in pool.map(partial(self.fetch, fill=False), chunks):
-                end = at + len(part.labels)
-                images[at:end], labels[at:end] = part.images, part.labels
-                broken += part.broken
-                at = end
+            for reasons in pool.map(decode, chunks):
+                broken |= reasons
         finally:
             pool.shutdown(cancel_futures=True)
-        if not at:
+        labels = torch.tensor(self.rows.labels, dtype=torch.int64)
+        if not broken:
+            return LabelledImages(images, labels), ()
+        if len(broken) == count:
             raise ValueError(f"all {count} images are broken; the first is {broken[0]}")
-        return LabelledImages(images[:at], labels[:at]), tuple(broken)
+        rows = list(broken)
+        is_broken = torch.zeros(count, dtype=torch.bool)
+        is_broken[rows] = True
+        whole = np.flatnonzero(~is_broken)
+        next_whole = whole[np.searchsorted(whole, rows) % len(whole)]
+        images[rows], labels[rows] = images[next_whole], labels[next_whole]
+        return LabelledImages(images, labels, is_broken), tuple(broken.values())
 
-    def _decode(self, index: int, crops: RandomCrops | None, place: int) -> torch.Tensor:
-        content = self.rows.read(index)
+    def _decode(
+        self, index: int, crops: RandomCrops | None = None, place: int = 0
+    ) -> torch.Tensor | str:
+        """The pixels of an image; or what is broken, where such images are skipped."""
+        try:
+            return self._pixels(self.rows.read(index), crops, place)
+        except (ImageError, OSError) as error:
+            message = f"{self.rows.where(index)}: {error}"
+            if self.skip_broken:
+                return message
+            advice = "remove it, or train with skip_broken=true to leave such images out"
+            raise ValueError(f"{message}; {advice}") from error
+
+    def _pixels(self, content: bytes, crops: RandomCrops | None, place: int) -> torch.Tensor:
         if crops is not None:
             whole = _whole(content, self.preprocess)
             return to_tensor(random_resized_crop(whole, self.side, crops.area, crops.seeds[place]))

@@ -22,6 +22,7 @@ from tests.trainer.image_data import (
 )
 from trainer.data.batches import Batches
 from trainer.data.splits import EncodedImages, LabelledImages, stratified_holdout
+from trainer.engine.state import in_words
 from trainer.recipes.settings import Augment
 
 KINDS = ["folder", "parquet", "tar"]
@@ -262,6 +263,28 @@ def test_broken_images_are_skipped_and_counted_if_asked(kind, in_memory, tmp_pat
     assert sorted(seen) == [shade for shade in range(COUNT) if shade != 13]
     assert len(found) == 1
     assert found[0].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("gone", [[13], [0, 29, 30], [14, 15, 58, 59]])
+def test_with_broken_images_on_disk_and_in_memory_are_the_same_too(gone, tmp_path):
+    """So that a run can be resumed where other splits fit in memory."""
+    write_source("folder", tmp_path / "data", COUNT)
+    for shade in gone:
+        file = tmp_path / "data" / "train" / ("cat", "dog")[shade % 2] / f"{shade:04d}.png"
+        file.write_bytes(b"hello")
+    disk, memory = (
+        load(tmp_path / "data", in_memory=where, skip_broken=True) for where in ("never", "always")
+    )
+    assert in_words(disk) == in_words(memory)
+    for name in ("train", "held_out"):
+        one, other = getattr(disk, name), getattr(memory, name)
+        every = np.arange(len(one))
+        for fill in (True, False):
+            fetched, kept = one.fetch(every, fill=fill), other.fetch(every, fill=fill)
+            assert torch.equal(fetched.images, kept.images)
+            assert torch.equal(fetched.labels, kept.labels)
+        options = {"augment": Augment(padding=1, mixup=1.0), "classes": 2}
+        assert all(map(same, batches(one, 6, **options), batches(other, 6, **options)))
 
 
 def test_training_batches_stay_whole_where_images_are_skipped(tmp_path):
