@@ -16,7 +16,7 @@ from models.space.describe import read_arch
 from models.space.quantity import positive
 from models.spaces import get_space
 from trainer.data.batch_workers import local_processes
-from trainer.data.reading import full_path, read_source
+from trainer.data.reading import cut_test, full_path, read_source
 from trainer.engine.checkpoint import has_checkpoint
 from trainer.engine.teacher import find_teacher
 from trainer.recipes import FITTED, RECIPES
@@ -129,7 +129,8 @@ def asked_recipe(options: argparse.Namespace) -> Recipe:
             raise ValueError(f"--recipe {name} is for your own images: name their folder (--data)")
         source = read_source(options.data)
         counts = np.bincount(source.train.labels, minlength=len(source.classes))
-        recipe = fitted(name, recipe, counts.tolist())
+        spare = len(cut_test(source)[0]) - len(source.classes)
+        recipe = fitted(name, recipe, counts.tolist(), spare)
     return _changed(recipe, options)
 
 

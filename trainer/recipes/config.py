@@ -33,10 +33,13 @@ def get_recipe(name: str) -> Recipe:
     return getattr(importlib.import_module(module), function)()
 
 
-def fitted(name: str, recipe: Recipe, counts: Sequence[int]) -> Recipe:
-    """A recipe that looks at the data first, for this data (``trainer.recipes.FITTED``)."""
+def fitted(name: str, recipe: Recipe, counts: Sequence[int], spare: int) -> Recipe:
+    """A recipe that looks at the data first, for this data (``trainer.recipes.FITTED``).
+
+    Raises ValueError for too few images.
+    """
     module, _, function = FITTED[name].partition(":")
-    return getattr(importlib.import_module(module), function)(recipe, counts)
+    return getattr(importlib.import_module(module), function)(recipe, counts, spare)
 
 
 def find_recipe(name: str) -> Recipe:

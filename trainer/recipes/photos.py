@@ -58,17 +58,27 @@ def photos() -> Recipe:
     )
 
 
-def fitted(recipe: Recipe, counts: Sequence[int]) -> Recipe:
+def fitted(recipe: Recipe, counts: Sequence[int], spare: int) -> Recipe:
     """The recipe for a data set. counts: training photos of each class.
+
+    spare: how many of them can be held out: all but those that become the test images, and one of
+    each class.
 
     Of few photos a larger part is held out, so that decisions have something to go by; of many
     classes with few photos each, all but a tenth is needed to learn from. Photos of small classes
-    are cropped harder. Batches are at most a twentieth of the photos.
+    are cropped harder. Batches are at most a twentieth of the photos. Raises ValueError for so few
+    that they cannot tell anything.
     """
-    total, small = sum(counts), min(counts) < FEW_A_CLASS
+    total, small = sum(counts), min(counts, default=0) < FEW_A_CLASS
     share = 0.2 if total < FEW else 0.1
     held_out = round(share * total)
     few = 0.8 * held_out < LEAST_HELD_OUT  # a fifth of all may become the test images
+    if spare < LEAST_HELD_OUT:
+        raise ValueError(
+            f"{total} photos of {len(counts)} classes are too few: {LEAST_HELD_OUT} must be held "
+            f"out to decide by, {max(spare, 0)} can be; "
+            f"bring {2 * LEAST_HELD_OUT + 3 * len(counts)} or more"
+        )
     return recipe.replace(
         held_out_share=share,
         held_out_images=LEAST_HELD_OUT if few else MOST_HELD_OUT * (held_out > MOST_HELD_OUT),

@@ -15,8 +15,10 @@ import trainer.run
 from models.bundle.folder import load_bundle
 from models.nets.normalize import FrozenStatistics
 from tests.trainer.conftest import settings
+from tests.trainer.image_data import write_folder
 from tests.trainer.start.test_start import random_statistics
-from trainer.data.run_data import run_data
+from trainer.data.reading import cut_test, read_source
+from trainer.data.run_data import read_splits, run_data
 from trainer.dry_run.hours import within_hours
 from trainer.dry_run.measure import random_splits
 from trainer.engine.optim import schedule_at
@@ -50,23 +52,43 @@ def job(*arguments):
     return find_job(build_parser("").parse_args([*arguments]))
 
 
+def fit(counts):
+    return fitted(get_recipe("photos"), counts, round(0.8 * sum(counts)) - len(counts))
+
+
 def test_it_holds_more_out_of_few_photos(folder, tmp_path):
     made = job("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "a")).recipe
     assert made.held_out_share == 0.2
     assert made.batch_size == 3
     assert made.held_out_images == 30, "a fifth would be too few to decide by"
-    many = fitted(get_recipe("photos"), [700] * 5)
+    many = fit([700] * 5)
     assert (many.held_out_share, many.held_out_images, many.batch_size) == (0.1, 0, 32)
     # without a test part a fifth becomes one: a fifth of the other 160 is 32
-    assert (fitted(get_recipe("photos"), [40] * 5).held_out_images) == 0
-    assert (fitted(get_recipe("photos"), [37] * 5).held_out_images) == 30
-    assert fitted(get_recipe("photos"), [20] * 100).held_out_share == 0.1, "classes need them"
-    assert fitted(get_recipe("photos"), [1000] * 100).held_out_images == 5_000
+    assert fit([40] * 5).held_out_images == 0
+    assert fit([37] * 5).held_out_images == 30
+    assert fit([20] * 100).held_out_share == 0.1, "classes need them"
+    assert fit([1000] * 100).held_out_images == 5_000
     asked = job(
         *("--recipe", "photos", "--data", str(folder), "--out", str(tmp_path / "b")),
         *("--set", "held_out_share=0.3"),
     )
     assert asked.recipe.held_out_share == 0.3, "what is asked wins"
+
+
+def test_so_few_photos_that_nothing_can_be_told_are_refused_with_how_many_it_takes(tmp_path):
+    write_folder(tmp_path / "few", {"cat": 13, "dog": 13})
+    with pytest.raises(ValueError, match="26 photos of 2 classes are too few") as caught:
+        job("--recipe", "photos", "--data", str(tmp_path / "few"), "--out", str(tmp_path / "a"))
+    assert str(caught.value).endswith(
+        "30 must be held out to decide by, 18 can be; bring 66 or more"
+    )
+    assert "\n" not in str(caught.value)
+    for number, counts in enumerate(((33, 33), (20, 20), (63, 3))):
+        data = write_folder(tmp_path / str(number), dict(zip(("cat", "dog"), counts, strict=True)))
+        spare = len(cut_test(read_source(str(data)))[0]) - 2
+        recipe = get_recipe("photos").replace(data=str(data), resolution=8)
+        splits = read_splits(fitted(recipe, counts, spare))
+        assert 29 <= len(splits.held_out) <= 30
 
 
 def test_without_data_it_says_what_to_do():
