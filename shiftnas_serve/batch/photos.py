@@ -54,7 +54,7 @@ def sources(paths: Sequence[Path], column: str = "image") -> list[Source]:
 
 def _source(path: Path, column: str) -> Source:
     if path.is_dir():
-        tables = sum(name.endswith(_PARQUET) for name in visible_files(path))
+        tables = sum(name.endswith(_PARQUET) for name in visible_files(path, (_PARQUET,))[0])
         if tables:
             told = "parquet files are left out; name those that hold photos themselves"
             _say(f"{path}: {tables:,} {told}")

@@ -236,7 +236,7 @@ class EncodedImages(AbstractSplit):
             message = f"{self.rows.where(index)}: {error}"
             if self.skip_broken:
                 return message
-            advice = "remove it, or set skip_broken=true to leave such images out"
+            advice = "remove it, or train with skip_broken=true to leave such images out"
             raise ValueError(f"{message}; {advice}") from error
 
     def _pixels(self, content: bytes, crops: RandomCrops | None, place: int) -> torch.Tensor:
