@@ -95,7 +95,7 @@ def test_the_same_again_is_said_to_be_unchanged(keyed: Server):
         (spoil.weights(float("nan")), "not a number"),
         (spoil.weights(float("inf")), "not a number"),
         (lambda folder: (folder / "bundle.json").write_text("[" * 100_000), "not JSON"),
-        (lambda folder: folder.rename(folder.parent / "gone"), "no bundle"),
+        (lambda folder: folder.rename(folder.parent / "gone"), "no such folder"),
     ],
 )
 def test_bad_bundles_are_refused_and_the_old_one_serves_on(
