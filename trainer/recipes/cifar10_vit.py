@@ -16,6 +16,9 @@ def cifar10_vit() -> Recipe:
     """CIFAR-10 on one CPU core: transformers of 9.8 to 37.5 MFLOPs, taught by the CNN of the zoo.
 
     Command: ``python -m trainer.run --recipe cifar10-vit --data PATH``, in a checkout
+    Hardware, time: one core of an AMD EPYC (Zen 3), 126 minutes.
+    Reached: test accuracy 76.4 % at 9.8 MFLOPs to 77.8 % at 37.5 (docs/experiments/cifar10-vit.md),
+    far below the CNN's. It is ``models/zoo/cifar10-vit``.
     """
     return Recipe(
         name="cifar10-vit",
@@ -23,7 +26,7 @@ def cifar10_vit() -> Recipe:
         space="cifar-vit",
         data="cifar10",
         resolution=32,
-        epochs=60,
+        epochs=48,
         batch_size=128,
         sampler="static-tilt",
         sampler_options=SamplerOptions(groups=8, tilt=(-4.0, 0.0)),
