@@ -133,7 +133,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write(rows: Iterable[Row], table: AbstractTable, before: int, total: int) -> int:
-    """Where ``before`` of them are in the table already: how many of its photos are broken."""
+    """Write the rows; answers how many photos of the table are broken.
+
+    before: photos of this run that the table has already, of ``total``.
+    """
     broken: list[Row] = []
     started_s = said_s = time.monotonic()
     count, shows = 0, sys.stderr.isatty()

@@ -100,7 +100,7 @@ class LatencyTable(msgspec.Struct, frozen=True):
         return last_flops * ms / last_ms  # as infer_ms goes on beyond what was measured
 
     def bounded(self, flops: float, ms: float) -> LatencyTable:
-        """The table where so many FLOPs take ``ms``, which is no longer than was believed.
+        """The table after ``flops`` was seen to take ``ms``, less than the table says.
 
         Nothing takes longer than goes with that: a smaller subnet no longer, a larger one not much
         longer for each of its FLOPs. Other work can make measurements many times too slow, those of

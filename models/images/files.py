@@ -53,7 +53,7 @@ def visible_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], l
         real = os.path.realpath(path)
         if not os.path.isdir(real):  # noqa: PTH112 - of a million files strings are quicker
             # A store of hidden files, or of files without a suffix, is read by the links into it.
-            is_found = is_read(real) and os.path.dirname(real) in seen and os.path.exists(real)  # noqa: PTH110, PTH120
+            is_found = is_read(real) and os.path.dirname(real) in seen and os.path.exists(real)  # noqa: PTH110, PTH120 - as above
             if is_read(name) and (real in linked or is_found):
                 left_out.append(name)
                 continue
