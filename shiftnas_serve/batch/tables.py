@@ -169,7 +169,7 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def _read_csv(path: Path, model: str, budget: str) -> tuple[Mapping[str, str | None], int]:
-    """The photos in a file, with their errors, and how many bytes of it are whole lines.
+    """The photos in a file with their errors; and how many bytes its whole lines take.
 
     Nothing, where the file is not there.
     """

@@ -238,7 +238,7 @@ def test_each_real_file_is_found_once(tmp_path):
 
 
 def test_links_into_what_is_not_read_itself_are_followed(tmp_path):
-    """As in the cache of Hugging Face, whose files have no suffix, and in hidden stores."""
+    """Hugging Face's cache keeps files without a suffix; other stores are hidden folders."""
     cache = tmp_path / "datasets--me--x"
     (cache / "snapshots" / "abc").mkdir(parents=True)
     blob = write_parquet(cache / "blobs" / "0123", map(encoded_image, range(6)), [0, 1] * 3)
